@@ -1,0 +1,52 @@
+# The two commands a newcomer needs are `make demo` and `make test`; both set up all they need.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo run test check format lock clean
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+# uv installs in seconds; where it cannot run, pip installs the very same locked, hashed files.
+$(READY): requirements/uv.txt requirements/dev.txt pyproject.toml contracts/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Setting up $(VENV) (once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt || true
+	@{ test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt; } || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e contracts -e .
+	@touch $@
+
+demo: $(READY) ## the whole system in one process: six commands, their replies, the events, the read model
+	@$(BIN)/cml-workers demo
+
+run: $(READY) ## run all roles, embedded unless configured by the environment (see README)
+	@exec $(BIN)/cml-workers run
+
+test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded broker
+	@tests/support/ensure-services
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## format, lint, strict types, import rules, generated documents
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m cml_workers.asyncapi --check docs/asyncapi.json
+
+format: $(READY) ## rewrite the code in the project's format
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+	@$(BIN)/python -m cml_workers.asyncapi --write docs/asyncapi.json
+
+lock: $(READY) ## pin the dependencies anew
+	@echo uv | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q - -o requirements/uv.txt
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q pyproject.toml --no-emit-package cml-contracts -o requirements/prod.txt
+	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q pyproject.toml --extra embedded --group dev --no-emit-package cml-contracts -o requirements/dev.txt
+
+clean: ## remove the virtual environment and caches
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,224 @@
+"""An asynchronous client: send commands and await their results, query, and follow events.
+
+Many commands may be in flight at once on one connection. A lost connection is restored, and every command
+that still awaits its result is sent again under its own id, which is harmless: a repeated command has the
+effect and the reply of once.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+import aio_pika
+from aio_pika.abc import (
+    AbstractIncomingMessage,
+    AbstractQueueIterator,
+    AbstractRobustChannel,
+    AbstractRobustConnection,
+)
+from aio_pika.exceptions import AMQPError
+
+from cml_contracts.commands import WorkerCommand
+from cml_contracts.envelope import JSON, EventEnvelope
+from cml_contracts.queries import (
+    GetCMLWorker,
+    GetOperation,
+    ListCMLWorkers,
+    OperationView,
+    Query,
+    WorkerPage,
+    WorkerView,
+)
+from cml_contracts.results import OperationResult
+from cml_contracts.topology import COMMANDS, EVENTS, QUERIES, Exchange
+
+
+class NoResultYetError(TimeoutError):
+    """No result within the deadline. The command stands: ask for its operation by ``command_id``."""
+
+    def __init__(self, command_id: str, deadline: float) -> None:
+        super().__init__(f"no result of {command_id} within {deadline:g} s; ask for the operation later")
+        self.command_id = command_id
+
+
+class NotSentError(ConnectionError):
+    """The broker could not be reached, or no service takes the message."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    exchange: Exchange
+    message: aio_pika.Message
+    routing_key: str
+    result: asyncio.Future[OperationResult]
+
+
+class WorkerClient:
+    """Use as ``async with WorkerClient("amqp://...") as client:``."""
+
+    def __init__(self, url: str, *, deadline: float = 60.0) -> None:
+        self._url = url
+        self._deadline = deadline
+        self._connection: AbstractRobustConnection | None = None
+        self._channel: AbstractRobustChannel | None = None
+        self._reply_queue = f"cml.replies.{uuid4()}"
+        self._waiting: dict[str, _Waiting] = {}
+        self._resending: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._connection = await aio_pika.connect_robust(
+                self._url, timeout=10, fail_fast=True, reconnect_interval=0.5
+            )
+        except (AMQPError, OSError, TimeoutError) as error:
+            raise NotSentError(f"cannot connect to RabbitMQ: {_told(error)}") from error
+        self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+        replies = await self._channel.declare_queue(self._reply_queue, exclusive=True, auto_delete=True)
+        await replies.consume(self._on_reply, no_ack=True)
+        self._connection.reconnect_callbacks.add(self._on_reconnected)
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        for task in self._resending:
+            task.cancel()
+        for waiting in self._waiting.values():
+            waiting.result.cancel()
+        if self._connection is not None:
+            await self._connection.close()
+
+    async def send(
+        self, command: WorkerCommand, *, command_id: str | None = None, deadline: float | None = None
+    ) -> OperationResult:
+        """Send a command and await its result.
+
+        ``command_id``: the idempotency key, a new one by default; ``deadline``: seconds.
+
+        Raises:
+            NoResultYetError: the deadline passed; the command stands.
+            NotSentError: the broker did not take it.
+        """
+        return await self._call(COMMANDS, command, command_id or str(uuid4()), deadline or self._deadline)
+
+    async def post(self, command: WorkerCommand, *, command_id: str | None = None) -> str:
+        """Send a command without awaiting its result; return its id. Raises NotSentError."""
+        command_id = command_id or str(uuid4())
+        message = _message(command, command_id, reply_to=None)
+        await self._publish(_Waiting(COMMANDS, message, command.TYPE, asyncio.Future()))
+        return command_id
+
+    async def query(self, query: Query, *, deadline: float | None = None) -> OperationResult:
+        """Ask the read model. Raises NoResultYetError, NotSentError."""
+        return await self._call(QUERIES, query, str(uuid4()), deadline or self._deadline)
+
+    async def worker(self, worker_id: UUID) -> WorkerView | None:
+        """A worker as the read model shows it; None if it is not there (yet)."""
+        result = await self.query(GetCMLWorker(worker_id=worker_id))
+        return WorkerView.model_validate(result.data) if result.outcome == "succeeded" else None
+
+    async def workers(self, wanted: ListCMLWorkers | None = None) -> WorkerPage:
+        """A page of workers. Raises ValueError if the conditions are refused."""
+        result = await self.query(wanted or ListCMLWorkers())
+        if result.problem:
+            raise ValueError(result.problem.detail)
+        return WorkerPage.model_validate(result.data)
+
+    async def operation(self, command_id: str) -> OperationView | None:
+        """What became of a command; None if nothing is recorded (yet)."""
+        result = await self.query(GetOperation(command_id=command_id))
+        return OperationView.model_validate(result.data) if result.outcome == "succeeded" else None
+
+    @asynccontextmanager
+    async def events(
+        self, pattern: str = "cml.#", *, queue: str | None = None
+    ) -> AsyncIterator[AsyncIterator[EventEnvelope]]:
+        """Events whose type matches the topic pattern, from now on.
+
+        With a ``queue`` name they are kept in that durable queue while nobody listens, and an event is
+        acknowledged when the next one is asked for: at least once.
+        """
+        assert self._connection is not None, "use the client in `async with`"  # noqa: S101
+        channel = await self._connection.channel()
+        await channel.set_qos(prefetch_count=100)
+        try:
+            events = await channel.declare_queue(
+                queue, durable=bool(queue), exclusive=not queue, auto_delete=not queue
+            )
+            await events.bind(EVENTS.name, pattern)
+            async with events.iterator() as messages:
+                yield _decoded(messages)
+        finally:
+            with suppress(AMQPError, OSError, RuntimeError):
+                await channel.close()
+
+    async def _call(
+        self, exchange: Exchange, body: WorkerCommand | Query, message_id: str, deadline: float
+    ) -> OperationResult:
+        correlation_id = str(uuid4())
+        message = _message(body, message_id, reply_to=self._reply_queue, correlation_id=correlation_id)
+        waiting = _Waiting(exchange, message, body.TYPE, asyncio.get_running_loop().create_future())
+        self._waiting[correlation_id] = waiting
+        try:
+            async with asyncio.timeout(deadline):
+                await self._publish(waiting)
+                return await waiting.result
+        except TimeoutError:
+            raise NoResultYetError(message_id, deadline) from None
+        finally:
+            del self._waiting[correlation_id]
+
+    async def _publish(self, waiting: _Waiting) -> None:
+        assert self._channel is not None, "use the client in `async with`"  # noqa: S101
+        try:
+            exchange = await self._channel.get_exchange(waiting.exchange.name, ensure=False)
+            await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
+        except (AMQPError, OSError, RuntimeError) as error:
+            raise NotSentError(f"{waiting.routing_key} was not taken: {_told(error)}") from error
+
+    async def _on_reply(self, message: AbstractIncomingMessage) -> None:
+        waiting = self._waiting.get(message.correlation_id or "")
+        if waiting is not None and not waiting.result.done():
+            waiting.result.set_result(OperationResult.model_validate_json(message.body))
+
+    async def _on_reconnected(self, *_: Any) -> None:
+        async def send_again() -> None:
+            for waiting in list(self._waiting.values()):
+                with suppress(NotSentError):
+                    await self._publish(waiting)
+
+        task = asyncio.create_task(send_again())
+        self._resending.add(task)
+        task.add_done_callback(self._resending.discard)
+
+
+def _message(
+    body: WorkerCommand | Query, message_id: str, *, reply_to: str | None, correlation_id: str | None = None
+) -> aio_pika.Message:
+    return aio_pika.Message(
+        body.model_dump_json(exclude_none=True).encode(),
+        message_id=message_id,
+        type=body.TYPE,
+        reply_to=reply_to,
+        correlation_id=correlation_id,
+        content_type=JSON,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+    )
+
+
+async def _decoded(messages: AbstractQueueIterator) -> AsyncIterator[EventEnvelope]:
+    async for message in messages:
+        yield EventEnvelope.from_cloudevent(json.loads(message.body))
+        await message.ack()
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__

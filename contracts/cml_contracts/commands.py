@@ -1,0 +1,191 @@
+"""The seven public commands. Sent as AMQP messages to ``cml.commands`` with ``TYPE`` as routing key and type.
+
+The command's id is the AMQP ``message_id``: the idempotency key. The same message delivered again has the
+effect, the events and the reply of once; the same id with another body is rejected.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from pydantic import AfterValidator, Field, StringConstraints
+
+from cml_contracts.instance import RESERVED_TAG_PREFIX
+from cml_contracts.model import Strict
+
+MAX_TAGS = 50
+"""Tags an EC2 resource can bear, ours included (EC2 user guide, *Tag restrictions*)."""
+
+_NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers")
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must not contain control characters")
+    return text
+
+
+def _usable_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
+    for key, value in tags.items():
+        if not 1 <= len(key) <= 128:
+            raise ValueError(f"tag key {key[:32]!r} has {len(key)} characters; 1 to 128 are allowed")
+        if len(value) > 256:
+            raise ValueError(f"the value of tag {key!r} has {len(value)} characters; at most 256 are allowed")
+        if key.lower().startswith("aws:") or key.lower().startswith(RESERVED_TAG_PREFIX):
+            raise ValueError(f"tag key {key!r} begins with a reserved prefix (aws: or {RESERVED_TAG_PREFIX})")
+        if not (key + value).isprintable():
+            raise ValueError(f"tag {key!r} contains control characters")
+    if len(tags) > MAX_TAGS:
+        raise ValueError(f"{len(tags)} tags; at most {MAX_TAGS} are allowed")
+    return tags
+
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
+Actor = Text
+"""An opaque id of who asked; no personal data."""
+Reason = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_printable)]
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[a-z]+)+-\d{1,2}$", max_length=32)]
+InstanceType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*\.[a-z0-9-]+$", max_length=64)]
+AmiId = Annotated[str, StringConstraints(pattern=r"^ami-[0-9a-f]{8,17}$")]
+InstanceId = Annotated[str, StringConstraints(pattern=r"^i-[0-9a-f]{8,17}$")]
+Tags = Annotated[dict[str, str], AfterValidator(_usable_tags)]
+
+
+class CreateCMLWorker(Strict):
+    """Launch an instance for a new worker. Reply data: ``CMLWorkerInstanceDto``.
+
+    The image is ``ami_id``, else the one named ``ami_name``, else the deployment's for the region.
+    A client may choose ``worker_id``; otherwise it follows from the command id.
+    """
+
+    TYPE: ClassVar = "cml.worker.create.v1"
+
+    name: Text
+    aws_region: Region
+    instance_type: InstanceType | None = None
+    ami_id: AmiId | None = None
+    ami_name: Text | None = None
+    cml_version: Text | None = None
+    tags: Tags = {}
+    created_by: Actor
+    worker_id: UUID | None = None
+    reason: Reason | None = None
+
+    def worker(self, command_id: str) -> UUID:
+        """Whom the command is about."""
+        return self.worker_id or uuid5(_NAMESPACE, f"worker/{command_id}")
+
+    @property
+    def actor(self) -> str | None:
+        return self.created_by
+
+
+class _OfWorker(Strict):
+    worker_id: UUID
+    reason: Reason | None = None
+
+    def worker(self, _command_id: str) -> UUID:
+        """Whom the command is about."""
+        return self.worker_id
+
+
+class StartCMLWorker(_OfWorker):
+    """Start a stopped worker. Reply data: true."""
+
+    TYPE: ClassVar = "cml.worker.start.v1"
+
+    started_by: Actor | None = None
+
+    @property
+    def actor(self) -> str | None:
+        return self.started_by
+
+
+class StopCMLWorker(_OfWorker):
+    """Stop a running worker; one that is still starting is awaited, then stopped. Reply data: true."""
+
+    TYPE: ClassVar = "cml.worker.stop.v1"
+
+    stopped_by: Actor | None = None
+
+    @property
+    def actor(self) -> str | None:
+        return self.stopped_by
+
+
+class TerminateCMLWorker(_OfWorker):
+    """Give the worker and its instance up for good. Reply data: true."""
+
+    TYPE: ClassVar = "cml.worker.terminate.v1"
+
+    terminated_by: Actor | None = None
+
+    @property
+    def actor(self) -> str | None:
+        return self.terminated_by
+
+
+class UpdateCMLWorkerTags(_OfWorker):
+    """Add or overwrite tags; none is ever dropped. Reply data: all tags after the change."""
+
+    TYPE: ClassVar = "cml.worker.update_tags.v1"
+
+    tags: Annotated[Tags, Field(min_length=1)]
+    updated_by: Actor | None = None
+
+    @property
+    def actor(self) -> str | None:
+        return self.updated_by
+
+
+class UpdateCMLWorkerStatus(_OfWorker):
+    """Ask EC2 now, record what changed. Reply data: instance_state and both status checks."""
+
+    TYPE: ClassVar = "cml.worker.update_status.v1"
+
+    @property
+    def actor(self) -> str | None:
+        return None
+
+
+class ImportCMLWorker(Strict):
+    """Adopt an existing instance; the same instance twice is the same worker. Reply data: the DTO."""
+
+    TYPE: ClassVar = "cml.worker.import.v1"
+
+    aws_region: Region
+    instance_id: InstanceId
+    created_by: Actor
+    reason: Reason | None = None
+
+    def worker(self, _command_id: str) -> UUID:
+        """Whom the command is about: one worker for each instance, whoever imports it."""
+        return uuid5(_NAMESPACE, f"instance/{self.aws_region}/{self.instance_id}")
+
+    @property
+    def actor(self) -> str | None:
+        return self.created_by
+
+
+WorkerCommand = (
+    CreateCMLWorker
+    | StartCMLWorker
+    | StopCMLWorker
+    | TerminateCMLWorker
+    | UpdateCMLWorkerTags
+    | UpdateCMLWorkerStatus
+    | ImportCMLWorker
+)
+
+COMMANDS: Mapping[str, type[WorkerCommand]] = {
+    command.TYPE: command
+    for command in (
+        CreateCMLWorker,
+        StartCMLWorker,
+        StopCMLWorker,
+        TerminateCMLWorker,
+        UpdateCMLWorkerTags,
+        UpdateCMLWorkerStatus,
+        ImportCMLWorker,
+    )
+}

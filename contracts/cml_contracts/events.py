@@ -1,0 +1,223 @@
+"""What happened to a worker: past tense, additive within a version, decodable for ever.
+
+An *intent* (``...Requested``) is a recorded wish that AWS must act on; an *outcome* is the recorded fact that
+answers it. Both carry the ``operation_id``, which is the id of the command that asked.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.model import Tolerant
+from cml_contracts.results import Outcome, Problem
+
+
+class ReplyAddress(Tolerant):
+    """Where the caller awaits the result: AMQP ``reply_to`` and ``correlation_id`` of its message."""
+
+    reply_to: str
+    correlation_id: str | None = None
+
+
+class EventMetadata(Tolerant):
+    """What surrounds an event.
+
+    ``command_id``: the command whose operation it belongs to; None for a plain observation.
+    ``causation_id``: the message that was being handled; ``correlation_id``: the caller's thread of work.
+    ``actor``: opaque id of who wished it, None if unknown (drift). ``reply``: stays in the store, is never
+    published.
+    """
+
+    event_id: UUID
+    time: datetime
+    command_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    actor: str | None = None
+    reason: str | None = None
+    traceparent: str | None = None
+    reply: ReplyAddress | None = None
+
+
+class WorkerCreated(Tolerant):
+    TYPE: ClassVar = "cml.worker.created.v1"
+    name: str
+    aws_region: str
+    instance_type: str
+    ami_id: str
+    ami_name: str | None = None
+    cml_version: str | None = None
+    tags: Mapping[str, str] = {}
+    created_by: str
+
+
+class WorkerImported(Tolerant):
+    """An instance that somebody else launched is ours from now on."""
+
+    TYPE: ClassVar = "cml.worker.imported.v1"
+    operation_id: str
+    name: str
+    instance: Ec2Instance
+    created_by: str
+
+
+class LaunchRequested(Tolerant):
+    TYPE: ClassVar = "cml.worker.launch_requested.v1"
+    operation_id: str
+    launch: LaunchParameters
+
+
+class InstanceLaunched(Tolerant):
+    TYPE: ClassVar = "cml.worker.instance_launched.v1"
+    operation_id: str
+    instance: Ec2Instance
+
+
+class LaunchFailed(Tolerant):
+    TYPE: ClassVar = "cml.worker.launch_failed.v1"
+    operation_id: str
+    problem: Problem
+
+
+class StartRequested(Tolerant):
+    TYPE: ClassVar = "cml.worker.start_requested.v1"
+    operation_id: str
+
+
+class InstanceStarting(Tolerant):
+    """EC2 accepted the start; ``instance`` as described right after."""
+
+    TYPE: ClassVar = "cml.worker.instance_starting.v1"
+    operation_id: str
+    instance: Ec2Instance
+
+
+class StartFailed(Tolerant):
+    TYPE: ClassVar = "cml.worker.start_failed.v1"
+    operation_id: str
+    problem: Problem
+
+
+class StopRequested(Tolerant):
+    TYPE: ClassVar = "cml.worker.stop_requested.v1"
+    operation_id: str
+
+
+class InstanceStopping(Tolerant):
+    """EC2 accepted the stop; ``instance`` as described right after."""
+
+    TYPE: ClassVar = "cml.worker.instance_stopping.v1"
+    operation_id: str
+    instance: Ec2Instance
+
+
+class StopFailed(Tolerant):
+    TYPE: ClassVar = "cml.worker.stop_failed.v1"
+    operation_id: str
+    problem: Problem
+
+
+class TerminationRequested(Tolerant):
+    TYPE: ClassVar = "cml.worker.termination_requested.v1"
+    operation_id: str
+
+
+class WorkerTerminated(Tolerant):
+    """The instance is gone, or there never was one. Final.
+
+    ``operation_id`` None: EC2 or somebody else ended it. ``warning``: it was gone before we asked.
+    """
+
+    TYPE: ClassVar = "cml.worker.terminated.v1"
+    operation_id: str | None = None
+    warning: str | None = None
+
+
+class TerminationFailed(Tolerant):
+    TYPE: ClassVar = "cml.worker.termination_failed.v1"
+    operation_id: str
+    problem: Problem
+
+
+class TagsUpdateRequested(Tolerant):
+    TYPE: ClassVar = "cml.worker.tags_update_requested.v1"
+    operation_id: str
+    tags: Mapping[str, str]
+
+
+class TagsUpdated(Tolerant):
+    """``tags``: all tags of the instance after the change."""
+
+    TYPE: ClassVar = "cml.worker.tags_updated.v1"
+    operation_id: str
+    tags: Mapping[str, str]
+
+
+class TagsUpdateFailed(Tolerant):
+    TYPE: ClassVar = "cml.worker.tags_update_failed.v1"
+    operation_id: str
+    problem: Problem
+
+
+class InstanceStateObserved(Tolerant):
+    """EC2 shows the instance in another state than was recorded; only on change.
+
+    ``drift``: nothing that was decided explains the change.
+    """
+
+    TYPE: ClassVar = "cml.worker.instance_state_observed.v1"
+    instance_state: InstanceState
+    instance_status_check: str | None = None
+    ec2_system_status_check: str | None = None
+    public_ip: str | None = None
+    private_ip: str | None = None
+    drift: bool = False
+
+
+class CommandRejected(Tolerant):
+    """A command was refused for good; the worker is as it was."""
+
+    TYPE: ClassVar = "cml.command.rejected.v1"
+    operation_id: str
+    command_type: str
+    outcome: Outcome
+    problem: Problem
+
+
+class CommandSkipped(Tolerant):
+    """A command whose wish was already met; the worker is as it was."""
+
+    TYPE: ClassVar = "cml.command.skipped.v1"
+    operation_id: str
+    command_type: str
+    data: Any = None
+
+
+WorkerEvent = (
+    WorkerCreated
+    | WorkerImported
+    | LaunchRequested
+    | InstanceLaunched
+    | LaunchFailed
+    | StartRequested
+    | InstanceStarting
+    | StartFailed
+    | StopRequested
+    | InstanceStopping
+    | StopFailed
+    | TerminationRequested
+    | WorkerTerminated
+    | TerminationFailed
+    | TagsUpdateRequested
+    | TagsUpdated
+    | TagsUpdateFailed
+    | InstanceStateObserved
+    | CommandRejected
+    | CommandSkipped
+)
+
+Intent = LaunchRequested | StartRequested | StopRequested | TerminationRequested | TagsUpdateRequested
+
+EVENTS: Mapping[str, type[WorkerEvent]] = {event.TYPE: event for event in WorkerEvent.__args__}

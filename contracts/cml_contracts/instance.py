@@ -1,0 +1,113 @@
+"""The EC2 instance behind a worker, as it was observed, and as callers see it."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Self
+from uuid import UUID
+
+from cml_contracts.model import Tolerant
+
+RESERVED_TAG_PREFIX = "cml:"
+"""Tags by which the system knows its own instances; callers can neither set nor change them."""
+WORKER_TAG = "cml:worker-id"
+DEPLOYMENT_TAG = "cml:deployment"
+
+
+class InstanceState(StrEnum):
+    """EC2's own instance states (DescribeInstances, ``instance-state-name``)."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    SHUTTING_DOWN = "shutting-down"
+    TERMINATED = "terminated"
+
+
+class WorkerStatus(StrEnum):
+    """Where a worker is in its life: what was decided, else what EC2 shows."""
+
+    PENDING = "PENDING"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+    STOPPED = "STOPPED"
+    TERMINATED = "TERMINATED"
+    FAILED = "FAILED"
+
+
+class Ec2Instance(Tolerant):
+    """One instance as EC2 described it at one moment.
+
+    ``instance_status_check`` and ``ec2_system_status_check`` hold EC2's words (``ok``, ``impaired``,
+    ``initializing``, ``insufficient-data``, ``not-applicable``); None when they were not asked for.
+    """
+
+    instance_id: str
+    aws_region: str
+    state: InstanceState
+    instance_type: str
+    ami_id: str
+    security_group_ids: tuple[str, ...] = ()
+    subnet_id: str | None = None
+    key_pair_name: str | None = None
+    public_ip: str | None = None
+    private_ip: str | None = None
+    tags: Mapping[str, str] = {}
+    instance_status_check: str | None = None
+    ec2_system_status_check: str | None = None
+
+
+class CMLWorkerInstanceDto(Tolerant):
+    """The reply to a create or an import, and the read model's picture of a worker's instance."""
+
+    id: UUID
+    aws_instance_id: str
+    aws_region: str
+    instance_name: str
+    ami_id: str
+    ami_name: str | None = None
+    instance_type: str
+    security_group_ids: tuple[str, ...] = ()
+    subnet_id: str | None = None
+    instance_state: InstanceState | None = None
+    public_ip: str | None = None
+    private_ip: str | None = None
+    key_pair_name: str | None = None
+    tags: Mapping[str, str] = {}
+    instance_status_check: str | None = None
+    ec2_system_status_check: str | None = None
+
+    @classmethod
+    def of(cls, worker_id: UUID, name: str, ami_name: str | None, instance: Ec2Instance) -> Self:
+        """The worker's DTO from its instance as last observed."""
+        observed = instance.model_dump(exclude={"instance_id", "state"})
+        return cls(
+            id=worker_id,
+            aws_instance_id=instance.instance_id,
+            instance_name=name,
+            ami_name=ami_name,
+            instance_state=instance.state,
+            **observed,
+        )
+
+
+class LaunchParameters(Tolerant):
+    """Everything RunInstances gets, fixed before AWS is called.
+
+    A retry with any of it changed is refused by EC2 (IdempotentParameterMismatch), so it is stored with the
+    intent and never looked up again.
+
+    ``client_token``: at most 64 ASCII characters (EC2 API reference, *Ensuring idempotency*).
+    """
+
+    aws_region: str
+    ami_id: str
+    ami_name: str | None = None
+    instance_type: str
+    security_group_ids: tuple[str, ...] = ()
+    subnet_id: str | None = None
+    key_name: str | None = None
+    tags: Mapping[str, str]
+    generation: int
+    client_token: str

@@ -1,0 +1,89 @@
+"""Questions to the read model, sent to ``cml.queries``; answers come as ``OperationResult.data``."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, ClassVar, Literal
+from uuid import UUID
+
+from pydantic import Field
+
+from cml_contracts.commands import Region, Text
+from cml_contracts.instance import CMLWorkerInstanceDto, WorkerStatus
+from cml_contracts.model import Strict, Tolerant
+from cml_contracts.results import OperationResult
+
+
+class GetCMLWorker(Strict):
+    """One worker. Answer: ``WorkerView``, or the problem ``WorkerNotFound``."""
+
+    TYPE: ClassVar = "cml.worker.get.v1"
+    worker_id: UUID
+
+
+class ListCMLWorkers(Strict):
+    """Workers that meet every given condition. Answer: ``WorkerPage``.
+
+    ``tag``: ``key`` or ``key=value``; ``name_part``: anywhere in the name, whatever its case;
+    ``cursor``: the ``next_cursor`` of the page before, with the same conditions and sorting.
+    """
+
+    TYPE: ClassVar = "cml.worker.list.v1"
+    aws_region: Region | None = None
+    status: Annotated[WorkerStatus, Field(strict=False)] | None = None
+    owner: Text | None = None
+    tag: Annotated[str, Field(min_length=1, max_length=400)] | None = None
+    name_part: Text | None = None
+    sort: Literal["created_at", "name", "status", "aws_region"] = "created_at"
+    descending: bool = False
+    limit: Annotated[int, Field(ge=1, le=500)] = 50
+    cursor: Annotated[str, Field(max_length=1024)] | None = None
+
+
+class GetOperation(Strict):
+    """What became of a command. Answer: ``OperationView``, or the problem ``WorkerNotFound``."""
+
+    TYPE: ClassVar = "cml.operation.get.v1"
+    command_id: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+Query = GetCMLWorker | ListCMLWorkers | GetOperation
+
+QUERIES: Mapping[str, type[Query]] = {
+    query.TYPE: query for query in (GetCMLWorker, ListCMLWorkers, GetOperation)
+}
+
+
+class WorkerView(Tolerant):
+    """A row of the read model. ``revision``: of the last event it contains."""
+
+    id: UUID
+    name: str
+    status: WorkerStatus
+    aws_region: str
+    instance_type: str
+    owner: str
+    cml_version: str | None = None
+    tags: Mapping[str, str] = {}
+    created_at: datetime
+    updated_at: datetime
+    revision: int
+    problem: str | None = None
+    instance: CMLWorkerInstanceDto | None = None
+
+
+class WorkerPage(Tolerant):
+    """``next_cursor`` is None on the last page."""
+
+    workers: tuple[WorkerView, ...]
+    next_cursor: str | None = None
+
+
+class OperationView(Tolerant):
+    """An operation; ``result`` is None while it is pending."""
+
+    command_id: str
+    worker_id: UUID
+    command_type: str
+    requested_at: datetime
+    settled_at: datetime | None = None
+    result: OperationResult | None = None

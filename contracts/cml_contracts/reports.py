@@ -1,0 +1,97 @@
+"""What lifecycle and EC2 adapter tell each other: questions before a decision, outcomes after an intent.
+
+These are internal to the system; other services have no use for them.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+from uuid import UUID
+
+from cml_contracts.envelope import CommandMessage
+from cml_contracts.instance import Ec2Instance
+from cml_contracts.model import Tolerant
+from cml_contracts.results import Problem
+
+
+class ImageQuestion(Tolerant):
+    """Which image has this name in this region?"""
+
+    aws_region: str
+    ami_name: str
+
+
+class InstanceQuestion(Tolerant):
+    """How does EC2 show this instance now?
+
+    ``seen_revision``: the last event about the instance when the question was asked; an answer that a later
+    event has overtaken is not used.
+    """
+
+    aws_region: str
+    instance_id: str
+    seen_revision: int
+
+
+class LookupRequested(Tolerant):
+    """A command cannot be decided before EC2 has been asked."""
+
+    TYPE: ClassVar = "cml.lookup.requested.v1"
+    origin: CommandMessage
+    question: ImageQuestion | InstanceQuestion
+
+
+class Finding(Tolerant):
+    """EC2's answer; all None: there is no such image or instance.
+
+    ``problem``: EC2 would not say.
+    """
+
+    image_id: str | None = None
+    instance: Ec2Instance | None = None
+    problem: Problem | None = None
+
+
+class LookupAnswered(Tolerant):
+    """The command comes back with what EC2 said."""
+
+    TYPE: ClassVar = "cml.report.lookup_answered.v1"
+    origin: CommandMessage
+    question: ImageQuestion | InstanceQuestion
+    finding: Finding
+
+
+class OperationSucceeded(Tolerant):
+    """AWS did it. ``instance``: as described afterwards, None when it no longer exists."""
+
+    TYPE: ClassVar = "cml.report.operation_succeeded.v1"
+    worker_id: UUID
+    operation_id: str
+    instance: Ec2Instance | None = None
+    warning: str | None = None
+
+
+class OperationFailed(Tolerant):
+    """AWS definitely did not do it, and will not as asked."""
+
+    TYPE: ClassVar = "cml.report.operation_failed.v1"
+    worker_id: UUID
+    operation_id: str
+    problem: Problem
+
+
+class InstanceObserved(Tolerant):
+    """How EC2 shows the instance; None: gone, looked for twice after the grace for new instances.
+
+    ``seen_revision``: the last event about the instance when EC2 was asked; an observation that a later
+    event has overtaken is not recorded.
+    """
+
+    TYPE: ClassVar = "cml.report.instance_observed.v1"
+    worker_id: UUID
+    seen_revision: int
+    instance: Ec2Instance | None = None
+
+
+Report = LookupAnswered | OperationSucceeded | OperationFailed | InstanceObserved
+
+REPORTS: Mapping[str, type[Report]] = {report.TYPE: report for report in Report.__args__}

@@ -1,0 +1,301 @@
+"""The bus on RabbitMQ, through FastStream: topology, consumers with retries and dead letters, publishing.
+
+The verdict of a handler is carried out so that a message is never lost: it is acknowledged only after what
+takes its place (the retry, the dead letter) has been confirmed. Whatever goes wrong in between ends in a
+redelivery.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self, cast
+
+import aio_pika
+import aiormq.exceptions
+import structlog
+from aio_pika.exceptions import AMQPError
+from faststream import AckPolicy
+from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitQueue
+from faststream.rabbit.message import RabbitMessage
+from faststream.rabbit.subscriber.usecase import RabbitSubscriber
+from yarl import URL
+
+from cml_contracts.topology import (
+    DEAD_LETTERS,
+    EXCHANGES,
+    QUEUES,
+    RETRY_DELAYS,
+    Queue,
+    retry_arguments,
+)
+from cml_workers.bus.port import (
+    ATTEMPT_HEADER,
+    BusUnavailableError,
+    Dead,
+    Done,
+    Handler,
+    Later,
+    Message,
+    Outgoing,
+    TopologyError,
+    UnroutableError,
+    Verdict,
+)
+
+log = structlog.get_logger(__name__)
+
+CONFIRM_TIMEOUT = 15.0
+"""Seconds to wait for a publisher confirm before it counts as missing."""
+MAX_FAULTS = 8
+"""Unexpected errors of a handler with one message before the message counts as poison."""
+FAULT_HEADER = "x-cml-faults"
+USER_HEADER = "x-cml-user-id"
+REASON_HEADER = "x-cml-reason"
+QUEUE_HEADER = "x-cml-queue"
+
+_DEFAULT_EXCHANGE = RabbitExchange()
+
+
+class RabbitBus:
+    """One connection with a publishing channel and a channel for each consumer."""
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self._url = url
+        self._broker = RabbitBroker(
+            str(URL(url).update_query(name=name)),
+            default_channel=Channel(publisher_confirms=True, on_return_raises=True),
+            app_id=name,
+            logger=None,
+            apply_types=False,
+            graceful_timeout=None,
+            reconnect_interval=0.5,
+        )
+        self._subscribers: list[RabbitSubscriber] = []
+        self._in_flight: set[asyncio.Task[Any]] = set()
+        self._exchanges = {
+            exchange.name: RabbitExchange(exchange.name, declare=False) for exchange in EXCHANGES
+        }
+
+    def consume(self, queue: Queue, handler: Handler, *, prefetch: int) -> None:
+        """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``."""
+
+        async def on_message(received: RabbitMessage) -> None:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - we are in a coroutine
+            self._in_flight.add(task)
+            try:
+                await self._handle(queue, handler, received)
+            finally:
+                self._in_flight.discard(task)
+
+        async def undecoded(received: RabbitMessage) -> RabbitMessage:
+            return received
+
+        subscriber = self._broker.subscriber(
+            RabbitQueue(queue.name, declare=False),
+            channel=Channel(prefetch_count=prefetch),
+            ack_policy=AckPolicy.MANUAL,
+            decoder=undecoded,
+            no_reply=True,
+        )
+        subscriber(on_message)
+        self._subscribers.append(subscriber)
+
+    async def start(self) -> None:
+        """Connect, declare and check the topology, then consume.
+
+        Raises:
+            BusUnavailableError: the broker does not answer, or refuses the credentials.
+            TopologyError: a queue or exchange exists with other arguments.
+        """
+        logging.getLogger("aio_pika").setLevel(logging.ERROR)
+        logging.getLogger("aiormq").setLevel(logging.ERROR)
+        try:
+            await declare_topology(self._url)
+            await self._broker.start()
+        except (AMQPError, OSError, TimeoutError) as error:
+            raise BusUnavailableError(f"no RabbitMQ at {redacted(self._url)}: {_told(error)}") from error
+
+    async def stop(self, *, grace: float = 2.0) -> None:
+        """Stop consuming first, give handlers ``grace`` seconds to end, then disconnect.
+
+        What is not finished by then is redelivered to the next consumer.
+        """
+        for subscriber in self._subscribers:
+            with contextlib.suppress(AMQPError, OSError):
+                await subscriber.stop()
+        if self._in_flight:
+            await asyncio.wait(list(self._in_flight), timeout=grace)
+        with contextlib.suppress(AMQPError, OSError):
+            await self._broker.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def publish(self, message: Outgoing) -> None:
+        """See ``Publish``."""
+        exchange = self._exchanges[message.exchange.name] if message.exchange else _DEFAULT_EXCHANGE
+        try:
+            confirmation = await self._broker.publish(
+                message.body,
+                exchange=exchange,
+                routing_key=message.routing_key,
+                mandatory=message.mandatory,
+                persist=True,
+                timeout=CONFIRM_TIMEOUT,
+                headers=cast("Any", dict(message.headers)),
+                content_type=message.content_type,
+                message_id=message.message_id,
+                message_type=message.type,
+                correlation_id=message.correlation_id,
+                reply_to=message.reply_to,
+            )
+        except aiormq.exceptions.PublishError as error:
+            raise UnroutableError(f"no queue takes {message.routing_key}") from error
+        except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
+            raise BusUnavailableError(f"not confirmed: {_told(error)}") from error
+        if confirmation is not None and type(confirmation).__name__ != "Ack":
+            raise BusUnavailableError(f"not confirmed: {type(confirmation).__name__}")
+
+    async def _handle(self, queue: Queue, handler: Handler, received: RabbitMessage) -> None:
+        message = _message(received)
+        headers = dict(message.headers)
+        try:
+            verdict = await handler(message)
+        except ConnectionError as error:
+            log.warning("put aside", queue=queue.name, message_id=message.message_id, cause=str(error))
+            verdict = Later()
+        except Exception as error:
+            faults = _count(headers.get(FAULT_HEADER)) + 1
+            headers[FAULT_HEADER] = faults
+            log.exception("handler failed", queue=queue.name, message_id=message.message_id, faults=faults)
+            verdict = Dead(f"handler failed {faults} times: {error!r}") if faults >= MAX_FAULTS else Later()
+        try:
+            await self._settle(queue, message, headers, verdict)
+            await received.ack()
+        except (BusUnavailableError, UnroutableError, AMQPError, OSError, RuntimeError) as error:
+            log.warning("not settled", queue=queue.name, message_id=message.message_id, cause=str(error))
+            with contextlib.suppress(Exception):
+                await received.nack(requeue=True)
+
+    async def _settle(
+        self, queue: Queue, message: Message, headers: dict[str, object], verdict: Verdict
+    ) -> None:
+        match verdict:
+            case Done():
+                return
+            case Later(seconds):
+                if not queue.retries:
+                    return
+                headers[ATTEMPT_HEADER] = message.attempt + 1
+                target = queue.retry_queue(_delay(seconds, message.attempt))
+                await self.publish(_again(message, headers, target))
+            case Dead(reason):
+                log.warning("dead letter", queue=queue.name, message_id=message.message_id, reason=reason)
+                headers[REASON_HEADER] = reason
+                headers[QUEUE_HEADER] = queue.name
+                await self.publish(_again(message, headers, None))
+
+
+def _again(message: Message, headers: Mapping[str, object], retry_queue: str | None) -> Outgoing:
+    """The same message for a waiting queue, or (None) for the dead letters.
+
+    The sender's ``user_id`` goes into a header: the property must name the publisher itself.
+    """
+    kept = {**headers, USER_HEADER: message.user_id} if message.user_id else headers
+    return Outgoing(
+        exchange=None if retry_queue else DEAD_LETTERS,
+        routing_key=retry_queue or message.routing_key,
+        body=message.body,
+        type=message.type,
+        message_id=message.message_id or "",
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        content_type=message.content_type,
+        headers=kept,
+    )
+
+
+def _delay(seconds: int | None, attempt: int) -> int:
+    """The shortest waiting queue that is long enough; without a wish: 1 s, then 5 s, then 30 s."""
+    if seconds is None:
+        return RETRY_DELAYS[0] if attempt < 5 else RETRY_DELAYS[1] if attempt < 15 else RETRY_DELAYS[2]
+    return next((delay for delay in RETRY_DELAYS if delay >= seconds), RETRY_DELAYS[-1])
+
+
+def _message(received: RabbitMessage) -> Message:
+    raw = received.raw_message
+    headers: dict[str, object] = dict(raw.headers or {})
+    return Message(
+        body=raw.body,
+        type=raw.type or raw.routing_key or "",
+        routing_key=raw.routing_key or "",
+        message_id=raw.message_id or None,
+        correlation_id=raw.correlation_id or None,
+        reply_to=raw.reply_to or None,
+        headers=headers,
+        content_type=raw.content_type or None,
+        user_id=raw.user_id or None,
+        redelivered=bool(raw.redelivered),
+        attempt=_count(headers.get(ATTEMPT_HEADER)),
+    )
+
+
+def _count(header: object) -> int:
+    return header if isinstance(header, int) and 0 <= header < 2**31 else 0
+
+
+async def declare_topology(url: str) -> None:
+    """Declare every exchange, queue and binding; what is there already as it should be is left alone.
+
+    Raises:
+        TopologyError: something exists with other arguments.
+        AMQPError, OSError: the broker cannot be reached.
+    """
+    connection = await aio_pika.connect(url, timeout=10)
+    async with connection:
+        channel = await connection.channel()
+        subject = ""
+        try:
+            for exchange in EXCHANGES:
+                subject = f"exchange {exchange.name!r}"
+                await channel.declare_exchange(exchange.name, exchange.kind, durable=True)
+            for queue in QUEUES:
+                subject = f"queue {queue.name!r}"
+                declared = await channel.declare_queue(
+                    queue.name, durable=True, arguments=dict(queue.arguments)
+                )
+                for binding in queue.bindings:
+                    await declared.bind(binding.exchange.name, binding.routing_key)
+                for delay in RETRY_DELAYS if queue.retries else ():
+                    subject = f"queue {queue.retry_queue(delay)!r}"
+                    await channel.declare_queue(
+                        queue.retry_queue(delay), durable=True, arguments=dict(retry_arguments(queue, delay))
+                    )
+        except aiormq.exceptions.ChannelPreconditionFailed as error:
+            raise TopologyError(
+                f"{subject} exists with other arguments ({error}). Arguments cannot be changed: drain it, "
+                f"delete it (rabbitmqctl delete_queue, or the management page) and start again."
+            ) from error
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def redacted(url: str) -> str:
+    """The URL without its password."""
+    scheme, _, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}://{credentials.partition(':')[0]}{at}{host}" if at else url

@@ -1,0 +1,108 @@
+"""The SQL database: its engine, and the checkpoints of those who follow the event store."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+METADATA = sa.MetaData()
+
+CHECKPOINTS = sa.Table(
+    "checkpoints",
+    METADATA,
+    sa.Column("follower", sa.String(64), primary_key=True),
+    sa.Column("position", sa.String(64), nullable=False),
+)
+
+
+class DatabaseUnavailableError(ConnectionError):
+    """The database did not answer; try again."""
+
+
+class DatabaseConfigurationError(Exception):
+    """The database cannot be used as configured; says what to mend."""
+
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+}
+
+
+def open_database(url: str) -> AsyncEngine:
+    """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``.
+
+    Raises:
+        DatabaseConfigurationError: another kind of URL.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise DatabaseConfigurationError(f"DATABASE_URL is not a database URL: {error}") from error
+    driver = _DRIVERS.get(parsed.drivername, parsed.drivername)
+    if driver not in _DRIVERS.values():
+        raise DatabaseConfigurationError(
+            f"DATABASE_URL must begin with sqlite:/// or postgresql://, not {parsed.drivername}://"
+        )
+    if driver == "sqlite+aiosqlite":
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_async_engine(parsed.set(drivername=driver))
+        sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
+        return engine
+    return create_async_engine(parsed.set(drivername=driver), pool_pre_ping=True)
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    """Readers beside one writer; NORMAL may lose the last transactions with the machine, never corrupt.
+
+    That is enough for what can be rebuilt from the event store: rows and checkpoint go back together.
+    """
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.close()
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction, committed at the end. Raises DatabaseUnavailableError."""
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    except (OperationalError, OSError) as error:
+        raise DatabaseUnavailableError(f"the database does not answer: {error}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise DatabaseUnavailableError(f"the database connection broke: {error}") from error
+        raise
+
+
+async def load_checkpoint(connection: AsyncConnection, follower: str) -> str | None:
+    """The position that ``follower`` saved last."""
+    query = sa.select(CHECKPOINTS.c.position).where(CHECKPOINTS.c.follower == follower)
+    position: str | None = await connection.scalar(query)
+    return position
+
+
+async def save_checkpoint(connection: AsyncConnection, follower: str, position: str) -> None:
+    """Save the follower's position, in the caller's transaction."""
+    await upsert(connection, CHECKPOINTS, [{"follower": follower, "position": position}])
+
+
+async def upsert(connection: AsyncConnection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    """Insert the rows, or overwrite the ones with the same primary key (SQLite and PostgreSQL alike)."""
+    statement = sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+    key = [column.name for column in table.primary_key]
+    overwritten = {
+        column.name: statement.excluded[column.name] for column in table.columns if column.name not in key
+    }
+    await connection.execute(statement.on_conflict_do_update(index_elements=key, set_=overwritten), rows)

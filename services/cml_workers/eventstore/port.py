@@ -1,0 +1,156 @@
+"""The event store as the roles see it: one contract, kept by every adapter and by its conformance suite."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+NO_STREAM = -1
+"""Expected version of a stream that must not exist yet."""
+
+
+class StreamNotFoundError(Exception):
+    """The stream has never been written to."""
+
+
+class WrongExpectedVersionError(Exception):
+    """Somebody else appended first: load, decide and append again."""
+
+
+class StreamDeletedError(Exception):
+    """The stream was deleted or truncated at the server: its events are gone, and only people can mend it."""
+
+
+class StoreUnavailableError(ConnectionError):
+    """The store did not answer.
+
+    An append may or may not have been committed: repeat it with the same event ids.
+    """
+
+
+class StoreConfigurationError(Exception):
+    """The store refuses us for good (address, credentials, certificate): says what and how to mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to append; ``data`` and ``metadata`` are JSON."""
+
+    event_id: UUID
+    type: str
+    data: bytes
+    metadata: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as the store keeps it.
+
+    ``revision``: its place in its stream, from 0, without gaps. ``position``: its place in the store;
+    opaque, to be handed back to ``follow`` and never computed with.
+    """
+
+    event_id: UUID
+    type: str
+    data: bytes
+    metadata: bytes
+    stream: str
+    revision: int
+    position: str
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything up to ``position`` has been delivered; it may name a place without a matching event."""
+
+    position: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """The follower has seen all there is for now; it may be told so many times."""
+
+
+def check_append(stream: str, events: Sequence[NewEvent], expected: int) -> None:
+    """Refuse what no store takes.
+
+    Raises:
+        ValueError: there is no event; ``expected`` is below NO_STREAM; or the name of the stream or of a type
+            is empty, begins with "$" (the server's own), or has no UTF-8 (a lone surrogate).
+    """
+    if not events:
+        raise ValueError("an append needs at least one event")
+    if expected < NO_STREAM:
+        raise ValueError(f"expected version {expected} is below NO_STREAM")
+    for name in (stream, *(event.type for event in events)):
+        if not name or name.startswith("$"):
+            raise ValueError(f"{name!r} cannot name a stream or an event type")
+        name.encode()
+
+
+class EventStore(Protocol):
+    """Append-only streams and the one order of all of them.
+
+    Safe for many concurrent callers of one event loop. Once closed, calls raise StoreUnavailableError.
+    Any call may raise StoreConfigurationError.
+    """
+
+    async def append(self, stream: str, events: Sequence[NewEvent], *, expected: int) -> int:
+        """Append all of ``events`` or none; return the revision of the last one.
+
+        ``expected`` is the revision of the stream's last event, or NO_STREAM. Repeating an append with the
+        same event ids at the same place returns the original success and stores nothing; a partial overlap
+        is a conflict. If the caller is cancelled, the append may still be committed.
+
+        Raises:
+            ValueError: see ``check_append``; or the events are larger than the store takes.
+            WrongExpectedVersionError: the stream is at another revision.
+            StreamDeletedError: the stream may never be written to again.
+            StoreUnavailableError: not known whether it was committed; repeat with the same event ids.
+        """
+        ...
+
+    async def read(
+        self, stream: str, *, after: int = NO_STREAM, limit: int | None = None
+    ) -> list[StoredEvent]:
+        """The stream's events of a revision above ``after``, in order, at most ``limit``.
+
+        [] if the stream has none of them.
+
+        Raises:
+            ValueError: ``limit`` is below 1.
+            StreamNotFoundError: the stream does not exist.
+            StreamDeletedError: the stream existed, or has lost some of the events asked for.
+            StoreUnavailableError: try again.
+        """
+        ...
+
+    def follow(
+        self, *, after: str | None, prefix: str = ""
+    ) -> AsyncGenerator[StoredEvent | Checkpoint | CaughtUp, None]:
+        """Every event of the streams whose name begins with ``prefix``, in the order of commit, then live.
+
+        Starts behind position ``after`` (None: at the beginning) and ends only by cancellation, by closing
+        the iterator or the store, or by an error. At least once: a caller resumes from the last position it
+        has *saved*. Checkpoints come now and then where matching events are rare.
+
+        Raises:
+            StoreUnavailableError: the subscription broke; follow again from the saved position.
+            StoreConfigurationError: ``after`` is no position of this store.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Return when the store answers.
+
+        Raises:
+            StoreUnavailableError: it does not, for now.
+            StoreConfigurationError: it never will, as configured.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections, files and threads; followers end."""
+        ...

@@ -1,0 +1,319 @@
+"""Commands and reports: load, decide, append at the expected version, reply.
+
+Deduplication has two parts. A *claim*, one tiny stream for each command id, binds the id to one body and one
+worker for ever. The worker's own stream says what became of the command, rejections and skips included, so
+that a repetition finds the answer and is never decided a second time.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+import structlog
+
+from cml_contracts.commands import COMMANDS, UpdateCMLWorkerStatus, WorkerCommand
+from cml_contracts.envelope import CommandMessage
+from cml_contracts.events import CommandRejected, CommandSkipped, EventMetadata, ReplyAddress, WorkerEvent
+from cml_contracts.reports import (
+    REPORTS,
+    Finding,
+    ImageQuestion,
+    InstanceQuestion,
+    LookupAnswered,
+    LookupRequested,
+    Report,
+)
+from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_contracts.topology import INTERNAL
+from cml_workers.bus.port import Dead, Done, Later, Message, Outgoing, Publish, UnroutableError, Verdict
+from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
+from cml_workers.lifecycle.decide import Policy, Rejected, already_met, decide, decide_report
+from cml_workers.requests import BadMessageError, identity, read, reply, reply_address
+from cml_workers.stream import append, load
+from cml_workers.worker import Operation, Recorded, Worker, evolve, settled_by
+
+log = structlog.get_logger(__name__)
+
+CLAIMS = "cml_command-"
+CLAIM_TYPE = "cml.command.claimed.v1"
+TRIES = 20
+"""Lost races on one stream before the message is put aside for a second."""
+
+_NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
+
+
+class Lifecycle:
+    """Handles the commands and reports of all workers; knows nothing but what the streams tell."""
+
+    def __init__(
+        self, *, store: EventStore, publish: Publish, policy: Policy, now: Callable[[], datetime]
+    ) -> None:
+        self._store = store
+        self._publish = publish
+        self._policy = policy
+        self._now = now
+
+    async def on_command(self, message: Message) -> Verdict:
+        """Decide a command that came from outside."""
+        try:
+            command_id = identity(message)
+            command: WorkerCommand = read(message, COMMANDS)
+        except BadMessageError as error:
+            await self._refuse(message, error.problem)
+            return Dead(error.problem.detail)
+        with structlog.contextvars.bound_contextvars(
+            command_id=command_id, correlation_id=message.correlation_id, command=command.TYPE
+        ):
+            accepted = CommandMessage(
+                command_id=command_id,
+                command=command,
+                command_type=command.TYPE,
+                correlation_id=message.correlation_id or command_id,
+                actor=command.actor,
+                traceparent=_text(message.headers.get("traceparent")),
+                reply=reply_address(message),
+            )
+            if not await self._claim(accepted):
+                await self._refuse(message, _reused(command_id))
+                return Done()
+            return await self._decide(accepted, redelivered=message.redelivered)
+
+    async def on_report(self, message: Message) -> Verdict:
+        """Record what the EC2 adapter did, saw or found."""
+        try:
+            report_id = identity(message)
+            report: Report = read(message, REPORTS)
+        except BadMessageError as error:
+            return Dead(error.problem.detail)
+        if isinstance(report, LookupAnswered):
+            with structlog.contextvars.bound_contextvars(command_id=report.origin.command_id):
+                return await self._decide(report.origin, answered=report)
+
+        for _ in range(TRIES):
+            worker = await load(self._store, report.worker_id)
+            try:
+                events = decide_report(report, worker)
+            except Rejected as rejected:
+                return Dead(rejected.problem.detail)
+            if events:
+                try:
+                    worker = await self._record(worker, events, cause=report_id)
+                except WrongExpectedVersionError:
+                    continue
+            await self._reply_to_all(settled_by(worker, report_id))
+            return Done()
+        return Later(1)
+
+    async def _decide(
+        self, message: CommandMessage, *, answered: LookupAnswered | None = None, redelivered: bool = False
+    ) -> Verdict:
+        for _ in range(TRIES):
+            worker = await load(self._store, message.worker_id)
+            operation = worker.operations.get(message.command_id)
+            if operation is not None:
+                return await self._repeat(message, worker, operation, redelivered=redelivered)
+            events = await self._events(message, worker, answered)
+            if events is None:
+                return Done()
+            try:
+                worker = await self._record(worker, events, cause=message.command_id, origin=message)
+            except WrongExpectedVersionError:
+                continue
+            await self._reply_to_all(settled_by(worker, message.command_id))
+            if message.command_id not in worker.operations:
+                # A status update that found the instance gone settled somebody else's termination.
+                await self._reply(_succeeded(message, already_met(message, worker, None)), message.reply)
+            return Done()
+        return Later(1)
+
+    async def _events(
+        self, message: CommandMessage, worker: Worker, answered: LookupAnswered | None
+    ) -> Sequence[WorkerEvent] | None:
+        """The events that answer a command; None if it is answered, or on its way, without any."""
+        finding = _still_true(answered, worker)
+        try:
+            decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
+        except Rejected as rejected:
+            log.info("rejected", worker_id=str(worker.id), code=rejected.problem.code)
+            return [
+                CommandRejected(
+                    operation_id=message.command_id,
+                    command_type=message.command_type,
+                    outcome=rejected.outcome,
+                    problem=rejected.problem,
+                )
+            ]
+        if isinstance(decision, ImageQuestion | InstanceQuestion):
+            await self._publish(_lookup(LookupRequested(origin=message, question=decision)))
+            return None
+        if decision:
+            return decision
+        data = already_met(message, worker, finding)
+        if isinstance(message.command, UpdateCMLWorkerStatus):
+            await self._reply(_succeeded(message, data), message.reply)
+            return None
+        return [CommandSkipped(operation_id=message.command_id, command_type=message.command_type, data=data)]
+
+    async def _repeat(
+        self, message: CommandMessage, worker: Worker, operation: Operation, *, redelivered: bool
+    ) -> Verdict:
+        """A command that was accepted before: the same reply again, as soon as there is one."""
+        if operation.result is None:
+            if message.reply is None or (redelivered and message.reply == operation.requested.reply):
+                return Done()
+            return Later()
+        others = [
+            settled
+            for settled in settled_by(worker, message.command_id)
+            if settled.command_id != message.command_id
+        ]
+        await self._reply_to_all(others)
+        await self._reply(operation.result, message.reply)
+        return Done()
+
+    async def _claim(self, message: CommandMessage) -> bool:
+        """Bind the command id to this body; False if it is bound to another.
+
+        The event id follows from the body, so repeating the very same claim is the same append and
+        succeeds, and any other one conflicts.
+        """
+        body = message.command.model_dump_json()
+        fingerprint = hashlib.sha256(f"{message.command_type}\n{body}".encode()).hexdigest()
+        claim = {
+            "command_id": message.command_id,
+            "worker_id": str(message.worker_id),
+            "fingerprint": fingerprint,
+        }
+        try:
+            await self._store.append(
+                f"{CLAIMS}{uuid5(_NAMESPACE, message.command_id)}",
+                [
+                    NewEvent(
+                        event_id=uuid5(_NAMESPACE, f"{message.command_id}/claim/{fingerprint}"),
+                        type=CLAIM_TYPE,
+                        data=json.dumps(claim).encode(),
+                        metadata=b"{}",
+                    )
+                ],
+                expected=NO_STREAM,
+            )
+        except WrongExpectedVersionError:
+            return False
+        return True
+
+    async def _record(
+        self,
+        worker: Worker,
+        events: Sequence[WorkerEvent],
+        *,
+        cause: str,
+        origin: CommandMessage | None = None,
+    ) -> Worker:
+        """Append the events and return the worker after them. Raises WrongExpectedVersionError."""
+        now = self._now()
+        recorded = [
+            Recorded(
+                revision=worker.revision + 1 + index,
+                event=event,
+                metadata=_metadata(worker, event, now, _event_id(cause, index), cause, origin),
+            )
+            for index, event in enumerate(events)
+        ]
+        await append(self._store, worker, [(each.event, each.metadata) for each in recorded])
+        log.info("recorded", worker_id=str(worker.id), events=[event.TYPE for event in events], cause=cause)
+        for each in recorded:
+            worker = evolve(worker, each)
+        return worker
+
+    async def _reply_to_all(self, operations: Sequence[Operation]) -> None:
+        for operation in operations:
+            if operation.result is not None:
+                await self._reply(operation.result, operation.requested.reply)
+
+    async def _refuse(self, message: Message, problem: Problem) -> None:
+        result = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
+        await self._reply(result, reply_address(message))
+
+    async def _reply(self, result: OperationResult, address: ReplyAddress | None) -> None:
+        if address is None:
+            return
+        try:
+            await self._publish(reply(result, address))
+        except UnroutableError:
+            log.info("nobody awaits the reply any more", command_id=result.command_id)
+
+
+def _metadata(
+    worker: Worker,
+    event: WorkerEvent,
+    now: datetime,
+    event_id: UUID,
+    cause: str,
+    origin: CommandMessage | None,
+) -> EventMetadata:
+    """An event of an operation is surrounded by what came with the command that asked for it."""
+    operation_id = getattr(event, "operation_id", None)
+    operation = worker.operations.get(operation_id) if operation_id else None
+    if operation is not None:
+        return operation.requested.model_copy(
+            update={"event_id": event_id, "time": now, "causation_id": cause, "reply": None}
+        )
+    if origin is None:
+        return EventMetadata(event_id=event_id, time=now, command_id=operation_id, causation_id=cause)
+    of_command = operation_id in (None, origin.command_id)
+    return EventMetadata(
+        event_id=event_id,
+        time=now,
+        command_id=origin.command_id if of_command else operation_id,
+        correlation_id=origin.correlation_id,
+        causation_id=cause,
+        actor=origin.actor,
+        reason=origin.command.reason,
+        traceparent=origin.traceparent,
+        reply=origin.reply if of_command else None,
+    )
+
+
+def _still_true(answered: LookupAnswered | None, worker: Worker) -> Finding | None:
+    """What EC2 answered, unless a later event about the instance has overtaken it: then it is asked again."""
+    if answered is None:
+        return None
+    question = answered.question
+    if isinstance(question, InstanceQuestion) and question.seen_revision < worker.observed_revision:
+        return None
+    return answered.finding
+
+
+def _event_id(cause: str, index: int) -> UUID:
+    return uuid5(_NAMESPACE, f"{cause}/{index}")
+
+
+def _lookup(request: LookupRequested) -> Outgoing:
+    return Outgoing(
+        exchange=INTERNAL,
+        routing_key=request.TYPE,
+        body=request.model_dump_json().encode(),
+        type=request.TYPE,
+        message_id=str(uuid5(_NAMESPACE, f"{request.origin.command_id}/lookup")),
+        correlation_id=request.origin.correlation_id,
+    )
+
+
+def _succeeded(message: CommandMessage, data: Any) -> OperationResult:
+    return OperationResult(
+        command_id=message.command_id, worker_id=message.worker_id, outcome="succeeded", data=data
+    )
+
+
+def _reused(command_id: str) -> Problem:
+    return Problem.of(
+        ProblemCode.DUPLICATE_COMMAND,
+        f"message_id {command_id!r} belongs to another command; take a new id for a new command",
+    )
+
+
+def _text(header: object) -> str | None:
+    return header if isinstance(header, str) and len(header) <= 200 else None

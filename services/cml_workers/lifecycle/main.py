@@ -1,0 +1,20 @@
+"""Composition of the lifecycle role: owns the worker streams; takes commands and reports, appends, replies."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cml_contracts.topology import LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
+from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.lifecycle.handler import Lifecycle
+from cml_workers.roles import Infrastructure, Running, utc_now
+
+
+@asynccontextmanager
+async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
+    """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
+    bus = RabbitBus(given.amqp_url, name="cml-lifecycle")
+    handler = Lifecycle(store=given.store, publish=bus.publish, policy=given.settings.policy, now=utc_now)
+    bus.consume(LIFECYCLE_COMMANDS, handler.on_command, prefetch=given.settings.prefetch)
+    bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=given.settings.prefetch)
+    async with bus:
+        yield Running("lifecycle")

@@ -1,0 +1,208 @@
+"""A process of the system: opens what the settings name or embeds it, runs roles, ends cleanly."""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from cml_workers.bus.rabbit import redacted
+from cml_workers.database import open_database
+from cml_workers.ec2_adapter.main import ec2_adapter
+from cml_workers.eventstore.opening import open_event_store
+from cml_workers.lifecycle.main import lifecycle
+from cml_workers.projector.main import projector
+from cml_workers.relay.main import relay
+from cml_workers.roles import Infrastructure, Running
+from cml_workers.settings import Settings, SettingsError
+
+log = structlog.get_logger(__name__)
+
+Role = Callable[[Infrastructure], AbstractAsyncContextManager[Running]]
+
+ROLES: Mapping[str, Role] = {
+    "lifecycle": lifecycle,
+    "relay": relay,
+    "ec2-adapter": ec2_adapter,
+    "projector": projector,
+}
+ENDPOINTS = "endpoints.json"
+
+
+class AlreadyRunningError(Exception):
+    """Another process runs the embedded system on this data folder."""
+
+
+class RoleFailedError(Exception):
+    """A role ended by itself; the process ends, so that whoever supervises it starts it anew."""
+
+
+def event_store_uri(settings: Settings) -> str:
+    """The configured event store, or the file in the data folder."""
+    if settings.kurrentdb_uri:
+        return settings.kurrentdb_uri.get_secret_value()
+    return f"sqlite:///{(settings.data_dir / 'events.sqlite3').absolute()}"
+
+
+def database_url(settings: Settings) -> str:
+    """The configured database, or the file in the data folder."""
+    if settings.database_url:
+        return settings.database_url.get_secret_value()
+    return f"sqlite:///{(settings.data_dir / 'read-model.sqlite3').absolute()}"
+
+
+def known_endpoints(settings: Settings) -> dict[str, str]:
+    """What a running ``cml-workers run`` wrote into the data folder; empty if there is none."""
+    try:
+        endpoints: dict[str, str] = json.loads((settings.data_dir / ENDPOINTS).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return endpoints
+
+
+def amqp_url(settings: Settings) -> str:
+    """Where the bus is: as configured, or as the running system wrote. Raises SettingsError."""
+    if settings.rabbitmq_url:
+        return settings.rabbitmq_url.get_secret_value()
+    url = known_endpoints(settings).get("amqp")
+    if url is None:
+        raise SettingsError(
+            f"no RabbitMQ: set RABBITMQ_URL, or start `cml-workers run` here (there is no {ENDPOINTS} in "
+            f"{settings.data_dir.absolute()}; CML_DATA_DIR names another folder)"
+        )
+    return url
+
+
+def ec2_endpoint(settings: Settings) -> str | None:
+    """The EC2 API: as configured, AWS's own (None), or the running simulator. Raises SettingsError."""
+    if settings.aws_endpoint_url:
+        return str(settings.aws_endpoint_url)
+    if settings.aws:
+        return None
+    url = known_endpoints(settings).get("ec2")
+    if url is None:
+        raise SettingsError(
+            "no EC2: set CML_AWS=true to use AWS with the credentials of its usual environment, or "
+            "AWS_ENDPOINT_URL, or start `cml-workers run` here for the simulator"
+        )
+    return url
+
+
+@asynccontextmanager
+async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequence[Running]]]:
+    """All roles in one process; what is not configured is embedded. Yields the endpoints and the roles."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with _sole_owner(settings.data_dir):
+        async with AsyncExitStack() as stack:
+            endpoints: dict[str, str] = {}
+            if not settings.rabbitmq_url:
+                endpoints["amqp"] = await _embed_broker(settings, stack)
+            else:
+                endpoints["amqp"] = settings.rabbitmq_url.get_secret_value()
+            if settings.aws_endpoint_url:
+                endpoints["ec2"] = str(settings.aws_endpoint_url)
+            elif not settings.aws:
+                settings, endpoints["ec2"] = await _embed_ec2(settings, stack)
+            endpoints["event_store"] = redacted(event_store_uri(settings))
+            endpoints["read_model"] = redacted(database_url(settings))
+            given = await _open(settings, endpoints["amqp"], endpoints.get("ec2"), stack)
+            running = [await stack.enter_async_context(role(given)) for role in ROLES.values()]
+            stack.enter_context(_published(settings.data_dir / ENDPOINTS, endpoints))
+            yield endpoints, running
+
+
+@asynccontextmanager
+async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[Running]]:
+    """One role of a system whose parts run elsewhere. Raises SettingsError."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        endpoint = ec2_endpoint(settings) if name == "ec2-adapter" else None
+        given = await _open(settings, amqp_url(settings), endpoint, stack)
+        yield [await stack.enter_async_context(ROLES[name](given))]
+
+
+async def until_stopped(running: Sequence[Running]) -> None:
+    """Return on SIGINT or SIGTERM. Raises RoleFailedError when a role ends by itself."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    waiting = asyncio.create_task(stop.wait())
+    tasks: list[asyncio.Task[Any]] = [waiting, *(task for role in running for task in role.tasks)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    for task in tasks[1:]:
+        if task.done():
+            cause = None if task.cancelled() else task.exception()
+            raise RoleFailedError(f"{task.get_name()} ended: {cause!r}") from cause
+
+
+async def _open(settings: Settings, amqp: str, ec2: str | None, stack: AsyncExitStack) -> Infrastructure:
+    store = open_event_store(event_store_uri(settings))
+    stack.push_async_callback(store.close)
+    await store.ping()
+    database = open_database(database_url(settings))
+    stack.push_async_callback(database.dispose)
+    return Infrastructure(settings, amqp, store, database, ec2)
+
+
+async def _embed_broker(settings: Settings, stack: AsyncExitStack) -> str:
+    from cml_workers.embedded.amqp_broker import AmqpBroker  # noqa: PLC0415 - an optional extra
+
+    broker = AmqpBroker(port=settings.amqp_port, data_dir=settings.data_dir / "amqp")
+    await stack.enter_async_context(broker)
+    return broker.url
+
+
+async def _embed_ec2(settings: Settings, stack: AsyncExitStack) -> tuple[Settings, str]:
+    """The simulator, its well-known images as defaults, and credentials that open nothing else."""
+    from cml_workers.embedded.ec2_simulator import (  # noqa: PLC0415 - an optional extra
+        DEMO_IMAGE_NAME,
+        Ec2Simulator,
+    )
+
+    simulator = Ec2Simulator(
+        port=settings.ec2_port,
+        data_dir=settings.data_dir / "ec2",
+        transition_seconds=settings.ec2_transition_seconds,
+    )
+    await asyncio.to_thread(simulator.start)
+    stack.push_async_callback(asyncio.to_thread, simulator.stop)
+    os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "simulator"  # noqa: S105
+    regions = ("us-east-1", "us-west-2", "eu-west-1")
+    names = {**dict.fromkeys(regions, DEMO_IMAGE_NAME), **settings.worker_ami_names}
+    return settings.model_copy(update={"worker_ami_names": names}), simulator.url
+
+
+@contextmanager
+def _sole_owner(folder: Path) -> Iterator[None]:
+    """Two systems on one folder would share nothing but their files."""
+    with (folder / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AlreadyRunningError(
+                f"another `cml-workers run` uses {folder.absolute()}; stop it, or set CML_DATA_DIR"
+            ) from None
+        yield
+
+
+@contextmanager
+def _published(path: Path, endpoints: Mapping[str, str]) -> Iterator[None]:
+    """The endpoints, readable by the owner alone, for as long as they are open."""
+    fresh = path.with_suffix(".new")
+    fresh.touch(mode=0o600)
+    fresh.write_text(json.dumps(endpoints, indent=2) + "\n")
+    fresh.replace(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()

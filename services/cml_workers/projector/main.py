@@ -1,0 +1,32 @@
+"""Composition of the projector role: owns the read model; follows the store and answers queries."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cml_contracts.envelope import WORKER_STREAMS
+from cml_contracts.topology import PROJECTOR_QUERIES
+from cml_workers.bus.port import Message, Verdict
+from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.eventstore.following import follow_from
+from cml_workers.projector.projector import Projector
+from cml_workers.projector.read_model import ReadModel
+from cml_workers.roles import Infrastructure, Running, background
+
+
+@asynccontextmanager
+async def projector(given: Infrastructure) -> AsyncIterator[Running]:
+    """Run the role until the context ends. Raises BusUnavailableError, TopologyError, DatabaseUnavailableError."""
+    read_model = ReadModel(given.database)
+    await read_model.prepare()
+    bus = RabbitBus(given.amqp_url, name="cml-projector")
+    projecting = Projector(store=given.store, read_model=read_model)
+
+    async def on_query(message: Message) -> Verdict:
+        return await projecting.on_query(message, bus.publish)
+
+    async def follow() -> None:
+        await follow_from(given.store, projecting.resumed, projecting.handle, prefix=WORKER_STREAMS)
+
+    bus.consume(PROJECTOR_QUERIES, on_query, prefetch=given.settings.prefetch)
+    async with bus, background(follow, "projector") as following:
+        yield Running("projector", (following,))

@@ -1,0 +1,51 @@
+"""Composition of the relay role: owns the checkpoint of what was published; follows the store."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from cml_contracts.envelope import WORKER_STREAMS
+from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.database import (
+    CHECKPOINTS,
+    METADATA,
+    load_checkpoint,
+    save_checkpoint,
+    transaction,
+)
+from cml_workers.eventstore.following import follow_from
+from cml_workers.relay.relay import Relay
+from cml_workers.roles import Infrastructure, Running, background
+
+FOLLOWER = "relay"
+
+
+@asynccontextmanager
+async def relay(given: Infrastructure) -> AsyncIterator[Running]:
+    """Run the role until the context ends. Raises BusUnavailableError, TopologyError, DatabaseUnavailableError."""
+    async with transaction(given.database) as connection:
+        await connection.run_sync(METADATA.create_all, tables=[CHECKPOINTS])
+
+    async def load() -> str | None:
+        async with transaction(given.database) as connection:
+            return await load_checkpoint(connection, FOLLOWER)
+
+    async def save(position: str) -> None:
+        async with transaction(given.database) as connection:
+            await save_checkpoint(connection, FOLLOWER, position)
+
+    bus = RabbitBus(given.amqp_url, name="cml-relay")
+    publishing = Relay(
+        publish=bus.publish,
+        save=save,
+        source=f"/cml-workers/{given.settings.deployment}",
+        clock=time.monotonic,
+    )
+
+    async def follow() -> None:
+        await follow_from(given.store, load, publishing.handle, prefix=WORKER_STREAMS)
+
+    async with bus, background(follow, "relay") as following:
+        yield Running("relay", (following,))
+        following.cancel()
+        await publishing.save()

@@ -1,0 +1,101 @@
+"""Publishes every event of every worker, in order and confirmed, from a saved checkpoint: at least once.
+
+The store is the outbox: nothing else publishes events, and nothing that appends publishes.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from cml_contracts.envelope import CLOUDEVENTS_JSON, EventEnvelope, worker_of
+from cml_contracts.events import EventMetadata
+from cml_contracts.topology import EVENTS
+from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish
+from cml_workers.eventstore.port import CaughtUp, Checkpoint, StoredEvent
+
+log = structlog.get_logger(__name__)
+
+SAVE_EVERY = 50
+"""Events between two saved checkpoints while catching up: what a crash publishes again at most."""
+SAVE_AFTER = 0.25
+"""Seconds after which the next event's checkpoint is saved in any case."""
+
+
+class Relay:
+    """Turns stored events into messages; ``save`` keeps the position that all before has been confirmed."""
+
+    def __init__(
+        self,
+        *,
+        publish: Publish,
+        save: Callable[[str], Awaitable[None]],
+        source: str,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._publish = publish
+        self._save = save
+        self._source = source
+        self._clock = clock
+        self._sleep = sleep
+        self._unsaved: str | None = None
+        self._published = 0
+        self._saved_at = clock()
+
+    async def handle(self, item: StoredEvent | Checkpoint | CaughtUp) -> None:
+        """Take the next item of the store's order."""
+        match item:
+            case StoredEvent():
+                await self._until_confirmed(self._message(item))
+                self._unsaved = item.position
+                self._published += 1
+                if self._published >= SAVE_EVERY or self._clock() - self._saved_at >= SAVE_AFTER:
+                    await self.save()
+            case Checkpoint(position):
+                self._unsaved = position
+                await self.save()
+            case CaughtUp():
+                await self.save()
+
+    async def save(self) -> None:
+        """Save how far we are."""
+        if self._unsaved is not None:
+            await self._save(self._unsaved)
+        self._unsaved, self._published, self._saved_at = None, 0, self._clock()
+
+    async def _until_confirmed(self, message: Outgoing) -> None:
+        """Order is kept by never going on to the next event before this one is confirmed."""
+        pause = 0.1
+        while True:
+            try:
+                await self._publish(message)
+            except BusUnavailableError as error:
+                log.warning(
+                    "event not confirmed, trying again", event_id=message.message_id, cause=str(error)
+                )
+                await self._sleep(pause)
+                pause = min(pause * 2, 5.0)
+            else:
+                return
+
+    def _message(self, stored: StoredEvent) -> Outgoing:
+        envelope = EventEnvelope.of(
+            self._source,
+            worker_of(stored.stream),
+            stored.revision,
+            EventMetadata.model_validate_json(stored.metadata),
+            stored.type,
+            json.loads(stored.data),
+        )
+        return Outgoing(
+            exchange=EVENTS,
+            routing_key=stored.type,
+            body=json.dumps(envelope.to_cloudevent(), separators=(",", ":")).encode(),
+            type=stored.type,
+            message_id=str(stored.event_id),
+            correlation_id=envelope.correlation_id,
+            content_type=CLOUDEVENTS_JSON,
+            mandatory=False,
+        )

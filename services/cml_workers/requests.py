@@ -1,0 +1,80 @@
+"""Messages from outside: read strictly, answered readably, whatever is in them."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cml_contracts.envelope import MAX_BODY
+from cml_contracts.events import ReplyAddress
+from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_workers.bus.port import Message, Outgoing
+
+RESULT_TYPE = "cml.operation_result.v1"
+MAX_ID = 200
+
+
+class BadMessageError(Exception):
+    """The message itself is broken: no repetition and no other state of the system will make it good."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.problem = Problem.of(ProblemCode.VALIDATION_FAILED, detail)
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read(message: Message, types: Mapping[str, type[T]]) -> T:
+    """The typed body of a message. Raises BadMessageError."""
+    if len(message.body) > MAX_BODY:
+        raise BadMessageError(f"the body has {len(message.body)} bytes; at most {MAX_BODY} are allowed")
+    model = types.get(message.type)
+    if model is None:
+        known = ", ".join(sorted(types))
+        raise BadMessageError(f"type {message.type[:80]!r} is not known; known: {known}")
+    try:
+        return model.model_validate_json(message.body)
+    except ValidationError as error:
+        raise BadMessageError(_readable(error)) from error
+
+
+def identity(message: Message) -> str:
+    """The message id, which is the command's id. Raises BadMessageError."""
+    if not message.message_id:
+        raise BadMessageError("the AMQP property message_id is missing; it is the command's idempotency key")
+    if len(message.message_id) > MAX_ID or not message.message_id.isprintable() or " " in message.message_id:
+        raise BadMessageError(f"message_id must be 1 to {MAX_ID} printable characters without spaces")
+    return message.message_id
+
+
+def reply_address(message: Message) -> ReplyAddress | None:
+    """Where the sender awaits the result; without a correlation id it gets its message id back as one."""
+    if not message.reply_to:
+        return None
+    return ReplyAddress(
+        reply_to=message.reply_to, correlation_id=message.correlation_id or message.message_id
+    )
+
+
+def reply(result: OperationResult, address: ReplyAddress) -> Outgoing:
+    """The result as a message to its caller."""
+    return Outgoing(
+        exchange=None,
+        routing_key=address.reply_to,
+        body=result.model_dump_json().encode(),
+        type=RESULT_TYPE,
+        message_id=f"{result.command_id}/result" if result.command_id else "",
+        correlation_id=address.correlation_id,
+    )
+
+
+def _readable(error: ValidationError) -> str:
+    """What is wrong where, without echoing what was sent."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [
+        f"{'.'.join(str(part)[:64] for part in problem['loc']) or 'body'}: {problem['msg'][:200]}"
+        for problem in problems[:5]
+    ]
+    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+    return "; ".join(told) + more

@@ -1,0 +1,53 @@
+"""What every role's composition shares: the infrastructure it is given, and how it runs."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cml_workers.eventstore.port import EventStore
+from cml_workers.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Infrastructure:
+    """What a process has opened; each role takes from it what it needs."""
+
+    settings: Settings
+    amqp_url: str
+    store: EventStore
+    database: AsyncEngine
+    ec2_endpoint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A role at work. ``tasks`` never end by themselves: one that does has failed."""
+
+    name: str
+    tasks: tuple[asyncio.Task[None], ...] = ()
+
+
+def utc_now() -> datetime:
+    """The time now, in UTC."""
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def background(work: Callable[[], Awaitable[None]], name: str) -> AsyncIterator[asyncio.Task[None]]:
+    """Run ``work`` beside the caller and cancel it at the end."""
+
+    async def run() -> None:
+        await work()
+
+    task = asyncio.create_task(run(), name=name)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task

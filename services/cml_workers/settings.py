@@ -1,0 +1,114 @@
+"""Configuration by environment, checked when a process starts; a part without its URL is embedded."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AnyUrl, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cml_workers.lifecycle.decide import Policy
+
+
+class SettingsError(Exception):
+    """The environment does not make a valid configuration; one line for each thing to mend."""
+
+
+class Settings(BaseSettings):
+    """Read from the environment; field ``x`` is ``CML_X`` unless it says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="CML_", frozen=True, extra="ignore", populate_by_name=True)
+
+    rabbitmq_url: Annotated[SecretStr | None, Field(validation_alias="RABBITMQ_URL")] = None
+    """amqp:// or amqps:// URL; unset: the embedded broker."""
+    kurrentdb_uri: Annotated[SecretStr | None, Field(validation_alias="KURRENTDB_URI")] = None
+    """kurrentdb:// or esdb:// URI; unset: an SQLite file in the data folder."""
+    database_url: Annotated[SecretStr | None, Field(validation_alias="DATABASE_URL")] = None
+    """postgresql:// URL; unset: an SQLite file in the data folder."""
+    aws_endpoint_url: Annotated[AnyUrl | None, Field(validation_alias="AWS_ENDPOINT_URL")] = None
+    """Another EC2 API than AWS's own."""
+    aws: bool = False
+    """Use AWS itself, with the credentials of its usual environment; otherwise the EC2 simulator."""
+
+    data_dir: Path = Path(".cml-workers")
+    amqp_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the embedded broker; 0: a free one."""
+    ec2_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the EC2 simulator; 0: a free one."""
+    ec2_transition_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0
+    """How long the simulator's instances take from state to state."""
+
+    deployment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "default"
+    """Name of this fleet; its instances carry it as tag cml:deployment."""
+    worker_ami_ids: dict[str, str] = {}
+    """JSON object: region to AMI id."""
+    worker_ami_names: dict[str, str] = {}
+    """JSON object: region to AMI name, for regions without an id."""
+    worker_security_group_ids: tuple[str, ...] = ()
+    worker_subnet_id: str | None = None
+    worker_key_name: str | None = None
+    default_instance_type: str = "c5.2xlarge"
+    default_tags: dict[str, str] = {}
+    allowed_regions: frozenset[str] = frozenset()
+    """JSON array; empty: every region."""
+    allowed_instance_types: frozenset[str] = frozenset()
+    """JSON array; empty: every type."""
+    visibility_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 300
+    """How long a new instance may be invisible in EC2 before that means it is gone."""
+    authentication_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
+    """How long refused AWS credentials are tried again before an operation fails for them."""
+
+    prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Messages of one queue that a role handles at once."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """auto: console on a terminal, JSON elsewhere."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, value, schemes in (
+            ("RABBITMQ_URL", self.rabbitmq_url, ("amqp://", "amqps://")),
+            ("KURRENTDB_URI", self.kurrentdb_uri, ("kurrentdb", "esdb")),
+            ("DATABASE_URL", self.database_url, ("postgres", "sqlite://")),
+        ):
+            if value is not None and not value.get_secret_value().startswith(schemes):
+                raise ValueError(f"{name} must begin with {' or '.join(schemes)}")
+        if any(key.startswith(("cml:", "aws:")) for key in self.default_tags):
+            raise ValueError("CML_DEFAULT_TAGS must not use the reserved prefixes cml: and aws:")
+        return self
+
+    @property
+    def policy(self) -> Policy:
+        """What the rules need to know."""
+        return Policy(
+            deployment=self.deployment,
+            ami_ids=self.worker_ami_ids,
+            ami_names=self.worker_ami_names,
+            default_instance_type=self.default_instance_type,
+            default_tags=self.default_tags,
+            security_group_ids=self.worker_security_group_ids,
+            subnet_id=self.worker_subnet_id,
+            key_name=self.worker_key_name,
+            allowed_regions=self.allowed_regions,
+            allowed_instance_types=self.allowed_instance_types,
+            visibility_grace=timedelta(seconds=self.visibility_grace_seconds),
+        )
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment. Raises SettingsError."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        told = [
+            f"{_variable(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise SettingsError("\n".join(told)) from error
+    except Exception as error:  # a JSON setting that is not JSON
+        raise SettingsError(str(error)) from error
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    name = str(location[0]) if location else "environment"
+    return name if name.isupper() else f"CML_{name.upper()}"

@@ -1,0 +1,76 @@
+"""What a command may say, and what it may not."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from cml_contracts.commands import CreateCMLWorker, ImportCMLWorker, UpdateCMLWorkerTags
+from cml_contracts.model import Strict
+from pydantic import ValidationError
+
+CREATE: dict[str, Any] = {"name": "lab", "aws_region": "us-east-1", "created_by": "ann"}
+WORKER = UUID("11111111-1111-4111-8111-111111111111")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", ""),
+        ("name", "x" * 129),
+        ("name", "two\nlines"),
+        ("name", 7),
+        ("aws_region", "nowhere"),
+        ("aws_region", "us-east-1; rm"),
+        ("instance_type", "large"),
+        ("ami_id", "ami-xyz"),
+        ("ami_id", "i-0123456789abcdef0"),
+        ("created_by", ""),
+        ("tags", {"aws:x": "1"}),
+        ("tags", {"cml:worker-id": "1"}),
+        ("tags", {"CML:worker-id": "1"}),
+        ("tags", {"": "1"}),
+        ("tags", {"k" * 129: "1"}),
+        ("tags", {"k": "v" * 257}),
+        ("tags", {"k": "a\x00b"}),
+        ("tags", {"k": 1}),
+        ("tags", {f"k{n}": "" for n in range(51)}),
+        ("worker_id", "not-a-uuid"),
+    ],
+)
+def test_a_create_that_ec2_or_we_could_not_honour_is_refused(field: str, value: object):
+    with pytest.raises(ValidationError):
+        CreateCMLWorker.model_validate(CREATE | {field: value})
+
+
+@pytest.mark.parametrize("missing", ["name", "aws_region", "created_by"])
+def test_required_fields_are_required(missing: str):
+    with pytest.raises(ValidationError):
+        CreateCMLWorker.model_validate({k: v for k, v in CREATE.items() if k != missing})
+
+
+def test_no_tags_is_no_update():
+    with pytest.raises(ValidationError):
+        UpdateCMLWorkerTags(worker_id=WORKER, tags={})
+
+
+def test_limits_are_inclusive():
+    tags = {"k" * 128: "v" * 256, **{f"k{n}": "" for n in range(49)}}
+    assert len(CreateCMLWorker.model_validate(CREATE | {"tags": tags}).tags) == 50
+
+
+def test_the_worker_follows_from_the_command_unless_it_is_chosen():
+    create = CreateCMLWorker.model_validate(CREATE)
+    assert create.worker("one") == create.worker("one") != create.worker("two")
+    assert create.model_copy(update={"worker_id": WORKER}).worker("one") == WORKER
+
+
+def test_an_imported_worker_follows_from_its_instance():
+    one = ImportCMLWorker(aws_region="us-east-1", instance_id="i-0123456789abcdef0", created_by="ann")
+    other = one.model_copy(update={"aws_region": "us-east-2"})
+    assert one.worker("a") == one.worker("b") != other.worker("a")
+
+
+def test_commands_are_immutable():
+    create: Strict = CreateCMLWorker.model_validate(CREATE)
+    with pytest.raises(ValidationError, match="frozen"):
+        create.name = "other"  # type: ignore[attr-defined]

@@ -1,0 +1,176 @@
+"""Given these events, when this command, then those events: the voice of the rule tests.
+
+Every ``then_...`` also repeats the command on the resulting worker and expects nothing new.
+"""
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from cml_contracts.commands import WorkerCommand
+from cml_contracts.envelope import CommandMessage
+from cml_contracts.events import EventMetadata, ReplyAddress, WorkerEvent
+from cml_contracts.instance import (
+    DEPLOYMENT_TAG,
+    WORKER_TAG,
+    Ec2Instance,
+    InstanceState,
+    LaunchParameters,
+)
+from cml_contracts.reports import (
+    Finding,
+    ImageQuestion,
+    InstanceObserved,
+    InstanceQuestion,
+    OperationFailed,
+    OperationSucceeded,
+)
+from cml_workers.lifecycle.decide import Policy, Rejected, already_met, decide, decide_report, launch_token
+from cml_workers.worker import Recorded, Worker, evolve, fold
+
+WORKER = UUID("11111111-1111-4111-8111-111111111111")
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+POLICY = Policy(ami_ids={"us-east-1": "ami-11111111"}, ami_names={"eu-west-1": "cml"})
+ids = count(1)
+
+
+def instance(state: InstanceState = InstanceState.RUNNING, **changes: Any) -> Ec2Instance:
+    """The worker's instance in that state."""
+    fields: dict[str, Any] = {
+        "instance_id": "i-0123456789abcdef0",
+        "aws_region": "us-east-1",
+        "state": state,
+        "instance_type": "m5.large",
+        "ami_id": "ami-11111111",
+        "tags": {"Name": "lab", WORKER_TAG: str(WORKER), DEPLOYMENT_TAG: "default"},
+    }
+    return Ec2Instance.model_validate(fields | changes)
+
+
+def launch(**changes: Any) -> LaunchParameters:
+    """What the launch of the worker asks of EC2."""
+    fields: dict[str, Any] = {
+        "aws_region": "us-east-1",
+        "ami_id": "ami-11111111",
+        "instance_type": "m5.large",
+        "tags": {"Name": "lab", WORKER_TAG: str(WORKER), DEPLOYMENT_TAG: "default"},
+        "generation": 1,
+        "client_token": launch_token(WORKER, 1),
+    }
+    return LaunchParameters.model_validate(fields | changes)
+
+
+def recorded(worker: Worker, event: WorkerEvent, at: datetime, cause: str) -> Recorded:
+    """The event as it would stand in the stream."""
+    operation_id = getattr(event, "operation_id", None)
+    return Recorded(
+        worker.revision + 1,
+        event,
+        EventMetadata(
+            event_id=UUID(int=next(ids)),
+            time=at,
+            command_id=operation_id or cause,
+            causation_id=cause,
+            reply=ReplyAddress(reply_to="somewhere"),
+        ),
+    )
+
+
+def evolved(worker: Worker, events: list[WorkerEvent], at: datetime = NOW, cause: str = "given") -> Worker:
+    """The worker after these events."""
+    for event in events:
+        worker = evolve(worker, recorded(worker, event, at, cause))
+    return worker
+
+
+@dataclass
+class Given:
+    worker: Worker
+    policy: Policy = POLICY
+    at: datetime = NOW + timedelta(hours=1)
+    finding: Finding | None = None
+    command: WorkerCommand | None = None
+    report: OperationSucceeded | OperationFailed | InstanceObserved | None = None
+    command_id: str = "the-command"
+    answers: list[Any] = field(default_factory=list)
+
+    def under(self, **policy: Any) -> "Given":
+        """Under this policy."""
+        self.policy = Policy(**policy)
+        return self
+
+    def found(self, ec2_instance: Ec2Instance | None = None, **finding: Any) -> "Given":
+        """After EC2 answered so."""
+        self.finding = Finding(instance=ec2_instance, **finding)
+        return self
+
+    def soon(self) -> "Given":
+        """A minute after the events, not an hour."""
+        self.at = NOW + timedelta(minutes=1)
+        return self
+
+    def when(self, command: WorkerCommand) -> "Given":
+        self.command = command
+        return self
+
+    def reported(self, report: OperationSucceeded | OperationFailed | InstanceObserved) -> "Given":
+        self.report = report
+        return self
+
+    def _decide(self, worker: Worker) -> list[WorkerEvent] | ImageQuestion | InstanceQuestion:
+        if self.report is not None:
+            return decide_report(self.report, worker)
+        return decide(self._message(), worker, policy=self.policy, now=self.at, finding=self.finding)
+
+    def _message(self) -> CommandMessage:
+        assert self.command is not None
+        return CommandMessage(
+            command_id=self.command_id,
+            command=self.command,
+            command_type=self.command.TYPE,
+            correlation_id="thread",
+        )
+
+    def then(self, *expected: WorkerEvent) -> Worker:
+        """Exactly these events; and, repeated, none: by the rules, or as the command was handled before."""
+        decided = self._decide(self.worker)
+        assert decided == list(expected)
+        after = evolved(self.worker, list(expected), self.at, self.command_id)
+        handled_before = self.report is None and self.command_id in after.operations
+        try:
+            again = self._decide(after)
+        except Rejected:
+            assert handled_before
+        else:
+            assert handled_before or again == []
+        assert fold(after.id, []) == Worker(after.id)
+        return after
+
+    def then_nothing(self, data: Any = None) -> None:
+        """The wish is met already; the reply says so."""
+        assert self._decide(self.worker) == []
+        if self.command is not None:
+            assert already_met(self._message(), self.worker, self.finding) == data
+
+    def then_rejected(self, code: str, *, outcome: str = "rejected", retryable: bool = False) -> None:
+        """Refused, and refused again."""
+        for _ in range(2):
+            with pytest.raises(Rejected) as refused:
+                self._decide(self.worker)
+            assert refused.value.problem.code == code
+            assert refused.value.outcome == outcome
+            assert refused.value.problem.retryable is retryable
+            assert refused.value.problem.detail
+
+    def then_asks(self, question: ImageQuestion | InstanceQuestion) -> None:
+        """EC2 has to be asked first."""
+        assert self._decide(self.worker) == question
+
+
+def given(*events: WorkerEvent, worker_id: UUID = WORKER) -> Given:
+    """A worker with this history."""
+    return Given(evolved(Worker(worker_id), list(events)))
