@@ -9,7 +9,10 @@ from cml_workers.settings import Settings
 
 
 def configure_logging(settings: Settings) -> None:
-    """Set structlog up for this process; logs go to stderr, results to stdout."""
+    """Set structlog up for this process; logs go to stderr, results to stdout.
+
+    Tracebacks come without local variables: these may hold what must not be logged.
+    """
     console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
     level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
@@ -20,7 +23,7 @@ def configure_logging(settings: Settings) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
             *(
-                [structlog.dev.ConsoleRenderer()]
+                [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
                 if console
                 else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
             ),

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AnyUrl, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cml_workers.lifecycle.decide import Policy
+from cml_workers.policy import Policy
 
 
 class SettingsError(Exception):

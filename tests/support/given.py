@@ -29,7 +29,8 @@ from cml_contracts.reports import (
     OperationFailed,
     OperationSucceeded,
 )
-from cml_workers.lifecycle.decide import Policy, Rejected, already_met, decide, decide_report, launch_token
+from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report, launch_token
+from cml_workers.policy import Policy
 from cml_workers.worker import Recorded, Worker, evolve, fold
 
 WORKER = UUID("11111111-1111-4111-8111-111111111111")

@@ -50,6 +50,8 @@ CONFIRM_TIMEOUT = 15.0
 """Seconds to wait for a publisher confirm before it counts as missing."""
 MAX_FAULTS = 8
 """Unexpected errors of a handler with one message before the message counts as poison."""
+UNSETTLED_PAUSE = 1.0
+"""Seconds before a message whose verdict could not be carried out goes back: no hot loop."""
 FAULT_HEADER = "x-cml-faults"
 USER_HEADER = "x-cml-user-id"
 REASON_HEADER = "x-cml-reason"
@@ -186,6 +188,7 @@ class RabbitBus:
             await received.ack()
         except (BusUnavailableError, UnroutableError, AMQPError, OSError, RuntimeError) as error:
             log.warning("not settled", queue=queue.name, message_id=message.message_id, cause=str(error))
+            await asyncio.sleep(UNSETTLED_PAUSE)
             with contextlib.suppress(Exception):
                 await received.nack(requeue=True)
 

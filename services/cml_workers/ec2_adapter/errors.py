@@ -1,1 +1,205 @@
-"""What can go wrong at EC2, as exceptions: AWS's error codes grouped by what the system does about them."""
+"""What can go wrong at EC2, as exceptions: AWS's error codes grouped by what the system does about them.
+
+Codes: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
+"""
+
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import ClassVar, NamedTuple
+
+from cml_contracts.results import Problem, ProblemCode
+
+
+class Remedy(Enum):
+    """What helps against an error."""
+
+    FAIL = "it is definite"
+    RETRY = "nothing happened; try again, however long it takes"
+    RETRY_BRIEFLY = "something was created a moment ago; definite after two minutes"
+    REFRESH = "take the credentials anew and try again for a while"
+    DESCRIBE = "the instance is in another state; look at it and decide anew"
+    LOOK_UP_LAUNCH = "the client token was used before; find what was launched under it"
+
+
+class EC2Exception(Exception):  # noqa: N818 - the names are those of the original specification
+    """EC2 refused a call: nothing was done by it.
+
+    ``aws_code`` is EC2's own word; ``remedy`` what the executor does about it.
+    """
+
+    code: ClassVar[ProblemCode] = ProblemCode.EC2_INSTANCE_OPERATION
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        remedy: Remedy = Remedy.FAIL,
+        retryable: bool = False,
+        aws_code: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.remedy = remedy
+        self.aws_code = aws_code
+        self.problem = Problem.of(self.code, detail, retryable=retryable)
+
+
+class EC2InvalidParameterException(EC2Exception):
+    code = ProblemCode.EC2_INVALID_PARAMETER
+
+
+class EC2QuotaExceededException(EC2Exception):
+    code = ProblemCode.EC2_QUOTA_EXCEEDED
+
+
+class EC2CapacityException(EC2Exception):
+    code = ProblemCode.EC2_CAPACITY
+
+
+class EC2AuthenticationException(EC2Exception):
+    code = ProblemCode.EC2_AUTHENTICATION
+
+
+class EC2InstanceCreationException(EC2Exception):
+    code = ProblemCode.EC2_INSTANCE_CREATION
+
+
+class EC2InstanceNotFoundException(EC2Exception):
+    code = ProblemCode.EC2_INSTANCE_NOT_FOUND
+
+
+class EC2InstanceOperationException(EC2Exception):
+    code = ProblemCode.EC2_INSTANCE_OPERATION
+
+
+class EC2TagOperationException(EC2Exception):
+    code = ProblemCode.EC2_TAG_OPERATION
+
+
+class EC2StatusCheckException(EC2Exception):
+    code = ProblemCode.EC2_STATUS_CHECK
+
+
+class EC2ThrottledException(EC2Exception):
+    code = ProblemCode.EC2_THROTTLED
+
+
+class OutcomeUnknownError(EC2Exception):
+    """No answer, or one that does not say: the call may have taken effect. Never recorded as a failure."""
+
+    code = ProblemCode.EC2_STATUS_CHECK
+
+    def __init__(self, detail: str, *, aws_code: str | None = None) -> None:
+        super().__init__(detail, remedy=Remedy.RETRY, retryable=True, aws_code=aws_code)
+
+
+class Row(NamedTuple):
+    """Codes (with ``*``), the exception they become, what helps, and whether a caller may try again later."""
+
+    codes: str
+    exception: type[EC2Exception]
+    remedy: Remedy
+    retryable: bool = False
+
+
+LAUNCH, TAGS = ("RunInstances",), ("CreateTags", "DescribeTags")
+
+TAG_ROWS = (
+    Row(
+        "TagLimitExceeded TagPolicyViolation InvalidTagKey.Malformed InvalidParameterValue",
+        EC2TagOperationException,
+        Remedy.FAIL,
+    ),
+)
+"""These come first for tag operations: there, InvalidParameterValue speaks of a tag."""
+
+ROWS = (
+    Row("InvalidGroup.NotFound", EC2InvalidParameterException, Remedy.RETRY_BRIEFLY),
+    Row(
+        "InvalidAMIID.* InvalidInstanceType* InvalidParameter* InvalidSubnet* InvalidKeyPair.NotFound "
+        "InvalidBlockDeviceMapping InvalidInstanceID.Malformed Missing* UnknownParameter "
+        "UnsupportedOperation VPCIdNotSpecified",
+        EC2InvalidParameterException,
+        Remedy.FAIL,
+    ),
+    Row(
+        "InstanceLimitExceeded VcpuLimitExceeded ResourceLimitExceeded ResourceCountExceeded "
+        "VolumeLimitExceeded MaxIOPSLimitExceeded",
+        EC2QuotaExceededException,
+        Remedy.FAIL,
+    ),
+    Row(
+        "InsufficientInstanceCapacity InsufficientFreeAddressesInSubnet InsufficientVolumeCapacity "
+        "ReservationCapacityExceeded Unsupported",
+        EC2CapacityException,
+        Remedy.FAIL,
+        retryable=True,
+    ),
+    Row(
+        "AuthFailure InvalidClientTokenId SignatureDoesNotMatch IncompleteSignature "
+        "MissingAuthenticationToken ExpiredToken ExpiredTokenException RequestExpired",
+        EC2AuthenticationException,
+        Remedy.REFRESH,
+        retryable=True,
+    ),
+    Row(
+        "UnauthorizedOperation AccessDenied AccessDeniedException OptInRequired Blocked PendingVerification",
+        EC2AuthenticationException,
+        Remedy.FAIL,
+    ),
+    Row("IdempotentParameterMismatch", EC2InstanceCreationException, Remedy.LOOK_UP_LAUNCH),
+    Row("IdempotentInstanceTerminated", EC2InstanceCreationException, Remedy.LOOK_UP_LAUNCH),
+    Row("InvalidInstanceID.NotFound", EC2InstanceNotFoundException, Remedy.DESCRIBE),
+    Row("IncorrectInstanceState IncorrectState", EC2InstanceOperationException, Remedy.DESCRIBE),
+    Row("OperationNotPermitted", EC2InstanceOperationException, Remedy.FAIL),
+    Row("TagLimitExceeded TagPolicyViolation InvalidTagKey.Malformed", EC2TagOperationException, Remedy.FAIL),
+    Row("ConcurrentTagAccess", EC2TagOperationException, Remedy.RETRY, retryable=True),
+    Row(
+        "RequestLimitExceeded EC2ThrottledException Throttling* SlowDown RequestThrottled*",
+        EC2ThrottledException,
+        Remedy.RETRY,
+        retryable=True,
+    ),
+)
+
+UNKNOWN = "InternalError InternalFailure ServerInternal Unavailable ServiceUnavailable RequestTimeout*"
+
+_MAX_DETAIL = 400
+
+
+def exception_for(
+    aws_code: str, message: str, *, operation: str, subject: str, status: int = 400
+) -> EC2Exception:
+    """The exception for an error answer of EC2.
+
+    ``operation``: EC2's name of the call; ``subject``: what it was about, for the detail; ``status``: HTTP.
+    Codes that are known decide even with a 5xx (capacity comes as 500); any other 5xx is an unknown outcome.
+    """
+    detail = f"{operation} of {subject}: {aws_code}: {_readable(message)}"
+    profile = "iaminstanceprofile" in message.lower().replace(" ", "")
+    rows: tuple[Row, ...] = (*TAG_ROWS, *ROWS) if operation in TAGS else ROWS
+    for row in rows:
+        if _matches(aws_code, row.codes):
+            remedy = Remedy.RETRY_BRIEFLY if profile and row.remedy is Remedy.FAIL else row.remedy
+            return row.exception(detail, remedy=remedy, retryable=row.retryable, aws_code=aws_code)
+    if status >= 500 or _matches(aws_code, UNKNOWN):
+        return OutcomeUnknownError(detail, aws_code=aws_code)
+    return _default(operation)(detail, aws_code=aws_code)
+
+
+def _default(operation: str) -> type[EC2Exception]:
+    """What an unlisted code of a call means."""
+    if operation in LAUNCH:
+        return EC2InstanceCreationException
+    if operation in TAGS:
+        return EC2TagOperationException
+    return EC2StatusCheckException if operation.startswith("Describe") else EC2InstanceOperationException
+
+
+def _matches(aws_code: str, patterns: str) -> bool:
+    return any(fnmatchcase(aws_code, pattern) for pattern in patterns.split())
+
+
+def _readable(message: str) -> str:
+    """Without the encoded authorization message, which is long and for administrators' eyes alone."""
+    message = message.partition("Encoded authorization failure message")[0].strip()
+    return message if len(message) <= _MAX_DETAIL else message[:_MAX_DETAIL] + " ..."

@@ -7,8 +7,7 @@ is, and marked as drift where nothing that was decided explains it.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, assert_never
 from uuid import UUID
 
@@ -61,28 +60,8 @@ from cml_contracts.reports import (
     OperationSucceeded,
 )
 from cml_contracts.results import Outcome, Problem, ProblemCode
+from cml_workers.policy import Policy
 from cml_workers.worker import Operation, Worker, status_data
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What the deployment prescribes. Empty allow-lists allow everything.
-
-    ``visibility_grace``: how long a new instance may be invisible before that means it is gone (EC2's
-    eventual consistency; 5 minutes by AWS's own advice).
-    """
-
-    deployment: str = "default"
-    ami_ids: Mapping[str, str] = field(default_factory=dict)
-    ami_names: Mapping[str, str] = field(default_factory=dict)
-    default_instance_type: str = "c5.2xlarge"
-    default_tags: Mapping[str, str] = field(default_factory=dict)
-    security_group_ids: tuple[str, ...] = ()
-    subnet_id: str | None = None
-    key_name: str | None = None
-    allowed_regions: frozenset[str] = frozenset()
-    allowed_instance_types: frozenset[str] = frozenset()
-    visibility_grace: timedelta = timedelta(minutes=5)
 
 
 class Rejected(Exception):  # noqa: N818 - an answer of the domain, not an error of the program

@@ -30,7 +30,8 @@ from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Later, Message, Outgoing, Publish, UnroutableError, Verdict
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
-from cml_workers.lifecycle.decide import Policy, Rejected, already_met, decide, decide_report
+from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
+from cml_workers.policy import Policy
 from cml_workers.requests import BadMessageError, identity, read, reply, reply_address
 from cml_workers.stream import append, load
 from cml_workers.worker import Operation, Recorded, Worker, evolve, settled_by
@@ -49,12 +50,19 @@ class Lifecycle:
     """Handles the commands and reports of all workers; knows nothing but what the streams tell."""
 
     def __init__(
-        self, *, store: EventStore, publish: Publish, policy: Policy, now: Callable[[], datetime]
+        self,
+        *,
+        store: EventStore,
+        publish: Publish,
+        policy: Policy,
+        now: Callable[[], datetime],
+        new_id: Callable[[], UUID],
     ) -> None:
         self._store = store
         self._publish = publish
         self._policy = policy
         self._now = now
+        self._new_id = new_id
 
     async def on_command(self, message: Message) -> Verdict:
         """Decide a command that came from outside."""
@@ -212,13 +220,18 @@ class Lifecycle:
         cause: str,
         origin: CommandMessage | None = None,
     ) -> Worker:
-        """Append the events and return the worker after them. Raises WrongExpectedVersionError."""
+        """Append the events and return the worker after them. Raises WrongExpectedVersionError.
+
+        The event ids are new at every attempt: with ids that follow from the command, the store would take
+        the append of a concurrent repetition for the first one's and answer both with success, and the
+        second delivery would never learn that its reply is not on its way.
+        """
         now = self._now()
         recorded = [
             Recorded(
                 revision=worker.revision + 1 + index,
                 event=event,
-                metadata=_metadata(worker, event, now, _event_id(cause, index), cause, origin),
+                metadata=_metadata(worker, event, now, self._new_id(), cause, origin),
             )
             for index, event in enumerate(events)
         ]
@@ -285,10 +298,6 @@ def _still_true(answered: LookupAnswered | None, worker: Worker) -> Finding | No
     if isinstance(question, InstanceQuestion) and question.seen_revision < worker.observed_revision:
         return None
     return answered.finding
-
-
-def _event_id(cause: str, index: int) -> UUID:
-    return uuid5(_NAMESPACE, f"{cause}/{index}")
 
 
 def _lookup(request: LookupRequested) -> Outgoing:

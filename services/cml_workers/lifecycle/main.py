@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 from cml_contracts.topology import LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
 from cml_workers.bus.rabbit import RabbitBus
@@ -13,7 +14,13 @@ from cml_workers.roles import Infrastructure, Running, utc_now
 async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
     bus = RabbitBus(given.amqp_url, name="cml-lifecycle")
-    handler = Lifecycle(store=given.store, publish=bus.publish, policy=given.settings.policy, now=utc_now)
+    handler = Lifecycle(
+        store=given.store,
+        publish=bus.publish,
+        policy=given.settings.policy,
+        now=utc_now,
+        new_id=uuid4,
+    )
     bus.consume(LIFECYCLE_COMMANDS, handler.on_command, prefetch=given.settings.prefetch)
     bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=given.settings.prefetch)
     async with bus:

@@ -1,0 +1,31 @@
+"""Composition of the EC2 adapter role: owns AWS; takes intents and questions, acts, reports."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from cml_contracts.topology import EC2_LOOKUPS, EC2_WAKES
+from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.ec2_adapter.aws import AwsEc2Client
+from cml_workers.ec2_adapter.executor import Executor
+from cml_workers.roles import Infrastructure, Running, utc_now
+
+
+@asynccontextmanager
+async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
+    """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
+    settings = given.settings
+    bus = RabbitBus(given.amqp_url, name="cml-ec2-adapter")
+    async with AwsEc2Client(endpoint_url=given.ec2_endpoint) as ec2:
+        executor = Executor(
+            store=given.store,
+            ec2=ec2,
+            publish=bus.publish,
+            now=utc_now,
+            visibility_grace=timedelta(seconds=settings.visibility_grace_seconds),
+            authentication_grace=timedelta(seconds=settings.authentication_grace_seconds),
+        )
+        bus.consume(EC2_WAKES, executor.on_wake, prefetch=settings.prefetch)
+        bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=settings.prefetch)
+        async with bus:
+            yield Running("ec2-adapter")

@@ -1,0 +1,26 @@
+"""What a deployment prescribes to the rules."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the deployment prescribes. Empty allow-lists allow everything.
+
+    ``visibility_grace``: how long a new instance may be invisible before that means it is gone (EC2's
+    eventual consistency; 5 minutes by AWS's own advice).
+    """
+
+    deployment: str = "default"
+    ami_ids: Mapping[str, str] = field(default_factory=dict)
+    ami_names: Mapping[str, str] = field(default_factory=dict)
+    default_instance_type: str = "c5.2xlarge"
+    default_tags: Mapping[str, str] = field(default_factory=dict)
+    security_group_ids: tuple[str, ...] = ()
+    subnet_id: str | None = None
+    key_name: str | None = None
+    allowed_regions: frozenset[str] = frozenset()
+    allowed_instance_types: frozenset[str] = frozenset()
+    visibility_grace: timedelta = timedelta(minutes=5)

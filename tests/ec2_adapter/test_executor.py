@@ -1,0 +1,568 @@
+"""The executor: one effect for each intent, whatever EC2 answers and whoever dies."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from cml_contracts.commands import UpdateCMLWorkerStatus
+from cml_contracts.envelope import CommandMessage, EventEnvelope
+from cml_contracts.events import (
+    InstanceLaunched,
+    InstanceStateObserved,
+    InstanceStopping,
+    LaunchRequested,
+    StartRequested,
+    StopRequested,
+    TagsUpdateRequested,
+    TerminationRequested,
+    WorkerCreated,
+    WorkerEvent,
+    WorkerTerminated,
+)
+from cml_contracts.instance import InstanceState
+from cml_contracts.reports import (
+    REPORTS,
+    Finding,
+    ImageQuestion,
+    InstanceObserved,
+    InstanceQuestion,
+    LookupAnswered,
+    LookupRequested,
+    OperationFailed,
+    OperationSucceeded,
+    Report,
+)
+from cml_contracts.results import ProblemCode
+from cml_contracts.topology import INTERNAL
+from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
+from cml_workers.ec2_adapter.errors import (
+    EC2AuthenticationException,
+    EC2CapacityException,
+    EC2Exception,
+    EC2InstanceOperationException,
+    EC2InvalidParameterException,
+    EC2QuotaExceededException,
+    EC2StatusCheckException,
+    EC2TagOperationException,
+    EC2ThrottledException,
+    OutcomeUnknownError,
+    Remedy,
+)
+from cml_workers.ec2_adapter.executor import LOOKUP_ATTEMPTS, Executor
+from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
+from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.stream import append, load
+from support.buses import Outbox
+from support.fake_ec2 import FakeEc2
+from support.given import NOW, WORKER, given, instance, launch, recorded
+
+CREATED = WorkerCreated(
+    name="lab", aws_region="us-east-1", instance_type="m5.large", ami_id="ami-11111111", created_by="ann"
+)
+LAUNCH = LaunchRequested(operation_id="create", launch=launch())
+RUNNING = InstanceLaunched(operation_id="create", instance=instance())
+PENDING = InstanceLaunched(operation_id="create", instance=instance(InstanceState.PENDING))
+STOPPED = (
+    StopRequested(operation_id="stop"),
+    InstanceStopping(operation_id="stop", instance=instance(InstanceState.STOPPED)),
+)
+START = StartRequested(operation_id="the-operation")
+STOP = StopRequested(operation_id="the-operation")
+TERMINATE = TerminationRequested(operation_id="the-operation")
+TAG = TagsUpdateRequested(operation_id="the-operation", tags={"a": "1"})
+R = TypeVar("R", bound=Report)
+UNKNOWN = OutcomeUnknownError("no answer")
+
+
+class Service:
+    """The executor with a real store, EC2 in memory and a clock that a test moves."""
+
+    def __init__(self, store: SqliteEventStore) -> None:
+        self.store = store
+        self.ec2 = FakeEc2()
+        self.outbox = Outbox()
+        self.now = NOW - timedelta(minutes=1)
+        self.restarted()
+        self.now = NOW
+
+    def restarted(self) -> None:
+        """The process died; another one starts now."""
+
+        async def sleep(seconds: float) -> None:
+            self.now += timedelta(seconds=seconds)
+
+        self.executor = Executor(
+            store=self.store, ec2=self.ec2, publish=self.outbox, now=lambda: self.now, sleep=sleep
+        )
+
+    async def happened(self, *events: WorkerEvent) -> None:
+        for event in events:
+            worker = await load(self.store, WORKER)
+            await append(self.store, worker, [(event, recorded(worker, event, self.now, "cause").metadata)])
+
+    async def wake(self, *, redelivered: bool = False, revision: int | None = None) -> Verdict:
+        """A wake-up, by the newest event unless another one is named."""
+        worker = await load(self.store, WORKER)
+        envelope = EventEnvelope(
+            id=WORKER,
+            source="/test",
+            type="any",
+            worker_id=WORKER,
+            revision=worker.revision if revision is None else revision,
+            time=NOW,
+            data={},
+        )
+        body = json.dumps(envelope.to_cloudevent()).encode()
+        return await self.executor.on_wake(Message(body=body, type="any", redelivered=redelivered))
+
+    def reports(self, kind: type[R]) -> list[R]:
+        return [
+            report
+            for message in self.outbox.on(INTERNAL.name)
+            for report in [REPORTS[message.type].model_validate_json(message.body)]
+            if isinstance(report, kind)
+        ]
+
+    def called(self, operation: str) -> int:
+        return self.ec2.calls.count(operation)
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    store = SqliteEventStore(tmp_path / "events.sqlite3")
+    yield Service(store)
+    await store.close()
+
+
+# -- what is owed -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("history", "owed"),
+    [
+        ((), []),
+        ((CREATED, LAUNCH), ["create"]),
+        ((CREATED, LAUNCH, TERMINATE), ["create"]),
+        ((CREATED, LAUNCH, RUNNING), []),
+        ((CREATED, LAUNCH, RUNNING, STOP), ["the-operation"]),
+        (
+            (CREATED, LAUNCH, RUNNING, TAG.model_copy(update={"operation_id": "tag"}), STOP),
+            ["tag", "the-operation"],
+        ),
+        (
+            (CREATED, LAUNCH, RUNNING, TAG.model_copy(update={"operation_id": "tag"}), TERMINATE),
+            ["the-operation"],
+        ),
+        ((CREATED, LAUNCH, PENDING), ["watch"]),
+        ((CREATED, LAUNCH, PENDING, STOP), ["the-operation"]),
+        ((CREATED, LAUNCH, RUNNING, TERMINATE, WorkerTerminated(operation_id="the-operation")), []),
+    ],
+)
+def test_the_stream_says_what_is_owed(history, owed):
+    actions = next_actions(given(*history).worker)
+    assert [a.operation.command_id if isinstance(a, Act) else "watch" for a in actions] == owed
+    assert all(isinstance(a, Act | Watch) for a in actions)
+
+
+# -- launch -----------------------------------------------------------------------------------------------
+
+
+async def test_a_launch_is_reported_with_its_instance(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    assert await service.wake() == Done()
+    (report,) = service.reports(OperationSucceeded)
+    assert report.operation_id == "create"
+    assert report.instance
+    assert report.instance.state is InstanceState.PENDING
+
+
+async def test_repeated_and_stale_wakes_launch_once(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    await asyncio.gather(*(service.wake() for _ in range(5)))
+    assert len(service.ec2.instances) == 1
+    await service.happened(RUNNING)
+    before = len(service.ec2.calls)
+    assert await service.wake(revision=1) == Done()
+    assert len(service.ec2.calls) == before
+
+
+async def test_reports_of_one_outcome_bear_one_id(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    await service.wake()
+    await service.wake()
+    first, second = service.outbox.sent
+    assert first.message_id == second.message_id
+
+
+async def test_a_wake_from_a_store_that_lags_waits(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    assert await service.wake(revision=5) == Later(1)
+
+
+async def test_an_unknown_launch_is_repeated_under_its_token_until_it_is_known(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    service.ec2.fail("launch", UNKNOWN, after=True, times=4)
+    service.ec2.hidden.add("i-00000000000000000")
+    for _ in range(3):
+        assert await service.wake() == Later()
+    service.ec2.hidden.clear()
+    assert await service.wake() == Done()
+    assert len(service.ec2.instances) == 1
+    assert service.reports(OperationFailed) == []
+
+
+DEFINITE = [
+    EC2InvalidParameterException("bad type"),
+    EC2QuotaExceededException("no vCPU"),
+    EC2CapacityException("no capacity", retryable=True),
+    EC2AuthenticationException("not allowed"),
+]
+
+
+@pytest.mark.parametrize("error", DEFINITE)
+async def test_a_definite_error_fails_the_launch_at_once(service: Service, error: EC2Exception):
+    await service.happened(CREATED, LAUNCH)
+    service.ec2.fail("launch", error)
+    assert await service.wake() == Done()
+    (report,) = service.reports(OperationFailed)
+    assert report.problem == error.problem
+
+
+async def test_a_definite_error_after_an_unknown_one_is_no_failure_if_the_launch_got_through(
+    service: Service,
+):
+    await service.happened(CREATED, LAUNCH)
+    service.ec2.fail("launch", UNKNOWN, after=True)
+    assert await service.wake() == Later()
+    service.ec2.fail("launch", EC2AuthenticationException("not allowed any more"))
+    assert await service.wake() == Done()
+    assert len(service.reports(OperationSucceeded)) == 1
+
+
+async def test_a_definite_error_after_an_unknown_one_waits_while_the_launch_may_show(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    service.ec2.fail("launch", UNKNOWN)
+    await service.wake()
+    service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"), times=2)
+    assert await service.wake() == Later()
+    service.now += timedelta(minutes=6)
+    assert await service.wake() == Done()
+    assert len(service.reports(OperationFailed)) == 1
+
+
+@pytest.mark.parametrize("how", ["redelivered", "restarted"])
+async def test_what_a_dead_process_may_have_launched_is_not_declared_failed(service: Service, how: str):
+    await service.happened(CREATED, LAUNCH)
+    if how == "restarted":
+        service.now += timedelta(seconds=1)
+        service.restarted()
+    service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
+    assert await service.wake(redelivered=how == "redelivered") == Later()
+    assert service.reports(OperationFailed) == []
+
+
+async def test_a_mismatch_adopts_what_was_launched_under_the_token(service: Service):
+    await service.ec2.launch(launch(instance_type="m5.xlarge"))
+    await service.happened(CREATED, LAUNCH)
+    assert await service.wake() == Done()
+    (report,) = service.reports(OperationSucceeded)
+    assert report.instance
+    assert report.instance.instance_type == "m5.xlarge"
+
+
+async def test_a_launch_that_was_terminated_meanwhile_is_reported_so(service: Service):
+    launched = await service.ec2.launch(launch())
+    service.ec2.put(launched.model_copy(update={"state": InstanceState.TERMINATED}))
+    await service.happened(CREATED, LAUNCH)
+    assert await service.wake() == Done()
+    (report,) = service.reports(OperationSucceeded)
+    assert report.instance
+    assert report.instance.state is InstanceState.TERMINATED
+
+
+async def test_throttling_never_fails_an_operation(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    service.now += timedelta(days=1)
+    service.ec2.fail("launch", EC2ThrottledException("slow down", remedy=Remedy.RETRY))
+    assert await service.wake() == Later()
+    assert service.outbox.sent == []
+
+
+@pytest.mark.parametrize(
+    ("remedy", "patience"),
+    [
+        (Remedy.RETRY_BRIEFLY, timedelta(minutes=2)),
+        (Remedy.REFRESH, timedelta(minutes=1)),
+        (Remedy.DESCRIBE, timedelta(minutes=10)),
+    ],
+)
+async def test_some_errors_are_definite_after_a_while(service: Service, remedy: Remedy, patience: timedelta):
+    await service.happened(CREATED, LAUNCH)
+    error = EC2InvalidParameterException("not yet", remedy=remedy)
+    service.ec2.fail("launch", error, times=2)
+    assert await service.wake() == Later()
+    service.now += patience
+    assert await service.wake() == Done()
+    assert len(service.reports(OperationFailed)) == 1
+    assert service.ec2.refreshed == (2 if remedy is Remedy.REFRESH else 0)
+
+
+# -- start, stop, terminate, tags -------------------------------------------------------------------------
+
+
+async def stopped(service: Service, *more: WorkerEvent) -> None:
+    service.ec2.put(instance(InstanceState.STOPPED))
+    await service.happened(CREATED, LAUNCH, RUNNING, *STOPPED, *more)
+
+
+async def running(service: Service, *more: WorkerEvent) -> None:
+    service.ec2.put(instance())
+    await service.happened(CREATED, LAUNCH, RUNNING, *more)
+
+
+async def test_a_start_is_reported_as_described_afterwards(service: Service):
+    await stopped(service, START)
+    assert await service.wake() == Done()
+    (report,) = service.reports(OperationSucceeded)
+    assert report.instance
+    assert report.instance.state is InstanceState.PENDING
+    assert await service.wake() == Done()
+    assert service.called("start") == 1
+
+
+async def test_a_stop_waits_for_a_pending_instance(service: Service):
+    service.ec2.put(instance(InstanceState.PENDING))
+    await service.happened(CREATED, LAUNCH, PENDING, STOP)
+    assert await service.wake() == Later()
+    service.ec2.settle()
+    assert await service.wake() == Done()
+    assert service.called("stop") == 1
+    assert len(service.reports(OperationSucceeded)) == 1
+
+
+async def test_a_worker_is_terminated_when_ec2_says_so(service: Service):
+    await running(service, TERMINATE)
+    assert await service.wake() == Later()
+    (seen,) = service.reports(InstanceObserved)
+    assert seen.instance
+    assert seen.instance.state is InstanceState.SHUTTING_DOWN
+    assert service.reports(OperationSucceeded) == []
+    service.ec2.settle()
+    assert await service.wake() == Done()
+    assert service.called("terminate") == 1
+    assert len(service.reports(OperationSucceeded)) == 1
+
+
+async def test_tags_are_reported_as_they_are_afterwards(service: Service):
+    await running(service, TAG)
+    assert await service.wake() == Done()
+    (report,) = service.reports(OperationSucceeded)
+    assert report.instance
+    assert report.instance.tags == {**instance().tags, "a": "1"}
+
+
+@pytest.mark.parametrize(
+    ("intent", "operation", "state"),
+    [
+        (START, "start", InstanceState.STOPPED),
+        (STOP, "stop", InstanceState.RUNNING),
+        (TERMINATE, "terminate", InstanceState.RUNNING),
+        (TAG, "add_tags", InstanceState.RUNNING),
+    ],
+)
+class TestEveryOperation:
+    async def prepare(self, service: Service, intent: WorkerEvent, state: InstanceState) -> None:
+        await (stopped if state is InstanceState.STOPPED else running)(service, intent)
+
+    @pytest.mark.parametrize("after", [False, True])
+    async def test_an_unknown_outcome_is_tried_again_and_never_a_failure(
+        self, service: Service, intent, operation, state, after
+    ):
+        await self.prepare(service, intent, state)
+        service.ec2.fail(operation, UNKNOWN, after=after)
+        assert await service.wake() == Later()
+        await service.wake()
+        service.ec2.settle()
+        await service.wake()
+        assert service.reports(OperationSucceeded)
+        assert service.reports(OperationFailed) == []
+
+    async def test_a_definite_refusal_is_its_failure(self, service: Service, intent, operation, state):
+        await self.prepare(service, intent, state)
+        service.ec2.fail(operation, EC2InstanceOperationException("protected"))
+        assert await service.wake() == Done()
+        (report,) = service.reports(OperationFailed)
+        assert report.operation_id == "the-operation"
+
+    async def test_a_describe_that_fails_after_the_effect_is_no_failure(
+        self, service: Service, intent, operation, state
+    ):
+        await self.prepare(service, intent, state)
+        refused = EC2AuthenticationException("not allowed")
+        call = "tags" if operation == "add_tags" else "describe"
+        original = getattr(service.ec2, call)
+        if call == "describe":
+            seen = 0
+
+            async def refuse_second(region: str, instance_id: str) -> object:
+                nonlocal seen
+                seen += 1
+                if seen == 2:
+                    raise refused
+                return await original(region, instance_id)
+
+            service.ec2.describe = refuse_second  # type: ignore[method-assign,assignment]
+        else:
+            service.ec2.fail(call, refused)
+        assert await service.wake() == Later()
+        assert service.reports(OperationFailed) == []
+
+    async def test_an_instance_gone_from_ec2_is_looked_for_twice(
+        self, service: Service, intent, operation, state
+    ):
+        await self.prepare(service, intent, state)
+        service.ec2.instances.clear()
+        assert await service.wake() == Later()
+        assert service.outbox.sent == []
+        service.now += timedelta(minutes=10)
+        assert await service.wake() == Done()
+        assert service.called("describe") == 3
+        if intent is TERMINATE:
+            (done,) = service.reports(OperationSucceeded)
+            assert done.warning
+        else:
+            (failed,) = service.reports(OperationFailed)
+            assert failed.problem.code is ProblemCode.EC2_INSTANCE_NOT_FOUND
+            (gone,) = service.reports(InstanceObserved)
+            assert gone.instance is None
+
+    async def test_nothing_is_acknowledged_before_it_is_reported(
+        self, service: Service, intent, operation, state
+    ):
+        await self.prepare(service, intent, state)
+        service.outbox.broken = 1
+        with pytest.raises(ConnectionError):
+            await service.wake()
+        service.ec2.settle()
+        await service.wake(redelivered=True)
+        assert service.reports(OperationSucceeded)
+
+
+async def test_a_start_of_an_ended_instance_fails(service: Service):
+    await stopped(service, START)
+    service.ec2.put(instance(InstanceState.TERMINATED))
+    assert await service.wake() == Done()
+    (report,) = service.reports(OperationFailed)
+    assert report.problem.code is ProblemCode.EC2_INSTANCE_OPERATION
+
+
+async def test_tags_and_power_do_not_wait_for_each_other(service: Service):
+    service.ec2.put(instance(InstanceState.PENDING))
+    await service.happened(CREATED, LAUNCH, PENDING, STOP, TAG.model_copy(update={"operation_id": "tag"}))
+    assert await service.wake() == Later()
+    (report,) = service.reports(OperationSucceeded)
+    assert report.operation_id == "tag"
+    service.ec2.settle()
+    service.ec2.fail("add_tags", EC2TagOperationException("limit"))
+    await service.wake()
+    assert {report.operation_id for report in service.reports(OperationSucceeded)} == {"tag", "the-operation"}
+
+
+# -- watching and looking up ------------------------------------------------------------------------------
+
+
+async def test_an_unsettled_instance_is_watched_until_it_moves(service: Service):
+    service.ec2.put(instance(InstanceState.PENDING))
+    await service.happened(CREATED, LAUNCH, PENDING)
+    assert await service.wake() == Later()
+    service.ec2.settle()
+    assert await service.wake() == Done()
+    (seen,) = service.reports(InstanceObserved)
+    assert seen.instance
+    assert (seen.instance.state, seen.seen_revision) == (InstanceState.RUNNING, 2)
+
+
+async def test_a_watch_ends_when_a_later_event_showed_the_instance(service: Service):
+    service.ec2.put(instance(InstanceState.PENDING))
+    await service.happened(
+        CREATED,
+        LAUNCH,
+        PENDING,
+        InstanceStateObserved(instance_state=InstanceState.PENDING, public_ip="1.2.3.4"),
+    )
+    assert await service.wake(revision=2) == Done()
+    assert service.ec2.calls == []
+
+
+async def test_a_lasting_describe_failure_changes_nothing_and_is_tried_again(service: Service):
+    service.ec2.put(instance(InstanceState.PENDING))
+    await service.happened(CREATED, LAUNCH, PENDING)
+    service.ec2.fail("describe", EC2StatusCheckException("no"))
+    assert await service.wake() == Later()
+    assert service.outbox.sent == []
+
+
+async def test_a_watched_instance_that_is_gone_ends_the_worker(service: Service):
+    await service.happened(CREATED, LAUNCH, PENDING)
+    assert await service.wake() == Later()
+    service.now += timedelta(minutes=10)
+    assert await service.wake() == Done()
+    (gone,) = service.reports(InstanceObserved)
+    assert gone.instance is None
+
+
+def lookup(question: ImageQuestion | InstanceQuestion, attempt: int = 0) -> Message:
+    status = UpdateCMLWorkerStatus(worker_id=WORKER)
+    origin = CommandMessage(command_id="c", command=status, command_type=status.TYPE, correlation_id="t")
+    request = LookupRequested(origin=origin, question=question)
+    return Message(
+        body=request.model_dump_json().encode(), type=request.TYPE, message_id="lookup", attempt=attempt
+    )
+
+
+IMAGE = ImageQuestion(aws_region="us-east-1", ami_name="cml")
+INSTANCE = InstanceQuestion(aws_region="us-east-1", instance_id=instance().instance_id, seen_revision=2)
+
+
+async def finding(service: Service, message: Message) -> Finding:
+    assert await service.executor.on_lookup(message) == Done()
+    return service.reports(LookupAnswered)[-1].finding
+
+
+async def test_questions_are_answered(service: Service):
+    assert await finding(service, lookup(IMAGE)) == Finding()
+    assert await finding(service, lookup(INSTANCE)) == Finding()
+    assert service.called("describe") == 2
+    service.ec2.images["us-east-1", "cml"] = "ami-1"
+    service.ec2.put(instance())
+    assert (await finding(service, lookup(IMAGE))).image_id == "ami-1"
+    assert (await finding(service, lookup(INSTANCE))).instance == instance()
+
+
+async def test_a_question_ec2_does_not_answer_is_asked_again_but_not_for_ever(service: Service):
+    service.ec2.fail("describe", UNKNOWN, times=2)
+    assert await service.executor.on_lookup(lookup(INSTANCE)) == Later()
+    answer = await finding(service, lookup(INSTANCE, attempt=LOOKUP_ATTEMPTS))
+    assert answer.problem
+    assert answer.problem.retryable
+
+
+async def test_a_definite_no_is_an_answer(service: Service):
+    service.ec2.fail("find_image", EC2AuthenticationException("not allowed"))
+    answer = await finding(service, lookup(IMAGE))
+    assert answer.problem
+    assert answer.problem.code is ProblemCode.EC2_AUTHENTICATION
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"\xff", b'{"subject": 1}'])
+async def test_a_broken_message_is_kept(service: Service, body: bytes):
+    assert isinstance(await service.executor.on_wake(Message(body=body, type="any")), Dead)
+    assert isinstance(
+        await service.executor.on_lookup(Message(body=body, type="cml.lookup.requested.v1", message_id="m")),
+        Dead,
+    )

@@ -1,0 +1,375 @@
+"""The handler on a real event store: deduplication, conflicts, replies, broken messages."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from cml_contracts.commands import (
+    CreateCMLWorker,
+    ImportCMLWorker,
+    StartCMLWorker,
+    StopCMLWorker,
+    TerminateCMLWorker,
+    UpdateCMLWorkerStatus,
+    WorkerCommand,
+)
+from cml_contracts.instance import Ec2Instance, InstanceState
+from cml_contracts.reports import (
+    Finding,
+    InstanceObserved,
+    LookupAnswered,
+    LookupRequested,
+    OperationFailed,
+    OperationSucceeded,
+    Report,
+)
+from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_contracts.topology import INTERNAL
+from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
+from cml_workers.eventstore.port import StoreUnavailableError
+from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.lifecycle.handler import Lifecycle
+from cml_workers.policy import Policy
+from cml_workers.stream import load
+from cml_workers.worker import Worker
+from support.buses import Outbox, command
+from support.given import instance
+
+WORKER = UUID("22222222-2222-4222-8222-222222222222")
+CREATE = CreateCMLWorker(
+    name="lab",
+    aws_region="us-east-1",
+    ami_id="ami-11111111",
+    created_by="ann",
+    worker_id=WORKER,
+    reason="week 3",
+)
+
+
+class Service:
+    """The lifecycle role with its store and what it has sent."""
+
+    def __init__(self, store: SqliteEventStore) -> None:
+        self.store = store
+        self.outbox = Outbox()
+        self.now = datetime(2026, 1, 2, tzinfo=UTC)
+        self.handler = Lifecycle(
+            store=store, publish=self.outbox, policy=Policy(), now=lambda: self.now, new_id=uuid4
+        )
+
+    async def command(self, body: WorkerCommand, command_id: str | None = None, **fields: Any) -> Verdict:
+        return await self.handler.on_command(command(body, command_id, **fields))
+
+    async def report(self, report: Report, message_id: str | None = None) -> Verdict:
+        return await self.handler.on_report(
+            Message(
+                body=report.model_dump_json().encode(),
+                type=report.TYPE,
+                message_id=message_id or str(uuid4()),
+            )
+        )
+
+    async def launched(self, state: InstanceState = InstanceState.RUNNING) -> None:
+        await self.command(CREATE, "create", reply_to=None)
+        await self.report(
+            OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance(state))
+        )
+
+    async def worker(self) -> Worker:
+        return await load(self.store, WORKER)
+
+    async def types(self) -> list[str]:
+        stored = await self.store.read(f"cml_worker-{WORKER}")
+        return [each.type.removeprefix("cml.").removesuffix(".v1") for each in stored]
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    store = SqliteEventStore(tmp_path / "events.sqlite3")
+    yield Service(store)
+    await store.close()
+
+
+async def test_the_reply_comes_after_the_outcome_and_not_before(service: Service):
+    assert await service.command(CREATE, "create", correlation_id="c-1") == Done()
+    assert service.outbox.results() == []
+    await service.report(OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance()))
+    (result,) = service.outbox.results()
+    assert (result.command_id, result.outcome, result.worker_id) == ("create", "succeeded", WORKER)
+    assert result.data["aws_instance_id"] == instance().instance_id
+    assert service.outbox.sent[-1].correlation_id == "c-1"
+
+
+async def test_a_failure_is_replied_with_its_problem(service: Service):
+    await service.command(CREATE, "create")
+    problem = Problem.of(ProblemCode.EC2_QUOTA_EXCEEDED, "no vCPU left")
+    await service.report(OperationFailed(worker_id=WORKER, operation_id="create", problem=problem))
+    (result,) = service.outbox.results()
+    assert (result.outcome, result.problem) == ("failed", problem)
+
+
+async def test_a_repeated_command_has_the_effect_of_once_and_the_reply_again(service: Service):
+    await service.launched()
+    for _ in range(3):
+        assert await service.command(CREATE, "create") == Done()
+    assert await service.types() == ["worker.created", "worker.launch_requested", "worker.instance_launched"]
+    first, *others = service.outbox.results()
+    assert len(others) == 2
+    assert all(other == first for other in others)
+
+
+async def test_a_repetition_while_it_is_pending_waits_for_the_reply(service: Service):
+    await service.command(CREATE, "create", reply_to="first")
+    assert await service.command(CREATE, "create", reply_to="second") == Later()
+    await service.report(OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance()))
+    assert await service.command(CREATE, "create", reply_to="second") == Done()
+    assert service.outbox.results("first") == service.outbox.results("second") != []
+
+
+async def test_a_redelivery_while_it_is_pending_is_done_the_reply_will_come(service: Service):
+    await service.command(CREATE, "create")
+    assert await service.command(CREATE, "create", redelivered=True) == Done()
+    assert await service.command(CREATE, "create", reply_to=None) == Done()
+
+
+async def test_the_same_command_at_the_same_time_is_accepted_once(service: Service):
+    verdicts = await asyncio.gather(*(service.command(CREATE, "create", reply_to=str(n)) for n in range(8)))
+    assert verdicts.count(Done()) == 1
+    assert await service.types() == ["worker.created", "worker.launch_requested"]
+
+
+async def test_commands_that_race_for_a_worker_are_decided_one_after_the_other(service: Service):
+    await service.launched()
+    await asyncio.gather(
+        *(service.command(StopCMLWorker(worker_id=WORKER), f"stop-{n}", reply_to=str(n)) for n in range(8))
+    )
+    types = await service.types()
+    assert types.count("worker.stop_requested") == 1
+    assert types.count("command.skipped") == 7
+
+
+async def test_a_rejection_is_final_even_if_the_worker_changes_meanwhile(service: Service):
+    start = StartCMLWorker(worker_id=WORKER)
+    await service.command(start, "start")
+    await service.launched(InstanceState.STOPPED)
+    await service.command(start, "start")
+    first, second = service.outbox.results()
+    assert first == second
+    assert first.problem
+    assert first.problem.code is ProblemCode.WORKER_NOT_FOUND
+    assert "worker.start_requested" not in await service.types()
+
+
+async def test_a_skip_is_final_too(service: Service):
+    await service.launched()
+    start = StartCMLWorker(worker_id=WORKER)
+    await service.command(start, "start")
+    await service.report(
+        InstanceObserved(worker_id=WORKER, seen_revision=99, instance=instance(InstanceState.STOPPED))
+    )
+    await service.command(start, "start")
+    assert [result.data for result in service.outbox.results()] == [True, True]
+    assert "worker.start_requested" not in await service.types()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CREATE.model_copy(update={"name": "other"}),
+        CREATE.model_copy(update={"worker_id": uuid4()}),
+        StopCMLWorker(worker_id=WORKER),
+    ],
+)
+async def test_a_command_id_belongs_to_one_body_whichever_worker_it_names(
+    service: Service, other: WorkerCommand
+):
+    await service.launched()
+    assert await service.command(other, "create") == Done()
+    (result,) = service.outbox.results()
+    assert result.problem
+    assert result.problem.code is ProblemCode.DUPLICATE_COMMAND
+    assert len(await service.types()) == 3
+
+
+async def test_a_lost_reply_is_sent_again_on_redelivery(service: Service):
+    await service.command(CREATE, "create")
+    succeeded = OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance())
+    service.outbox.broken = 1
+    with pytest.raises(ConnectionError):
+        await service.report(succeeded, "report")
+    assert await service.report(succeeded, "report") == Done()
+    assert [result.outcome for result in service.outbox.results()] == ["succeeded"]
+    assert (await service.types()).count("worker.instance_launched") == 1
+
+
+async def test_an_append_whose_answer_is_lost_is_not_done_twice(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    append, losses = service.store.append, [False, True]
+
+    async def commit_and_lose(*args: object, **kwargs: object) -> int:
+        revision = await append(*args, **kwargs)  # type: ignore[arg-type]
+        if losses.pop():
+            raise StoreUnavailableError("planted")
+        return revision
+
+    monkeypatch.setattr(service.store, "append", commit_and_lose)
+    with pytest.raises(StoreUnavailableError):  # the claim
+        await service.command(CREATE, "create")
+    losses[:] = [True, False]
+    with pytest.raises(StoreUnavailableError):  # the events
+        await service.command(CREATE, "create", redelivered=True)
+    losses[:] = [False]
+    assert await service.command(CREATE, "create", redelivered=True) == Done()
+    assert await service.types() == ["worker.created", "worker.launch_requested"]
+
+
+async def test_a_superseded_start_is_answered_by_the_termination(service: Service):
+    await service.launched(InstanceState.STOPPED)
+    await service.command(StartCMLWorker(worker_id=WORKER), "start", reply_to="starter")
+    await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to="terminator")
+    (result,) = service.outbox.results("starter")
+    assert (result.outcome, result.problem and result.problem.code) == ("failed", ProblemCode.CONFLICT)
+    await service.report(OperationSucceeded(worker_id=WORKER, operation_id="terminate"))
+    assert [result.data for result in service.outbox.results("terminator")] == [True]
+
+
+async def test_two_terminations_are_both_answered_by_the_one_end(service: Service):
+    await service.launched()
+    for name in ("one", "two"):
+        await service.command(TerminateCMLWorker(worker_id=WORKER), name, reply_to=name)
+    await service.report(OperationSucceeded(worker_id=WORKER, operation_id="one"))
+    assert [r.outcome for name in ("one", "two") for r in service.outbox.results(name)] == ["succeeded"] * 2
+
+
+async def lookup(service: Service) -> LookupRequested:
+    (asked,) = service.outbox.on(INTERNAL.name)[-1:]
+    return LookupRequested.model_validate_json(asked.body)
+
+
+async def answer(service: Service, found: Ec2Instance | None) -> None:
+    asked = await lookup(service)
+    await service.report(
+        LookupAnswered(origin=asked.origin, question=asked.question, finding=Finding(instance=found))
+    )
+
+
+async def test_a_status_update_asks_and_is_answered_without_an_event(service: Service):
+    await service.launched()
+    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
+    await answer(service, instance())
+    (result,) = service.outbox.results()
+    assert result.data["instance_state"] == "running"
+    assert len(await service.types()) == 3
+
+
+async def test_an_answer_that_was_overtaken_is_asked_for_again(service: Service):
+    await service.launched()
+    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
+    asked = await lookup(service)
+    await service.report(
+        InstanceObserved(worker_id=WORKER, seen_revision=99, instance=instance(InstanceState.STOPPED))
+    )
+    await service.report(
+        LookupAnswered(origin=asked.origin, question=asked.question, finding=Finding(instance=instance()))
+    )
+    assert service.outbox.results() == []
+    await answer(service, instance(InstanceState.STOPPED))
+    (result,) = service.outbox.results()
+    assert result.data["instance_state"] == "stopped"
+
+
+async def test_a_status_update_that_finds_the_instance_gone_answers_everybody(service: Service):
+    await service.launched()
+    service.now += timedelta(hours=1)
+    await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to="terminator")
+    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status", reply_to="asker")
+    await answer(service, None)
+    assert [result.data for result in service.outbox.results("terminator")] == [True]
+    (told,) = service.outbox.results("asker")
+    assert told.data["instance_state"] == "terminated"
+
+
+async def test_an_import_is_decided_when_ec2_has_answered(service: Service):
+    adopt = ImportCMLWorker(aws_region="us-east-1", instance_id=instance().instance_id, created_by="ann")
+    await service.command(adopt, "import")
+    await answer(service, instance(tags={"Name": "found"}))
+    (result,) = service.outbox.results()
+    assert result.data["instance_name"] == "found"
+
+
+async def test_events_carry_who_why_and_what_for(service: Service):
+    await service.command(CREATE, "create", correlation_id="thread", headers={"traceparent": "00-ab-cd-01"})
+    await service.report(
+        OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance()), "report"
+    )
+    stored = await service.store.read(f"cml_worker-{WORKER}")
+    metadata = [json.loads(each.metadata) for each in stored]
+    for each in metadata:
+        assert each["command_id"] == "create"
+        assert each["correlation_id"] == "thread"
+        assert each["actor"] == "ann"
+        assert each["reason"] == "week 3"
+        assert each["traceparent"] == "00-ab-cd-01"
+    assert [each["causation_id"] for each in metadata] == ["create", "create", "report"]
+    assert "reply" in metadata[1]
+    assert "reply" not in metadata[2]
+
+
+BROKEN = [
+    (b"{", {}, "Invalid JSON"),
+    (b"[]", {}, "object"),
+    (b"\xff\xfe", {}, "Invalid JSON"),
+    (b'{"worker_id": "x"}', {}, "worker_id"),
+    (json.dumps({"worker_id": str(WORKER), "colour": "red"}).encode(), {}, "colour"),
+    (json.dumps({"worker_id": str(WORKER), "started_by": 7}).encode(), {}, "started_by"),
+    (b" " * (64 * 1024 + 1), {}, "bytes"),
+    (b"[" * 60_000, {}, "Invalid JSON"),
+    (b"{}", {"type": "cml.worker.explode.v1"}, "not known"),
+    (b"{}", {"type": ""}, "not known"),
+    (b"{}", {"message_id": None}, "message_id is missing"),
+    (b"{}", {"message_id": "a b"}, "printable"),
+    (b"{}", {"message_id": "x" * 201}, "message_id"),
+]
+
+
+@pytest.mark.parametrize(("body", "fields", "reason"), BROKEN)
+async def test_a_broken_message_is_answered_and_kept_with_its_reason(
+    service: Service, body: bytes, fields: dict[str, str | None], reason: str
+):
+    properties = {"type": StartCMLWorker.TYPE, "message_id": "m-1", "reply_to": "caller", **fields}
+    verdict = await service.handler.on_command(Message(body=body, **properties))  # type: ignore[arg-type]
+    assert isinstance(verdict, Dead)
+    assert reason in verdict.reason
+    (result,) = service.outbox.results()
+    assert (result.outcome, result.problem and result.problem.code) == (
+        "rejected",
+        ProblemCode.VALIDATION_FAILED,
+    )
+    assert result.problem
+    assert reason in result.problem.detail
+
+
+async def test_a_broken_message_without_an_address_is_kept(service: Service):
+    assert isinstance(await service.handler.on_command(Message(body=b"", type="")), Dead)
+    assert service.outbox.sent == []
+
+
+async def test_a_broken_or_stray_report_is_kept(service: Service):
+    assert isinstance(
+        await service.handler.on_report(Message(body=b"{}", type="cml.report.x", message_id="m")), Dead
+    )
+    stray = OperationSucceeded(worker_id=WORKER, operation_id="never", instance=instance())
+    assert isinstance(await service.report(stray), Dead)
+
+
+async def test_results_are_equal_however_often_they_are_read(service: Service):
+    await service.launched()
+    operation = (await service.worker()).operations["create"]
+    assert operation.result == OperationResult.model_validate_json(operation.result.model_dump_json())

@@ -1,0 +1,121 @@
+"""The relay: in order, confirmed, at least once."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from cml_contracts.envelope import EventEnvelope
+from cml_contracts.events import StartRequested, WorkerCreated
+from cml_workers.eventstore.port import CaughtUp
+from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.relay.relay import SAVE_EVERY, Relay
+from cml_workers.stream import append, load
+from cml_workers.worker import Worker
+from support.buses import Outbox
+from support.given import NOW, recorded
+
+CREATED = WorkerCreated(
+    name="lab", aws_region="us-east-1", instance_type="m5.large", ami_id="ami-11111111", created_by="ann"
+)
+
+
+class Service:
+    """The relay with a real store, its checkpoint in a list."""
+
+    def __init__(self, store: SqliteEventStore) -> None:
+        self.store = store
+        self.outbox = Outbox()
+        self.saved: list[str] = []
+        self.pauses: list[float] = []
+        self.relay = self.restarted()
+
+    def restarted(self) -> Relay:
+        async def save(position: str) -> None:
+            self.saved.append(position)
+
+        async def sleep(seconds: float) -> None:
+            self.pauses.append(seconds)
+
+        self.relay = Relay(publish=self.outbox, save=save, source="/test", clock=lambda: 0.0, sleep=sleep)
+        return self.relay
+
+    async def happen(self, workers: int) -> None:
+        for _ in range(workers):
+            worker = Worker(uuid4())
+            await append(self.store, worker, [(CREATED, recorded(worker, CREATED, NOW, "c").metadata)])
+            worker = await load(self.store, worker.id)
+            start = StartRequested(operation_id="start")
+            await append(self.store, worker, [(start, recorded(worker, start, NOW, "c").metadata)])
+
+    async def catch_up(self, *, items: int | None = None) -> None:
+        seen = 0
+        after = self.saved[-1] if self.saved else None
+        async for item in self.store.follow(after=after, prefix="cml_worker-"):
+            await self.relay.handle(item)
+            seen += 1
+            if isinstance(item, CaughtUp) or seen == items:
+                return
+
+    @property
+    def published(self) -> list[str]:
+        return [message.message_id for message in self.outbox.sent]
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    store = SqliteEventStore(tmp_path / "events.sqlite3")
+    yield Service(store)
+    await store.close()
+
+
+async def test_every_event_is_published_in_order_as_a_cloudevent(service: Service):
+    await service.happen(3)
+    await service.catch_up()
+    envelopes = [EventEnvelope.from_cloudevent(json.loads(message.body)) for message in service.outbox.sent]
+    assert [(each.type, each.revision) for each in envelopes] == [
+        (CREATED.TYPE, 0),
+        (StartRequested.TYPE, 1),
+    ] * 3
+    first = service.outbox.sent[0]
+    assert (first.routing_key, first.type) == (CREATED.TYPE, CREATED.TYPE)
+    assert first.exchange is not None
+    assert first.exchange.name == "cml.events"
+    assert first.content_type == "application/cloudevents+json"
+    assert "reply_to" not in first.body.decode()
+
+
+async def test_an_event_that_is_not_confirmed_is_published_again_before_the_next(service: Service):
+    await service.happen(2)
+    service.outbox.broken = 3
+    await service.catch_up()
+    assert len(service.published) == len(set(service.published)) == 4
+    assert service.pauses == [0.1, 0.2, 0.4]
+
+
+async def test_nothing_is_skipped_after_a_crash_and_little_is_repeated(service: Service):
+    await service.happen(SAVE_EVERY)
+    for items in (1, 30, SAVE_EVERY, 20):
+        await service.catch_up(items=items)
+        service.restarted()
+    await service.catch_up()
+    first_seen = list(dict.fromkeys(service.published))
+    service.restarted()
+    service.saved.clear()
+    service.outbox.sent.clear()
+    await service.catch_up()
+    assert first_seen == service.published
+    assert len(first_seen) == 2 * SAVE_EVERY
+
+
+async def test_the_checkpoint_is_never_ahead_of_what_is_confirmed(service: Service):
+    await service.happen(1)
+    await service.catch_up(items=1)
+    assert service.saved == []
+    await service.relay.save()
+    assert len(service.saved) == 1
+    service.outbox.sent.clear()
+    await service.catch_up()
+    assert len(service.published) == 1

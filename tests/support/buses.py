@@ -1,0 +1,62 @@
+"""A bus of one process for handler tests: what was published stays in a list."""
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from cml_contracts.commands import WorkerCommand
+from cml_contracts.results import OperationResult
+from cml_workers.bus.port import BusUnavailableError, Message, Outgoing
+
+
+@dataclass
+class Outbox:
+    """Keeps what is published; ``broken``: how many publishes fail before the next succeeds."""
+
+    sent: list[Outgoing] = field(default_factory=list)
+    broken: int = 0
+
+    async def __call__(self, message: Outgoing, /) -> None:
+        if self.broken:
+            self.broken -= 1
+            raise BusUnavailableError("planted")
+        self.sent.append(message)
+
+    def results(self, address: str = "caller") -> list[OperationResult]:
+        """The replies sent to this address."""
+        return [
+            OperationResult.model_validate_json(message.body)
+            for message in self.sent
+            if message.exchange is None and message.routing_key == address
+        ]
+
+    def on(self, exchange: str) -> list[Outgoing]:
+        """What was published to this exchange."""
+        return [message for message in self.sent if message.exchange and message.exchange.name == exchange]
+
+
+def command(
+    body: WorkerCommand, command_id: str | None = None, *, reply_to: str | None = "caller", **fields: Any
+) -> Message:
+    """The command as a message, as a client sends it."""
+    return Message(
+        body=body.model_dump_json(exclude_none=True).encode(),
+        type=body.TYPE,
+        message_id=command_id or str(uuid4()),
+        reply_to=reply_to,
+        **fields,
+    )
+
+
+def delivered(message: Outgoing, **fields: Any) -> Message:
+    """What was published, as its consumer gets it."""
+    return Message(
+        body=message.body,
+        type=message.type,
+        routing_key=message.routing_key,
+        message_id=message.message_id,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        headers=message.headers,
+        **fields,
+    )
