@@ -11,6 +11,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from cml_workers.failures import ConfigurationError
+
 METADATA = sa.MetaData()
 
 CHECKPOINTS = sa.Table(
@@ -25,7 +27,7 @@ class DatabaseUnavailableError(ConnectionError):
     """The database did not answer; try again."""
 
 
-class DatabaseConfigurationError(Exception):
+class DatabaseConfigurationError(ConfigurationError):
     """The database cannot be used as configured; says what to mend."""
 
 

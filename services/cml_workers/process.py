@@ -13,15 +13,16 @@ from typing import Any
 
 import structlog
 
-from cml_workers.bus.rabbit import redacted
 from cml_workers.database import open_database
 from cml_workers.ec2_adapter.main import ec2_adapter
+from cml_workers.endpoints import ENDPOINTS, amqp_url, database_url, ec2_endpoint, event_store_uri, redacted
 from cml_workers.eventstore.opening import open_event_store
+from cml_workers.failures import AlreadyRunningError, RoleFailedError
 from cml_workers.lifecycle.main import lifecycle
 from cml_workers.projector.main import projector
 from cml_workers.relay.main import relay
 from cml_workers.roles import Infrastructure, Running
-from cml_workers.settings import Settings, SettingsError
+from cml_workers.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -33,66 +34,6 @@ ROLES: Mapping[str, Role] = {
     "ec2-adapter": ec2_adapter,
     "projector": projector,
 }
-ENDPOINTS = "endpoints.json"
-
-
-class AlreadyRunningError(Exception):
-    """Another process runs the embedded system on this data folder."""
-
-
-class RoleFailedError(Exception):
-    """A role ended by itself; the process ends, so that whoever supervises it starts it anew."""
-
-
-def event_store_uri(settings: Settings) -> str:
-    """The configured event store, or the file in the data folder."""
-    if settings.kurrentdb_uri:
-        return settings.kurrentdb_uri.get_secret_value()
-    return f"sqlite:///{(settings.data_dir / 'events.sqlite3').absolute()}"
-
-
-def database_url(settings: Settings) -> str:
-    """The configured database, or the file in the data folder."""
-    if settings.database_url:
-        return settings.database_url.get_secret_value()
-    return f"sqlite:///{(settings.data_dir / 'read-model.sqlite3').absolute()}"
-
-
-def known_endpoints(settings: Settings) -> dict[str, str]:
-    """What a running ``cml-workers run`` wrote into the data folder; empty if there is none."""
-    try:
-        endpoints: dict[str, str] = json.loads((settings.data_dir / ENDPOINTS).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-    return endpoints
-
-
-def amqp_url(settings: Settings) -> str:
-    """Where the bus is: as configured, or as the running system wrote. Raises SettingsError."""
-    if settings.rabbitmq_url:
-        return settings.rabbitmq_url.get_secret_value()
-    url = known_endpoints(settings).get("amqp")
-    if url is None:
-        raise SettingsError(
-            f"no RabbitMQ: set RABBITMQ_URL, or start `cml-workers run` here (there is no {ENDPOINTS} in "
-            f"{settings.data_dir.absolute()}; CML_DATA_DIR names another folder)"
-        )
-    return url
-
-
-def ec2_endpoint(settings: Settings) -> str | None:
-    """The EC2 API: as configured, AWS's own (None), or the running simulator. Raises SettingsError."""
-    if settings.aws_endpoint_url:
-        return str(settings.aws_endpoint_url)
-    if settings.aws:
-        return None
-    url = known_endpoints(settings).get("ec2")
-    if url is None:
-        raise SettingsError(
-            "no EC2: set CML_AWS=true to use AWS with the credentials of its usual environment, or "
-            "AWS_ENDPOINT_URL, or start `cml-workers run` here for the simulator"
-        )
-    return url
 
 
 @asynccontextmanager
@@ -100,6 +41,7 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
     """All roles in one process; what is not configured is embedded. Yields the endpoints and the roles."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with _sole_owner(settings.data_dir):
+        (settings.data_dir / ENDPOINTS).unlink(missing_ok=True)  # what a killed process left behind
         async with AsyncExitStack() as stack:
             endpoints: dict[str, str] = {}
             if not settings.rabbitmq_url:

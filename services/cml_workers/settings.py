@@ -7,10 +7,11 @@ from typing import Annotated, Literal, Self
 from pydantic import AnyUrl, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cml_workers.failures import ConfigurationError
 from cml_workers.policy import Policy
 
 
-class SettingsError(Exception):
+class SettingsError(ConfigurationError):
     """The environment does not make a valid configuration; one line for each thing to mend."""
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from cml_contracts.envelope import JSON
 from cml_contracts.topology import Exchange
+from cml_workers.failures import ConfigurationError
 
 ATTEMPT_HEADER = "x-cml-attempt"
 """How often a message was put aside before."""
@@ -19,7 +20,7 @@ class UnroutableError(Exception):
     """No queue takes the message; for a reply: the caller is gone."""
 
 
-class TopologyError(Exception):
+class TopologyError(ConfigurationError):
     """The broker's exchanges or queues are not as they must be; says which, and how to mend it."""
 
 

@@ -43,6 +43,7 @@ from cml_workers.bus.port import (
     UnroutableError,
     Verdict,
 )
+from cml_workers.endpoints import redacted
 
 log = structlog.get_logger(__name__)
 
@@ -295,10 +296,3 @@ async def declare_topology(url: str) -> None:
 
 def _told(error: BaseException) -> str:
     return str(error) or type(error).__name__
-
-
-def redacted(url: str) -> str:
-    """The URL without its password."""
-    scheme, _, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}://{credentials.partition(':')[0]}{at}{host}" if at else url

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from cml_contracts.client import NoResultYetError, NotSentError, WorkerClient
+from cml_contracts.client import NoResultYetError, WorkerClient
 from cml_contracts.commands import (
     CreateCMLWorker,
     ImportCMLWorker,
@@ -29,28 +29,12 @@ from cml_contracts.events import EventMetadata
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import ListCMLWorkers, WorkerView
 from cml_contracts.results import OperationResult
-from cml_workers.bus.port import BusUnavailableError, TopologyError
-from cml_workers.cli import demo as demonstration
 from cml_workers.cli.show import event_line, operation_panel, print_json, worker_panel, worker_table
-from cml_workers.database import DatabaseConfigurationError, DatabaseUnavailableError
-from cml_workers.eventstore.opening import open_event_store
-from cml_workers.eventstore.port import (
-    StoreConfigurationError,
-    StoreUnavailableError,
-    StreamNotFoundError,
-)
+from cml_workers.endpoints import amqp_url, event_store_uri
+from cml_workers.eventstore.port import StreamNotFoundError
+from cml_workers.failures import ConfigurationError, RoleFailedError
 from cml_workers.logs import configure_logging
-from cml_workers.process import (
-    ROLES,
-    AlreadyRunningError,
-    RoleFailedError,
-    amqp_url,
-    event_store_uri,
-    single_role,
-    system,
-    until_stopped,
-)
-from cml_workers.settings import Settings, SettingsError, load_settings
+from cml_workers.settings import Settings, load_settings
 
 REFUSED, USAGE, UNREACHABLE, NO_RESULT_YET = 1, 2, 3, 4
 
@@ -85,6 +69,8 @@ def run() -> None:
     RABBITMQ_URL, KURRENTDB_URI, DATABASE_URL and CML_AWS=true (or AWS_ENDPOINT_URL) switch each to a real
     one. Data is kept in CML_DATA_DIR (default .cml-workers), where endpoints.json says what was opened.
     """
+    from cml_workers.process import system, until_stopped  # noqa: PLC0415 - slow to load, of no use to a client
+
     settings = _settings()
 
     async def serve() -> None:
@@ -99,8 +85,10 @@ def run() -> None:
 
 
 @app.command(rich_help_panel=SYSTEM)
-def role(name: Annotated[str, typer.Argument(help=", ".join(ROLES))]) -> None:
+def role(name: Annotated[str, typer.Argument(help="lifecycle, relay, ec2-adapter or projector")]) -> None:
     """Run one role, until SIGTERM; the other parts run elsewhere."""
+    from cml_workers.process import ROLES, single_role, until_stopped  # noqa: PLC0415 - see `run`
+
     if name not in ROLES:
         _fail(f"there is no role {name!r}; there are: {', '.join(ROLES)}", USAGE)
     settings = _settings()
@@ -116,7 +104,9 @@ def role(name: Annotated[str, typer.Argument(help=", ".join(ROLES))]) -> None:
 @app.command(rich_help_panel=SYSTEM)
 def demo() -> None:
     """Start an embedded system, take a worker through its life, and check all that can be seen of it."""
-    if not asyncio.run(demonstration.show(out)):
+    from cml_workers.cli.demo import show  # noqa: PLC0415 - see `run`
+
+    if not _run(show(out)):
         raise typer.Exit(1)
 
 
@@ -361,6 +351,8 @@ def operation(command_id: str, as_json: AsJson = False) -> None:
 @app.command(rich_help_panel=CLIENT)
 def history(worker: WorkerRef, as_json: AsJson = False) -> None:
     """Show a worker's event stream, straight from the event store."""
+    from cml_workers.eventstore.opening import open_event_store  # noqa: PLC0415 - see `run`
+
     settings = _settings()
 
     async def read() -> list[EventEnvelope]:
@@ -392,7 +384,7 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
         if as_json:
             print_json(envelope.to_cloudevent(), compact=True)
         else:
-            out.print(event_line(envelope))
+            out.print(event_line(envelope), soft_wrap=True)
 
 
 @app.command(rich_help_panel=CLIENT)
@@ -410,7 +402,7 @@ def watch(
                 if as_json:
                     print_json(envelope.to_cloudevent(), compact=True)
                 else:
-                    out.print(event_line(envelope))
+                    out.print(event_line(envelope), soft_wrap=True)
 
     try:
         _with_client(follow)
@@ -507,7 +499,7 @@ def _with_client(use: Callable[[WorkerClient], Coroutine[Any, Any, T]]) -> T:
 def _settings() -> Settings:
     try:
         settings = load_settings()
-    except SettingsError as error:
+    except ConfigurationError as error:
         _fail(str(error), USAGE)
     configure_logging(settings)
     return settings
@@ -517,13 +509,11 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; what can be foreseen becomes one clear line and an exit code."""
     try:
         return asyncio.run(work)
-    except (SettingsError, StoreConfigurationError, DatabaseConfigurationError, TopologyError) as error:
-        _fail(str(error), USAGE)
-    except AlreadyRunningError as error:
+    except ConfigurationError as error:
         _fail(str(error), USAGE)
     except NoResultYetError as error:
         _fail(f"{error}: cml-workers operation {error.command_id}", NO_RESULT_YET)
-    except (NotSentError, BusUnavailableError, StoreUnavailableError, DatabaseUnavailableError) as error:
+    except ConnectionError as error:
         _fail(str(error), UNREACHABLE)
     except RoleFailedError as error:
         _fail(str(error), REFUSED)

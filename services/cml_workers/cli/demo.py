@@ -27,9 +27,10 @@ from cml_contracts.instance import InstanceState, LaunchParameters, WorkerStatus
 from cml_contracts.results import OperationResult
 from cml_workers.cli.show import event_line, worker_panel, worker_table
 from cml_workers.ec2_adapter.aws import AwsEc2Client
+from cml_workers.endpoints import event_store_uri
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.logs import configure_logging
-from cml_workers.process import event_store_uri, system
+from cml_workers.process import system
 from cml_workers.settings import Settings
 
 PATIENCE = 60.0

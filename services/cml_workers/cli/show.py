@@ -33,6 +33,7 @@ def print_json(value: Any, *, compact: bool = False) -> None:
 def worker_table(workers: Iterable[WorkerView]) -> Table:
     """One line for each worker."""
     table = Table("id", "name", "status", "region", "type", "instance", "owner", "created", box=None)
+    table.columns[0].min_width = 36
     for worker in workers:
         table.add_row(
             Text(str(worker.id), no_wrap=True),

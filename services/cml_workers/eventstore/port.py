@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from cml_workers.failures import ConfigurationError
+
 NO_STREAM = -1
 """Expected version of a stream that must not exist yet."""
 
@@ -29,7 +31,7 @@ class StoreUnavailableError(ConnectionError):
     """
 
 
-class StoreConfigurationError(Exception):
+class StoreConfigurationError(ConfigurationError):
     """The store refuses us for good (address, credentials, certificate): says what and how to mend it."""
 
 
@@ -93,8 +95,8 @@ def check_append(stream: str, events: Sequence[NewEvent], expected: int) -> None
 class EventStore(Protocol):
     """Append-only streams and the one order of all of them.
 
-    Safe for many concurrent callers of one event loop. Once closed, calls raise StoreUnavailableError.
-    Any call may raise StoreConfigurationError.
+    Safe for many concurrent callers of one event loop. Any call may raise StoreConfigurationError. Once
+    closed, calls raise StoreUnavailableError, and ``follow`` ends at once.
     """
 
     async def append(self, stream: str, events: Sequence[NewEvent], *, expected: int) -> int:
