@@ -4,9 +4,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic import ValidationError
+
 from cml_contracts.commands import CreateCMLWorker, ImportCMLWorker, UpdateCMLWorkerTags
 from cml_contracts.model import Strict
-from pydantic import ValidationError
 
 CREATE: dict[str, Any] = {"name": "lab", "aws_region": "us-east-1", "created_by": "ann"}
 WORKER = UUID("11111111-1111-4111-8111-111111111111")

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
+
 from cml_contracts.commands import COMMANDS
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import EVENTS
 from cml_contracts.queries import QUERIES, OperationView, WorkerPage, WorkerView
 from cml_contracts.reports import REPORTS, LookupRequested
 from cml_contracts.results import OperationResult
-from pydantic import BaseModel, ValidationError
 
 EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples"
 TYPES: dict[str, type[BaseModel]] = {

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 from uuid import UUID
 
 import typer
+import uvloop
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
@@ -508,7 +509,8 @@ def _settings() -> Settings:
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; what can be foreseen becomes one clear line and an exit code."""
     try:
-        return asyncio.run(work)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
     except ConfigurationError as error:
         _fail(str(error), USAGE)
     except NoResultYetError as error:

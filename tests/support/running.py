@@ -1,0 +1,82 @@
+"""``cml-workers run`` as a process of its own, as an operator starts and stops it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+COMMAND = Path(sys.executable).parent / "cml-workers"
+CONFIGURING = ("RABBITMQ_URL", "KURRENTDB_URI", "DATABASE_URL", "AWS_", "CML_")
+
+
+class RunningSystem:
+    """Start it, stop it, start it again on the same data folder; ``settings`` are environment variables."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        self.data_dir = data_dir
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
+        self.environment = {
+            **clean,
+            "CML_DATA_DIR": str(data_dir),
+            "CML_EC2_TRANSITION_SECONDS": "0.3",
+            "CML_VISIBILITY_GRACE_SECONDS": "3",
+            **settings,
+        }
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *, patience: float = 30.0) -> dict[str, str]:
+        """Start and wait until it is ready; the endpoints it wrote."""
+        log = (self.data_dir.parent / f"{self.data_dir.name}.log").open("a")
+        self.process = subprocess.Popen(
+            [COMMAND, "run"], env=self.environment, stdout=log, stderr=log, text=True
+        )
+        log.close()
+        end = time.monotonic() + patience
+        path = self.data_dir / "endpoints.json"
+        while time.monotonic() < end:
+            if path.exists():
+                endpoints: dict[str, str] = json.loads(path.read_text())
+                return endpoints
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.05)
+        self.kill()
+        raise AssertionError(f"not ready: {self.log()}")
+
+    def stop(self, number: int = signal.SIGINT) -> tuple[int, float]:
+        """Stop as Ctrl-C does; exit code and seconds it took."""
+        assert self.process is not None
+        began = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(timeout=20), time.monotonic() - began
+
+    def kill(self) -> None:
+        """kill -9, if it still runs."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def cli(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """The command line as a client of this system."""
+        return subprocess.run(
+            [COMMAND, *arguments],
+            env={**self.environment, "COLUMNS": "160", **settings},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def cli_json(self, *arguments: str) -> Any:
+        """The same with ``--json``, which must succeed."""
+        done = self.cli(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def log(self) -> str:
+        """What it has said so far."""
+        return (self.data_dir.parent / f"{self.data_dir.name}.log").read_text()

@@ -1,0 +1,380 @@
+"""The running system as other services see it: AMQP, JSON, and what happens in EC2."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+import pytest
+
+from cml_contracts.client import WorkerClient
+from cml_contracts.commands import CreateCMLWorker, TerminateCMLWorker
+from cml_contracts.instance import LaunchParameters
+from cml_workers.ec2_adapter.aws import AwsEc2Client
+from support.ec2 import SimulatorAdmin
+from support.plain_amqp import PlainAmqp
+from support.running import RunningSystem
+
+CREATE: dict[str, Any] = {
+    "name": "lab",
+    "aws_region": "us-east-1",
+    "instance_type": "m5.large",
+    "created_by": "ann",
+}
+
+
+class System:
+    """A running system, and where it is."""
+
+    def __init__(self, running: RunningSystem) -> None:
+        self.running = running
+        self.begin()
+
+    def begin(self) -> None:
+        endpoints = self.running.start()
+        self.amqp = endpoints["amqp"]
+        self.ec2 = endpoints["ec2"]
+        self.admin = SimulatorAdmin(self.ec2)
+
+    def instances_of(self, worker_id: str) -> list[dict[str, Any]]:
+        return [each for each in self.admin.instances() if each["tags"].get("cml:worker-id") == worker_id]
+
+
+@pytest.fixture(scope="module")
+def system(amqp_broker: tuple[str, str | None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    kind, url = amqp_broker
+    folder: Path = tmp_path_factory.mktemp(f"system-{kind}")
+    running = RunningSystem(folder / "data", **({"RABBITMQ_URL": url} if url else {}))
+    try:
+        yield System(running)
+    finally:
+        running.kill()
+
+
+@pytest.fixture(autouse=True)
+def no_faults_are_left(system: System) -> Iterator[None]:
+    yield
+    system.admin.clear()
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["reply-queue", "direct-reply-to"])
+async def test_seven_commands_and_the_queries_with_nothing_but_amqp_and_json(system: System, direct: bool):
+    async with PlainAmqp(system.amqp, direct=direct) as client:
+        created = await client.command("create", **CREATE, tags={"course": "ccna"})
+        worker_id, instance = created["worker_id"], created["data"]
+        assert created["outcome"] == "succeeded"
+        assert instance["instance_state"] == "pending"
+        assert instance["tags"]["course"] == "ccna"
+        await client.until_status(worker_id, "RUNNING")
+
+        tagged = await client.command(
+            "update_tags", worker_id=worker_id, tags={"lab": "ospf"}, updated_by="ann"
+        )
+        assert {"course", "lab", "Name", "cml:worker-id"} <= set(tagged["data"])
+        told = await client.command("update_status", worker_id=worker_id)
+        assert told["data"]["instance_state"] == "running"
+        assert (await client.command("stop", worker_id=worker_id))["data"] is True
+        await client.until_status(worker_id, "STOPPED")
+        assert (await client.command("start", worker_id=worker_id))["data"] is True
+        running = await client.until_status(worker_id, "RUNNING")
+        assert running["instance"]["aws_instance_id"] == instance["aws_instance_id"]
+
+        listed = await client.query("worker.list", tag="lab=ospf", status="RUNNING")
+        assert worker_id in [each["id"] for each in listed["data"]["workers"]]
+        operation = await client.query("operation.get", command_id=created["command_id"])
+        assert operation["data"]["result"] == created
+
+        assert (await client.command("terminate", worker_id=worker_id))["data"] is True
+        await client.until_event(worker_id, "cml.worker.terminated.v1")
+        assert [each["state"] for each in system.instances_of(worker_id)] == ["terminated"]
+
+        seen = [each for each in client.events if each["subject"] == worker_id]
+        assert [each["streamrevision"] for each in seen] == list(range(len(seen)))
+        assert seen[0]["type"] == "cml.worker.created.v1"
+        assert seen[0]["commandid"] == created["command_id"]
+        assert seen[0]["actor"] == "ann"
+        assert all(each["specversion"] == "1.0" for each in seen)
+
+        async with AwsEc2Client(endpoint_url=system.ec2) as ec2:
+            outside = await ec2.launch(
+                LaunchParameters(
+                    aws_region="us-east-1",
+                    ami_id=instance["ami_id"],
+                    instance_type="m5.large",
+                    tags={"Name": "found"},
+                    generation=1,
+                    client_token=uuid4().hex,
+                )
+            )
+        adopt = {"aws_region": "us-east-1", "instance_id": outside.instance_id, "created_by": "ann"}
+        imported = await client.command("import", **adopt)
+        again = await client.command("import", **adopt)
+        assert imported["data"]["instance_name"] == "found"
+        assert again["worker_id"] == imported["worker_id"]
+
+
+@pytest.mark.parametrize("same_correlation", [False, True])
+async def test_the_same_message_five_times_gives_one_instance_and_five_equal_replies(
+    system: System, same_correlation: bool
+):
+    async with PlainAmqp(system.amqp) as client:
+        command_id, shared = str(uuid4()), str(uuid4()) if same_correlation else None
+        sent = await asyncio.gather(
+            *(
+                client.publish(
+                    "cml.commands",
+                    "cml.worker.create.v1",
+                    json.dumps(CREATE).encode(),
+                    message_id=command_id,
+                    correlation_id=shared,
+                )
+                for _ in range(5)
+            )
+        )
+        if shared:
+            replies = await client.replies_to(shared, 5)
+        else:
+            replies = [(await client.replies_to(each))[0] for each in sent]
+        assert len(replies) == 5
+        assert all(reply == replies[0] for reply in replies)
+        assert replies[0]["outcome"] == "succeeded"
+        assert len(system.instances_of(replies[0]["worker_id"])) == 1
+
+
+async def test_an_id_that_was_used_before_with_another_body_is_rejected(system: System):
+    async with PlainAmqp(system.amqp) as client:
+        command_id = str(uuid4())
+        for name, code in (("one", None), ("two", "DuplicateCommand")):
+            body = json.dumps({**CREATE, "name": name, "worker_id": str(uuid4())}).encode()
+            sent = await client.publish("cml.commands", "cml.worker.create.v1", body, message_id=command_id)
+            (reply,) = await client.replies_to(sent)
+            assert (reply["problem"] or {}).get("code") == code
+
+
+async def test_200_commands_in_flight_all_get_their_own_reply(system: System):
+    async with WorkerClient(system.amqp, deadline=110) as client:
+        creates = [
+            CreateCMLWorker.model_validate({**CREATE, "name": f"crowd-{number}"}) for number in range(200)
+        ]
+        results = await asyncio.gather(*(client.send(create) for create in creates))
+        for create, result in zip(creates, results, strict=True):
+            assert result.problem is None
+            assert result.data["instance_name"] == create.name
+        ids = {result.data["aws_instance_id"] for result in results}
+        assert len(ids) == 200
+        ended = await asyncio.gather(
+            *(
+                client.send(TerminateCMLWorker(worker_id=result.worker_id))
+                for result in results
+                if result.worker_id
+            )
+        )
+        assert [result.outcome for result in ended] == ["succeeded"] * 200
+
+
+FAULTS = [
+    ("VcpuLimitExceeded", "EC2QuotaExceeded"),
+    ("InsufficientInstanceCapacity", "EC2Capacity"),
+    ("InvalidParameterValue", "EC2InvalidParameter"),
+    ("UnauthorizedOperation", "EC2Authentication"),
+]
+
+
+@pytest.mark.parametrize(("aws_code", "code"), FAULTS)
+async def test_what_aws_refuses_fails_with_its_own_code(system: System, aws_code: str, code: str):
+    system.admin.fault("RunInstances", aws_code)
+    async with PlainAmqp(system.amqp) as client:
+        reply = await client.command("create", **CREATE)
+        assert (reply["outcome"], reply["problem"]["code"]) == ("failed", code)
+        assert aws_code in reply["problem"]["detail"]
+        assert system.instances_of(reply["worker_id"]) == []
+        await client.until_status(reply["worker_id"], "FAILED")
+
+
+async def test_no_image_for_a_region_a_bad_type_and_a_bad_image_fail(system: System):
+    async with PlainAmqp(system.amqp) as client:
+        for changes in (
+            {"aws_region": "ap-south-1"},
+            {"instance_type": "m99.huge"},
+            {"ami_id": "ami-00000000000000000"},
+            {"ami_name": "no such image"},
+        ):
+            reply = await client.command("create", **{**CREATE, **changes})
+            assert (reply["outcome"], reply["problem"]["code"]) == ("failed", "EC2InvalidParameter"), reply
+
+
+async def test_a_launch_whose_answer_is_lost_gives_one_instance(system: System):
+    system.admin.fault("RunInstances", "InternalError", status=500, effect="after", times=4)
+    async with PlainAmqp(system.amqp) as client:
+        reply = await client.command("create", **CREATE)
+        assert reply["outcome"] == "succeeded"
+        assert len(system.instances_of(reply["worker_id"])) == 1
+
+
+async def test_drift_is_recorded_when_somebody_asks(system: System):
+    async with PlainAmqp(system.amqp) as client:
+        created = await client.command("create", **CREATE)
+        await client.until_status(created["worker_id"], "RUNNING")
+        system.admin.set_state(created["data"]["aws_instance_id"], "stopped")
+        told = await client.command("update_status", worker_id=created["worker_id"])
+        assert told["data"]["instance_state"] == "stopped"
+        event = await client.until_event(created["worker_id"], "cml.worker.instance_state_observed.v1")
+        stopped = [e for e in client.events if e["subject"] == created["worker_id"]][-1]
+        assert event["specversion"] == "1.0"
+        assert stopped["data"]["drift"] is True
+        assert "actor" not in stopped
+
+
+BROKEN: list[tuple[bytes, dict[str, Any], str]] = [
+    (b"{", {}, "JSON"),
+    (b"\xff\x00", {}, "JSON"),
+    (b'"text"', {}, "object"),
+    (b'{"worker_id": 7}', {}, "worker_id"),
+    (json.dumps({"worker_id": str(uuid4()), "colour": "red"}).encode(), {}, "colour"),
+    (b"{}", {"type": "cml.worker.explode.v1"}, "not known"),
+    (json.dumps({"worker_id": str(uuid4())}).encode(), {"message_id": None}, "message_id"),
+    (b'{"x": "' + b"y" * 65536 + b'"}', {}, "bytes"),
+]
+
+
+async def test_broken_messages_are_answered_and_kept_with_their_reason_and_block_nobody(system: System):
+    async with PlainAmqp(system.amqp) as client:
+        marks = []
+        for body, properties, reason in BROKEN:
+            mark = str(uuid4())
+            marks.append((mark, reason))
+            sent = await client.publish(
+                "cml.commands", "cml.worker.start.v1", body, headers={"mark": mark}, **properties
+            )
+            (reply,) = await client.replies_to(sent)
+            assert (reply["outcome"], reply["problem"]["code"]) == ("rejected", "ValidationFailed")
+            assert reason in reply["problem"]["detail"]
+        unknown = await client.command("start", worker_id=str(uuid4()))
+        assert (unknown["outcome"], unknown["problem"]["code"]) == ("rejected", "WorkerNotFound")
+        kept = await dead_letters(system.amqp)
+        for mark, reason in marks:
+            assert reason in kept[mark]["x-cml-reason"]
+            assert kept[mark]["x-cml-queue"] == "cml.lifecycle.commands"
+
+
+async def test_broken_queries_are_answered_and_kept(system: System):
+    async with PlainAmqp(system.amqp) as client:
+        for name, fields in (("worker.list", {"limit": 0}), ("worker.nothing", {}), ("worker.get", {})):
+            reply = await client.query(name, **fields)
+            assert (reply["outcome"], reply["problem"]["code"]) == ("rejected", "ValidationFailed")
+        missing = await client.query("worker.get", worker_id=str(uuid4()))
+        assert missing["problem"]["code"] == "WorkerNotFound"
+
+
+async def dead_letters(url: str) -> dict[str, dict[str, Any]]:
+    """The headers of what is in the dead-letter queue, by the mark that the test gave."""
+    found: dict[str, dict[str, Any]] = {}
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue("cml.dead-letters")
+        while (message := await queue.get(fail=False)) is not None:
+            headers: dict[str, Any] = dict(message.headers)
+            found[str(headers.get("mark"))] = headers
+    return found
+
+
+async def test_after_a_restart_everything_is_still_there(system: System):
+    async with PlainAmqp(system.amqp) as client:
+        created = await client.command("create", **CREATE)
+        worker_id = created["worker_id"]
+        await client.until_status(worker_id, "RUNNING")
+        await client.command("stop", worker_id=worker_id)
+        before = await client.until_status(worker_id, "STOPPED")
+        unfinished = await client.command("create", **{**CREATE, "name": "unfinished"})
+    code, seconds = await asyncio.to_thread(system.running.stop)
+    assert code == 0, system.running.log()
+    assert seconds < 3
+    assert "Traceback" not in system.running.log()
+    await asyncio.to_thread(system.begin)
+    async with PlainAmqp(system.amqp) as client:
+        after = (await client.query("worker.get", worker_id=worker_id))["data"]
+        assert after == before
+        operation = await client.query("operation.get", command_id=created["command_id"])
+        assert operation["data"]["result"] == created
+        assert (await client.command("start", worker_id=worker_id))["data"] is True
+        await client.until_status(worker_id, "RUNNING")
+        await client.until_status(unfinished["worker_id"], "RUNNING")
+    assert len(system.instances_of(worker_id)) == 1
+
+
+async def test_killed_at_any_moment_it_goes_on_where_it_was(system: System):
+    ids = [str(uuid4()) for _ in range(6)]
+    for number, command_id in enumerate(ids):
+        async with PlainAmqp(system.amqp) as client:
+            body = json.dumps({**CREATE, "name": f"killed-{number}"}).encode()
+            await client.publish(
+                "cml.commands", "cml.worker.create.v1", body, message_id=command_id, reply_to=None
+            )
+            await asyncio.sleep(0.03 * number)
+        system.running.kill()
+        (system.running.data_dir / "endpoints.json").unlink(missing_ok=True)
+        await asyncio.to_thread(system.begin)
+    async with WorkerClient(system.amqp) as client:
+        for command_id in ids:
+            async with asyncio.timeout(60):
+                while not ((view := await client.operation(command_id)) and view.result):
+                    await asyncio.sleep(0.2)
+            assert view.result.outcome == "succeeded"
+            assert len(system.instances_of(str(view.worker_id))) == 1
+
+
+def test_the_command_line_drives_a_worker_through_its_life(system: System):
+    cli = system.running
+    created = cli.cli_json("create", "cli-lab", "--type", "m5.large", "--tag", "course=ccna", "--by", "ann")
+    worker_id = created["worker_id"]
+    again = cli.cli(
+        "create",
+        "cli-lab",
+        "--type",
+        "m5.large",
+        "--tag",
+        "course=ccna",
+        "--by",
+        "ann",
+        "--json",
+        "--command-id",
+        created["command_id"],
+    )
+    assert json.loads(again.stdout) == created
+    assert cli.cli_json("tag", worker_id, "a=1", "b=2")["data"]["b"] == "2"
+    assert cli.cli_json("status", "cli-lab")["data"]["instance_state"] in {"pending", "running"}
+    assert cli.cli_json("stop", "cli-lab")["data"] is True
+    shown = cli.cli("get", "cli-lab")
+    assert "STOP" in shown.stdout
+    assert worker_id in cli.cli("list", "--name", "cli-", "--tag", "a=1").stdout
+    assert cli.cli_json("operation", created["command_id"])["result"] == created
+    sent = cli.cli_json("terminate", "cli-lab", "--no-wait")
+    assert sent["command_id"]
+    lines = cli.cli("history", worker_id, "--json").stdout.splitlines()
+    assert json.loads(lines[0])["type"] == "cml.worker.created.v1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["start", "no-such-lab"], 1, "no worker is named"),
+        (["start", str(uuid4())], 1, "WorkerNotFound"),
+        (["get", str(uuid4())], 1, "not known"),
+        (["history", str(uuid4())], 1, "no history"),
+        (["tag", str(uuid4()), "novalue"], 2, "KEY=VALUE"),
+        (["create", "x", "--region", "nowhere"], 2, "aws_region"),
+        (["list", "--sort", "colour"], 2, "sort"),
+        (["role", "emperor"], 2, "there is no role"),
+        (["run"], 2, "another `cml-workers run`"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong_and_exits_so(
+    system: System, arguments: list[str], code: int, said: str
+):
+    done = system.running.cli(*arguments)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
