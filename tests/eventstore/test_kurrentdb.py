@@ -60,7 +60,7 @@ def stored_in(node, stream):
 
 async def until(condition):
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - any condition, of either side
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -332,7 +332,7 @@ def list_(
     if as_json:
         print_json(page.model_dump(mode="json"))
         return
-    out.print(worker_table(page.workers) if page.workers else "no workers")
+    out.print(worker_table(page.workers, out.width) if page.workers else "no workers")
     if page.next_cursor:
         out.print(f"more: --cursor {page.next_cursor}", soft_wrap=True, highlight=False)
 

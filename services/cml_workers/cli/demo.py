@@ -190,7 +190,7 @@ async def _tell(
 
         with story.chapter("The read model"):
             page = await client.workers()
-            out.print(worker_table(page.workers))
+            out.print(worker_table(page.workers, out.width))
             for view in page.workers:
                 if view.id == worker_id:
                     out.print(worker_panel(view))

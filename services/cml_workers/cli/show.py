@@ -24,19 +24,26 @@ _COLOURS = {
 }
 
 
+WIDE = 120
+"""Columns from which a table of workers shows everything."""
+
+
 def print_json(value: Any, *, compact: bool = False) -> None:
     """JSON on stdout; compact: on one line."""
     sys.stdout.write(json.dumps(value, indent=None if compact else 2) + "\n")
     sys.stdout.flush()
 
 
-def worker_table(workers: Iterable[WorkerView]) -> Table:
-    """One line for each worker."""
-    table = Table("id", "name", "status", "region", "type", "instance", "owner", "created", box=None)
+def worker_table(workers: Iterable[WorkerView], width: int) -> Table:
+    """One line for each worker; on a narrow terminal what can be asked for with ``get`` is left out."""
+    table = Table("id", "name", "status", "region", "type", box=None)
     table.columns[0].min_width = 36
+    if width >= WIDE:
+        for name in ("instance", "owner", "created"):
+            table.add_column(name)
     for worker in workers:
-        table.add_row(
-            Text(str(worker.id), no_wrap=True),
+        cells = [
+            str(worker.id),
             worker.name,
             Text(worker.status, style=_COLOURS[worker.status]),
             worker.aws_region,
@@ -44,7 +51,8 @@ def worker_table(workers: Iterable[WorkerView]) -> Table:
             worker.instance.aws_instance_id if worker.instance else "",
             worker.owner,
             f"{worker.created_at:%Y-%m-%d %H:%M}",
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

@@ -1,0 +1,57 @@
+"""The brokers that tests run on: the embedded one and a real RabbitMQ."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import pytest
+from support.rabbitmq import NoRabbitMQError, any_rabbitmq
+
+USED = pytest.StashKey[dict[str, str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[USED] = {}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, how in sorted(config.stash[USED].items()):
+        terminalreporter.write_line(f"used: {name}, {how}")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[str]:
+    """A real RabbitMQ; without one a failure in CI, else a skip."""
+    try:
+        with any_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as (url, how):
+            pytestconfig.stash[USED]["RabbitMQ"] = how
+            yield url
+    except NoRabbitMQError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def embedded_amqp_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """The embedded broker, in a process of its own."""
+    broker = subprocess.Popen(
+        [sys.executable, "-m", "cml_workers.embedded.amqp_broker"], stdout=subprocess.PIPE, text=True
+    )
+    assert broker.stdout is not None
+    url = broker.stdout.readline().strip()
+    pytestconfig.stash[USED]["embedded broker"] = f"on pamqp {version('pamqp')}"
+    yield url
+    broker.terminate()
+    broker.wait(timeout=10)
+    broker.stdout.close()
+
+
+@pytest.fixture(params=["embedded", "rabbitmq"], scope="session")
+def amqp_url(request: pytest.FixtureRequest) -> str:
+    """One suite for both."""
+    fixture = "embedded_amqp_url" if request.param == "embedded" else "rabbitmq_url"
+    url: str = request.getfixturevalue(fixture)
+    return url

@@ -1,0 +1,46 @@
+"""The EC2 simulator's admin endpoint, for tests: plant faults, look at calls and instances."""
+
+import json
+from typing import Any
+from urllib.request import Request, urlopen
+
+
+class SimulatorAdmin:
+    """Blocking; a call takes a millisecond or two."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def fault(self, operation: str, code: str = "InternalError", **how: Any) -> None:
+        """Plant a fault; ``how``: status, message, times, probability, delay_seconds, effect, ..."""
+        self._ask("POST", "faults", {"operation": operation, "code": code, **how})
+
+    def clear(self) -> None:
+        """Take all faults back."""
+        self._ask("DELETE", "faults")
+
+    def calls(self, operation: str | None = None) -> list[dict[str, Any]]:
+        """The calls so far, of one operation or all."""
+        calls: list[dict[str, Any]] = self._ask("GET", "calls")
+        return [call for call in calls if operation in (None, call["operation"])]
+
+    def forget_calls(self) -> None:
+        self._ask("DELETE", "calls")
+
+    def instances(self) -> list[dict[str, Any]]:
+        """Every instance ever launched."""
+        found: list[dict[str, Any]] = self._ask("GET", "instances")
+        return found
+
+    def set_state(self, instance_id: str, state: str) -> None:
+        """Somebody else stopped, started or terminated it."""
+        self._ask("POST", f"instances/{instance_id}/state", {"state": state})
+
+    def add_image(self, region: str, name: str) -> str:
+        """Register an image; its id."""
+        return str(self._ask("POST", "images", {"region": region, "name": name})["id"])
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        with urlopen(Request(f"{self.url}/simulator/{path}", data, method=method), timeout=30) as answer:
+            return json.load(answer)

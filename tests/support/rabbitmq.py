@@ -1,0 +1,209 @@
+"""A private RabbitMQ for the tests: an address that was given, an installed server, or a container.
+
+The server is spawned with everything of its own (node name, folders, ports, cookie, epmd), so that nothing on
+the machine is touched and several can run side by side. See https://www.rabbitmq.com/docs/configure
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+GIVEN = "TEST_RABBITMQ_URL"
+# The wrapper in sbin refuses other users; the script behind it does not.
+PLACES = (
+    "/usr/lib/rabbitmq/bin/rabbitmq-server",
+    "/opt/homebrew/sbin/rabbitmq-server",
+    "/usr/local/sbin/rabbitmq-server",
+)
+EPMD = ("epmd", "/usr/lib/erlang/bin/epmd")
+READY = 60.0
+"""Seconds a server may take to answer."""
+
+
+class NoRabbitMQError(Exception):
+    """None can be had; says how to get one."""
+
+
+def installed() -> Path | None:
+    """The server's start script on this machine."""
+    for place in (*PLACES, shutil.which("rabbitmq-server")):
+        if place and Path(place).exists():
+            return Path(place)
+    return None
+
+
+def docker_answers() -> bool:
+    """Whether containers can be started."""
+    if not shutil.which("docker"):
+        return False
+    done = subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False)
+    return done.returncode == 0
+
+
+class SpawnedRabbitMQ:
+    """A server process of our own in a folder; ``stop``, ``kill`` and ``start`` it again as you like."""
+
+    def __init__(self, script: Path, folder: Path) -> None:
+        self._script = script
+        self._folder = folder
+        self.port = free_port()
+        self._dist_port, self._epmd_port = free_port(), free_port()
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "env.conf").touch()
+        (folder / "plugins").write_text("[].")
+        (folder / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\nraft.wal_max_size_bytes = 67108864\n"
+        )
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        """Start and wait until it speaks AMQP."""
+        own = {
+            "HOME": self._folder,
+            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
+            "RABBITMQ_MNESIA_BASE": self._folder / "mnesia",
+            "RABBITMQ_LOG_BASE": self._folder / "log",
+            "RABBITMQ_CONFIG_FILE": self._folder / "rabbitmq.conf",
+            "RABBITMQ_CONF_ENV_FILE": self._folder / "env.conf",
+            "RABBITMQ_GENERATED_CONFIG_DIR": self._folder / "generated",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": self._folder / "plugins",
+            "RABBITMQ_PID_FILE": self._folder / "pid",
+            "RABBITMQ_DIST_PORT": self._dist_port,
+            "ERL_EPMD_PORT": self._epmd_port,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
+        if self._epmd is None:
+            # As a child of ours: one that the server starts by itself would stay behind.
+            epmd = next(path for path in EPMD if shutil.which(path))
+            self._epmd = subprocess.Popen(
+                [epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=_die_with_parent,
+            )
+        with (self._folder / "output.log").open("ab") as output:
+            self._server = subprocess.Popen(
+                [self._script],
+                env=environment,
+                stdout=output,
+                stderr=output,
+                preexec_fn=_own_group_die_with_parent,
+            )
+        self._wait()
+
+    def _wait(self) -> None:
+        end = time.monotonic() + READY
+        while time.monotonic() < end:
+            if self._server is not None and self._server.poll() is not None:
+                break
+            if speaks_amqp(self.port):
+                return
+            time.sleep(0.1)
+        raise NoRabbitMQError(f"RabbitMQ did not start; see {self._folder / 'output.log'}")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the server, by SIGKILL for a crash."""
+        if self._server is not None and self._server.poll() is None:
+            os.killpg(self._server.pid, number)
+            self._server.wait(timeout=60)
+
+    def kill(self) -> None:
+        """A crash."""
+        self.stop(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop and start on the same data and port."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """End everything that was started."""
+        self.kill()
+        if self._epmd is not None:
+            self._epmd.kill()
+            self._epmd.wait()
+
+
+@contextmanager
+def private_rabbitmq(folder: Path) -> Iterator[SpawnedRabbitMQ]:
+    """A server of our own that may be stopped and killed. Raises NoRabbitMQError."""
+    script = installed()
+    if script is None:
+        raise NoRabbitMQError(_how_to_get_one())
+    server = SpawnedRabbitMQ(script, folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@contextmanager
+def any_rabbitmq(folder: Path) -> Iterator[tuple[str, str]]:
+    """The URL of a RabbitMQ, and how it was had. Raises NoRabbitMQError."""
+    given = os.environ.get(GIVEN)
+    if given:
+        yield given, f"given by {GIVEN}"
+    elif installed():
+        with private_rabbitmq(folder) as server:
+            yield server.url, f"spawned privately from {installed()}"
+    elif docker_answers():
+        from testcontainers.rabbitmq import RabbitMqContainer
+
+        with RabbitMqContainer("rabbitmq:4") as container:
+            parameters: Any = container.get_connection_params()
+            yield f"amqp://guest:guest@{parameters.host}:{parameters.port}/", "in a container"
+    else:
+        raise NoRabbitMQError(_how_to_get_one())
+
+
+def _how_to_get_one() -> str:
+    return (
+        f"no RabbitMQ: set {GIVEN} to a URL, install the package rabbitmq-server (on Debian as root, `make test` "
+        "does that itself), or start a Docker engine"
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def speaks_amqp(port: int) -> bool:
+    """Whether the protocol header is answered with a method frame (type 1)."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
+            probe.sendall(b"AMQP\x00\x00\x09\x01")
+            return probe.recv(1) == b"\x01"
+    except OSError:
+        return False
+
+
+def _die_with_parent() -> None:
+    """Also when the test run is killed (Linux: PR_SET_PDEATHSIG is 1)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _own_group_die_with_parent() -> None:
+    os.setpgrp()
+    _die_with_parent()
