@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
+
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
 
 USED = pytest.StashKey[dict[str, str]]()

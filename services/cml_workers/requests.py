@@ -58,7 +58,7 @@ def reply_address(message: Message) -> ReplyAddress | None:
 
 
 def reply(result: OperationResult, address: ReplyAddress) -> Outgoing:
-    """The result as a message to its caller."""
+    """The result as a message to its caller; one whose queue is gone is dropped, as nobody awaits it."""
     return Outgoing(
         exchange=None,
         routing_key=address.reply_to,
@@ -66,6 +66,7 @@ def reply(result: OperationResult, address: ReplyAddress) -> Outgoing:
         type=RESULT_TYPE,
         message_id=f"{result.command_id}/result" if result.command_id else "",
         correlation_id=address.correlation_id,
+        mandatory=False,
     )
 
 

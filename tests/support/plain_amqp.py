@@ -72,12 +72,12 @@ class PlainAmqp:
             await self.arrived.wait_for(lambda: len(self.replies.get(correlation_id, [])) >= count)
             return self.replies[correlation_id]
 
-    async def command(self, name: str, **fields: Any) -> dict[str, Any]:
+    async def command(self, name: str, /, **fields: Any) -> dict[str, Any]:
         """Send a command and await its reply."""
         sent = await self.publish("cml.commands", f"cml.worker.{name}.v1", json.dumps(fields).encode())
         return (await self.replies_to(sent))[0]
 
-    async def query(self, name: str, **fields: Any) -> dict[str, Any]:
+    async def query(self, name: str, /, **fields: Any) -> dict[str, Any]:
         """Send a query and await its answer."""
         sent = await self.publish("cml.queries", f"cml.{name}.v1", json.dumps(fields).encode())
         return (await self.replies_to(sent))[0]
@@ -92,14 +92,17 @@ class PlainAmqp:
                     return data
                 await asyncio.sleep(0.1)
 
-    async def until_event(self, worker_id: str, event_type: str, seconds: float = 30) -> dict[str, Any]:
-        """Wait for an event of a worker."""
+    async def until_event(self, worker_id: str, event_type: str, **data: Any) -> dict[str, Any]:
+        """Wait for an event of a worker with this data."""
 
         def found() -> list[dict[str, Any]]:
             return [
-                each for each in self.events if (each["subject"], each["type"]) == (worker_id, event_type)
+                each
+                for each in self.events
+                if (each["subject"], each["type"]) == (worker_id, event_type)
+                and data.items() <= each["data"].items()
             ]
 
-        async with asyncio.timeout(seconds), self.arrived:
+        async with asyncio.timeout(30), self.arrived:
             await self.arrived.wait_for(found)
             return found()[0]

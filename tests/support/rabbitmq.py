@@ -96,7 +96,7 @@ class SpawnedRabbitMQ:
                 env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call of libc
             )
         with (self._folder / "output.log").open("ab") as output:
             self._server = subprocess.Popen(
@@ -104,7 +104,7 @@ class SpawnedRabbitMQ:
                 env=environment,
                 stdout=output,
                 stderr=output,
-                preexec_fn=_own_group_die_with_parent,
+                preexec_fn=_own_group_die_with_parent,  # noqa: PLW1509 - likewise
             )
         self._wait()
 
@@ -165,7 +165,7 @@ def any_rabbitmq(folder: Path) -> Iterator[tuple[str, str]]:
         with private_rabbitmq(folder) as server:
             yield server.url, f"spawned privately from {installed()}"
     elif docker_answers():
-        from testcontainers.rabbitmq import RabbitMqContainer
+        from testcontainers.rabbitmq import RabbitMqContainer  # noqa: PLC0415 - slow to load
 
         with RabbitMqContainer("rabbitmq:4") as container:
             parameters: Any = container.get_connection_params()

@@ -221,9 +221,10 @@ async def test_drift_is_recorded_when_somebody_asks(system: System):
         system.admin.set_state(created["data"]["aws_instance_id"], "stopped")
         told = await client.command("update_status", worker_id=created["worker_id"])
         assert told["data"]["instance_state"] == "stopped"
-        event = await client.until_event(created["worker_id"], "cml.worker.instance_state_observed.v1")
-        stopped = [e for e in client.events if e["subject"] == created["worker_id"]][-1]
-        assert event["specversion"] == "1.0"
+        await client.until_status(created["worker_id"], "STOPPED")
+        stopped = await client.until_event(
+            created["worker_id"], "cml.worker.instance_state_observed.v1", instance_state="stopped"
+        )
         assert stopped["data"]["drift"] is True
         assert "actor" not in stopped
 
@@ -235,7 +236,7 @@ BROKEN: list[tuple[bytes, dict[str, Any], str]] = [
     (b'{"worker_id": 7}', {}, "worker_id"),
     (json.dumps({"worker_id": str(uuid4()), "colour": "red"}).encode(), {}, "colour"),
     (b"{}", {"type": "cml.worker.explode.v1"}, "not known"),
-    (json.dumps({"worker_id": str(uuid4())}).encode(), {"message_id": None}, "message_id"),
+    (json.dumps({"worker_id": str(uuid4())}).encode(), {"message_id": "two words"}, "message_id"),
     (b'{"x": "' + b"y" * 65536 + b'"}', {}, "bytes"),
 ]
 
@@ -306,14 +307,14 @@ async def test_after_a_restart_everything_is_still_there(system: System):
 
 
 async def test_killed_at_any_moment_it_goes_on_where_it_was(system: System):
-    ids = [str(uuid4()) for _ in range(6)]
+    ids = [str(uuid4()) for _ in range(4)]
     for number, command_id in enumerate(ids):
         async with PlainAmqp(system.amqp) as client:
             body = json.dumps({**CREATE, "name": f"killed-{number}"}).encode()
             await client.publish(
                 "cml.commands", "cml.worker.create.v1", body, message_id=command_id, reply_to=None
             )
-            await asyncio.sleep(0.03 * number)
+            await asyncio.sleep(0.04 * number)
         system.running.kill()
         (system.running.data_dir / "endpoints.json").unlink(missing_ok=True)
         await asyncio.to_thread(system.begin)

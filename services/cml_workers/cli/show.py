@@ -42,7 +42,7 @@ def worker_table(workers: Iterable[WorkerView], width: int) -> Table:
         for name in ("instance", "owner", "created"):
             table.add_column(name)
     for worker in workers:
-        cells = [
+        cells: list[str | Text] = [
             str(worker.id),
             worker.name,
             Text(worker.status, style=_COLOURS[worker.status]),

@@ -35,7 +35,7 @@ os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
 os.environ["MOTO_ENABLE_AMI_VALIDATION"] = "true"
 os.environ["MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION"] = "true"
 
-from moto.core import DEFAULT_ACCOUNT_ID
+from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
 from moto.ec2.models import instances as moto_instances
 from moto.ec2.models.amis import Ami
@@ -236,14 +236,16 @@ class _Application:
         action, region = form.get("Action", ""), _region(environ)
         with self._lock:
             self._prepare(region)
-            try:
-                if fault and fault.effect == "instead":
-                    raise _Refusal(fault.code, fault.message)
-                answer = self._act(environ, action, region, form, fault)
-                if fault and fault.effect == "after":
-                    raise _Refusal(fault.code, fault.message)
-            except _Refusal as refusal:
-                answer = fault.status if fault else 400, _error(refusal.code, str(refusal))
+            planted = fault and (fault.status, _error(fault.code, fault.message))
+            if planted and fault and fault.effect == "instead":
+                answer = planted
+            else:
+                try:
+                    answer = self._act(environ, action, region, form, fault)
+                except _Refusal as refusal:
+                    answer = 400, _error(refusal.code, str(refusal))
+                if planted and fault and fault.effect == "after":
+                    answer = planted
             code = re.search(rb"<Code>([^<]*)</Code>", answer[1]) if answer[0] != 200 else None
             self._calls.append(
                 {
@@ -269,7 +271,7 @@ class _Application:
         if action == "RunInstances":
             return self._run(environ, region, form, fault)
         if action in ("CreateTags", "DeleteTags"):
-            return self._tag(environ, action, region, form)
+            return self._tag(environ, region, form)
         return self._ask_moto(environ, self._visible(action, region, form))
 
     def _ask_moto(self, environ: dict[str, Any], form: Mapping[str, str]) -> Answer:
@@ -368,7 +370,7 @@ class _Application:
         known.due = time.time() + self._transition_seconds
         self._to(known, state)
 
-    def _tag(self, environ: dict[str, Any], action: str, region: str, form: dict[str, str]) -> Answer:
+    def _tag(self, environ: dict[str, Any], region: str, form: dict[str, str]) -> Answer:
         resources = [value for name, value in form.items() if name.startswith("ResourceId.")]
         for resource in resources:
             if resource.startswith("i-"):
@@ -485,8 +487,9 @@ class _Application:
     def _restore(self, known: _Known) -> None:
         """Launch it once more in moto, under its own id, and make it what it was."""
         self._prepare(known.region)
-        fresh = moto_instances.random_instance_id
-        moto_instances.random_instance_id = lambda: known.instance_id
+        module: Any = moto_instances
+        fresh = module.random_instance_id
+        module.random_instance_id = lambda: known.instance_id
         try:
             environ = {
                 "REQUEST_METHOD": "POST",
@@ -501,7 +504,7 @@ class _Application:
             }
             status, content = self._ask_moto(environ, _with_volume_size(known.form))
         finally:
-            moto_instances.random_instance_id = fresh
+            module.random_instance_id = fresh
         if status != 200:
             raise RuntimeError(f"{known.instance_id} could not be restored: {content.decode()[:400]}")
         instance = self._moto_instance(known.instance_id, known.region)

@@ -28,7 +28,7 @@ from cml_contracts.reports import (
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.topology import INTERNAL
-from cml_workers.bus.port import Dead, Done, Later, Message, Outgoing, Publish, UnroutableError, Verdict
+from cml_workers.bus.port import Dead, Done, Later, Message, Outgoing, Publish, Verdict
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
 from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
 from cml_workers.policy import Policy
@@ -251,12 +251,8 @@ class Lifecycle:
         await self._reply(result, reply_address(message))
 
     async def _reply(self, result: OperationResult, address: ReplyAddress | None) -> None:
-        if address is None:
-            return
-        try:
+        if address is not None:
             await self._publish(reply(result, address))
-        except UnroutableError:
-            log.info("nobody awaits the reply any more", command_id=result.command_id)
 
 
 def _metadata(

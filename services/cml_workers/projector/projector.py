@@ -3,8 +3,6 @@
 from collections import OrderedDict
 from uuid import UUID
 
-import structlog
-
 from cml_contracts.envelope import worker_of
 from cml_contracts.queries import (
     QUERIES,
@@ -16,15 +14,13 @@ from cml_contracts.queries import (
     WorkerView,
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_workers.bus.port import Dead, Done, Message, Publish, UnroutableError, Verdict
+from cml_workers.bus.port import Dead, Done, Message, Publish, Verdict
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
 from cml_workers.projector.read_model import InvalidCursorError, ReadModel
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.requests import BadMessageError, read, reply, reply_address
 from cml_workers.stream import decode, load
 from cml_workers.worker import Worker, evolve
-
-log = structlog.get_logger(__name__)
 
 REMEMBERED = 10_000
 """Folded workers kept in memory; any other is folded again from its stream when its next event comes."""
@@ -111,10 +107,7 @@ class Projector:
             result = _rejected(message.message_id, error.problem)
             verdict = Dead(error.problem.detail)
         if address is not None:
-            try:
-                await publish(reply(result, address))
-            except UnroutableError:
-                log.info("nobody awaits the answer any more", query=message.type)
+            await publish(reply(result, address))
         return verdict
 
     async def _answer(self, query: Query, query_id: str | None) -> OperationResult:
