@@ -104,6 +104,7 @@ class Row(NamedTuple):
 LAUNCH, TAGS = ("RunInstances",), ("CreateTags", "DescribeTags")
 
 TAG_ROWS = (
+    # The first match counts: what is spelt out comes before the patterns it would match.
     Row(
         "TagLimitExceeded TagPolicyViolation InvalidTagKey.Malformed InvalidParameterValue",
         EC2TagOperationException,
@@ -113,6 +114,14 @@ TAG_ROWS = (
 """These come first for tag operations: there, InvalidParameterValue speaks of a tag."""
 
 ROWS = (
+    # The first match counts: what is spelt out comes before the patterns it would match.
+    Row(
+        "AuthFailure InvalidClientTokenId SignatureDoesNotMatch IncompleteSignature "
+        "MissingAuthenticationToken ExpiredToken ExpiredTokenException RequestExpired",
+        EC2AuthenticationException,
+        Remedy.REFRESH,
+        retryable=True,
+    ),
     Row("InvalidGroup.NotFound", EC2InvalidParameterException, Remedy.RETRY_BRIEFLY),
     Row(
         "InvalidAMIID.* InvalidInstanceType* InvalidParameter* InvalidSubnet* InvalidKeyPair.NotFound "
@@ -132,13 +141,6 @@ ROWS = (
         "ReservationCapacityExceeded Unsupported",
         EC2CapacityException,
         Remedy.FAIL,
-        retryable=True,
-    ),
-    Row(
-        "AuthFailure InvalidClientTokenId SignatureDoesNotMatch IncompleteSignature "
-        "MissingAuthenticationToken ExpiredToken ExpiredTokenException RequestExpired",
-        EC2AuthenticationException,
-        Remedy.REFRESH,
         retryable=True,
     ),
     Row(

@@ -40,6 +40,7 @@ from moto.ec2.models import ec2_backends
 from moto.ec2.models import instances as moto_instances
 from moto.ec2.models.amis import Ami
 from moto.ec2.models.instance_types import INSTANCE_TYPES
+from moto.moto_api._internal import mock_random
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -194,8 +195,6 @@ class _Application:
         self._faults: list[_Fault] = []
         self._calls: deque[dict[str, Any]] = deque(maxlen=2000)
         self._regions: set[str] = set()
-        for backend in ec2_backends[DEFAULT_ACCOUNT_ID].values():
-            backend.reset()
         self._images: dict[str, tuple[str, str]] = {
             image_id: (region, DEMO_IMAGE_NAME) for region, image_id in DEMO_IMAGES.items()
         }
@@ -460,10 +459,16 @@ class _Application:
         return ec2_backends[DEFAULT_ACCOUNT_ID][region].get_instance(instance_id)
 
     def _prepare(self, region: str) -> None:
-        """Register the region's images at its first use."""
+        """Empty the region and register its images at its first use.
+
+        Its default network gets the same ids each time: instances that are restored keep their subnets.
+        """
         if region in self._regions:
             return
         self._regions.add(region)
+        mock_random.seed(region)
+        ec2_backends[DEFAULT_ACCOUNT_ID][region].reset()
+        mock_random.seed()
         for image_id, (where, name) in self._images.items():
             if where == region:
                 self._register(region, image_id, name)
@@ -512,7 +517,7 @@ class _Application:
         instance.launch_time = datetime.fromtimestamp(known.launched_at, UTC).replace(tzinfo=None)
         instance.add_tags(known.tags)
         nic = instance.nics[0]
-        nic.private_ip_addresses = [{"Primary": True, "PrivateIpAddress": known.private_ip}]
+        nic.private_ip_address = known.private_ip
         nic.public_ip = known.public_ip
         if known.state in ("stopped", "stopping"):
             instance.stop()

@@ -1,0 +1,297 @@
+"""The EC2 client over HTTP: what it asks, what it understands, and every error of the table as it arrives."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
+from cml_workers.ec2_adapter.aws import AwsEc2Client
+from cml_workers.ec2_adapter.errors import (
+    EC2AuthenticationException,
+    EC2Exception,
+    EC2InstanceCreationException,
+    EC2InstanceNotFoundException,
+    EC2InstanceOperationException,
+    EC2InvalidParameterException,
+    EC2TagOperationException,
+    OutcomeUnknownError,
+    Remedy,
+)
+from cml_workers.embedded.ec2_simulator import DEMO_IMAGE_NAME, DEMO_IMAGES, Ec2Simulator
+from ec2_adapter.test_errors import TABLE, UNKNOWN
+from support.ec2 import SimulatorAdmin
+from support.simulated import admin, ec2, simulator
+
+__all__ = ["admin", "ec2", "simulator"]
+
+REGION = "us-east-1"
+
+
+def parameters(**changes: Any) -> LaunchParameters:
+    fields: dict[str, Any] = {
+        "aws_region": REGION,
+        "ami_id": DEMO_IMAGES[REGION],
+        "instance_type": "m5.large",
+        "tags": {"Name": "lab", "cml:worker-id": "w"},
+        "generation": 1,
+        "client_token": uuid4().hex,
+    }
+    return LaunchParameters.model_validate(fields | changes)
+
+
+async def until(ec2: AwsEc2Client, instance: Ec2Instance, state: InstanceState) -> Ec2Instance:
+    async with asyncio.timeout(10):
+        while True:
+            seen = await ec2.describe(instance.aws_region, instance.instance_id)
+            if seen and seen.state is state:
+                return seen
+            await asyncio.sleep(0.05)
+
+
+async def test_a_life_of_an_instance(ec2: AwsEc2Client):
+    launched = await ec2.launch(parameters())
+    assert launched.state is InstanceState.PENDING
+    assert launched.tags["cml:worker-id"] == "w"
+    running = await until(ec2, launched, InstanceState.RUNNING)
+    assert running.public_ip
+    assert running.private_ip
+    assert running.instance_status_check == running.ec2_system_status_check == "ok"
+    where = (REGION, launched.instance_id)
+    await ec2.add_tags(*where, {"a": "1", "Name": "other"})
+    assert await ec2.tags(*where) == {"Name": "other", "cml:worker-id": "w", "a": "1"}
+    assert await ec2.stop(*where) is InstanceState.STOPPING
+    await until(ec2, launched, InstanceState.STOPPED)
+    assert await ec2.start(*where) is InstanceState.PENDING
+    await until(ec2, launched, InstanceState.RUNNING)
+    assert await ec2.terminate(*where) is InstanceState.SHUTTING_DOWN
+    await until(ec2, launched, InstanceState.TERMINATED)
+    assert await ec2.terminate(*where) is InstanceState.TERMINATED
+
+
+async def test_a_launch_asks_for_what_must_be(ec2: AwsEc2Client, admin: SimulatorAdmin):
+    asked = parameters()
+    await ec2.launch(asked)
+    (call,) = admin.calls("RunInstances")
+    form = call["parameters"]
+    assert form["ClientToken"] == asked.client_token
+    assert (form["MinCount"], form["MaxCount"]) == ("1", "1")
+    assert form["MetadataOptions.HttpTokens"] == "required"
+    assert form["MetadataOptions.HttpPutResponseHopLimit"] == "1"
+    assert form["BlockDeviceMapping.1.DeviceName"] == "/dev/sda1"
+    assert form["BlockDeviceMapping.1.Ebs.Encrypted"] == "true"
+    assert form["BlockDeviceMapping.1.Ebs.DeleteOnTermination"] == "true"
+    assert form["InstanceInitiatedShutdownBehavior"] == "stop"
+    tagged = {
+        form[f"TagSpecification.{n}.ResourceType"]: form[f"TagSpecification.{n}.Tag.2.Key"] for n in (1, 2)
+    }
+    assert tagged == {"instance": "cml:worker-id", "volume": "cml:worker-id"}
+
+
+async def test_security_groups_subnet_and_key_are_passed_on(ec2: AwsEc2Client, admin: SimulatorAdmin):
+    for changes in (
+        {"security_group_ids": ("sg-00000000000000000",)},
+        {"subnet_id": "subnet-00000000000000000"},
+    ):
+        with pytest.raises(EC2InvalidParameterException):
+            await ec2.launch(parameters(**changes))
+    admin.fault("RunInstances", "InvalidKeyPair.NotFound")
+    with pytest.raises(EC2InvalidParameterException):
+        await ec2.launch(parameters(key_name="nobody"))
+    assert admin.calls("RunInstances")[-1]["parameters"]["KeyName"] == "nobody"
+
+
+async def test_one_token_launches_one_instance(ec2: AwsEc2Client, admin: SimulatorAdmin):
+    asked = parameters()
+    admin.fault("RunInstances", status=500, effect="after", times=3)
+    for _ in range(3):
+        with pytest.raises(OutcomeUnknownError):
+            await ec2.launch(asked)
+    launched = await ec2.launch(asked)
+    assert [each.instance_id for each in await ec2.find_launched(REGION, asked.client_token)] == [
+        launched.instance_id
+    ]
+    with pytest.raises(EC2InstanceCreationException) as mismatch:
+        await ec2.launch(asked.model_copy(update={"instance_type": "m5.xlarge"}))
+    assert mismatch.value.remedy is Remedy.LOOK_UP_LAUNCH
+    await ec2.terminate(REGION, launched.instance_id)
+    with pytest.raises(EC2InstanceCreationException) as ended:
+        await ec2.launch(asked)
+    assert ended.value.aws_code == "IdempotentInstanceTerminated"
+
+
+async def test_what_was_never_launched_is_not_found(ec2: AwsEc2Client):
+    assert await ec2.find_launched(REGION, "no such token") == []
+    assert await ec2.describe(REGION, "i-00000000000000001") is None
+
+
+async def test_a_hidden_instance_is_not_there_and_then_is(ec2: AwsEc2Client, admin: SimulatorAdmin):
+    admin.fault("RunInstances", effect="delay", hide_seconds=0.5)
+    asked = parameters()
+    launched = await ec2.launch(asked)
+    assert await ec2.describe(REGION, launched.instance_id) is None
+    assert await ec2.find_launched(REGION, asked.client_token) == []
+    with pytest.raises(EC2InstanceNotFoundException):
+        await ec2.stop(REGION, launched.instance_id)
+    await until(ec2, launched, InstanceState.RUNNING)
+
+
+async def test_images_are_found_by_name(ec2: AwsEc2Client, admin: SimulatorAdmin):
+    assert await ec2.find_image(REGION, DEMO_IMAGE_NAME) == DEMO_IMAGES[REGION]
+    assert await ec2.find_image(REGION, "no such image") is None
+    assert await ec2.find_image("ap-south-1", DEMO_IMAGE_NAME) is None
+    added = admin.add_image("ap-south-1", "other")
+    assert await ec2.find_image("ap-south-1", "other") == added
+
+
+async def test_describes_that_come_together_share_their_requests(ec2: AwsEc2Client, admin: SimulatorAdmin):
+    one, two = await asyncio.gather(ec2.launch(parameters()), ec2.launch(parameters()))
+    admin.forget_calls()
+    wanted = [one.instance_id, two.instance_id, "i-00000000000000001"] * 20
+    seen = await asyncio.gather(*(ec2.describe(REGION, each) for each in wanted))
+    assert [each and each.instance_id for each in seen] == [one.instance_id, two.instance_id, None] * 20
+    assert len(admin.calls()) <= 4
+
+
+async def test_one_caller_that_gives_up_does_not_take_the_others_describe_with_it(ec2: AwsEc2Client):
+    launched = await ec2.launch(parameters())
+    impatient = asyncio.create_task(ec2.describe(REGION, launched.instance_id))
+    patient = asyncio.create_task(ec2.describe(REGION, launched.instance_id))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    seen = await patient
+    assert seen
+    assert seen.instance_id == launched.instance_id
+
+
+async def test_states_that_do_not_allow_an_operation_are_told(ec2: AwsEc2Client):
+    launched = await ec2.launch(parameters())
+    with pytest.raises(EC2InstanceOperationException) as pending:
+        await ec2.stop(REGION, launched.instance_id)
+    assert pending.value.remedy is Remedy.DESCRIBE
+    await ec2.terminate(REGION, launched.instance_id)
+    with pytest.raises(EC2InstanceOperationException) as ending:
+        await ec2.start(REGION, launched.instance_id)
+    assert launched.instance_id in ending.value.problem.detail
+
+
+async def test_bad_ids_images_types_and_tags_are_told(ec2: AwsEc2Client):
+    with pytest.raises(EC2InvalidParameterException):
+        await ec2.start(REGION, "i-nonsense")
+    with pytest.raises(EC2InstanceNotFoundException):
+        await ec2.start(REGION, "i-00000000000000001")
+    with pytest.raises(EC2InvalidParameterException):
+        await ec2.launch(parameters(ami_id="ami-00000000000000000"))
+    with pytest.raises(EC2InvalidParameterException):
+        await ec2.launch(parameters(instance_type="m99.huge"))
+    launched = await ec2.launch(parameters())
+    for tags in ({"aws:x": "1"}, {"k" * 129: "1"}, {"k": "v" * 257}, {f"k{n}": "" for n in range(51)}):
+        with pytest.raises(EC2TagOperationException):
+            await ec2.add_tags(REGION, launched.instance_id, tags)
+
+
+async def call(ec2: AwsEc2Client, operation: str) -> None:
+    """Any call of that operation."""
+    match operation:
+        case "RunInstances":
+            await ec2.launch(parameters())
+        case "StartInstances":
+            await ec2.start(REGION, "i-00000000000000001")
+        case "StopInstances":
+            await ec2.stop(REGION, "i-00000000000000001")
+        case "TerminateInstances":
+            await ec2.terminate(REGION, "i-00000000000000001")
+        case "CreateTags":
+            await ec2.add_tags(REGION, "i-00000000000000001", {"a": "1"})
+        case "DescribeTags":
+            await ec2.tags(REGION, "i-00000000000000001")
+        case "DescribeInstances":
+            await ec2.describe(REGION, "i-00000000000000001")
+        case "DescribeImages":
+            await ec2.find_image(REGION, "x")
+
+
+OPERATIONS = [
+    "RunInstances",
+    "StartInstances",
+    "StopInstances",
+    "TerminateInstances",
+    "CreateTags",
+    "DescribeTags",
+    "DescribeInstances",
+    "DescribeImages",
+]
+
+
+@pytest.mark.parametrize(("aws_code", "code", "remedy", "retryable"), TABLE)
+async def test_every_code_of_the_table_arrives_as_its_exception(
+    ec2: AwsEc2Client, admin: SimulatorAdmin, aws_code: str, code: str, remedy: str, retryable: str
+):
+    admin.fault("RunInstances", aws_code)
+    with pytest.raises(EC2Exception) as refused:
+        await call(ec2, "RunInstances")
+    assert refused.value.problem.code.value == code
+    assert refused.value.remedy is Remedy[remedy]
+    assert refused.value.aws_code == aws_code
+    assert refused.value.problem.retryable is (retryable == "yes")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("aws_code", UNKNOWN[:2])
+async def test_a_5xx_of_any_operation_is_an_unknown_outcome(
+    ec2: AwsEc2Client, admin: SimulatorAdmin, operation: str, aws_code: str
+):
+    admin.fault(operation, aws_code, status=500)
+    with pytest.raises(OutcomeUnknownError):
+        await call(ec2, operation)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_a_dropped_connection_is_an_unknown_outcome(
+    ec2: AwsEc2Client, admin: SimulatorAdmin, operation: str
+):
+    admin.fault(operation, close_connection=True)
+    with pytest.raises(OutcomeUnknownError):
+        await call(ec2, operation)
+
+
+@pytest.mark.parametrize("operation", ["RunInstances", "DescribeInstances"])
+async def test_a_time_out_is_an_unknown_outcome(ec2: AwsEc2Client, admin: SimulatorAdmin, operation: str):
+    admin.fault(operation, effect="delay", delay_seconds=3)
+    with pytest.raises(OutcomeUnknownError):
+        await call(ec2, operation)
+
+
+async def test_nobody_at_the_endpoint_is_an_unknown_outcome(ec2: AwsEc2Client):
+    async with AwsEc2Client(endpoint_url="http://127.0.0.1:9", attempts=1) as nowhere:
+        with pytest.raises(OutcomeUnknownError):
+            await call(nowhere, "RunInstances")
+
+
+async def test_no_credentials_are_an_authentication_problem(
+    simulator: Ec2Simulator, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    async with AwsEc2Client(endpoint_url=simulator.url, attempts=1) as nobody:
+        with pytest.raises(EC2AuthenticationException) as refused:
+            await call(nobody, "RunInstances")
+        assert refused.value.remedy is Remedy.REFRESH
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "simulator")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "simulator")
+        await nobody.refresh()
+        await call(nobody, "RunInstances")
+
+
+async def test_a_throttled_call_is_tried_again_by_the_client_itself(
+    simulator: Ec2Simulator, admin: SimulatorAdmin, ec2: AwsEc2Client
+):
+    admin.fault("RunInstances", "RequestLimitExceeded", status=503, times=1)
+    async with AwsEc2Client(endpoint_url=simulator.url, attempts=3) as patient:
+        await patient.launch(parameters())
+    tokens = {each["parameters"]["ClientToken"] for each in admin.calls("RunInstances")}
+    assert len(tokens) == 1

@@ -1,0 +1,34 @@
+"""An EC2 simulator and a client of it, for the tests of one module."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from cml_workers.ec2_adapter.aws import AwsEc2Client
+from cml_workers.embedded.ec2_simulator import Ec2Simulator
+from support.ec2 import SimulatorAdmin
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Ec2Simulator]:
+    """Instances take a fifth of a second from state to state."""
+    with Ec2Simulator(transition_seconds=0.2) as running:
+        yield running
+
+
+@pytest.fixture
+def admin(simulator: Ec2Simulator) -> Iterator[SimulatorAdmin]:
+    """No fault and no call of a test before."""
+    admin = SimulatorAdmin(simulator.url)
+    admin.forget_calls()
+    yield admin
+    admin.clear()
+
+
+@pytest.fixture
+async def ec2(simulator: Ec2Simulator, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AwsEc2Client]:
+    """The adapter's own client, over HTTP."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "simulator")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "simulator")
+    async with AwsEc2Client(endpoint_url=simulator.url, read_timeout=2, attempts=1) as client:
+        yield client
