@@ -210,6 +210,8 @@ async def call(ec2: AwsEc2Client, operation: str) -> None:
             await ec2.describe(REGION, "i-00000000000000001")
         case "DescribeImages":
             await ec2.find_image(REGION, "x")
+        case _:
+            raise AssertionError(operation)
 
 
 OPERATIONS = [
