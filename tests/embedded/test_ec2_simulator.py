@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-import boto3  # type: ignore[import-untyped] - stubs are installed for the asynchronous one
+import boto3  # type: ignore[import-untyped]  # stubs are installed for the asynchronous one only
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError

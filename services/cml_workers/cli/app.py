@@ -160,67 +160,41 @@ def create(
     _send(lambda _: _value(command), command_id, wait, deadline, as_json)
 
 
-@app.command(rich_help_panel=CLIENT)
-def start(
-    worker: WorkerRef,
-    by: By = None,
-    reason: Why = None,
-    command_id: CommandId = None,
-    wait: Wait = True,
-    deadline: Deadline = 60.0,
-    as_json: AsJson = False,
+def _power(
+    name: str, make: Callable[[UUID, str, str | None], WorkerCommand], what: str, patience: float = 60.0
 ) -> None:
-    """Start a stopped worker."""
-    _send_to(
-        worker,
-        lambda id_: StartCMLWorker(worker_id=id_, started_by=by or _me(), reason=reason),
-        command_id,
-        wait,
-        deadline,
-        as_json,
-    )
+    """Add one of the commands that need nothing but a worker."""
+
+    def command(
+        worker: WorkerRef,
+        by: By = None,
+        reason: Why = None,
+        command_id: CommandId = None,
+        wait: Wait = True,
+        deadline: Deadline = patience,
+        as_json: AsJson = False,
+    ) -> None:
+        _send_to(worker, lambda id_: make(id_, by or _me(), reason), command_id, wait, deadline, as_json)
+
+    app.command(name, help=what, rich_help_panel=CLIENT)(command)
 
 
-@app.command(rich_help_panel=CLIENT)
-def stop(
-    worker: WorkerRef,
-    by: By = None,
-    reason: Why = None,
-    command_id: CommandId = None,
-    wait: Wait = True,
-    deadline: Deadline = 60.0,
-    as_json: AsJson = False,
-) -> None:
-    """Stop a running worker; one that is still starting is awaited first."""
-    _send_to(
-        worker,
-        lambda id_: StopCMLWorker(worker_id=id_, stopped_by=by or _me(), reason=reason),
-        command_id,
-        wait,
-        deadline,
-        as_json,
-    )
-
-
-@app.command(rich_help_panel=CLIENT)
-def terminate(
-    worker: WorkerRef,
-    by: By = None,
-    reason: Why = None,
-    command_id: CommandId = None,
-    wait: Wait = True,
-    deadline: Deadline = 300.0,
-    as_json: AsJson = False,
-) -> None:
-    """Give a worker and its instance up for good."""
-    _send_to(
-        worker,
-        lambda id_: TerminateCMLWorker(worker_id=id_, terminated_by=by or _me(), reason=reason),
-        command_id,
-        wait,
-        deadline,
-        as_json,
-    )
+_power(
+    "start",
+    lambda worker, by, reason: StartCMLWorker(worker_id=worker, started_by=by, reason=reason),
+    "Start a stopped worker.",
+)
+_power(
+    "stop",
+    lambda worker, by, reason: StopCMLWorker(worker_id=worker, stopped_by=by, reason=reason),
+    "Stop a running worker; one that is still starting is awaited first.",
+)
+_power(
+    "terminate",
+    lambda worker, by, reason: TerminateCMLWorker(worker_id=worker, terminated_by=by, reason=reason),
+    "Give a worker and its instance up for good.",
+    patience=300.0,
+)
 
 
 @app.command(rich_help_panel=CLIENT)

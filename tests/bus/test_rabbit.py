@@ -1,0 +1,289 @@
+"""The bus on both brokers: verdicts are carried out, nothing is lost on the way, and topology is checked."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import uuid4
+
+import aio_pika
+import pytest
+
+from cml_contracts.topology import (
+    COMMANDS,
+    DEAD_LETTER_QUEUE,
+    LIFECYCLE_COMMANDS,
+    PROJECTOR_QUERIES,
+    QUERIES,
+)
+from cml_workers.bus import rabbit
+from cml_workers.bus.port import (
+    BusUnavailableError,
+    Dead,
+    Done,
+    Later,
+    Message,
+    Outgoing,
+    TopologyError,
+    UnroutableError,
+    Verdict,
+)
+from cml_workers.bus.rabbit import RabbitBus
+
+Answer = Callable[[Message], Awaitable[Verdict]]
+
+
+class Recorder:
+    """A handler that remembers what it was given and answers as told."""
+
+    def __init__(self) -> None:
+        self.seen: list[Message] = []
+        self.arrived = asyncio.Condition()
+        self.answer: Answer = self.done
+
+    async def done(self, _message: Message) -> Verdict:
+        return Done()
+
+    async def __call__(self, message: Message) -> Verdict:
+        async with self.arrived:
+            self.seen.append(message)
+            self.arrived.notify_all()
+        return await self.answer(message)
+
+    async def until(self, count: int) -> list[Message]:
+        async with asyncio.timeout(20), self.arrived:
+            await self.arrived.wait_for(lambda: len(self.seen) >= count)
+            return self.seen
+
+
+@pytest.fixture
+async def empty(amqp_url: str) -> str:
+    """The broker with the topology and empty queues."""
+    await rabbit.declare_topology(amqp_url)
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        names = [LIFECYCLE_COMMANDS.name, PROJECTOR_QUERIES.name, DEAD_LETTER_QUEUE.name]
+        for name in (*names, *(LIFECYCLE_COMMANDS.retry_queue(delay) for delay in (1, 5, 30))):
+            await (await channel.get_queue(name)).purge()
+    return amqp_url
+
+
+@pytest.fixture
+async def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+async def bus(empty: str, recorder: Recorder) -> AsyncIterator[RabbitBus]:
+    bus = RabbitBus(empty, name="test")
+    bus.consume(LIFECYCLE_COMMANDS, recorder, prefetch=10)
+    async with bus:
+        yield bus
+
+
+def outgoing(message_id: str | None = None, **fields: object) -> Outgoing:
+    values: dict[str, object] = {
+        "exchange": COMMANDS,
+        "routing_key": "cml.worker.start.v1",
+        "body": b"{}",
+        "type": "cml.worker.start.v1",
+        "message_id": message_id or str(uuid4()),
+    }
+    return Outgoing(**(values | fields))  # type: ignore[arg-type]
+
+
+async def dead_letter(url: str) -> aio_pika.abc.AbstractIncomingMessage:
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        queue = await channel.get_queue(DEAD_LETTER_QUEUE.name)
+        async with asyncio.timeout(10):
+            while (message := await queue.get(fail=False)) is None:
+                await asyncio.sleep(0.05)
+        await message.ack()
+        return message
+
+
+async def test_a_message_arrives_with_all_its_properties(bus: RabbitBus, recorder: Recorder):
+    await bus.publish(
+        outgoing("m-1", correlation_id="c-1", reply_to="somewhere", headers={"traceparent": "00-a-b-01"})
+    )
+    (message,) = await recorder.until(1)
+    assert (message.message_id, message.correlation_id, message.reply_to) == ("m-1", "c-1", "somewhere")
+    assert (message.type, message.routing_key, message.body) == ("cml.worker.start.v1",) * 2 + (b"{}",)
+    assert message.headers["traceparent"] == "00-a-b-01"
+    assert (message.redelivered, message.attempt) == (False, 0)
+
+
+async def test_what_is_put_aside_comes_back_as_it_was(bus: RabbitBus, recorder: Recorder):
+    async def twice(message: Message) -> Verdict:
+        return Later() if message.attempt < 2 else Done()
+
+    recorder.answer = twice
+    await bus.publish(outgoing("m-1", correlation_id="c-1", reply_to="somewhere", body=b'{"a": 1}'))
+    seen = await recorder.until(3)
+    assert [message.attempt for message in seen] == [0, 1, 2]
+    assert {(m.message_id, m.correlation_id, m.reply_to, m.type, m.body) for m in seen} == {
+        ("m-1", "c-1", "somewhere", "cml.worker.start.v1", b'{"a": 1}')
+    }
+
+
+async def test_a_broken_message_is_kept_with_its_reason_and_blocks_nobody(
+    bus: RabbitBus, recorder: Recorder, empty: str
+):
+    async def by_id(message: Message) -> Verdict:
+        return Dead("it is broken") if message.message_id == "bad" else Done()
+
+    recorder.answer = by_id
+    for message_id in ("bad", "good"):
+        await bus.publish(outgoing(message_id))
+    await recorder.until(2)
+    kept = await dead_letter(empty)
+    assert (kept.message_id, kept.headers["x-cml-reason"]) == ("bad", "it is broken")
+    assert kept.headers["x-cml-queue"] == LIFECYCLE_COMMANDS.name
+
+
+async def test_a_handler_that_keeps_failing_ends_in_the_dead_letters(
+    bus: RabbitBus, recorder: Recorder, empty: str, monkeypatch: pytest.MonkeyPatch
+):
+    async def fail(_message: Message) -> Verdict:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(rabbit, "MAX_FAULTS", 2)
+    recorder.answer = fail
+    await bus.publish(outgoing())
+    kept = await dead_letter(empty)
+    assert "a bug" in str(kept.headers["x-cml-reason"])
+    assert len(recorder.seen) == 2
+
+
+async def test_what_passes_by_itself_never_ends_there(
+    bus: RabbitBus, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+):
+    async def down(message: Message) -> Verdict:
+        if message.attempt < 3:
+            raise ConnectionError("the store is down")
+        return Done()
+
+    monkeypatch.setattr(rabbit, "MAX_FAULTS", 2)
+    recorder.answer = down
+    await bus.publish(outgoing())
+    assert len(await recorder.until(4)) == 4
+
+
+async def test_a_verdict_that_cannot_be_carried_out_is_a_redelivery(
+    bus: RabbitBus, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rabbit, "UNSETTLED_PAUSE", 0.01)
+    publish = bus.publish
+    failing = [True]
+
+    async def broken_once(message: Outgoing) -> None:
+        if failing.pop() if failing else False:
+            raise BusUnavailableError("planted")
+        await publish(message)
+
+    async def first(message: Message) -> Verdict:
+        return Dead("broken") if not message.redelivered else Done()
+
+    await bus.publish(outgoing())
+    recorder.answer = first
+    monkeypatch.setattr(bus, "publish", broken_once)
+    seen = await recorder.until(1)
+    await publish(outgoing())
+    seen = await recorder.until(2)
+    assert seen
+
+
+async def test_what_nobody_takes_is_said_so(bus: RabbitBus):
+    with pytest.raises(UnroutableError):
+        await bus.publish(outgoing(exchange=None, routing_key="no such queue"))
+    await bus.publish(outgoing(exchange=None, routing_key="no such queue", mandatory=False))
+    await bus.publish(outgoing())
+
+
+async def test_many_at_once_and_no_more_than_asked_for(empty: str, recorder: Recorder):
+    running, most = 0, 0
+
+    async def slow(_message: Message) -> Verdict:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.02)
+        running -= 1
+        return Done()
+
+    recorder.answer = slow
+    bus = RabbitBus(empty, name="test")
+    bus.consume(LIFECYCLE_COMMANDS, recorder, prefetch=5)
+    async with bus:
+        await asyncio.gather(*(bus.publish(outgoing()) for _ in range(50)))
+        await recorder.until(50)
+    assert most == 5
+
+
+async def test_stopping_lets_handlers_end_and_takes_no_more(empty: str, recorder: Recorder):
+    async def slow(_message: Message) -> Verdict:
+        await asyncio.sleep(0.3)
+        return Done()
+
+    recorder.answer = slow
+    bus = RabbitBus(empty, name="test")
+    bus.consume(LIFECYCLE_COMMANDS, recorder, prefetch=1)
+    async with bus:
+        for _ in range(3):
+            await bus.publish(outgoing())
+        await recorder.until(1)
+    handled = len(recorder.seen)
+    again = Recorder()
+    bus = RabbitBus(empty, name="test")
+    bus.consume(LIFECYCLE_COMMANDS, again, prefetch=10)
+    async with bus:
+        rest = await again.until(3 - handled)
+        await asyncio.sleep(0.2)
+    assert handled == 1
+    assert len(rest) == 2
+    assert not any(message.redelivered for message in rest)
+
+
+async def test_a_question_that_nobody_can_answer_now_is_dropped(empty: str, recorder: Recorder):
+    async def later(_message: Message) -> Verdict:
+        return Later()
+
+    recorder.answer = later
+    bus = RabbitBus(empty, name="test")
+    bus.consume(PROJECTOR_QUERIES, recorder, prefetch=5)
+    async with bus:
+        await bus.publish(outgoing(exchange=QUERIES, routing_key="cml.worker.get.v1"))
+        await recorder.until(1)
+        await asyncio.sleep(0.3)
+    assert len(recorder.seen) == 1
+
+
+async def test_declaring_again_changes_nothing(empty: str):
+    await rabbit.declare_topology(empty)
+    await rabbit.declare_topology(empty)
+
+
+@pytest.mark.parametrize("kind", ["queue", "exchange"])
+async def test_what_exists_with_other_arguments_is_named_with_its_remedy(empty: str, kind: str):
+    name = PROJECTOR_QUERIES.name if kind == "queue" else QUERIES.name
+    async with await aio_pika.connect(empty) as connection:
+        channel = await connection.channel()
+        if kind == "queue":
+            await channel.queue_delete(name)
+            await channel.declare_queue(name, durable=True)
+        else:
+            await channel.exchange_delete(name)
+            await channel.declare_exchange(name, "direct", durable=True)
+        try:
+            with pytest.raises(TopologyError, match=name) as told:
+                await RabbitBus(empty, name="test").start()
+            assert "delete it" in str(told.value)
+        finally:
+            channel = await connection.channel()
+            await (channel.queue_delete if kind == "queue" else channel.exchange_delete)(name)
+
+
+async def test_a_broker_that_is_not_there_is_said_so_without_the_password():
+    with pytest.raises(BusUnavailableError) as told:
+        await RabbitBus("amqp://ann:secret@127.0.0.1:1/", name="test").start()
+    assert "127.0.0.1:1" in str(told.value)
+    assert "secret" not in str(told.value)

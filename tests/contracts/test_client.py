@@ -1,0 +1,117 @@
+"""The client: deadlines, many in flight, and what it does when the broker goes away."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from cml_contracts.client import NoResultYetError, NotSentError, WorkerClient
+from cml_contracts.commands import StartCMLWorker
+from cml_contracts.envelope import EventEnvelope
+from cml_contracts.queries import ListCMLWorkers
+from cml_contracts.results import OperationResult
+from cml_contracts.topology import EVENTS, LIFECYCLE_COMMANDS
+from cml_workers.bus.port import Done, Message, Outgoing, Verdict
+from cml_workers.bus.rabbit import RabbitBus, declare_topology
+from cml_workers.embedded.amqp_broker import AmqpBroker
+from cml_workers.requests import reply, reply_address
+
+START = StartCMLWorker(worker_id=uuid4())
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[AmqpBroker]:
+    async with AmqpBroker(data_dir=tmp_path) as broker:
+        await declare_topology(broker.url)
+        yield broker
+
+
+class Service:
+    """Answers every command with its own id, as often as it is asked."""
+
+    def __init__(self, url: str) -> None:
+        self.bus = RabbitBus(url, name="service")
+        self.bus.consume(LIFECYCLE_COMMANDS, self.answer, prefetch=100)
+        self.handled: list[str] = []
+
+    async def answer(self, message: Message) -> Verdict:
+        self.handled.append(message.message_id or "")
+        address = reply_address(message)
+        result = OperationResult(command_id=message.message_id, outcome="succeeded", data=message.message_id)
+        if address:
+            await self.bus.publish(reply(result, address))
+        return Done()
+
+
+async def test_many_in_flight_each_get_their_own(broker: AmqpBroker):
+    service = Service(broker.url)
+    async with service.bus, WorkerClient(broker.url) as client:
+        ids = [str(uuid4()) for _ in range(200)]
+        results = await asyncio.gather(*(client.send(START, command_id=each) for each in ids))
+    assert [result.data for result in results] == ids
+
+
+async def test_the_same_id_may_be_in_flight_more_than_once(broker: AmqpBroker):
+    service = Service(broker.url)
+    async with service.bus, WorkerClient(broker.url) as client:
+        results = await asyncio.gather(*(client.send(START, command_id="same") for _ in range(5)))
+    assert [result.data for result in results] == ["same"] * 5
+
+
+async def test_a_deadline_that_passes_names_the_command(broker: AmqpBroker):
+    async with WorkerClient(broker.url) as client:
+        with pytest.raises(NoResultYetError, match="c-1") as told:
+            await client.send(START, command_id="c-1", deadline=0.2)
+        assert told.value.command_id == "c-1"
+
+
+async def test_posting_does_not_wait(broker: AmqpBroker):
+    service = Service(broker.url)
+    async with WorkerClient(broker.url) as client:
+        command_id = await client.post(START)
+        async with service.bus, asyncio.timeout(5):
+            while service.handled != [command_id]:
+                await asyncio.sleep(0.02)
+
+
+async def test_without_a_broker_or_a_system_it_says_so(tmp_path: Path):
+    with pytest.raises(NotSentError, match="cannot connect"):
+        async with WorkerClient("amqp://127.0.0.1:1/"):
+            pass
+    async with AmqpBroker(data_dir=tmp_path) as bare, WorkerClient(bare.url) as client:
+        for _ in range(2):
+            with pytest.raises(NotSentError):
+                await client.send(START, deadline=5)
+            with pytest.raises(NotSentError):
+                await client.query(ListCMLWorkers(), deadline=5)
+
+
+async def test_a_broker_that_comes_back_finds_every_command_sent_again(tmp_path: Path):
+    async with AmqpBroker(data_dir=tmp_path) as first:
+        await declare_topology(first.url)
+        port = int(first.url.rstrip("/").rpartition(":")[2])
+        client = WorkerClient(first.url, deadline=30)
+        await client.__aenter__()
+        waiting = asyncio.create_task(client.send(START, command_id="c-1"))
+        await asyncio.sleep(0.2)
+    async with AmqpBroker(port=port, data_dir=tmp_path) as second:
+        service = Service(second.url)
+        async with service.bus:
+            assert (await waiting).data == "c-1"
+        await client.__aexit__(None, None, None)
+    assert set(service.handled) == {"c-1"}
+
+
+async def test_events_are_followed(broker: AmqpBroker):
+    envelope = EventEnvelope.model_validate_json(
+        (Path(__file__).parents[2] / "contracts" / "examples" / "cml.event_envelope.v1.json").read_text()
+    )
+    bus = RabbitBus(broker.url, name="service")
+    async with bus, WorkerClient(broker.url) as client, client.events("cml.worker.#") as events:
+        for message_id in ("one", "two"):
+            body = json.dumps(envelope.to_cloudevent()).encode()
+            await bus.publish(Outgoing(EVENTS, envelope.type, body, envelope.type, message_id))
+        assert [await anext(events), await anext(events)] == [envelope, envelope]
