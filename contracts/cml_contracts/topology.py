@@ -18,7 +18,10 @@ from cml_contracts.events import (
     LaunchRequested,
     StartRequested,
     StopRequested,
+    TagsUpdated,
+    TagsUpdateFailed,
     TagsUpdateRequested,
+    TerminationFailed,
     TerminationRequested,
     WorkerImported,
 )
@@ -85,6 +88,9 @@ _WAKING = (
     InstanceStopping,
     InstanceStateObserved,
     WorkerImported,
+    TagsUpdated,
+    TagsUpdateFailed,
+    TerminationFailed,
 )
 EC2_WAKES = Queue(
     "cml.ec2.wakes",
@@ -92,7 +98,7 @@ EC2_WAKES = Queue(
     {**_WORK, "x-single-active-consumer": True},
     retries=True,
 )
-"""Events after which AWS has to be acted on, or watched until it has settled."""
+"""Events after which AWS has to be acted on: an intent, an outcome others waited for, an unsettled state."""
 EC2_LOOKUPS = Queue("cml.ec2.lookups", (Binding(INTERNAL, "cml.lookup.#"),), _WORK, retries=True)
 
 PROJECTOR_QUERIES = Queue("cml.projector.queries", (Binding(QUERIES, "#"),), {"x-message-ttl": 60_000})

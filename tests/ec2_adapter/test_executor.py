@@ -18,7 +18,10 @@ from cml_contracts.events import (
     LaunchRequested,
     StartRequested,
     StopRequested,
+    TagsUpdated,
+    TagsUpdateFailed,
     TagsUpdateRequested,
+    TerminationFailed,
     TerminationRequested,
     WorkerCreated,
     WorkerEvent,
@@ -38,7 +41,7 @@ from cml_contracts.reports import (
     Report,
 )
 from cml_contracts.results import ProblemCode
-from cml_contracts.topology import INTERNAL
+from cml_contracts.topology import EC2_WAKES, INTERNAL
 from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
@@ -471,6 +474,24 @@ async def test_tags_and_power_do_not_wait_for_each_other(service: Service):
     service.ec2.fail("add_tags", EC2TagOperationException("limit"))
     await service.wake()
     assert {report.operation_id for report in service.reports(OperationSucceeded)} == {"tag", "the-operation"}
+
+
+async def test_tag_updates_go_one_after_the_other_each_woken_by_the_outcome_before(service: Service):
+    first, second = (TagsUpdateRequested(operation_id=name, tags={"a": name}) for name in ("one", "two"))
+    await running(service, first, second)
+    await service.wake()
+    assert [report.operation_id for report in service.reports(OperationSucceeded)] == ["one"]
+    await service.happened(TagsUpdated(operation_id="one", tags={"a": "one"}))
+    await service.wake()
+    assert service.reports(OperationSucceeded)[-1].operation_id == "two"
+    assert service.ec2.instances[instance().instance_id].tags["a"] == "two"
+
+
+def test_every_outcome_that_others_may_wait_for_wakes():
+    woken_by = {binding.routing_key for binding in EC2_WAKES.bindings}
+    assert {
+        each.TYPE for each in (TagsUpdated, TagsUpdateFailed, TerminationFailed, InstanceLaunched)
+    } <= woken_by
 
 
 # -- watching and looking up ------------------------------------------------------------------------------

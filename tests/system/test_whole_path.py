@@ -214,6 +214,43 @@ async def test_a_launch_whose_answer_is_lost_gives_one_instance(system: System):
         assert len(system.instances_of(reply["worker_id"])) == 1
 
 
+async def test_commands_that_race_for_a_worker_all_end_and_agree_with_ec2(system: System):
+    async with PlainAmqp(system.amqp) as client:
+        created = await client.command("create", **CREATE)
+        worker_id = created["worker_id"]
+        await client.until_status(worker_id, "RUNNING")
+        sent = [("update_tags", {"tags": {"n": str(number)}}) for number in range(10)]
+        sent += [(name, {}) for name in ("stop", "start", "update_status") * 5]
+        replies = await asyncio.gather(
+            *(client.command(name, worker_id=worker_id, **fields) for name, fields in sent)
+        )
+        assert {reply["outcome"] for reply in replies} <= {"succeeded", "rejected"}
+        assert [reply["outcome"] for reply in replies[:10]] == ["succeeded"] * 10
+        async with asyncio.timeout(30):
+            while True:  # the read model follows, and the instance settles
+                view = (await client.query("worker.get", worker_id=worker_id))["data"]
+                (there,) = system.instances_of(worker_id)
+                shown = view["instance"]["instance_state"], view["tags"]
+                if shown == (there["state"], there["tags"]) and there["state"] in ("running", "stopped"):
+                    break
+                await asyncio.sleep(0.2)
+        await client.command("terminate", worker_id=worker_id)
+
+
+async def test_a_termination_meets_a_launch_and_a_start_under_way(system: System):
+    async with PlainAmqp(system.amqp) as client:
+        worker_id = str(uuid4())
+        create, terminate = await asyncio.gather(
+            client.command("create", **CREATE, worker_id=worker_id),
+            client.command("terminate", worker_id=worker_id),
+        )
+        assert create["outcome"] == "succeeded"
+        if terminate["outcome"] == "rejected":  # it came first, and there was no such worker
+            terminate = await client.command("terminate", worker_id=worker_id)
+        assert terminate["data"] is True
+        assert [each["state"] for each in system.instances_of(worker_id)] == ["terminated"]
+
+
 async def test_drift_is_recorded_when_somebody_asks(system: System):
     async with PlainAmqp(system.amqp) as client:
         created = await client.command("create", **CREATE)

@@ -105,11 +105,13 @@ class Executor:
         except (ValueError, ValidationError, AttributeError, TypeError) as error:
             return Dead(f"not a CloudEvent of a worker: {type(error).__name__}")
         lock = self._locks.setdefault(event.worker_id, asyncio.Lock())
-        with structlog.contextvars.bound_contextvars(worker_id=str(event.worker_id)):
+        with structlog.contextvars.bound_contextvars(worker_id=str(event.worker_id), instance_id=None):
             async with lock:
                 worker = await load(self._store, event.worker_id)
                 if worker.revision < event.revision:
                     return Later(1)  # a replica of the store that lags behind
+                if worker.instance is not None:
+                    structlog.contextvars.bind_contextvars(instance_id=worker.instance.instance_id)
                 again = False
                 for action in next_actions(worker):
                     match action:

@@ -21,9 +21,12 @@ from cml_contracts.reports import (
     REPORTS,
     Finding,
     ImageQuestion,
+    InstanceObserved,
     InstanceQuestion,
     LookupAnswered,
     LookupRequested,
+    OperationFailed,
+    OperationSucceeded,
     Report,
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
@@ -73,7 +76,10 @@ class Lifecycle:
             await self._refuse(message, error.problem)
             return Dead(error.problem.detail)
         with structlog.contextvars.bound_contextvars(
-            command_id=command_id, correlation_id=message.correlation_id, command=command.TYPE
+            command_id=command_id,
+            correlation_id=message.correlation_id,
+            command=command.TYPE,
+            worker_id=str(command.worker(command_id)),
         ):
             accepted = CommandMessage(
                 command_id=command_id,
@@ -97,9 +103,17 @@ class Lifecycle:
         except BadMessageError as error:
             return Dead(error.problem.detail)
         if isinstance(report, LookupAnswered):
-            with structlog.contextvars.bound_contextvars(command_id=report.origin.command_id):
+            with structlog.contextvars.bound_contextvars(
+                command_id=report.origin.command_id, worker_id=str(report.origin.worker_id)
+            ):
                 return await self._decide(report.origin, answered=report)
 
+        with structlog.contextvars.bound_contextvars(worker_id=str(report.worker_id)):
+            return await self._settle(report, report_id)
+
+    async def _settle(
+        self, report: OperationSucceeded | OperationFailed | InstanceObserved, report_id: str
+    ) -> Verdict:
         for _ in range(TRIES):
             worker = await load(self._store, report.worker_id)
             try:
@@ -145,7 +159,7 @@ class Lifecycle:
         try:
             decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
         except Rejected as rejected:
-            log.info("rejected", worker_id=str(worker.id), code=rejected.problem.code)
+            log.info("rejected", code=rejected.problem.code)
             return [
                 CommandRejected(
                     operation_id=message.command_id,
@@ -236,7 +250,7 @@ class Lifecycle:
             for index, event in enumerate(events)
         ]
         await append(self._store, worker, [(each.event, each.metadata) for each in recorded])
-        log.info("recorded", worker_id=str(worker.id), events=[event.TYPE for event in events], cause=cause)
+        log.info("recorded", events=[event.TYPE for event in events], cause=cause)
         for each in recorded:
             worker = evolve(worker, each)
         return worker
