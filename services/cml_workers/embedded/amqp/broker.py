@@ -245,7 +245,9 @@ class Broker:
             taker = self._repliers.get(message.routing_key)
             if taker:
                 taker.deliver_reply(message)
-            return Published(routed=taker is not None)
+            # Not a queue: a mandatory message comes back although it was delivered
+            # (https://www.rabbitmq.com/docs/direct-reply-to#limitations).
+            return Published(routed=False)
         queues = self._route(exchange, message.routing_key)
         accepted = [queue.put(message) for queue in queues]
         persisted = any(

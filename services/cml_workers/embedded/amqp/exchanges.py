@@ -43,10 +43,15 @@ class Exchange:
             case "fanout":
                 yield from self.bindings
             case "topic":
-                words = routing_key.split(".")
-                yield from (b for b in self.bindings if topic_matches(b.routing_key.split("."), words))
+                words = _words(routing_key)
+                yield from (b for b in self.bindings if topic_matches(_words(b.routing_key), words))
             case _:
                 yield from (b for b in self.bindings if b.routing_key == routing_key)
+
+
+def _words(key: str) -> list[str]:
+    """An empty key has no word at all."""
+    return key.split(".") if key else []
 
 
 def topic_matches(pattern: list[str], words: list[str]) -> bool:
