@@ -44,12 +44,10 @@ async def channel(connection: Connection) -> AbstractChannel:
 
 
 @asynccontextmanager
-async def a_queue(
-    channel: AbstractChannel, *, name: str | None = None, **arguments: Any
-) -> AsyncIterator[AbstractQueue]:
+async def a_queue(channel: AbstractChannel, **arguments: Any) -> AsyncIterator[AbstractQueue]:
     """A durable queue of the test's own, deleted at its end."""
     queue = await channel.declare_queue(
-        name or f"t.{uuid4()}",
+        f"t.{uuid4()}",
         durable=True,
         arguments={key.replace("_", "-"): value for key, value in arguments.items()},
     )
