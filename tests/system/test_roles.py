@@ -1,0 +1,109 @@
+"""Each role in a process of its own: any may die and come back, in any order."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cml_workers.bus.rabbit import declare_topology
+from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from support.plain_amqp import PlainAmqp
+from support.running import COMMAND, CONFIGURING
+
+ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
+
+
+class Roles:
+    """The four roles on a RabbitMQ, a simulator and files that they share."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
+        self.environment = {**clean, "CML_DATA_DIR": str(folder / "data"), **settings}
+        self.log = folder / "roles.log"
+        self.processes = {name: self.start(name) for name in ROLES}
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        with self.log.open("ab") as log:
+            return subprocess.Popen([COMMAND, "role", name], env=self.environment, stdout=log, stderr=log)
+
+    def kill_and_start(self, name: str) -> None:
+        self.processes[name].kill()
+        self.processes[name].wait()
+        self.processes[name] = self.start(name)
+
+    def stop(self) -> list[int]:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        return [process.wait(timeout=10) for process in self.processes.values()]
+
+
+@pytest.fixture
+def simulator() -> Iterator[Ec2Simulator]:
+    with Ec2Simulator(transition_seconds=0.3) as simulator:
+        yield simulator
+
+
+async def test_roles_die_and_come_back_and_nothing_is_lost(
+    rabbitmq_url: str, simulator: Ec2Simulator, tmp_path: Path
+):
+    roles = Roles(
+        tmp_path,
+        RABBITMQ_URL=rabbitmq_url,
+        AWS_ENDPOINT_URL=simulator.url,
+        AWS_ACCESS_KEY_ID="simulator",
+        AWS_SECRET_ACCESS_KEY="simulator",
+        CML_VISIBILITY_GRACE_SECONDS="3",
+    )
+    await declare_topology(rabbitmq_url)
+    async with PlainAmqp(rabbitmq_url) as client:
+        workers = []
+        for name in (None, *ROLES):
+            if name:
+                roles.kill_and_start(name)
+            created = await client.command(
+                "create",
+                name="lab",
+                aws_region="us-east-1",
+                ami_id=DEMO_IMAGES["us-east-1"],
+                created_by="ann",
+            )
+            assert created["outcome"] == "succeeded"
+            workers.append(created["worker_id"])
+        for worker_id in workers:
+            await client.until_status(worker_id, "RUNNING")
+            assert (await client.command("terminate", worker_id=worker_id))["data"] is True
+    assert roles.stop() == [0, 0, 0, 0]
+    assert "Traceback" not in roles.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("lifecycle", {}, "set RABBITMQ_URL"),
+        ("lifecycle", {"RABBITMQ_URL": "amqp://127.0.0.1:1/"}, "no RabbitMQ at"),
+        ("lifecycle", {"RABBITMQ_URL": "http://nonsense"}, "must begin with amqp://"),
+        ("ec2-adapter", {"RABBITMQ_URL": "amqp://127.0.0.1:1/"}, "CML_AWS=true"),
+        ("relay", {"RABBITMQ_URL": "amqp://127.0.0.1:1/", "KURRENTDB_URI": "mysql://x"}, "KURRENTDB_URI"),
+        ("projector", {"CML_PREFETCH": "many"}, "CML_PREFETCH"),
+        ("lifecycle", {"CML_WORKER_AMI_IDS": "{"}, "worker_ami_ids"),
+        ("lifecycle", {"CML_DEFAULT_TAGS": '{"aws:x": "1"}'}, "reserved"),
+    ],
+)
+def test_a_role_that_cannot_run_says_why_in_a_line(
+    tmp_path: Path, name: str, settings: dict[str, str], said: str
+):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(CONFIGURING)}
+    done = subprocess.run(
+        [COMMAND, "role", name],
+        env={**clean, "CML_DATA_DIR": str(tmp_path), **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode in (2, 3), done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
