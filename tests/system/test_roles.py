@@ -34,6 +34,11 @@ class Roles:
         self.processes[name].wait()
         self.processes[name] = self.start(name)
 
+    def kill(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
     def stop(self) -> list[int]:
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
@@ -46,9 +51,8 @@ def simulator() -> Iterator[Ec2Simulator]:
         yield simulator
 
 
-async def test_roles_die_and_come_back_and_nothing_is_lost(
-    rabbitmq_url: str, simulator: Ec2Simulator, tmp_path: Path
-):
+@pytest.fixture
+def roles(rabbitmq_url: str, simulator: Ec2Simulator, tmp_path: Path) -> Iterator[Roles]:
     roles = Roles(
         tmp_path,
         RABBITMQ_URL=rabbitmq_url,
@@ -57,6 +61,11 @@ async def test_roles_die_and_come_back_and_nothing_is_lost(
         AWS_SECRET_ACCESS_KEY="simulator",
         CML_VISIBILITY_GRACE_SECONDS="3",
     )
+    yield roles
+    roles.kill()
+
+
+async def test_roles_die_and_come_back_and_nothing_is_lost(rabbitmq_url: str, roles: Roles):
     await declare_topology(rabbitmq_url)
     async with PlainAmqp(rabbitmq_url) as client:
         workers = []
