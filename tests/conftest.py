@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import pytest
 
+from support.postgresql import NoPostgreSQLError, any_postgresql
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
 
 USED = pytest.StashKey[dict[str, str]]()
@@ -22,6 +23,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"used: {name}, {how}")
 
 
+def _missing(error: Exception) -> None:
+    if os.environ.get("CI") == "true":
+        pytest.fail(str(error))
+    pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[str]:
     """A real RabbitMQ; without one a failure in CI, else a skip."""
@@ -30,9 +37,18 @@ def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.
             pytestconfig.stash[USED]["RabbitMQ"] = how
             yield url
     except NoRabbitMQError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        _missing(error)
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """A real PostgreSQL; without one a failure in CI, else a skip."""
+    try:
+        with any_postgresql() as (url, how):
+            pytestconfig.stash[USED]["PostgreSQL"] = how
+            yield url
+    except NoPostgreSQLError as error:
+        _missing(error)
 
 
 @pytest.fixture(scope="session")

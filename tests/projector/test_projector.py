@@ -21,7 +21,7 @@ from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.port import Dead, Done, Message
-from cml_workers.database import DatabaseUnavailableError, open_database
+from cml_workers.database import METADATA, DatabaseUnavailableError, open_database
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.projector.projector import Projector
@@ -89,10 +89,16 @@ class Service:
         return [view.name for view in WorkerPage.model_validate(result.data).workers]
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Service]:
+    """One suite for both databases."""
     store = SqliteEventStore(tmp_path / "events.sqlite3")
-    engine = open_database(f"sqlite:///{tmp_path / 'read-model.sqlite3'}")
+    if request.param == "sqlite":
+        engine = open_database(f"sqlite:///{tmp_path / 'read-model.sqlite3'}")
+    else:
+        engine = open_database(request.getfixturevalue("postgresql_url"))
+        async with engine.begin() as connection:
+            await connection.run_sync(METADATA.drop_all)
     read_model = ReadModel(engine)
     await read_model.prepare()
     yield Service(store, read_model)

@@ -1,0 +1,135 @@
+"""A private PostgreSQL for the tests: an address that was given, or an installed server spawned in a folder."""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from support.rabbitmq import free_port
+
+GIVEN = "TEST_DATABASE_URL"
+READY = 30.0
+"""Seconds a server may take to answer."""
+
+
+class NoPostgreSQLError(Exception):
+    """None can be had; says how to get one."""
+
+
+def installed() -> Path | None:
+    """The folder of the newest server's programs."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if found:
+        return found[-1].parent
+    elsewhere = shutil.which("initdb")
+    return Path(elsewhere).parent if elsewhere else None
+
+
+class SpawnedPostgreSQL:
+    """A server process of our own; ``stop``, ``kill`` and ``start`` it again as you like."""
+
+    def __init__(self, programs: Path, folder: Path) -> None:
+        self._programs = programs
+        self._folder = folder
+        self.port = free_port()
+        self._server: subprocess.Popen[bytes] | None = None
+        # The server refuses to run as root.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._user:
+            shutil.chown(folder, self._user)
+        self._run("initdb", "--auth=trust", "--username=cml", "--no-sync", "--encoding=UTF8", "-D", "data")
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://cml@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        with (self._folder / "output.log").open("ab") as output:
+            self._server = subprocess.Popen(
+                [
+                    self._programs / "postgres",
+                    *("-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", ""),
+                    *("-c", "fsync=off"),
+                ],
+                cwd=self._folder,
+                user=self._user,
+                stdout=output,
+                stderr=output,
+            )
+        end = time.monotonic() + READY
+        while time.monotonic() < end and self._server.poll() is None:
+            ready = [self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+            if subprocess.run(ready, check=False).returncode == 0:
+                return
+            time.sleep(0.1)
+        raise NoPostgreSQLError(f"PostgreSQL did not start; see {self._folder / 'output.log'}")
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """End the server at once; SIGKILL for a crash."""
+        if self._server is not None and self._server.poll() is None:
+            self._server.send_signal(number)
+            self._server.wait(timeout=30)
+
+    def restart(self) -> None:
+        """Stop and start on the same data and port."""
+        self.stop()
+        self.start()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [self._programs / program, *arguments],
+            cwd=self._folder,
+            user=self._user,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise NoPostgreSQLError(f"{program} failed: {done.stderr}")
+
+
+@contextmanager
+def private_postgresql() -> Iterator[SpawnedPostgreSQL]:
+    """A server of our own that may be stopped. Raises NoPostgreSQLError."""
+    programs = installed()
+    if programs is None or (os.geteuid() == 0 and not _exists("postgres")):
+        raise NoPostgreSQLError(
+            f"no PostgreSQL: set {GIVEN} to the URL of an empty database, or install the package postgresql "
+            "(on Debian as root, `make test` does that itself)"
+        )
+    # Not below pytest's folder, which the server's own user may not enter.
+    folder = Path(tempfile.mkdtemp(prefix="cml-postgresql-"))
+    try:
+        server = SpawnedPostgreSQL(programs, folder)
+        server.start()
+        yield server
+        server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def any_postgresql() -> Iterator[tuple[str, str]]:
+    """The URL of a database, and how it was had. Raises NoPostgreSQLError."""
+    given = os.environ.get(GIVEN)
+    if given:
+        yield given, f"given by {GIVEN}"
+    else:
+        with private_postgresql() as server:
+            yield server.url, f"spawned privately from {installed()}"
+
+
+def _exists(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
