@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cml_workers.failures import ConfigurationError
@@ -21,6 +24,10 @@ CHECKPOINTS = sa.Table(
     sa.Column("follower", sa.String(64), primary_key=True),
     sa.Column("position", sa.String(64), nullable=False),
 )
+
+
+_MIGRATION_LOCK = 0x434D4C57
+"""Any number that nobody else uses for an advisory lock in this database."""
 
 
 class DatabaseUnavailableError(ConnectionError):
@@ -86,6 +93,38 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         if error.connection_invalidated:
             raise DatabaseUnavailableError(f"the database connection broke: {error}") from error
         raise
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Bring the schema up to date; processes that start together wait for one another.
+
+    Raises:
+        DatabaseUnavailableError: try again.
+        DatabaseConfigurationError: a newer version of the system owns the schema, or we may not change it.
+    """
+    try:
+        async with transaction(engine) as connection:
+            if connection.dialect.name == "sqlite":
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            await connection.run_sync(_upgrade)
+    except CommandError as error:
+        raise DatabaseConfigurationError(
+            f"the database was made by a newer version of cml-workers ({error}); update this one"
+        ) from error
+    except ProgrammingError as error:
+        raise DatabaseConfigurationError(
+            f"the database user may not change the schema: {error.orig}"
+        ) from error
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", "cml_workers:migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 async def load_checkpoint(connection: AsyncConnection, follower: str) -> str | None:

@@ -21,7 +21,7 @@ from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.port import Dead, Done, Message
-from cml_workers.database import METADATA, DatabaseUnavailableError, open_database
+from cml_workers.database import METADATA, DatabaseUnavailableError, migrate, open_database
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.projector.projector import Projector
@@ -99,8 +99,9 @@ async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         engine = open_database(request.getfixturevalue("postgresql_url"))
         async with engine.begin() as connection:
             await connection.run_sync(METADATA.drop_all)
+            await connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+    await migrate(engine)
     read_model = ReadModel(engine)
-    await read_model.prepare()
     yield Service(store, read_model)
     await engine.dispose()
     await store.close()
@@ -264,7 +265,7 @@ async def test_a_broken_query_is_answered_and_kept(service: Service, body: bytes
 async def test_a_database_that_is_down_is_said_to_be_unavailable():
     engine = open_database("postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(DatabaseUnavailableError):
-        await ReadModel(engine).prepare()
+        await migrate(engine)
     await engine.dispose()
 
 

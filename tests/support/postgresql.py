@@ -66,7 +66,7 @@ class SpawnedPostgreSQL:
             )
         end = time.monotonic() + READY
         while time.monotonic() < end and self._server.poll() is None:
-            ready = [self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+            ready = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
             if subprocess.run(ready, check=False).returncode == 0:
                 return
             time.sleep(0.1)

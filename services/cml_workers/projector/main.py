@@ -7,6 +7,7 @@ from cml_contracts.envelope import WORKER_STREAMS
 from cml_contracts.topology import PROJECTOR_QUERIES
 from cml_workers.bus.port import Message, Verdict
 from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.database import migrate
 from cml_workers.eventstore.following import follow_from
 from cml_workers.projector.projector import Projector
 from cml_workers.projector.read_model import ReadModel
@@ -16,8 +17,8 @@ from cml_workers.roles import Infrastructure, Running, background
 @asynccontextmanager
 async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError, DatabaseUnavailableError."""
+    await migrate(given.database)
     read_model = ReadModel(given.database)
-    await read_model.prepare()
     bus = RabbitBus(given.amqp_url, name="cml-projector")
     projecting = Projector(store=given.store, read_model=read_model)
 

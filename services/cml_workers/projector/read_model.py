@@ -60,11 +60,6 @@ class ReadModel:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def prepare(self) -> None:
-        """Create what is missing. Raises DatabaseUnavailableError."""
-        async with transaction(self._engine) as connection:
-            await connection.run_sync(METADATA.create_all)
-
     async def checkpoint(self) -> str | None:
         """The position up to which the rows are."""
         async with transaction(self._engine) as connection:

@@ -6,13 +6,7 @@ from contextlib import asynccontextmanager
 
 from cml_contracts.envelope import WORKER_STREAMS
 from cml_workers.bus.rabbit import RabbitBus
-from cml_workers.database import (
-    CHECKPOINTS,
-    METADATA,
-    load_checkpoint,
-    save_checkpoint,
-    transaction,
-)
+from cml_workers.database import load_checkpoint, migrate, save_checkpoint, transaction
 from cml_workers.eventstore.following import follow_from
 from cml_workers.relay.relay import Relay
 from cml_workers.roles import Infrastructure, Running, background
@@ -23,8 +17,7 @@ FOLLOWER = "relay"
 @asynccontextmanager
 async def relay(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError, DatabaseUnavailableError."""
-    async with transaction(given.database) as connection:
-        await connection.run_sync(METADATA.create_all, tables=[CHECKPOINTS])
+    await migrate(given.database)
 
     async def load() -> str | None:
         async with transaction(given.database) as connection:

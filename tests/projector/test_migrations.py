@@ -1,0 +1,59 @@
+"""The migrations make exactly the tables that the code uses, once, whoever starts first."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cml_workers.database import METADATA, DatabaseConfigurationError, migrate, open_database
+from cml_workers.projector import read_model
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'read-model.sqlite3'}"
+    given: str = request.getfixturevalue("postgresql_url")
+    engine = open_database(given)
+    async with engine.begin() as connection:
+        await connection.run_sync(METADATA.drop_all)
+        await connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+    await engine.dispose()
+    return given
+
+
+@pytest.fixture
+async def engine(url: str) -> AsyncIterator[AsyncEngine]:
+    engine = open_database(url)
+    yield engine
+    await engine.dispose()
+
+
+async def test_the_migrated_schema_is_the_one_in_the_code(engine: AsyncEngine):
+    assert read_model.WORKERS.metadata is METADATA
+    await migrate(engine)
+    async with engine.connect() as connection:
+        differences = await connection.run_sync(
+            lambda sync: compare_metadata(MigrationContext.configure(sync), METADATA)
+        )
+    assert differences == []
+
+
+async def test_processes_that_start_together_migrate_once(url: str):
+    engines = [open_database(url) for _ in range(4)]
+    await asyncio.gather(*(migrate(engine) for engine in engines))
+    await migrate(engines[0])
+    for engine in engines:
+        await engine.dispose()
+
+
+async def test_a_schema_of_a_newer_version_is_left_alone(engine: AsyncEngine):
+    await migrate(engine)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(DatabaseConfigurationError, match="newer version"):
+        await migrate(engine)
