@@ -22,6 +22,7 @@ from aio_pika.abc import (
     AbstractRobustConnection,
 )
 from aio_pika.exceptions import AMQPError
+from yarl import URL
 
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.envelope import JSON, EventEnvelope
@@ -35,6 +36,7 @@ from cml_contracts.queries import (
     WorkerView,
 )
 from cml_contracts.results import OperationResult
+from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import COMMANDS, EVENTS, QUERIES, Exchange
 
 
@@ -64,6 +66,7 @@ class WorkerClient:
     def __init__(self, url: str, *, deadline: float = 60.0) -> None:
         self._url = url
         self._deadline = deadline
+        self._user = URL(url).user or "guest"
         self._connection: AbstractRobustConnection | None = None
         self._channel: AbstractRobustChannel | None = None
         self._reply_queue = f"cml.replies.{uuid4()}"
@@ -97,22 +100,30 @@ class WorkerClient:
             await self._connection.close()
 
     async def send(
-        self, command: WorkerCommand, *, command_id: str | None = None, deadline: float | None = None
+        self,
+        command: WorkerCommand,
+        *,
+        command_id: str | None = None,
+        deadline: float | None = None,
+        actor_token: str | None = None,
     ) -> OperationResult:
         """Send a command and await its result.
 
-        ``command_id``: the idempotency key, a new one by default; ``deadline``: seconds.
+        ``command_id``: the idempotency key, a new one by default; ``deadline``: seconds;
+        ``actor_token``: see ``cml_contracts.tokens``, to send it on behalf of somebody else.
 
         Raises:
             NoResultYetError: the deadline passed; the command stands.
             NotSentError: the broker did not take it.
         """
-        return await self._call(COMMANDS, command, command_id or str(uuid4()), deadline or self._deadline)
+        return await self._call(
+            COMMANDS, command, command_id or str(uuid4()), deadline or self._deadline, actor_token
+        )
 
     async def post(self, command: WorkerCommand, *, command_id: str | None = None) -> str:
         """Send a command without awaiting its result; return its id. Raises NotSentError."""
         command_id = command_id or str(uuid4())
-        message = _message(command, command_id, reply_to=None)
+        message = self._message(command, command_id)
         await self._publish(_Waiting(COMMANDS, message, command.TYPE, asyncio.Future()))
         return command_id
 
@@ -161,10 +172,15 @@ class WorkerClient:
                 await channel.close()
 
     async def _call(
-        self, exchange: Exchange, body: WorkerCommand | Query, message_id: str, deadline: float
+        self,
+        exchange: Exchange,
+        body: WorkerCommand | Query,
+        message_id: str,
+        deadline: float,
+        actor_token: str | None = None,
     ) -> OperationResult:
         correlation_id = str(uuid4())
-        message = _message(body, message_id, reply_to=self._reply_queue, correlation_id=correlation_id)
+        message = self._message(body, message_id, self._reply_queue, correlation_id, actor_token)
         waiting = _Waiting(exchange, message, body.TYPE, asyncio.get_running_loop().create_future())
         self._waiting[correlation_id] = waiting
         try:
@@ -175,6 +191,26 @@ class WorkerClient:
             raise NoResultYetError(message_id, deadline) from None
         finally:
             del self._waiting[correlation_id]
+
+    def _message(
+        self,
+        body: WorkerCommand | Query,
+        message_id: str,
+        reply_to: str | None = None,
+        correlation_id: str | None = None,
+        actor_token: str | None = None,
+    ) -> aio_pika.Message:
+        return aio_pika.Message(
+            body.model_dump_json(exclude_none=True).encode(),
+            message_id=message_id,
+            type=body.TYPE,
+            reply_to=reply_to,
+            correlation_id=correlation_id,
+            content_type=JSON,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            user_id=self._user,
+            headers={TOKEN_HEADER: actor_token} if actor_token else {},
+        )
 
     async def _publish(self, waiting: _Waiting) -> None:
         assert self._channel is not None, "use the client in `async with`"  # noqa: S101
@@ -198,20 +234,6 @@ class WorkerClient:
         task = asyncio.create_task(send_again())
         self._resending.add(task)
         task.add_done_callback(self._resending.discard)
-
-
-def _message(
-    body: WorkerCommand | Query, message_id: str, *, reply_to: str | None, correlation_id: str | None = None
-) -> aio_pika.Message:
-    return aio_pika.Message(
-        body.model_dump_json(exclude_none=True).encode(),
-        message_id=message_id,
-        type=body.TYPE,
-        reply_to=reply_to,
-        correlation_id=correlation_id,
-        content_type=JSON,
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-    )
 
 
 async def _decoded(messages: AbstractQueueIterator) -> AsyncIterator[EventEnvelope]:

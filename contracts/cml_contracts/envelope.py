@@ -57,6 +57,7 @@ class CommandMessage(Tolerant):
     command_type: str
     correlation_id: str
     actor: str | None = None
+    user: str | None = None
     traceparent: str | None = None
     reply: ReplyAddress | None = None
 

@@ -26,8 +26,8 @@ class EventMetadata(Tolerant):
 
     ``command_id``: the command whose operation it belongs to; None for a plain observation.
     ``causation_id``: the message that was being handled; ``correlation_id``: the caller's thread of work.
-    ``actor``: opaque id of who wished it, None if unknown (drift). ``reply``: stays in the store, is never
-    published.
+    ``actor``: opaque id of who wished it, None if unknown (drift); ``user``: the broker's user that sent it,
+    if that was checked. ``reply``: stays in the store, is never published.
     """
 
     event_id: UUID
@@ -36,6 +36,7 @@ class EventMetadata(Tolerant):
     correlation_id: str | None = None
     causation_id: str | None = None
     actor: str | None = None
+    user: str | None = None
     reason: str | None = None
     traceparent: str | None = None
     reply: ReplyAddress | None = None

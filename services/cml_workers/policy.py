@@ -24,3 +24,20 @@ class Policy:
     allowed_regions: frozenset[str] = frozenset()
     allowed_instance_types: frozenset[str] = frozenset()
     visibility_grace: timedelta = timedelta(minutes=5)
+
+
+EVERY_COMMAND = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """``users``: which command types each user of the broker may send, ``*`` for all.
+
+    ``delegates``: users that may name others as actors, by a token signed with one of the ``keys``. Not
+    ``enforced``: everybody may do everything in any name.
+    """
+
+    enforced: bool = False
+    users: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    delegates: frozenset[str] = frozenset()
+    keys: tuple[bytes, ...] = ()

@@ -87,6 +87,8 @@ async def until_stopped(running: Sequence[Running]) -> None:
 
 
 async def _open(settings: Settings, amqp: str, ec2: str | None, stack: AsyncExitStack) -> Infrastructure:
+    if settings.rabbitmq_url and not settings.access.enforced:
+        log.warning("CML_AUTHORIZE=false: EVERYBODY who reaches RabbitMQ may send every command in any name")
     store = open_event_store(event_store_uri(settings))
     stack.push_async_callback(store.close)
     await store.ping()

@@ -8,7 +8,7 @@ from pydantic import AnyUrl, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cml_workers.failures import ConfigurationError
-from cml_workers.policy import Policy
+from cml_workers.policy import Access, Policy
 
 
 class SettingsError(ConfigurationError):
@@ -59,6 +59,15 @@ class Settings(BaseSettings):
     authentication_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
     """How long refused AWS credentials are tried again before an operation fails for them."""
 
+    authorize: bool | None = None
+    """Refuse commands of users that may not send them. Unset: on with RABBITMQ_URL, off with the embedded broker."""
+    command_users: dict[str, frozenset[str]] = {}
+    """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}."""
+    delegate_users: frozenset[str] = frozenset()
+    """JSON array: users that may send commands on behalf of others, with a signed token."""
+    actor_token_keys: tuple[SecretStr, ...] = ()
+    """JSON array: keys of at least 32 characters that sign such tokens; several while they are changed."""
+
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
     """Messages of one queue that a role handles at once."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -74,9 +83,29 @@ class Settings(BaseSettings):
         ):
             if value is not None and not value.get_secret_value().startswith(schemes):
                 raise ValueError(f"{name} must begin with {' or '.join(schemes)}")
+        if self.access.enforced and not self.command_users:
+            raise ValueError(
+                "CML_COMMAND_USERS must say who may send commands, e.g. "
+                '{"portal": ["*"]}; CML_AUTHORIZE=false lets everybody do everything'
+            )
+        if self.delegate_users and not self.actor_token_keys:
+            raise ValueError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
+        if any(len(key.get_secret_value()) < 32 for key in self.actor_token_keys):
+            raise ValueError("CML_ACTOR_TOKEN_KEYS must have at least 32 characters each")
         if any(key.startswith(("cml:", "aws:")) for key in self.default_tags):
             raise ValueError("CML_DEFAULT_TAGS must not use the reserved prefixes cml: and aws:")
         return self
+
+    @property
+    def access(self) -> Access:
+        """Who may command."""
+        enforced = self.rabbitmq_url is not None if self.authorize is None else self.authorize
+        return Access(
+            enforced=enforced,
+            users=self.command_users,
+            delegates=self.delegate_users,
+            keys=tuple(key.get_secret_value().encode() for key in self.actor_token_keys),
+        )
 
     @property
     def policy(self) -> Policy:

@@ -125,6 +125,30 @@ async def test_what_is_put_aside_comes_back_as_it_was(bus: RabbitBus, recorder: 
     }
 
 
+async def test_the_sender_is_known_for_certain_also_after_a_retry(
+    bus: RabbitBus, recorder: Recorder, empty: str
+):
+    async def once(message: Message) -> Verdict:
+        return Later() if message.attempt == 0 else Done()
+
+    recorder.answer = once
+    forged = {"x-cml-user-id": "admin", "x-cml-attempt": 7, "x-cml-faults": 7}
+    await bus.publish(outgoing("anonymous", headers=forged))
+    await bus.publish(outgoing("known", user_id="guest"))
+    seen = await recorder.until(4)
+    assert {(m.message_id, m.user_id, m.attempt) for m in seen} == {
+        ("anonymous", None, 0),
+        ("anonymous", None, 1),
+        ("known", "guest", 0),
+        ("known", "guest", 1),
+    }
+    async with await aio_pika.connect(empty) as connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange("cml.commands")
+        with pytest.raises(aio_pika.exceptions.AMQPError):
+            await exchange.publish(aio_pika.Message(b"{}", user_id="somebody-else"), "cml.worker.start.v1")
+
+
 async def test_a_broken_message_is_kept_with_its_reason_and_blocks_nobody(
     bus: RabbitBus, recorder: Recorder, empty: str
 ):

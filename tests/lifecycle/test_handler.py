@@ -32,10 +32,10 @@ from cml_contracts.reports import (
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
-from cml_workers.eventstore.port import StoreUnavailableError
+from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.handler import Lifecycle
-from cml_workers.policy import Policy
+from cml_workers.policy import Access, Policy
 from cml_workers.stream import load
 from cml_workers.worker import Worker
 from support.buses import Outbox, command
@@ -60,7 +60,12 @@ class Service:
         self.outbox = Outbox()
         self.now = datetime(2026, 1, 2, tzinfo=UTC)
         self.handler = Lifecycle(
-            store=store, publish=self.outbox, policy=Policy(), now=lambda: self.now, new_id=uuid4
+            store=store,
+            publish=self.outbox,
+            policy=Policy(),
+            access=Access(),
+            now=lambda: self.now,
+            new_id=uuid4,
         )
 
     async def command(self, body: WorkerCommand, command_id: str | None = None, **fields: Any) -> Verdict:
@@ -373,3 +378,47 @@ async def test_results_are_equal_however_often_they_are_read(service: Service):
     await service.launched()
     operation = (await service.worker()).operations["create"]
     assert operation.result == OperationResult.model_validate_json(operation.result.model_dump_json())
+
+
+ENFORCED = Access(enforced=True, users={"portal": frozenset({"*"})})
+
+
+async def test_the_unauthorized_is_refused_kept_and_audited_and_leaves_the_worker_alone(service: Service):
+    service.handler = Lifecycle(
+        store=service.store,
+        publish=service.outbox,
+        policy=Policy(),
+        access=ENFORCED,
+        now=lambda: service.now,
+        new_id=uuid4,
+    )
+    for user in (None, "stranger"):
+        verdict = await service.command(CREATE, "create", user_id=user)
+        assert isinstance(verdict, Dead)
+    assert [r.problem and r.problem.code for r in service.outbox.results()] == [ProblemCode.UNAUTHORIZED] * 2
+    assert not (await service.worker()).exists
+    audited = []
+    async for item in service.store.follow(after=None, prefix="cml_refused-"):
+        if not isinstance(item, StoredEvent):
+            break
+        audited.append(json.loads(item.data))
+    assert [(each["user"], each["command_id"]) for each in audited] == [
+        (None, "create"),
+        ("stranger", "create"),
+    ]
+
+
+async def test_the_user_and_the_actor_are_recorded(service: Service):
+    service.handler = Lifecycle(
+        store=service.store,
+        publish=service.outbox,
+        policy=Policy(),
+        access=ENFORCED,
+        now=lambda: service.now,
+        new_id=uuid4,
+    )
+    create = CREATE.model_copy(update={"created_by": "portal"})
+    assert await service.command(create, "create", user_id="portal") == Done()
+    (first, _) = await service.store.read(f"cml_worker-{WORKER}")
+    metadata = json.loads(first.metadata)
+    assert (metadata["actor"], metadata["user"]) == ("portal", "portal")

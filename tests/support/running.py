@@ -24,6 +24,7 @@ class RunningSystem:
             "CML_DATA_DIR": str(data_dir),
             "CML_EC2_TRANSITION_SECONDS": "0.3",
             "CML_VISIBILITY_GRACE_SECONDS": "3",
+            "CML_AUTHORIZE": "false",
             **settings,
         }
         self.process: subprocess.Popen[str] | None = None

@@ -60,6 +60,7 @@ def roles(rabbitmq_url: str, simulator: Ec2Simulator, tmp_path: Path) -> Iterato
         AWS_ACCESS_KEY_ID="simulator",
         AWS_SECRET_ACCESS_KEY="simulator",
         CML_VISIBILITY_GRACE_SECONDS="3",
+        CML_AUTHORIZE="false",
     )
     yield roles
     roles.kill()
@@ -98,6 +99,8 @@ async def test_roles_die_and_come_back_and_nothing_is_lost(rabbitmq_url: str, ro
         ("relay", {"RABBITMQ_URL": "amqp://127.0.0.1:1/", "KURRENTDB_URI": "mysql://x"}, "KURRENTDB_URI"),
         ("projector", {"CML_PREFETCH": "many"}, "CML_PREFETCH"),
         ("lifecycle", {"CML_WORKER_AMI_IDS": "{"}, "worker_ami_ids"),
+        ("lifecycle", {"RABBITMQ_URL": "amqp://127.0.0.1:1/", "CML_AUTHORIZE": "true"}, "CML_COMMAND_USERS"),
+        ("lifecycle", {"CML_DELEGATE_USERS": '["portal"]'}, "CML_ACTOR_TOKEN_KEYS"),
         ("lifecycle", {"CML_DEFAULT_TAGS": '{"aws:x": "1"}'}, "reserved"),
     ],
 )
@@ -107,7 +110,7 @@ def test_a_role_that_cannot_run_says_why_in_a_line(
     clean = {key: value for key, value in os.environ.items() if not key.startswith(CONFIGURING)}
     done = subprocess.run(
         [COMMAND, "role", name],
-        env={**clean, "CML_DATA_DIR": str(tmp_path), **settings},
+        env={**clean, "CML_DATA_DIR": str(tmp_path), "CML_AUTHORIZE": "false", **settings},
         capture_output=True,
         text=True,
         timeout=60,

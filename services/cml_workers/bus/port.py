@@ -26,7 +26,10 @@ class TopologyError(ConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as it was delivered. ``attempt``: how often it was put aside before."""
+    """A message as it was delivered. ``attempt``: how often it was put aside before.
+
+    ``user_id``: the user that the broker vouches for, also when the message was put aside meanwhile.
+    """
 
     body: bytes
     type: str
@@ -57,6 +60,7 @@ class Outgoing:
     reply_to: str | None = None
     content_type: str | None = JSON
     headers: Mapping[str, object] = field(default_factory=dict)
+    user_id: str | None = None
     mandatory: bool = True
 
 

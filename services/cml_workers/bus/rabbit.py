@@ -66,6 +66,7 @@ class RabbitBus:
 
     def __init__(self, url: str, *, name: str) -> None:
         self._url = url
+        self._user = URL(url).user or "guest"
         self._broker = RabbitBroker(
             str(URL(url).update_query(name=name)),
             default_channel=Channel(publisher_confirms=True, on_return_raises=True),
@@ -163,6 +164,7 @@ class RabbitBus:
                 message_type=message.type,
                 correlation_id=message.correlation_id,
                 reply_to=message.reply_to,
+                user_id=message.user_id,
             )
         except aiormq.exceptions.PublishError as error:
             raise UnroutableError(f"no queue takes {message.routing_key}") from error
@@ -172,7 +174,7 @@ class RabbitBus:
             raise BusUnavailableError(f"not confirmed: {type(confirmation).__name__}")
 
     async def _handle(self, queue: Queue, handler: Handler, received: RabbitMessage) -> None:
-        message = _message(received)
+        message = _message(received, self._user)
         headers = dict(message.headers)
         try:
             verdict = await handler(message)
@@ -204,20 +206,22 @@ class RabbitBus:
                     return
                 headers[ATTEMPT_HEADER] = message.attempt + 1
                 target = queue.retry_queue(_delay(seconds, message.attempt))
-                await self.publish(_again(message, headers, target))
+                await self.publish(_again(message, headers, target, self._user))
             case Dead(reason):
                 log.warning("dead letter", queue=queue.name, message_id=message.message_id, reason=reason)
                 headers[REASON_HEADER] = reason
                 headers[QUEUE_HEADER] = queue.name
-                await self.publish(_again(message, headers, None))
+                await self.publish(_again(message, headers, None, self._user))
 
 
-def _again(message: Message, headers: Mapping[str, object], retry_queue: str | None) -> Outgoing:
+def _again(
+    message: Message, headers: Mapping[str, object], retry_queue: str | None, own_user: str
+) -> Outgoing:
     """The same message for a waiting queue, or (None) for the dead letters.
 
-    The sender's ``user_id`` goes into a header: the property must name the publisher itself.
+    The sender's ``user_id`` goes into a header, as the property must name the publisher: us. That is how we
+    know our own headers from those that a sender made up.
     """
-    kept = {**headers, USER_HEADER: message.user_id} if message.user_id else headers
     return Outgoing(
         exchange=None if retry_queue else DEAD_LETTERS,
         routing_key=retry_queue or message.routing_key,
@@ -227,7 +231,8 @@ def _again(message: Message, headers: Mapping[str, object], retry_queue: str | N
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,
         content_type=message.content_type,
-        headers=kept,
+        headers={**headers, USER_HEADER: message.user_id or ""},
+        user_id=own_user,
     )
 
 
@@ -238,9 +243,16 @@ def _delay(seconds: int | None, attempt: int) -> int:
     return next((delay for delay in RETRY_DELAYS if delay >= seconds), RETRY_DELAYS[-1])
 
 
-def _message(received: RabbitMessage) -> Message:
+def _message(received: RabbitMessage, own_user: str) -> Message:
     raw = received.raw_message
     headers: dict[str, object] = dict(raw.headers or {})
+    user: object = raw.user_id or None
+    ours = user == own_user and USER_HEADER in headers
+    if ours:
+        user = headers.pop(USER_HEADER) or None
+    else:
+        for name in (USER_HEADER, ATTEMPT_HEADER, FAULT_HEADER):
+            headers.pop(name, None)
     return Message(
         body=raw.body,
         type=raw.type or raw.routing_key or "",
@@ -250,7 +262,7 @@ def _message(received: RabbitMessage) -> Message:
         reply_to=raw.reply_to or None,
         headers=headers,
         content_type=raw.content_type or None,
-        user_id=raw.user_id or None,
+        user_id=user if isinstance(user, str) else None,
         redelivered=bool(raw.redelivered),
         attempt=_count(headers.get(ATTEMPT_HEADER)),
     )

@@ -83,6 +83,7 @@ async def show(out: Console) -> bool:
             database_url=None,
             aws_endpoint_url=None,
             aws=False,
+            authorize=False,
             amqp_port=0,
             ec2_port=0,
             ec2_transition_seconds=1.0,

@@ -30,11 +30,13 @@ from cml_contracts.reports import (
     Report,
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Later, Message, Outgoing, Publish, Verdict
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
+from cml_workers.lifecycle.authorization import UnauthorizedError, authorized_actor
 from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
-from cml_workers.policy import Policy
+from cml_workers.policy import Access, Policy
 from cml_workers.requests import BadMessageError, identity, read, reply, reply_address
 from cml_workers.stream import append, load
 from cml_workers.worker import Operation, Recorded, Worker, evolve, settled_by
@@ -43,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 CLAIMS = "cml_command-"
 CLAIM_TYPE = "cml.command.claimed.v1"
+REFUSALS = "cml_refused-"
+REFUSED_TYPE = "cml.command.unauthorized.v1"
 TRIES = 20
 """Lost races on one stream before the message is put aside for a second."""
 
@@ -58,12 +62,14 @@ class Lifecycle:
         store: EventStore,
         publish: Publish,
         policy: Policy,
+        access: Access,
         now: Callable[[], datetime],
         new_id: Callable[[], UUID],
     ) -> None:
         self._store = store
         self._publish = publish
         self._policy = policy
+        self._access = access
         self._now = now
         self._new_id = new_id
 
@@ -81,12 +87,26 @@ class Lifecycle:
             command=command.TYPE,
             worker_id=str(command.worker(command_id)),
         ):
+            try:
+                actor = authorized_actor(
+                    command,
+                    command_id,
+                    user_id=message.user_id,
+                    token=_text(message.headers.get(TOKEN_HEADER)),
+                    access=self._access,
+                    now=self._now(),
+                )
+            except UnauthorizedError as error:
+                await self._audit(message, command, error.problem)
+                await self._refuse(message, error.problem)
+                return Dead(error.problem.detail)
             accepted = CommandMessage(
                 command_id=command_id,
                 command=command,
                 command_type=command.TYPE,
                 correlation_id=message.correlation_id or command_id,
-                actor=command.actor,
+                actor=actor,
+                user=message.user_id if self._access.enforced else None,
                 traceparent=_text(message.headers.get("traceparent")),
                 reply=reply_address(message),
             )
@@ -196,6 +216,22 @@ class Lifecycle:
         await self._reply(operation.result, message.reply)
         return Done()
 
+    async def _audit(self, message: Message, command: WorkerCommand, problem: Problem) -> None:
+        """Keep for good that somebody tried; apart from the workers' streams, which strangers cannot fill."""
+        log.warning("unauthorized", user=message.user_id, reason=problem.detail)
+        attempt = {
+            "command_id": message.message_id,
+            "command_type": command.TYPE,
+            "worker_id": str(command.worker(message.message_id or "")),
+            "user": message.user_id,
+            "claimed_actor": command.actor,
+            "reason": problem.detail,
+            "time": self._now().isoformat(),
+        }
+        event_id = self._new_id()
+        refused = NewEvent(event_id, REFUSED_TYPE, json.dumps(attempt).encode(), b"{}")
+        await self._store.append(f"{REFUSALS}{event_id}", [refused], expected=NO_STREAM)
+
     async def _claim(self, message: CommandMessage) -> bool:
         """Bind the command id to this body; False if it is bound to another.
 
@@ -294,6 +330,7 @@ def _metadata(
         correlation_id=origin.correlation_id,
         causation_id=cause,
         actor=origin.actor,
+        user=origin.user,
         reason=origin.command.reason,
         traceparent=origin.traceparent,
         reply=origin.reply if of_command else None,
@@ -335,4 +372,4 @@ def _reused(command_id: str) -> Problem:
 
 
 def _text(header: object) -> str | None:
-    return header if isinstance(header, str) and len(header) <= 200 else None
+    return header if isinstance(header, str) and len(header) <= 1000 else None

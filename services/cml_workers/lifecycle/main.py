@@ -18,6 +18,7 @@ async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
         store=given.store,
         publish=bus.publish,
         policy=given.settings.policy,
+        access=given.settings.access,
         now=utc_now,
         new_id=uuid4,
     )
