@@ -37,11 +37,13 @@ check: $(READY) ## format, lint, strict types, import rules, generated documents
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m cml_workers.asyncapi --check docs/asyncapi.json
+	@$(BIN)/python -m cml_workers.bus.definitions --check deploy/rabbitmq/definitions.json
 
 format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 	@$(BIN)/python -m cml_workers.asyncapi --write docs/asyncapi.json
+	@$(BIN)/python -m cml_workers.bus.definitions > deploy/rabbitmq/definitions.json
 
 lock: $(READY) ## pin the dependencies anew
 	@echo uv | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q - -o requirements/uv.txt

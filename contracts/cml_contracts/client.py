@@ -162,7 +162,10 @@ class WorkerClient:
         await channel.set_qos(prefetch_count=100)
         try:
             events = await channel.declare_queue(
-                queue, durable=bool(queue), exclusive=not queue, auto_delete=not queue
+                queue or f"cml.subscribers.{uuid4()}",
+                durable=bool(queue),
+                exclusive=not queue,
+                auto_delete=not queue,
             )
             await events.bind(EVENTS.name, pattern)
             async with events.iterator() as messages:

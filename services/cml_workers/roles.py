@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.eventstore.port import EventStore
 from cml_workers.settings import Settings
 
@@ -22,6 +23,10 @@ class Infrastructure:
     store: EventStore
     database: AsyncEngine
     ec2_endpoint: str | None
+
+    def bus(self, name: str) -> RabbitBus:
+        """A connection to the bus under this name, not started yet."""
+        return RabbitBus(self.amqp_url, name=name, declare=self.settings.declare_topology)
 
 
 @dataclass(frozen=True, slots=True)

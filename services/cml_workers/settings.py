@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     authentication_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
     """How long refused AWS credentials are tried again before an operation fails for them."""
 
+    declare_topology: bool = True
+    """Declare exchanges and queues at start; false: only see that they are there, which needs no rights."""
     authorize: bool | None = None
     """Refuse commands of users that may not send them. Unset: on with RABBITMQ_URL, off with the embedded broker."""
     command_users: dict[str, frozenset[str]] = {}

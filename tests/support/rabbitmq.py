@@ -52,7 +52,7 @@ def docker_answers() -> bool:
 class SpawnedRabbitMQ:
     """A server process of our own in a folder; ``stop``, ``kill`` and ``start`` it again as you like."""
 
-    def __init__(self, script: Path, folder: Path) -> None:
+    def __init__(self, script: Path, folder: Path, definitions: str | None = None) -> None:
         self._script = script
         self._folder = folder
         self.port = free_port()
@@ -62,9 +62,11 @@ class SpawnedRabbitMQ:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "env.conf").touch()
         (folder / "plugins").write_text("[].")
-        (folder / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\nraft.wal_max_size_bytes = 67108864\n"
-        )
+        configuration = [f"listeners.tcp.1 = 127.0.0.1:{self.port}", "raft.wal_max_size_bytes = 67108864"]
+        if definitions:
+            (folder / "definitions.json").write_text(definitions)
+            configuration.append(f"load_definitions = {folder / 'definitions.json'}")
+        (folder / "rabbitmq.conf").write_text("\n".join([*configuration, ""]))
 
     @property
     def url(self) -> str:
@@ -142,12 +144,12 @@ class SpawnedRabbitMQ:
 
 
 @contextmanager
-def private_rabbitmq(folder: Path) -> Iterator[SpawnedRabbitMQ]:
+def private_rabbitmq(folder: Path, definitions: str | None = None) -> Iterator[SpawnedRabbitMQ]:
     """A server of our own that may be stopped and killed. Raises NoRabbitMQError."""
     script = installed()
     if script is None:
         raise NoRabbitMQError(_how_to_get_one())
-    server = SpawnedRabbitMQ(script, folder)
+    server = SpawnedRabbitMQ(script, folder, definitions)
     try:
         server.start()
         yield server

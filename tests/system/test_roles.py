@@ -3,7 +3,7 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,10 @@ ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
 class Roles:
     """The four roles on a RabbitMQ, a simulator and files that they share."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, *, each: Callable[[str], dict[str, str]] = lambda _role: {}, **settings: str
+    ) -> None:
+        self._each = each
         clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
         self.environment = {**clean, "CML_DATA_DIR": str(folder / "data"), **settings}
         self.log = folder / "roles.log"
@@ -27,7 +30,9 @@ class Roles:
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            return subprocess.Popen([COMMAND, "role", name], env=self.environment, stdout=log, stderr=log)
+            return subprocess.Popen(
+                [COMMAND, "role", name], env={**self.environment, **self._each(name)}, stdout=log, stderr=log
+            )
 
     def kill_and_start(self, name: str) -> None:
         self.processes[name].kill()

@@ -64,8 +64,9 @@ _DEFAULT_EXCHANGE = RabbitExchange()
 class RabbitBus:
     """One connection with a publishing channel and a channel for each consumer."""
 
-    def __init__(self, url: str, *, name: str) -> None:
+    def __init__(self, url: str, *, name: str, declare: bool = True) -> None:
         self._url = url
+        self._declare = declare
         self._user = URL(url).user or "guest"
         self._broker = RabbitBroker(
             str(URL(url).update_query(name=name)),
@@ -117,8 +118,13 @@ class RabbitBus:
         logging.getLogger("aio_pika").setLevel(logging.ERROR)
         logging.getLogger("aiormq").setLevel(logging.ERROR)
         try:
-            await declare_topology(self._url)
+            await (declare_topology if self._declare else verify_topology)(self._url)
             await self._broker.start()
+        except aiormq.exceptions.ChannelAccessRefused as error:
+            raise TopologyError(
+                f"RabbitMQ does not allow user {self._user!r} what it needs ({error}); see "
+                "deploy/rabbitmq/definitions.json for the rights of each role"
+            ) from error
         except (AMQPError, OSError, TimeoutError) as error:
             raise BusUnavailableError(f"no RabbitMQ at {redacted(self._url)}: {_told(error)}") from error
 
@@ -303,6 +309,33 @@ async def declare_topology(url: str) -> None:
             raise TopologyError(
                 f"{subject} exists with other arguments ({error}). Arguments cannot be changed: drain it, "
                 f"delete it (rabbitmqctl delete_queue, or the management page) and start again."
+            ) from error
+
+
+async def verify_topology(url: str) -> None:
+    """See that every exchange and queue is there; that needs no right to configure anything.
+
+    Raises:
+        TopologyError: something is missing.
+        AMQPError, OSError: the broker cannot be reached.
+    """
+    connection = await aio_pika.connect(url, timeout=10)
+    async with connection:
+        channel = await connection.channel()
+        subject = ""
+        try:
+            for exchange in EXCHANGES:
+                subject = f"exchange {exchange.name!r}"
+                await channel.declare_exchange(exchange.name, exchange.kind, passive=True)
+            for queue in QUEUES:
+                names = [queue.name, *(queue.retry_queue(d) for d in RETRY_DELAYS if queue.retries)]
+                for name in names:
+                    subject = f"queue {name!r}"
+                    await channel.declare_queue(name, passive=True)
+        except aiormq.exceptions.ChannelNotFoundEntity as error:
+            raise TopologyError(
+                f"{subject} is missing: import deploy/rabbitmq/definitions.json into RabbitMQ, or let the roles "
+                "declare what is missing with CML_DECLARE_TOPOLOGY=true and a user that may configure it"
             ) from error
 
 

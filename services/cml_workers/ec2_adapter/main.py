@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 from cml_contracts.topology import EC2_LOOKUPS, EC2_WAKES
-from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.roles import Infrastructure, Running, utc_now
@@ -15,7 +14,7 @@ from cml_workers.roles import Infrastructure, Running, utc_now
 async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
     settings = given.settings
-    bus = RabbitBus(given.amqp_url, name="cml-ec2-adapter")
+    bus = given.bus("cml-ec2-adapter")
     async with AwsEc2Client(endpoint_url=given.ec2_endpoint) as ec2:
         executor = Executor(
             store=given.store,

@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from uuid import uuid4
 
 from cml_contracts.topology import LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
-from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.roles import Infrastructure, Running, utc_now
 
@@ -13,7 +12,7 @@ from cml_workers.roles import Infrastructure, Running, utc_now
 @asynccontextmanager
 async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
-    bus = RabbitBus(given.amqp_url, name="cml-lifecycle")
+    bus = given.bus("cml-lifecycle")
     handler = Lifecycle(
         store=given.store,
         publish=bus.publish,

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from cml_contracts.envelope import WORKER_STREAMS
 from cml_contracts.topology import PROJECTOR_QUERIES
 from cml_workers.bus.port import Message, Verdict
-from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.database import migrate
 from cml_workers.eventstore.following import follow_from
 from cml_workers.projector.projector import Projector
@@ -19,7 +18,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError, DatabaseUnavailableError."""
     await migrate(given.database)
     read_model = ReadModel(given.database)
-    bus = RabbitBus(given.amqp_url, name="cml-projector")
+    bus = given.bus("cml-projector")
     projecting = Projector(store=given.store, read_model=read_model)
 
     async def on_query(message: Message) -> Verdict:

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from cml_contracts.envelope import WORKER_STREAMS
-from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.database import load_checkpoint, migrate, save_checkpoint, transaction
 from cml_workers.eventstore.following import follow_from
 from cml_workers.relay.relay import Relay
@@ -27,7 +26,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
         async with transaction(given.database) as connection:
             await save_checkpoint(connection, FOLLOWER, position)
 
-    bus = RabbitBus(given.amqp_url, name="cml-relay")
+    bus = given.bus("cml-relay")
     publishing = Relay(
         publish=bus.publish,
         save=save,

@@ -1,0 +1,148 @@
+"""A RabbitMQ with the definitions that are shipped: every role has what it needs and no more, and strangers nothing."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import aio_pika
+import pytest
+from aio_pika.exceptions import AMQPError
+
+from cml_contracts.client import WorkerClient
+from cml_contracts.commands import CreateCMLWorker, TerminateCMLWorker
+from cml_contracts.tokens import sign
+from cml_workers.bus.definitions import PERMISSIONS, definitions
+from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
+from system.test_roles import ROLES, Roles
+
+KEY = "k" * 32
+CREATE = CreateCMLWorker(
+    name="lab", aws_region="us-east-1", ami_id=DEMO_IMAGES["us-east-1"], created_by="cml-client"
+)
+
+
+@pytest.fixture(scope="module")
+def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpawnedRabbitMQ]:
+    """Every user's password is its name."""
+    users = json.dumps(definitions({user: user for user in PERMISSIONS}))
+    try:
+        with private_rabbitmq(tmp_path_factory.mktemp("rights"), users) as server:
+            yield server
+    except NoRabbitMQError as error:
+        pytest.skip(str(error))
+
+
+def url(rabbitmq: SpawnedRabbitMQ, user: str, password: str | None = None) -> str:
+    return f"amqp://{user}:{password or user}@127.0.0.1:{rabbitmq.port}/"
+
+
+@pytest.fixture(scope="module")
+def roles(rabbitmq: SpawnedRabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
+    with Ec2Simulator(transition_seconds=0.3) as simulator:
+        roles = Roles(
+            tmp_path_factory.mktemp("roles"),
+            each=lambda role: {"RABBITMQ_URL": url(rabbitmq, f"cml-{role}")},
+            AWS_ENDPOINT_URL=simulator.url,
+            AWS_ACCESS_KEY_ID="simulator",
+            AWS_SECRET_ACCESS_KEY="simulator",
+            CML_DECLARE_TOPOLOGY="false",
+            CML_COMMAND_USERS='{"cml-client": ["cml.worker.create.v1", "cml.worker.terminate.v1"]}',
+            CML_DELEGATE_USERS='["cml-client"]',
+            CML_ACTOR_TOKEN_KEYS=json.dumps([KEY]),
+        )
+        yield roles
+        roles.kill()
+
+
+async def test_a_worker_lives_with_least_rights_and_its_events_name_who_did_it(
+    rabbitmq: SpawnedRabbitMQ, roles: Roles
+):
+    async with WorkerClient(url(rabbitmq, "cml-client")) as client, client.events("cml.worker.#") as events:
+        created = await client.send(CREATE)
+        assert created.problem is None
+        assert created.worker_id
+        first = await anext(events)
+        assert (first.worker_id, first.actor) == (created.worker_id, "cml-client")
+        terminate = TerminateCMLWorker(worker_id=created.worker_id, terminated_by="ann")
+        command_id = str(uuid4())
+        token = sign(
+            KEY.encode(), actor="ann", command_id=command_id, expires=datetime.now(UTC) + timedelta(minutes=2)
+        )
+        ended = await client.send(terminate, command_id=command_id, actor_token=token)
+        assert ended.data is True
+        async with asyncio.timeout(10):
+            async for event in events:
+                if event.type == "cml.worker.terminated.v1":
+                    assert event.actor == "ann"
+                    break
+        async with asyncio.timeout(10):
+            while not ((view := await client.operation(command_id)) and view.result):
+                await asyncio.sleep(0.1)
+
+
+async def test_strangers_forgers_and_stale_tokens_are_refused(rabbitmq: SpawnedRabbitMQ, roles: Roles):
+    async with WorkerClient(url(rabbitmq, "cml-client")) as client:
+        soon, late = datetime.now(UTC) + timedelta(minutes=2), datetime.now(UTC) - timedelta(minutes=1)
+        for_ann = CREATE.model_copy(update={"created_by": "ann"})
+        for token in (
+            None,
+            "forged",
+            sign(KEY.encode(), actor="ann", command_id="c-late", expires=late),
+            sign(KEY.encode(), actor="ann", command_id="replayed", expires=soon),
+            sign(b"x" * 32, actor="ann", command_id="c-late", expires=soon),
+        ):
+            result = await client.send(for_ann, command_id="c-late", actor_token=token)
+            assert result.problem
+            assert result.problem.code == "Unauthorized"
+        connection = await aio_pika.connect(url(rabbitmq, "cml-client"))
+        async with connection:
+            channel = await connection.channel()
+            replies = await channel.declare_queue(exclusive=True)
+            commands = await channel.get_exchange("cml.commands", ensure=False)
+            body = CREATE.model_dump_json(exclude_none=True).encode()
+            anonymous = aio_pika.Message(
+                body, type=CREATE.TYPE, message_id=str(uuid4()), reply_to=replies.name
+            )
+            await commands.publish(anonymous, CREATE.TYPE)
+            async with asyncio.timeout(20):
+                while (reply := await replies.get(fail=False)) is None:
+                    await asyncio.sleep(0.05)
+            await reply.ack()
+            assert json.loads(reply.body)["problem"]["code"] == "Unauthorized"
+            forged = aio_pika.Message(
+                body, type=CREATE.TYPE, message_id=str(uuid4()), user_id="cml-lifecycle"
+            )
+            with pytest.raises(AMQPError):
+                await commands.publish(forged, CREATE.TYPE)
+
+
+@pytest.mark.parametrize(
+    ("user", "exchange", "queue"),
+    [
+        ("cml-client", "cml.internal", "cml.lifecycle.commands"),
+        ("cml-client", "cml.events", "cml.dead-letters"),
+        ("cml-relay", "cml.commands", "cml.lifecycle.commands"),
+        ("cml-projector", "cml.internal", "cml.ec2.wakes"),
+        ("cml-ec2-adapter", "cml.commands", "cml.lifecycle.reports"),
+        ("cml-lifecycle", "cml.events", "cml.ec2.wakes"),
+    ],
+)
+async def test_nobody_writes_or_reads_what_is_not_theirs(
+    rabbitmq: SpawnedRabbitMQ, user: str, exchange: str, queue: str
+):
+    async with await aio_pika.connect(url(rabbitmq, user)) as connection:
+        writing = await connection.channel()
+        target = await writing.get_exchange(exchange, ensure=False)
+        with pytest.raises(AMQPError):
+            await target.publish(aio_pika.Message(b"{}"), "cml.worker.start.v1")
+        reading = await connection.channel()
+        source = await reading.get_queue(queue, ensure=False)
+        with pytest.raises(AMQPError):
+            await source.get()
+
+
+def test_every_role_has_a_user():
+    assert {f"cml-{role}" for role in ROLES} < set(PERMISSIONS)
