@@ -18,6 +18,7 @@ from cml_workers.ec2_adapter.main import ec2_adapter
 from cml_workers.endpoints import ENDPOINTS, amqp_url, database_url, ec2_endpoint, event_store_uri, redacted
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.failures import AlreadyRunningError, RoleFailedError
+from cml_workers.health import probes
 from cml_workers.lifecycle.main import lifecycle
 from cml_workers.projector.main import projector
 from cml_workers.relay.main import relay
@@ -56,6 +57,9 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
             endpoints["read_model"] = redacted(database_url(settings))
             given = await _open(settings, endpoints["amqp"], endpoints.get("ec2"), stack)
             running = [await stack.enter_async_context(role(given)) for role in ROLES.values()]
+            port = await stack.enter_async_context(_probes(settings, running, given))
+            if port is not None:
+                endpoints["health"] = f"http://{settings.health_host}:{port}"
             stack.enter_context(_published(settings.data_dir / ENDPOINTS, endpoints))
             yield endpoints, running
 
@@ -67,7 +71,9 @@ async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[R
     async with AsyncExitStack() as stack:
         endpoint = ec2_endpoint(settings) if name == "ec2-adapter" else None
         given = await _open(settings, amqp_url(settings), endpoint, stack)
-        yield [await stack.enter_async_context(ROLES[name](given))]
+        running = [await stack.enter_async_context(ROLES[name](given))]
+        await stack.enter_async_context(_probes(settings, running, given))
+        yield running
 
 
 async def until_stopped(running: Sequence[Running]) -> None:
@@ -95,6 +101,12 @@ async def _open(settings: Settings, amqp: str, ec2: str | None, stack: AsyncExit
     database = open_database(database_url(settings))
     stack.push_async_callback(database.dispose)
     return Infrastructure(settings, amqp, store, database, ec2)
+
+
+def _probes(
+    settings: Settings, running: Sequence[Running], given: Infrastructure
+) -> AbstractAsyncContextManager[int | None]:
+    return probes(settings.health_port, running, given.store, settings.health_host)
 
 
 async def _embed_broker(settings: Settings, stack: AsyncExitStack) -> str:

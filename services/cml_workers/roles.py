@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.eventstore.following import Following
 from cml_workers.eventstore.port import EventStore
 from cml_workers.settings import Settings
 
@@ -31,10 +32,23 @@ class Infrastructure:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A role at work. ``tasks`` never end by themselves: one that does has failed."""
+    """A role at work.
+
+    ``checks`` say what is wrong, None if nothing is; ``tasks`` never end by themselves: one that does has
+    failed; ``following``: how far a role that follows the store has come.
+    """
 
     name: str
+    checks: tuple[Callable[[], str | None], ...]
     tasks: tuple[asyncio.Task[None], ...] = ()
+    following: Following | None = None
+
+
+def not_following(following: Following) -> str | None:
+    """What is wrong with a follower."""
+    return (
+        f"the event store is not followed (failed {following.attempts} times)" if following.attempts else None
+    )
 
 
 def utc_now() -> datetime:

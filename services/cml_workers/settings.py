@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     actor_token_keys: tuple[SecretStr, ...] = ()
     """JSON array: keys of at least 32 characters that sign such tokens; several while they are changed."""
 
+    health_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Serve /livez and /readyz on this port; 0: a free one; unset: not at all."""
+    health_host: str = "127.0.0.1"
+    """Address the probes listen on; 0.0.0.0 in a container."""
+
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
     """Messages of one queue that a role handles at once."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -141,6 +141,21 @@ class RabbitBus:
         with contextlib.suppress(AMQPError, OSError):
             await self._broker.stop()
 
+    def problem(self) -> str | None:
+        """What is wrong with the connection or a consumer; None if nothing is.
+
+        An open connection is not enough: a queue that was deleted, or a channel that was closed, leaves its
+        consumer dead on it.
+        """
+        connection = self._broker._connection  # noqa: SLF001 - FastStream tells no more than `ping`
+        if connection is None or not connection.connected.is_set():
+            return "not connected to RabbitMQ"
+        for subscriber in self._subscribers:
+            queue, tag = subscriber._queue_obj, subscriber._consumer_tag  # noqa: SLF001 - likewise
+            if queue is None or queue.channel.is_closed or not _consumes(queue.channel, tag):
+                return f"no consumer on {subscriber.queue.name}"
+        return None
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self
@@ -337,6 +352,12 @@ async def verify_topology(url: str) -> None:
                 f"{subject} is missing: import deploy/rabbitmq/definitions.json into RabbitMQ, or let the roles "
                 "declare what is missing with CML_DECLARE_TOPOLOGY=true and a user that may configure it"
             ) from error
+
+
+def _consumes(channel: Any, tag: str | None) -> bool:
+    """Whether the broker still delivers to this consumer: aiormq forgets one that the broker cancelled."""
+    underlay = getattr(channel, "_channel", None)
+    return underlay is not None and tag in underlay.channel.consumers
 
 
 def _told(error: BaseException) -> str:

@@ -3,9 +3,12 @@
 import asyncio
 import getpass
 import json
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, NoReturn, TypeVar
+from urllib.error import HTTPError
+from urllib.request import urlopen
 from uuid import UUID
 
 import typer
@@ -100,6 +103,22 @@ def role(name: Annotated[str, typer.Argument(help="lifecycle, relay, ec2-adapter
             await until_stopped(running)
 
     _run(serve())
+
+
+@app.command(rich_help_panel=SYSTEM)
+def health() -> None:
+    """Ask the process on this machine whether it is ready (CML_HEALTH_PORT); for container health checks."""
+    settings = _settings()
+    if settings.health_port is None:
+        _fail("CML_HEALTH_PORT is not set", USAGE)
+    url = f"http://127.0.0.1:{settings.health_port}/readyz"
+    try:
+        with urlopen(url, timeout=10) as answer:
+            sys.stdout.write(answer.read().decode() + "\n")
+    except HTTPError as error:
+        _fail(error.read().decode(), REFUSED)
+    except OSError as error:
+        _fail(f"{url}: {error}", UNREACHABLE)
 
 
 @app.command(rich_help_panel=SYSTEM)

@@ -27,4 +27,4 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
         bus.consume(EC2_WAKES, executor.on_wake, prefetch=settings.prefetch)
         bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=settings.prefetch)
         async with bus:
-            yield Running("ec2-adapter")
+            yield Running("ec2-adapter", (bus.problem,))

@@ -24,4 +24,4 @@ async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
     bus.consume(LIFECYCLE_COMMANDS, handler.on_command, prefetch=given.settings.prefetch)
     bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=given.settings.prefetch)
     async with bus:
-        yield Running("lifecycle")
+        yield Running("lifecycle", (bus.problem,))

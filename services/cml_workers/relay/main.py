@@ -3,12 +3,13 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from cml_contracts.envelope import WORKER_STREAMS
 from cml_workers.database import load_checkpoint, migrate, save_checkpoint, transaction
-from cml_workers.eventstore.following import follow_from
+from cml_workers.eventstore.following import Following, follow_from
 from cml_workers.relay.relay import Relay
-from cml_workers.roles import Infrastructure, Running, background
+from cml_workers.roles import Infrastructure, Running, background, not_following
 
 FOLLOWER = "relay"
 
@@ -34,10 +35,12 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
         clock=time.monotonic,
     )
 
-    async def follow() -> None:
-        await follow_from(given.store, load, publishing.handle, prefix=WORKER_STREAMS)
+    following = Following()
 
-    async with bus, background(follow, "relay") as following:
-        yield Running("relay", (following,))
-        following.cancel()
+    async def follow() -> None:
+        await follow_from(given.store, load, publishing.handle, prefix=WORKER_STREAMS, following=following)
+
+    async with bus, background(follow, "relay") as task:
+        yield Running("relay", (bus.problem, partial(not_following, following)), (task,), following)
+        task.cancel()
         await publishing.save()

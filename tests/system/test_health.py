@@ -1,0 +1,55 @@
+"""The probes: ready means that every consumer and follower works, not only that a connection is open."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import aio_pika
+import pytest
+
+from support.running import RunningSystem
+
+
+@pytest.fixture
+def running(tmp_path: Path, rabbitmq_url: str) -> Iterator[RunningSystem]:
+    running = RunningSystem(tmp_path / "data", RABBITMQ_URL=rabbitmq_url, CML_HEALTH_PORT="0")
+    yield running
+    running.kill()
+
+
+def ask(url: str) -> tuple[int, Any]:
+    try:
+        with urlopen(url, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+async def test_a_dead_consumer_makes_the_process_unready(running: RunningSystem, rabbitmq_url: str):
+    health = running.start()["health"]
+    async with asyncio.timeout(20):
+        while (await asyncio.to_thread(ask, f"{health}/readyz"))[0] != 200:
+            await asyncio.sleep(0.1)
+    status, told = await asyncio.to_thread(ask, f"{health}/readyz")
+    assert (status, told["problems"]) == (200, {})
+    assert set(told["followers"]) == {"relay", "projector"}
+    assert await asyncio.to_thread(ask, f"{health}/livez") == (200, {"alive": True})
+    assert (await asyncio.to_thread(ask, f"{health}/nothing"))[0] == 404
+    port = health.rpartition(":")[2]
+    done = await asyncio.to_thread(running.cli, "health", CML_HEALTH_PORT=port)
+    assert done.returncode == 0, done.stderr
+
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        await (await connection.channel()).queue_delete("cml.projector.queries")
+    async with asyncio.timeout(20):
+        while (answer := await asyncio.to_thread(ask, f"{health}/readyz"))[0] == 200:
+            await asyncio.sleep(0.1)
+    assert answer == (503, {**answer[1], "problems": {"projector": ["no consumer on cml.projector.queries"]}})
+    done = await asyncio.to_thread(running.cli, "health", CML_HEALTH_PORT=port)
+    assert done.returncode == 1
+    assert "no consumer" in done.stderr
