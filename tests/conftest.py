@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 import pytest
 
+from support.certificates import Certificates
 from support.postgresql import NoPostgreSQLError, any_postgresql
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
 
@@ -49,6 +50,12 @@ def postgresql_url(pytestconfig: pytest.Config) -> Iterator[str]:
             yield url
     except NoPostgreSQLError as error:
         _missing(error)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """For servers on loopback."""
+    return Certificates.issue(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The SQL database: its engine, and the checkpoints of those who follow the event store."""
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -48,8 +49,11 @@ _DRIVERS = {
 def open_database(url: str) -> AsyncEngine:
     """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``.
 
+    For PostgreSQL, ``?sslmode=verify-full&sslrootcert=ca.pem`` and ``sslcert``, ``sslkey`` mean what they mean to
+    libpq (https://www.postgresql.org/docs/current/libpq-ssl.html).
+
     Raises:
-        DatabaseConfigurationError: another kind of URL.
+        DatabaseConfigurationError: another kind of URL, or an option or file that there is not.
     """
     try:
         parsed = make_url(url)
@@ -66,7 +70,37 @@ def open_database(url: str) -> AsyncEngine:
         engine = create_async_engine(parsed.set(drivername=driver))
         sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
         return engine
-    return create_async_engine(parsed.set(drivername=driver), pool_pre_ping=True)
+    return create_async_engine(
+        parsed.set(drivername=driver, query={}), pool_pre_ping=True, connect_args={"ssl": _tls(parsed)}
+    )
+
+
+def _tls(url: URL) -> str | ssl.SSLContext:
+    """How to secure the connection. The driver takes libpq's modes by name, but the files only as a context."""
+    options = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
+    unknown = options.keys() - {"sslmode", "sslrootcert", "sslcert", "sslkey"}
+    if unknown:
+        raise DatabaseConfigurationError(
+            f"DATABASE_URL has options that are not known: {', '.join(sorted(unknown))}; known are sslmode, "
+            "sslrootcert, sslcert and sslkey"
+        )
+    mode = options.get("sslmode", "verify-full" if "sslrootcert" in options else "prefer")
+    if mode in ("disable", "allow", "prefer", "require"):
+        return mode
+    if mode not in ("verify-ca", "verify-full"):
+        raise DatabaseConfigurationError(
+            f"DATABASE_URL: sslmode {mode!r} is none of disable, allow, prefer, require, verify-ca, verify-full"
+        )
+    try:
+        context = ssl.create_default_context(cafile=options.get("sslrootcert"))
+        context.check_hostname = mode == "verify-full"
+        if "sslcert" in options:
+            context.load_cert_chain(options["sslcert"], options.get("sslkey"))
+    except OSError as error:
+        raise DatabaseConfigurationError(
+            f"DATABASE_URL: sslrootcert, sslcert or sslkey cannot be read: {error}"
+        ) from error
+    return context
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
@@ -83,16 +117,38 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
 
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction, committed at the end. Raises DatabaseUnavailableError."""
+    """A transaction, committed at the end.
+
+    Raises:
+        DatabaseUnavailableError: it does not answer; try again.
+        DatabaseConfigurationError: it does not let us in, or we do not trust it.
+    """
     try:
         async with engine.begin() as connection:
             yield connection
+    except ssl.SSLCertVerificationError as error:
+        raise DatabaseConfigurationError(
+            f"no trusted connection to {_where(engine)}: sslrootcert in DATABASE_URL must name the certificate "
+            f"authority of its server ({error.verify_message})"
+        ) from error
     except (OperationalError, OSError) as error:
-        raise DatabaseUnavailableError(f"the database does not answer: {error}") from error
+        raise DatabaseUnavailableError(f"no answer from {_where(engine)} (DATABASE_URL): {error}") from error
     except DBAPIError as error:
+        if str(getattr(error.orig, "sqlstate", "")).startswith(_NOT_LET_IN):
+            raise DatabaseConfigurationError(
+                f"{_where(engine)} does not let us in: {error.orig}; mend DATABASE_URL"
+            ) from error
         if error.connection_invalidated:
-            raise DatabaseUnavailableError(f"the database connection broke: {error}") from error
+            raise DatabaseUnavailableError(f"the connection to {_where(engine)} broke: {error}") from error
         raise
+
+
+def _where(engine: AsyncEngine) -> str:
+    return f"the database at {engine.url.set(drivername=engine.dialect.name).render_as_string()}"
+
+
+_NOT_LET_IN = ("28", "3D")
+"""Classes of SQLSTATE: invalid authorization, and no such database."""
 
 
 async def migrate(engine: AsyncEngine) -> None:

@@ -85,9 +85,9 @@ async def measure(name: str, uri: str) -> None:
                 await asyncio.sleep(0.1)
     for appenders in (1, 50, 200):
         rate = await appends_per_second(store, appenders)
-        print(f"{name:18} {appenders:4} appending {rate:10,.0f} appends/s")  # noqa: T201 - its output
+        print(f"{name:18} {appenders:4} appending {rate:10,.0f} appends/s")
     rate = await catch_up_per_second(store)
-    print(f"{name:18}      catching up {rate:8,.0f} events/s")  # noqa: T201
+    print(f"{name:18}      catching up {rate:8,.0f} events/s")
     await store.close()
 
 

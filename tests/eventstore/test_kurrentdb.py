@@ -391,28 +391,10 @@ async def test_a_refused_user_is_a_matter_of_configuration(node, store):
             await call
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
-    """Two self-signed certificates for 127.0.0.1: the server's and a stranger's."""
-    folder = tmp_path_factory.mktemp("certificates")
-    for name in ("server", "stranger"):
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"),
-                *("-nodes", "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2"),
-                *("-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1"),
-            ],
-            cwd=folder,
-            check=True,
-            capture_output=True,
-        )
-    return folder
-
-
 @pytest.fixture
 async def secure_node(certificates):
-    key, certificate = ((certificates / f"server.{kind}").read_bytes() for kind in ("key", "pem"))
-    node = KurrentDbStandIn(users={"me": "secret"}, tls=(key, certificate))
+    tls = certificates.key.read_bytes(), certificates.certificate.read_bytes()
+    node = KurrentDbStandIn(users={"me": "secret"}, tls=tls)
     await node.start()
     yield node
     await node.stop()
@@ -421,14 +403,14 @@ async def secure_node(certificates):
 @pytest.mark.parametrize(
     ("user", "authority", "reason"),
     [
-        ("me:secret", "server", None),
-        ("me:wrong", "server", "refuses our user name and password"),
+        ("me:secret", "authority", None),
+        ("me:wrong", "authority", "refuses our user name and password"),
         ("me:secret", "stranger", "TlsCaFile must name"),
         ("me:secret", None, "TlsCaFile must name"),
     ],
 )
 async def test_a_secure_server(secure_node, certificates, user, authority, reason):
-    file = f"?TlsCaFile={certificates}/{authority}.pem" if authority else ""
+    file = f"?TlsCaFile={getattr(certificates, authority)}" if authority else ""
     store = KurrentDbEventStore(f"esdb://{user}@127.0.0.1:{secure_node.port}{file}")
     if reason is None:
         assert await store.append("a", events(), expected=NO_STREAM) == 0

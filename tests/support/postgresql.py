@@ -34,7 +34,9 @@ def installed() -> Path | None:
 class SpawnedPostgreSQL:
     """A server process of our own; ``stop``, ``kill`` and ``start`` it again as you like."""
 
-    def __init__(self, programs: Path, folder: Path) -> None:
+    def __init__(
+        self, programs: Path, folder: Path, *, password: str | None = None, tls: tuple[str, str] | None = None
+    ) -> None:
         self._programs = programs
         self._folder = folder
         self.port = free_port()
@@ -44,7 +46,16 @@ class SpawnedPostgreSQL:
         folder.mkdir(parents=True, exist_ok=True)
         if self._user:
             shutil.chown(folder, self._user)
-        self._run("initdb", "--auth=trust", "--username=cml", "--no-sync", "--encoding=UTF8", "-D", "data")
+        self._secured: tuple[str, ...] = ()
+        authentication = ["--auth=trust"]
+        if password:
+            self._place("password", password)
+            authentication = ["--auth=scram-sha-256", "--pwfile=password"]
+        self._run("initdb", *authentication, "--username=cml", "--no-sync", "--encoding=UTF8", "-D", "data")
+        if tls:
+            self._place("data/server.key", tls[0])
+            self._place("data/server.crt", tls[1])
+            self._secured = ("-c", "ssl=on")
 
     @property
     def url(self) -> str:
@@ -58,6 +69,7 @@ class SpawnedPostgreSQL:
                     self._programs / "postgres",
                     *("-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", ""),
                     *("-c", "fsync=off"),
+                    *self._secured,
                 ],
                 cwd=self._folder,
                 user=self._user,
@@ -83,6 +95,13 @@ class SpawnedPostgreSQL:
         self.stop()
         self.start()
 
+    def _place(self, name: str, content: str) -> None:
+        path = self._folder / name
+        path.touch(mode=0o600)
+        path.write_text(content)
+        if self._user:
+            shutil.chown(path, self._user)
+
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
             [self._programs / program, *arguments],
@@ -97,8 +116,10 @@ class SpawnedPostgreSQL:
 
 
 @contextmanager
-def private_postgresql() -> Iterator[SpawnedPostgreSQL]:
-    """A server of our own that may be stopped. Raises NoPostgreSQLError."""
+def private_postgresql(
+    *, password: str | None = None, tls: tuple[str, str] | None = None
+) -> Iterator[SpawnedPostgreSQL]:
+    """A server of our own that may be stopped. ``tls``: key and certificate, PEM. Raises NoPostgreSQLError."""
     programs = installed()
     if programs is None or (os.geteuid() == 0 and not _exists("postgres")):
         raise NoPostgreSQLError(
@@ -108,7 +129,7 @@ def private_postgresql() -> Iterator[SpawnedPostgreSQL]:
     # Not below pytest's folder, which the server's own user may not enter.
     folder = Path(tempfile.mkdtemp(prefix="cml-postgresql-"))
     try:
-        server = SpawnedPostgreSQL(programs, folder)
+        server = SpawnedPostgreSQL(programs, folder, password=password, tls=tls)
         server.start()
         yield server
         server.stop()

@@ -52,7 +52,13 @@ def docker_answers() -> bool:
 class SpawnedRabbitMQ:
     """A server process of our own in a folder; ``stop``, ``kill`` and ``start`` it again as you like."""
 
-    def __init__(self, script: Path, folder: Path, definitions: str | None = None) -> None:
+    def __init__(
+        self,
+        script: Path,
+        folder: Path,
+        definitions: str | None = None,
+        tls: tuple[Path, Path] | None = None,
+    ) -> None:
         self._script = script
         self._folder = folder
         self.port = free_port()
@@ -66,6 +72,13 @@ class SpawnedRabbitMQ:
         if definitions:
             (folder / "definitions.json").write_text(definitions)
             configuration.append(f"load_definitions = {folder / 'definitions.json'}")
+        self.tls_port = free_port()
+        if tls:
+            configuration += [
+                f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
+                f"ssl_options.keyfile = {tls[0]}",
+                f"ssl_options.certfile = {tls[1]}",
+            ]
         (folder / "rabbitmq.conf").write_text("\n".join([*configuration, ""]))
 
     @property
@@ -144,12 +157,14 @@ class SpawnedRabbitMQ:
 
 
 @contextmanager
-def private_rabbitmq(folder: Path, definitions: str | None = None) -> Iterator[SpawnedRabbitMQ]:
-    """A server of our own that may be stopped and killed. Raises NoRabbitMQError."""
+def private_rabbitmq(
+    folder: Path, definitions: str | None = None, tls: tuple[Path, Path] | None = None
+) -> Iterator[SpawnedRabbitMQ]:
+    """A server of our own that may be stopped and killed. ``tls``: key and certificate. Raises NoRabbitMQError."""
     script = installed()
     if script is None:
         raise NoRabbitMQError(_how_to_get_one())
-    server = SpawnedRabbitMQ(script, folder, definitions)
+    server = SpawnedRabbitMQ(script, folder, definitions, tls)
     try:
         server.start()
         yield server

@@ -16,7 +16,7 @@ from cml_contracts.tokens import sign
 from cml_workers.bus.definitions import PERMISSIONS, definitions
 from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
-from system.test_roles import ROLES, Roles
+from support.roles import ROLES, Roles
 
 KEY = "k" * 32
 CREATE = CreateCMLWorker(
@@ -46,8 +46,6 @@ def roles(rabbitmq: SpawnedRabbitMQ, tmp_path_factory: pytest.TempPathFactory) -
             tmp_path_factory.mktemp("roles"),
             each=lambda role: {"RABBITMQ_URL": url(rabbitmq, f"cml-{role}")},
             AWS_ENDPOINT_URL=simulator.url,
-            AWS_ACCESS_KEY_ID="simulator",
-            AWS_SECRET_ACCESS_KEY="simulator",
             CML_DECLARE_TOPOLOGY="false",
             CML_COMMAND_USERS='{"cml-client": ["cml.worker.create.v1", "cml.worker.terminate.v1"]}',
             CML_DELEGATE_USERS='["cml-client"]',

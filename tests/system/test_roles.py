@@ -1,9 +1,8 @@
 """Each role in a process of its own: any may die and come back, in any order."""
 
 import os
-import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,43 +10,8 @@ import pytest
 from cml_workers.bus.rabbit import declare_topology
 from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from support.plain_amqp import PlainAmqp
+from support.roles import ROLES, Roles
 from support.running import COMMAND, CONFIGURING
-
-ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
-
-
-class Roles:
-    """The four roles on a RabbitMQ, a simulator and files that they share."""
-
-    def __init__(
-        self, folder: Path, *, each: Callable[[str], dict[str, str]] = lambda _role: {}, **settings: str
-    ) -> None:
-        self._each = each
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
-        self.environment = {**clean, "CML_DATA_DIR": str(folder / "data"), **settings}
-        self.log = folder / "roles.log"
-        self.processes = {name: self.start(name) for name in ROLES}
-
-    def start(self, name: str) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [COMMAND, "role", name], env={**self.environment, **self._each(name)}, stdout=log, stderr=log
-            )
-
-    def kill_and_start(self, name: str) -> None:
-        self.processes[name].kill()
-        self.processes[name].wait()
-        self.processes[name] = self.start(name)
-
-    def kill(self) -> None:
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-
-    def stop(self) -> list[int]:
-        for process in self.processes.values():
-            process.send_signal(signal.SIGTERM)
-        return [process.wait(timeout=10) for process in self.processes.values()]
 
 
 @pytest.fixture
@@ -62,8 +26,6 @@ def roles(rabbitmq_url: str, simulator: Ec2Simulator, tmp_path: Path) -> Iterato
         tmp_path,
         RABBITMQ_URL=rabbitmq_url,
         AWS_ENDPOINT_URL=simulator.url,
-        AWS_ACCESS_KEY_ID="simulator",
-        AWS_SECRET_ACCESS_KEY="simulator",
         CML_VISIBILITY_GRACE_SECONDS="3",
         CML_AUTHORIZE="false",
     )

@@ -16,11 +16,15 @@ class BusUnavailableError(ConnectionError):
     """The broker did not confirm. The message may or may not have arrived: publish it again."""
 
 
+class BusConfigurationError(ConfigurationError):
+    """The broker does not let us in, or we do not trust it; says what to mend."""
+
+
 class UnroutableError(Exception):
     """No queue takes the message; for a reply: the caller is gone."""
 
 
-class TopologyError(ConfigurationError):
+class TopologyError(BusConfigurationError):
     """The broker's exchanges or queues are not as they must be; says which, and how to mend it."""
 
 

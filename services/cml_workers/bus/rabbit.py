@@ -32,6 +32,7 @@ from cml_contracts.topology import (
 )
 from cml_workers.bus.port import (
     ATTEMPT_HEADER,
+    BusConfigurationError,
     BusUnavailableError,
     Dead,
     Done,
@@ -44,6 +45,7 @@ from cml_workers.bus.port import (
     Verdict,
 )
 from cml_workers.endpoints import redacted
+from cml_workers.failures import ConfigurationError
 
 log = structlog.get_logger(__name__)
 
@@ -112,11 +114,12 @@ class RabbitBus:
         """Connect, declare and check the topology, then consume.
 
         Raises:
-            BusUnavailableError: the broker does not answer, or refuses the credentials.
-            TopologyError: a queue or exchange exists with other arguments.
+            BusUnavailableError: the broker does not answer.
+            BusConfigurationError: it does not let us in, or we do not trust it.
+            TopologyError: a queue or exchange exists with other arguments, or is not there.
         """
         logging.getLogger("aio_pika").setLevel(logging.ERROR)
-        logging.getLogger("aiormq").setLevel(logging.ERROR)
+        logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # what it tells, it also raises
         try:
             await (declare_topology if self._declare else verify_topology)(self._url)
             await self._broker.start()
@@ -126,7 +129,7 @@ class RabbitBus:
                 "deploy/rabbitmq/definitions.json for the rights of each role"
             ) from error
         except (AMQPError, OSError, TimeoutError) as error:
-            raise BusUnavailableError(f"no RabbitMQ at {redacted(self._url)}: {_told(error)}") from error
+            raise _unreachable(error, redacted(self._url)) from error
 
     async def stop(self, *, grace: float = 2.0) -> None:
         """Stop consuming first, give handlers ``grace`` seconds to end, then disconnect.
@@ -199,7 +202,8 @@ class RabbitBus:
         headers = dict(message.headers)
         try:
             verdict = await handler(message)
-        except ConnectionError as error:
+        except (ConnectionError, ConfigurationError) as error:
+            # Not the message's fault, however long it takes to mend: this never makes it a dead letter.
             log.warning("put aside", queue=queue.name, message_id=message.message_id, cause=str(error))
             verdict = Later()
         except Exception as error:
@@ -358,6 +362,20 @@ def _consumes(channel: Any, tag: str | None) -> bool:
     """Whether the broker still delivers to this consumer: aiormq forgets one that the broker cancelled."""
     underlay = getattr(channel, "_channel", None)
     return underlay is not None and tag in underlay.channel.consumers
+
+
+def _unreachable(error: BaseException, url: str) -> Exception:
+    told = _told(error)
+    if isinstance(
+        error, aiormq.exceptions.AuthenticationError | aiormq.exceptions.ProbableAuthenticationError
+    ):
+        return BusConfigurationError(f"{url} refuses user and password; mend RABBITMQ_URL ({told})")
+    if isinstance(error, FileNotFoundError) or "CERTIFICATE_VERIFY_FAILED" in told:
+        return BusConfigurationError(
+            f"no trusted connection to {url}: cafile in RABBITMQ_URL must name the certificate authority of its "
+            f"server ({told})"
+        )
+    return BusUnavailableError(f"no RabbitMQ at {url}: {told}")
 
 
 def _told(error: BaseException) -> str:

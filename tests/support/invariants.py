@@ -1,0 +1,261 @@
+"""What must be true whatever died and whenever: the nine promises, checked on what can be seen from outside.
+
+``safety`` holds at every moment; ``quiescence`` once nothing is under way any more.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from cml_contracts.envelope import worker_of
+from cml_contracts.events import (
+    CommandRejected,
+    CommandSkipped,
+    InstanceLaunched,
+    InstanceStarting,
+    InstanceStopping,
+    Intent,
+    LaunchFailed,
+    LaunchRequested,
+    StartFailed,
+    StartRequested,
+    StopFailed,
+    StopRequested,
+    TagsUpdated,
+    TagsUpdateFailed,
+    TagsUpdateRequested,
+    TerminationFailed,
+    TerminationRequested,
+    WorkerImported,
+    WorkerTerminated,
+)
+from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
+from cml_contracts.queries import OperationView, WorkerView
+from cml_contracts.results import OperationResult
+from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
+from cml_workers.projector.rows import operation_rows, worker_row
+from cml_workers.stream import decode
+from cml_workers.worker import Recorded, Worker, evolve, status_of
+
+OUTCOMES: Mapping[type[Intent], tuple[type[Any], ...]] = {
+    LaunchRequested: (InstanceLaunched, LaunchFailed),
+    StartRequested: (InstanceStarting, StartFailed),
+    StopRequested: (InstanceStopping, StopFailed),
+    TerminationRequested: (WorkerTerminated, TerminationFailed),
+    TagsUpdateRequested: (TagsUpdated, TagsUpdateFailed),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SeenInstance:
+    """An instance as EC2 itself knows it, terminated ones too."""
+
+    instance_id: str
+    state: InstanceState
+    token: str | None
+    tags: Mapping[str, str]
+
+
+@dataclass
+class Observed:
+    """Everything that the promises are about."""
+
+    events: Sequence[StoredEvent]
+    """Of all workers' streams, in the store's order."""
+    instances: Sequence[SeenInstance]
+    replies: Mapping[str, Sequence[OperationResult]] = field(default_factory=dict)
+    """By command id."""
+    confirmed: frozenset[str] = frozenset()
+    """Ids of the commands that the bus took."""
+    rows: Sequence[WorkerView] | None = None
+    """The read model's; None: not looked at."""
+    operations: Sequence[OperationView] | None = None
+
+    def streams(self) -> dict[UUID, list[Recorded]]:
+        """The events of each worker."""
+        streams: dict[UUID, list[Recorded]] = {}
+        for stored in self.events:
+            streams.setdefault(worker_of(stored.stream), []).append(decode(stored))
+        return streams
+
+
+async def stored_events(store: EventStore, prefix: str = "cml_worker-") -> list[StoredEvent]:
+    """All events that are there now."""
+    events = []
+    following = store.follow(after=None, prefix=prefix)
+    async for item in following:
+        if isinstance(item, CaughtUp):
+            break
+        if isinstance(item, StoredEvent):
+            events.append(item)
+    await following.aclose()
+    return events
+
+
+def simulated_instances(answer: Sequence[Mapping[str, Any]]) -> list[SeenInstance]:
+    """What the EC2 simulator's ``/simulator/instances`` told."""
+    return [
+        SeenInstance(each["instance_id"], InstanceState(each["state"]), each["client_token"], each["tags"])
+        for each in answer
+    ]
+
+
+def violations(seen: Observed, *, quiet: bool = True) -> list[str]:
+    """Every broken promise, in words; none when all is well."""
+    streams = seen.streams()
+    found = list(safety(seen, streams))
+    if quiet:
+        found += quiescence(seen, streams)
+    return found
+
+
+def safety(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iterator[str]:
+    """What holds at every moment."""
+    tokens = Counter(each.token for each in seen.instances if each.token)
+    yield from (f"1: {n} instances under token {token}" for token, n in tokens.items() if n > 1)
+    ours = [each for each in seen.instances if WORKER_TAG in each.tags]
+    live = Counter(each.tags[WORKER_TAG] for each in ours if each.state is not InstanceState.TERMINATED)
+    yield from (f"1: {n} live instances of worker {worker}" for worker, n in live.items() if n > 1)
+    launched = {each.token: each for each in ours}
+    for worker_id, history in streams.items():
+        yield from _of_stream(worker_id, history, launched)
+    yield from _replies(seen, streams)
+    for stored in seen.events:
+        if b"AWS_SECRET" in stored.data or b"x-cml-actor-token" in stored.metadata:
+            yield f"8: a secret in {stored.stream}@{stored.revision}"
+
+
+def _of_stream(
+    worker_id: UUID, history: Sequence[Recorded], launched: Mapping[str | None, SeenInstance]
+) -> Iterator[str]:
+    open_intents: dict[str, Intent] = {}
+    settled: set[str] = set()
+    terminated = False
+    for place, recorded in enumerate(history):
+        event, at = recorded.event, f"worker {worker_id}@{recorded.revision}"
+        if recorded.revision != place:
+            yield f"4: a gap before {at}"
+        if terminated and not isinstance(event, CommandRejected | CommandSkipped):
+            yield f"5: {event.TYPE} after the termination, {at}"
+        if isinstance(event, tuple(OUTCOMES)):
+            intent: Any = event
+            if intent.operation_id in open_intents or intent.operation_id in settled:
+                yield f"3: operation {intent.operation_id} twice, {at}"
+            power = [each for each in open_intents.values() if not isinstance(each, TagsUpdateRequested)]
+            if isinstance(event, StartRequested | StopRequested) and power:
+                yield f"3: {event.TYPE} while another power operation is open, {at}"
+            open_intents[intent.operation_id] = intent
+        elif isinstance(event, WorkerTerminated):
+            terminated = True
+            for operation_id, intent in list(open_intents.items()):
+                if not isinstance(intent, TerminationRequested):
+                    yield f"3: {intent.TYPE} open at the termination, {at}"
+                settled.add(operation_id)
+                del open_intents[operation_id]
+        elif isinstance(event, tuple(kind for kinds in OUTCOMES.values() for kind in kinds)):
+            outcome: Any = event
+            answered = open_intents.pop(outcome.operation_id, None)
+            if answered is None or not isinstance(event, OUTCOMES[type(answered)]):
+                yield f"3: {event.TYPE} without its intent, {at}"
+            settled.add(outcome.operation_id)
+            if isinstance(event, LaunchFailed) and isinstance(answered, LaunchRequested):
+                there = launched.get(answered.launch.client_token)
+                if there is not None:
+                    yield f"7: launch recorded as failed, but {there.instance_id} was launched, {at}"
+        elif isinstance(event, CommandRejected | CommandSkipped | WorkerImported):
+            if event.operation_id in settled or event.operation_id in open_intents:
+                yield f"3: command {event.operation_id} decided twice, {at}"
+            settled.add(event.operation_id)
+
+
+def _folded(streams: Mapping[UUID, Sequence[Recorded]]) -> dict[UUID, Worker]:
+    folded = {}
+    for worker_id, history in streams.items():
+        worker = Worker(worker_id)
+        for recorded in history:
+            worker = evolve(worker, recorded)
+        folded[worker_id] = worker
+    return folded
+
+
+def _replies(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iterator[str]:
+    operations = {
+        operation.command_id: operation
+        for worker in _folded(streams).values()
+        for operation in worker.operations.values()
+    }
+    for command_id, replies in seen.replies.items():
+        if len({reply.model_dump_json() for reply in replies}) > 1 and command_id in operations:
+            yield f"6: command {command_id} got different replies: {replies}"
+        operation = operations.get(command_id)
+        if operation is None:
+            continue  # a status update that found nothing new leaves no event
+        for reply in replies:
+            if operation.result is None:
+                yield f"6: command {command_id} was answered {reply.outcome} before its outcome was recorded"
+            elif (reply.outcome, reply.problem, _plain(reply.data)) != (
+                operation.result.outcome,
+                operation.result.problem,
+                _plain(operation.result.data),
+            ):
+                yield f"6: command {command_id} was answered {reply}, recorded is {operation.result}"
+
+
+def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iterator[str]:
+    """What holds once nothing is under way."""
+    folded = _folded(streams)
+    by_id = {each.instance_id: each for each in seen.instances}
+    for instance in seen.instances:
+        owner = instance.tags.get(WORKER_TAG)
+        if owner is None or DEPLOYMENT_TAG not in instance.tags:
+            continue
+        if instance.state is InstanceState.TERMINATED:
+            continue
+        worker = folded.get(UUID(owner))
+        if worker is None or worker.terminated or worker.instance is None:
+            yield f"2: {instance.instance_id} is {instance.state}, its worker {owner} does not own it"
+        elif worker.instance.instance_id != instance.instance_id:
+            yield f"2: {instance.instance_id} is {instance.state}, its worker {owner} has another one"
+    known = {operation_id for worker in folded.values() for operation_id in worker.operations}
+    for command_id in seen.confirmed - known - seen.replies.keys():
+        yield f"3: command {command_id} was taken, and neither recorded nor answered"
+    for worker in folded.values():
+        yield from _at_rest(worker, by_id)
+    if seen.rows is not None:
+        wanted = {worker.id: row for worker in folded.values() if (row := worker_row(worker))}
+        shown = {row.id: row for row in seen.rows}
+        for worker_id in wanted.keys() | shown.keys():
+            if wanted.get(worker_id) != shown.get(worker_id):
+                yield f"4: the read model shows {shown.get(worker_id)}, the stream tells {wanted.get(worker_id)}"
+    if seen.operations is not None:
+        told = {
+            row.command_id: row
+            for worker in folded.values()
+            for row in operation_rows(worker, Worker(worker.id))
+        }
+        listed = {row.command_id: row for row in seen.operations}
+        for command_id in told.keys() | listed.keys():
+            if told.get(command_id) != listed.get(command_id):
+                yield f"4: the read model's operation {command_id} is not the stream's"
+
+
+def _at_rest(worker: Worker, by_id: Mapping[str, SeenInstance]) -> Iterator[str]:
+    for operation in worker.operations.values():
+        if operation.result is None:
+            yield f"3: operation {operation.command_id} of worker {worker.id} is open"
+    if worker.instance is None:
+        return
+    real = by_id.get(worker.instance.instance_id)
+    state = InstanceState.TERMINATED if real is None else real.state
+    status = WorkerStatus.TERMINATED if worker.terminated else worker.status
+    if status is not status_of(state):
+        yield f"5: worker {worker.id} is {status}, its instance {worker.instance.instance_id} is {state}"
+    if real is not None and state is not InstanceState.TERMINATED and dict(real.tags) != dict(worker.tags):
+        yield f"4: worker {worker.id} has tags {dict(worker.tags)}, its instance {dict(real.tags)}"
+
+
+def _plain(data: Any) -> Any:
+    return json.loads(json.dumps(data))
