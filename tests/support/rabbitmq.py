@@ -4,6 +4,7 @@ The server is spawned with everything of its own (node name, folders, ports, coo
 the machine is touched and several can run side by side. See https://www.rabbitmq.com/docs/configure
 """
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -135,8 +136,10 @@ class SpawnedRabbitMQ:
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the server, by SIGKILL for a crash."""
-        if self._server is not None and self._server.poll() is None:
-            os.killpg(self._server.pid, number)
+        if self._server is not None:
+            # The script's children too, also if the script has ended.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._server.pid, number)
             self._server.wait(timeout=60)
 
     def kill(self) -> None:

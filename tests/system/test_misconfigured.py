@@ -1,6 +1,7 @@
 """What is set up wrongly or is not there: one clear line that says how to mend it, and an exit code, within seconds."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -89,8 +90,12 @@ async def told(role: str, settings: dict[str, str]) -> tuple[int, list[str]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    async with asyncio.timeout(30):
-        _, said = await process.communicate()
+    try:
+        async with asyncio.timeout(30):
+            _, said = await process.communicate()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
     lines = [line for line in said.decode().splitlines() if line and not line.startswith("{")]
     assert process.returncode is not None
     return process.returncode, lines
@@ -157,8 +162,12 @@ async def test_every_role_runs_on_secured_parts(parts: Parts, role: str):
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
-    async with asyncio.timeout(30):
-        while b"is ready" not in (line := await process.stderr.readline()):
-            assert line, "it ended"
-    process.terminate()
-    assert await process.wait() == 0
+    try:
+        async with asyncio.timeout(30):
+            while b"is ready" not in (line := await process.stderr.readline()):
+                assert line, "it ended"
+        process.terminate()
+        assert await process.wait() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
