@@ -547,4 +547,7 @@ async def _value(command: WorkerCommand) -> WorkerCommand:
 
 
 def _me() -> str:
-    return getpass.getuser()
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container, where no user has a name
+        return "cml-workers"

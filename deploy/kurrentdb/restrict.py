@@ -1,0 +1,77 @@
+"""Restrict a KurrentDB to the roles: users with groups, and the default access lists of default-acl.json.
+
+    KURRENTDB_URI=esdb://admin:...@host:2113?TlsCaFile=ca.pem \
+    CML_WRITER_PASSWORD=... CML_READER_PASSWORD=... python deploy/kurrentdb/restrict.py
+
+``cml-writer`` (group cml-writers) is for lifecycle, which alone appends. ``cml-reader`` (group cml-readers) is for
+relay, projector and EC2 adapter; it may follow $all, which is a system stream. Nobody but $admins deletes or truncates:
+an audit must stay whole. KurrentDB's access lists are for each stream or for all; finer ones by prefix need its
+stream policies (https://docs.kurrent.io/server/latest/security/user-authorization.html).
+"""
+
+import asyncio
+import base64
+import json
+import os
+import ssl
+import sys
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import parse_qs, urlsplit
+from urllib.request import Request, urlopen
+from uuid import uuid4
+
+from kurrentdbclient import AsyncKurrentDBClient, NewEvent, StreamState
+
+SETTINGS = "$settings"
+"""The stream whose last event holds the default access lists."""
+USERS = {"cml-writer": ("cml-writers", "CML_WRITER_PASSWORD"), "cml-reader": ("cml-readers", "CML_READER_PASSWORD")}
+
+
+def create_user(uri: str, name: str, group: str, password: str) -> None:
+    """Create the user over the server's HTTP API; one that is there is left as it is."""
+    parsed = urlsplit(uri)
+    options = {key.lower(): values[-1] for key, values in parse_qs(parsed.query).items()}
+    secure = options.get("tls", "true") != "false"
+    user = {"loginName": name, "fullName": name, "groups": [group], "password": password}
+    request = Request(  # noqa: S310 - the scheme is ours
+        f"http{'s' if secure else ''}://{parsed.hostname}:{parsed.port or 2113}/users/",
+        json.dumps(user).encode(),
+        {
+            "Content-Type": "application/json",
+            "Authorization": "Basic "
+            + base64.b64encode(f"{parsed.username}:{parsed.password}".encode()).decode(),
+        },
+    )
+    context = ssl.create_default_context(cafile=options.get("tlscafile")) if secure else None
+    try:
+        with urlopen(request, timeout=10, context=context):  # noqa: S310 - likewise
+            print(f"user {name} created")  # noqa: T201 - a script talks
+    except HTTPError as error:
+        if error.code != 409:
+            sys.exit(f"user {name} could not be created: {error.code} {error.reason}")
+        print(f"user {name} is there already")  # noqa: T201 - likewise
+
+
+async def set_default_acl(uri: str, acl: str) -> None:
+    """Append the default access lists to $settings."""
+    client = AsyncKurrentDBClient(uri)
+    event = NewEvent(type="update-default-acl", data=acl.encode(), id=uuid4())
+    await client.append_to_stream(SETTINGS, events=[event], current_version=StreamState.ANY)
+    await client.close()
+    print("default access lists set")  # noqa: T201 - likewise
+
+
+def main() -> None:
+    """Create the users, then restrict everybody else."""
+    missing = [name for name in ("KURRENTDB_URI", *(variable for _, variable in USERS.values())) if not os.environ.get(name)]
+    if missing:
+        sys.exit(f"set {', '.join(missing)}; see the top of this file")
+    uri = os.environ["KURRENTDB_URI"]
+    for name, (group, variable) in USERS.items():
+        create_user(uri, name, group, os.environ[variable])
+    asyncio.run(set_default_acl(uri, Path(__file__).with_name("default-acl.json").read_text()))
+
+
+if __name__ == "__main__":
+    main()
