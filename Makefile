@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test check format lock clean
+.PHONY: help demo run test check format compose-smoke lock clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -38,12 +38,17 @@ check: $(READY) ## format, lint, strict types, import rules, generated documents
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m cml_workers.asyncapi --check docs/asyncapi.json
 	@$(BIN)/python -m cml_workers.bus.definitions --check deploy/rabbitmq/definitions.json
+	@$(BIN)/python -m cml_workers.configuration --check docs/configuration.md
 
 format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 	@$(BIN)/python -m cml_workers.asyncapi --write docs/asyncapi.json
 	@$(BIN)/python -m cml_workers.bus.definitions > deploy/rabbitmq/definitions.json
+	@$(BIN)/python -m cml_workers.configuration --write docs/configuration.md
+
+compose-smoke: ## bring the compose stack up on a Docker engine and take a worker through its life (SECURED=1: with TLS)
+	@deploy/smoke
 
 lock: $(READY) ## pin the dependencies anew
 	@echo uv | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q - -o requirements/uv.txt

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import pytest
 
 from support.certificates import Certificates
+from support.kurrentdb import NoKurrentDBError, any_kurrentdb
 from support.postgresql import NoPostgreSQLError, any_postgresql
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
 
@@ -50,6 +51,17 @@ def postgresql_url(pytestconfig: pytest.Config) -> Iterator[str]:
             yield url
     except NoPostgreSQLError as error:
         _missing(error)
+
+
+@pytest.fixture(scope="session")
+def kurrentdb_uri(pytestconfig: pytest.Config) -> Iterator[str]:
+    """A real KurrentDB; where Docker cannot start one, a skip that says why."""
+    try:
+        with any_kurrentdb() as (uri, how):
+            pytestconfig.stash[USED]["KurrentDB"] = how
+            yield uri
+    except NoKurrentDBError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

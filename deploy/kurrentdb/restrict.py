@@ -25,7 +25,10 @@ from kurrentdbclient import AsyncKurrentDBClient, NewEvent, StreamState
 
 SETTINGS = "$settings"
 """The stream whose last event holds the default access lists."""
-USERS = {"cml-writer": ("cml-writers", "CML_WRITER_PASSWORD"), "cml-reader": ("cml-readers", "CML_READER_PASSWORD")}
+USERS = {
+    "cml-writer": ("cml-writers", "CML_WRITER_PASSWORD"),
+    "cml-reader": ("cml-readers", "CML_READER_PASSWORD"),
+}
 
 
 def create_user(uri: str, name: str, group: str, password: str) -> None:
@@ -46,11 +49,11 @@ def create_user(uri: str, name: str, group: str, password: str) -> None:
     context = ssl.create_default_context(cafile=options.get("tlscafile")) if secure else None
     try:
         with urlopen(request, timeout=10, context=context):  # noqa: S310 - likewise
-            print(f"user {name} created")  # noqa: T201 - a script talks
+            print(f"user {name} created")
     except HTTPError as error:
         if error.code != 409:
             sys.exit(f"user {name} could not be created: {error.code} {error.reason}")
-        print(f"user {name} is there already")  # noqa: T201 - likewise
+        print(f"user {name} is there already")
 
 
 async def set_default_acl(uri: str, acl: str) -> None:
@@ -59,12 +62,16 @@ async def set_default_acl(uri: str, acl: str) -> None:
     event = NewEvent(type="update-default-acl", data=acl.encode(), id=uuid4())
     await client.append_to_stream(SETTINGS, events=[event], current_version=StreamState.ANY)
     await client.close()
-    print("default access lists set")  # noqa: T201 - likewise
+    print("default access lists set")
 
 
 def main() -> None:
     """Create the users, then restrict everybody else."""
-    missing = [name for name in ("KURRENTDB_URI", *(variable for _, variable in USERS.values())) if not os.environ.get(name)]
+    missing = [
+        name
+        for name in ("KURRENTDB_URI", *(variable for _, variable in USERS.values()))
+        if not os.environ.get(name)
+    ]
     if missing:
         sys.exit(f"set {', '.join(missing)}; see the top of this file")
     uri = os.environ["KURRENTDB_URI"]

@@ -18,7 +18,13 @@ class SettingsError(ConfigurationError):
 class Settings(BaseSettings):
     """Read from the environment; field ``x`` is ``CML_X`` unless it says otherwise."""
 
-    model_config = SettingsConfigDict(env_prefix="CML_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="CML_",
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
 
     rabbitmq_url: Annotated[SecretStr | None, Field(validation_alias="RABBITMQ_URL")] = None
     """amqp:// or amqps:// URL; unset: the embedded broker."""
@@ -32,6 +38,7 @@ class Settings(BaseSettings):
     """Use AWS itself, with the credentials of its usual environment; otherwise the EC2 simulator."""
 
     data_dir: Path = Path(".cml-workers")
+    """Folder of the embedded parts and of ``endpoints.json``, where the command line finds a running system."""
     amqp_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the embedded broker; 0: a free one."""
     ec2_port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -46,10 +53,15 @@ class Settings(BaseSettings):
     worker_ami_names: dict[str, str] = {}
     """JSON object: region to AMI name, for regions without an id."""
     worker_security_group_ids: tuple[str, ...] = ()
+    """JSON array: security groups of new instances; empty: the default one of their network."""
     worker_subnet_id: str | None = None
+    """Subnet of new instances; unset: EC2 chooses."""
     worker_key_name: str | None = None
+    """Key pair of new instances; unset: none."""
     default_instance_type: str = "c5.2xlarge"
+    """Instance type of a create that names none."""
     default_tags: dict[str, str] = {}
+    """JSON object: tags of every new instance, beside those of its create."""
     allowed_regions: frozenset[str] = frozenset()
     """JSON array; empty: every region."""
     allowed_instance_types: frozenset[str] = frozenset()
@@ -78,6 +90,7 @@ class Settings(BaseSettings):
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
     """Messages of one queue that a role handles at once."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged, on stderr."""
     log_format: Literal["auto", "console", "json"] = "auto"
     """auto: console on a terminal, JSON elsewhere."""
 

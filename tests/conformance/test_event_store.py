@@ -1,7 +1,6 @@
-"""The contract of the event store, held by every adapter; with KURRENTDB_URI set, by that server as well."""
+"""The contract of the event store, held by every adapter; where a real KurrentDB can be had, by that one as well."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from datetime import UTC, datetime, timedelta
@@ -27,19 +26,20 @@ from cml_workers.eventstore.port import (
     WrongExpectedVersionError,
 )
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from support.kurrentdb import may_be_had
 from support.kurrentdb_standin import KurrentDbStandIn
 
 Item = StoredEvent | Checkpoint | CaughtUp
 
-EMBEDDED = ["sqlite", "kurrentdb-standin"]
-SERVER = os.environ.get("KURRENTDB_URI")
+KINDS = ["sqlite", "kurrentdb-standin", *(["kurrentdb"] if may_be_had() else [])]
 
 
 class Place:
     """Where events are kept; every ``opened`` store looks at the same ones."""
 
-    def __init__(self, kind: str, folder: Path, resources: AsyncExitStack) -> None:
+    def __init__(self, kind: str, folder: Path, resources: AsyncExitStack, server: str | None = None) -> None:
         self._kind = kind
+        self._server = server
         self._folder = folder
         self._resources = resources
         self._node: KurrentDbStandIn | None = None
@@ -60,14 +60,20 @@ class Place:
                     self._resources.push_async_callback(self._node.stop)
                 return KurrentDbEventStore(self._node.uri)
             case _:
-                assert SERVER is not None
-                return KurrentDbEventStore(SERVER)
+                assert self._server is not None
+                return KurrentDbEventStore(self._server)
 
 
-@pytest.fixture(params=[*EMBEDDED, "kurrentdb"] if SERVER else EMBEDDED)
-async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+@pytest.fixture(params=KINDS)
+def server(request: pytest.FixtureRequest) -> tuple[str, str | None]:
+    """The kind of store, and the address of a server for it."""
+    return request.param, request.getfixturevalue("kurrentdb_uri") if request.param == "kurrentdb" else None
+
+
+@pytest.fixture
+async def place(server: tuple[str, str | None], tmp_path: Path) -> AsyncIterator[Place]:
     async with AsyncExitStack() as resources:
-        yield Place(request.param, tmp_path, resources)
+        yield Place(server[0], tmp_path, resources, server[1])
 
 
 @pytest.fixture
@@ -461,7 +467,7 @@ STREAMS = ("a", "ab", "b%")
 appends = st.tuples(st.sampled_from(STREAMS), st.integers(-1, 4), st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True))  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", EMBEDDED)
+@pytest.mark.parametrize("kind", ["sqlite", "kurrentdb-standin"])
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls=st.lists(appends, max_size=15), prefix=st.sampled_from(["", "a", "ab", "b%", "%"]))
 async def test_any_appends_end_as_in_a_plain_list(kind, calls, prefix):

@@ -1,0 +1,184 @@
+"""What is deployed is what the settings, the topology and the adapter say."""
+
+import importlib.util
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cml_workers.configuration import variable
+from cml_workers.settings import Settings
+from support.kurrentdb_standin import KurrentDbStandIn
+from support.roles import ROLES
+
+ROOT = Path(__file__).parents[2]
+VARIABLES = {variable(name, field) for name, field in Settings.model_fields.items()}
+OF_THE_PLATFORM = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "USER"}
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SECURED = yaml.safe_load((ROOT / "deploy/compose.secured.yml").read_text())
+MANIFESTS: list[dict[str, Any]] = [
+    manifest
+    for path in sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
+    for manifest in yaml.safe_load_all(path.read_text())
+]
+
+
+def of_kind(kind: str, name: str) -> dict[str, Any]:
+    (found,) = (each for each in MANIFESTS if each["kind"] == kind and each["metadata"]["name"] == name)
+    return found
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_in_compose_every_role_is_a_confined_service_of_its_own(role: str):
+    service = COMPOSE["services"][role]
+    assert service["command"] == ["role", role]
+    assert service["read_only"] is True
+    assert service["user"] == "10001:10001"
+    assert service["cap_drop"] == ["ALL"]
+    assert {"rabbitmq", "kurrentdb"} <= service["depends_on"].keys()
+    assert {each["condition"] for each in service["depends_on"].values()} == {"service_healthy"}
+
+
+@pytest.mark.parametrize("compose", [COMPOSE, SECURED], ids=["insecure", "secured"])
+def test_compose_sets_what_there_is_to_set(compose: dict[str, Any]):
+    for role in (*ROLES, "cli"):
+        assert compose["services"][role]["environment"].keys() <= VARIABLES | OF_THE_PLATFORM
+
+
+def test_nothing_of_the_stack_is_open_to_the_network():
+    for stack in (COMPOSE, SECURED):
+        for service in stack["services"].values():
+            assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_the_secured_stack_has_no_password_of_its_own_and_no_plain_connection():
+    text = (ROOT / "deploy/compose.secured.yml").read_text()
+    for url in re.findall(r"(?:amqp|amqps|esdb|postgresql)://\S+", text):
+        assert re.search(r":\$\{\w+:\?run deploy/secure first\}@", url.replace(" ", " ")) or ":?run" in url
+        assert url.startswith("amqps") or "TlsCaFile" in text
+    assert "guest" not in text
+    assert "tls=false" not in text
+    assert "sslmode=verify-full" in text
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_in_kubernetes_every_role_has_probes_limits_and_a_budget(role: str):
+    deployment = of_kind("Deployment", role)
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["args"] == ["role", role]
+    for probe in ("startupProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["path"] == "/readyz"
+    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert container["resources"]["limits"].keys() == {"cpu", "memory"}
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["serviceAccountName"] == of_kind("ServiceAccount", f"cml-{role}")["metadata"]["name"]
+    budget = of_kind("PodDisruptionBudget", role)["spec"]
+    assert budget["selector"] == deployment["spec"]["selector"]
+    assert {each["name"] for each in container["env"]} <= VARIABLES
+    if role in ("relay", "projector"):  # single followers
+        assert deployment["spec"]["replicas"] == 1
+        assert deployment["spec"]["strategy"]["type"] == "Recreate"
+
+
+def test_only_the_adapter_has_an_identity_at_aws():
+    for role in ROLES:
+        pod = of_kind("Deployment", role)["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is (role == "ec2-adapter")
+
+
+def test_the_settings_of_the_manifests_exist():
+    (kustomization,) = (each for each in MANIFESTS if each["kind"] == "Kustomization")
+    for literal in kustomization["configMapGenerator"][0]["literals"]:
+        assert literal.partition("=")[0] in VARIABLES
+    files = {path.name for path in (ROOT / "deploy/kubernetes").glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(kustomization["resources"]) == files
+
+
+def test_the_iam_policy_allows_what_the_adapter_calls_and_no_more():
+    source = (ROOT / "services/cml_workers/ec2_adapter/aws.py").read_text()
+    called = set(re.findall(r"ec2\.(\w+_\w+)\(", source)) - {"get_paginator"}
+    called |= set(re.findall(r'get_paginator\("(\w+)"\)', source))
+    actions = {"ec2:" + "".join(word.capitalize() for word in call.split("_")) for call in called}
+    policy = json.loads((ROOT / "deploy/aws/iam-policy.json").read_text())
+    allowed = set()
+    for statement in policy["Statement"]:
+        assert statement["Effect"] == "Allow"
+        action = statement["Action"]
+        allowed |= {action} if isinstance(action, str) else set(action)
+        # What changes something is bound to our resources or our tags.
+        if statement["Sid"] != "See":
+            assert statement["Resource"] != "*"
+    assert allowed == actions
+
+
+async def test_the_default_access_lists_go_into_the_settings_stream():
+    acl = (ROOT / "deploy/kurrentdb/default-acl.json").read_text()
+    spec = importlib.util.spec_from_file_location("restrict", ROOT / "deploy/kurrentdb/restrict.py")
+    assert spec is not None
+    assert spec.loader is not None
+    restrict = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(restrict)
+    node = KurrentDbStandIn()
+    await node.start()
+    await restrict.set_default_acl(node.uri, acl)
+    await node.stop()
+    (record,) = node.log.streams["$settings"]
+    kept = json.loads(record.data)
+    assert kept["$userStreamAcl"]["$w"] == ["$admins", "cml-writers"]
+    assert kept["$userStreamAcl"]["$d"] == "$admins"
+    assert "cml-readers" in kept["$systemStreamAcl"]["$r"]
+
+
+def test_the_smoke_script_says_what_is_missing(tmp_path: Path):
+    done = subprocess.run(
+        [ROOT / "deploy/smoke"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "DOCKER_HOST": "unix:///nowhere.sock"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "no Docker engine answers" in done.stderr
+
+
+def test_the_secrets_are_made_once_and_readable_by_nobody_else(tmp_path: Path):
+    """In a copy, as the script writes beside itself."""
+    for name in ("deploy", "services", "contracts"):
+        (tmp_path / name).symlink_to(ROOT / name) if name != "deploy" else (tmp_path / name).mkdir()
+    script = tmp_path / "deploy/secure"
+    script.write_text((ROOT / "deploy/secure").read_text())
+    script.chmod(0o755)
+    python = ROOT / ".venv/bin/python"
+    first, second = (
+        subprocess.run(
+            [script],
+            env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        for _ in range(2)
+    )
+    assert first.returncode == 0, first.stderr
+    assert second.returncode == 1
+    assert "exists already" in second.stderr
+    secrets = tmp_path / "deploy/secrets"
+    assert {
+        "ca.pem",
+        "rabbitmq.pem",
+        "kurrentdb.key",
+        "postgresql.pem",
+        "definitions.json",
+        "secrets.env",
+    } <= {path.name for path in secrets.iterdir()}
+    assert (secrets / "secrets.env").stat().st_mode & 0o077 == 0
+    assert (secrets / "ca.key").stat().st_mode & 0o077 == 0
+    users = json.loads((secrets / "definitions.json").read_text())["users"]
+    assert all(user["password_hash"] for user in users)
