@@ -34,7 +34,7 @@ def any_kurrentdb() -> Iterator[tuple[str, str]]:
         yield given, f"given by {GIVEN}"
         return
     from docker.errors import DockerException  # type: ignore[import-untyped]  # noqa: PLC0415 - slow to load
-    from requests.exceptions import RequestException  # type: ignore[import-untyped]  # noqa: PLC0415 - likewise
+    from requests.exceptions import RequestException  # noqa: PLC0415 - likewise
     from testcontainers.core.container import DockerContainer  # noqa: PLC0415 - likewise
     from testcontainers.core.wait_strategies import PortWaitStrategy  # noqa: PLC0415 - likewise
 
