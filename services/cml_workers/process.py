@@ -9,7 +9,6 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -76,20 +75,39 @@ async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[R
         yield running
 
 
-async def until_stopped(running: Sequence[Running]) -> None:
-    """Return on SIGINT or SIGTERM. Raises RoleFailedError when a role ends by itself."""
-    stop = asyncio.Event()
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGINT or SIGTERM ends what runs within in good order, also while it still starts; a second one adds nothing."""
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - we are in a coroutine
     loop = asyncio.get_running_loop()
+    received = False
+
+    def end() -> None:
+        nonlocal received
+        if not received:
+            received = True
+            task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    waiting = asyncio.create_task(stop.wait())
-    tasks: list[asyncio.Task[Any]] = [waiting, *(task for role in running for task in role.tasks)]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    for task in tasks[1:]:
-        if task.done():
-            cause = None if task.cancelled() else task.exception()
-            raise RoleFailedError(f"{task.get_name()} ended: {cause!r}") from cause
+        loop.add_signal_handler(number, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        task.uncancel()
+
+
+async def until_one_fails(running: Sequence[Running]) -> None:
+    """Watch the roles for as long as they run. Raises RoleFailedError when one ends by itself."""
+    tasks = [task for role in running for task in role.tasks]
+    if not tasks:
+        await asyncio.Event().wait()  # nothing of theirs can end without the process
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    task = done.pop()
+    cause = None if task.cancelled() else task.exception()
+    raise RoleFailedError(f"{task.get_name()} ended: {cause!r}") from cause
 
 
 async def _open(settings: Settings, amqp: str, ec2: str | None, stack: AsyncExitStack) -> Infrastructure:

@@ -16,7 +16,6 @@ from cml_contracts.commands import (
     StartCMLWorker,
     StopCMLWorker,
     TerminateCMLWorker,
-    UpdateCMLWorkerStatus,
     UpdateCMLWorkerTags,
 )
 from cml_contracts.events import (
@@ -284,17 +283,8 @@ def _state_observed(worker: Worker, recorded: Recorded, event: InstanceStateObse
     if worker.instance is None:
         return worker
     seen = event.model_dump(exclude={"instance_state", "drift"})
-    observed = _observed(
+    return _observed(
         worker, recorded, worker.instance.model_copy(update={"state": event.instance_state, **seen})
-    )
-    if recorded.metadata.command_id is None:
-        return observed
-    return _settled(
-        observed,
-        recorded,
-        recorded.metadata.command_id,
-        status_data(event.instance_state, event.instance_status_check, event.ec2_system_status_check),
-        UpdateCMLWorkerStatus.TYPE,
     )
 
 
@@ -308,10 +298,6 @@ def _terminated(worker: Worker, recorded: Recorded) -> Worker:
     )
     for operation in worker.pending(TerminationRequested):
         after = _settled(after, recorded, operation.command_id, data=True)
-    command_id = recorded.metadata.command_id
-    if command_id is not None and command_id not in after.operations:
-        data = status_data(InstanceState.TERMINATED, None, None)
-        after = _settled(after, recorded, command_id, data, UpdateCMLWorkerStatus.TYPE)
     return after
 
 
@@ -336,15 +322,6 @@ def _settled(
     )
     settled = replace(operation, result=result, settled_at=metadata.time, settled_by=metadata.causation_id)
     return replace(worker, operations={**worker.operations, operation_id: settled})
-
-
-def status_data(state: InstanceState, instance_check: str | None, system_check: str | None) -> dict[str, Any]:
-    """The reply to a status update."""
-    return {
-        "instance_state": state.value,
-        "instance_status_check": instance_check,
-        "ec2_system_status_check": system_check,
-    }
 
 
 def _dto_data(worker: Worker) -> Any:

@@ -360,7 +360,7 @@ def test_a_status_update_records_what_changed():
 def test_an_instance_that_is_not_found_is_terminated():
     after = given(*IS_RUNNING).found().when(STATUS).then(WorkerTerminated())
     assert after.status is WorkerStatus.TERMINATED
-    assert after.operations["the-command"].result.data["instance_state"] == "terminated"
+    assert after.instance.state is InstanceState.TERMINATED
 
 
 def test_an_instance_that_is_not_visible_yet_is_not():

@@ -274,6 +274,56 @@ async def test_a_status_update_asks_and_is_answered_without_an_event(service: Se
     assert len(await service.types()) == 3
 
 
+async def test_a_status_update_has_one_answer_whatever_becomes_of_the_worker(service: Service):
+    await service.launched()
+    status = UpdateCMLWorkerStatus(worker_id=WORKER)
+    await service.command(status, "status")
+    await answer(service, instance())
+    await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to=None)
+    await service.report(OperationSucceeded(worker_id=WORKER, operation_id="terminate"))
+    for redelivered in (True, False):
+        await service.command(status, "status", redelivered=redelivered)
+    results = service.outbox.results()
+    assert len(results) == 3
+    assert {result.data["instance_state"] for result in results} == {"running"}
+
+
+async def test_two_deliveries_of_a_status_update_that_saw_different_things_get_one_answer(service: Service):
+    await service.launched()
+    status = UpdateCMLWorkerStatus(worker_id=WORKER)
+    asked = []
+    for caller in ("one", "two"):
+        await service.command(status, "status", reply_to=caller)
+        asked.append(await lookup(service))
+    for question, state in zip(asked, (InstanceState.RUNNING, InstanceState.STOPPED), strict=True):
+        await service.report(
+            LookupAnswered(
+                origin=question.origin,
+                question=question.question,
+                finding=Finding(instance=instance(state)),
+            )
+        )
+    assert service.outbox.results("one") == service.outbox.results("two") != []
+
+
+async def test_who_died_between_what_a_status_update_saw_and_its_answer_goes_on_there(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    await service.launched()
+    service.now += timedelta(hours=1)
+    await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to="terminator")
+    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status", reply_to="asker")
+    service.outbox.broken = 1
+    with pytest.raises(ConnectionError):
+        await answer(service, None)
+    assert service.outbox.results("asker") == []
+    await answer(service, None)
+    assert [result.data for result in service.outbox.results("terminator")] == [True]
+    (told,) = service.outbox.results("asker")
+    assert told.problem
+    assert told.problem.code is ProblemCode.WORKER_TERMINATED
+
+
 async def test_an_answer_that_was_overtaken_is_asked_for_again(service: Service):
     await service.launched()
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")

@@ -7,6 +7,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from cml_contracts.commands import UpdateCMLWorkerStatus
+from cml_contracts.envelope import CommandMessage
 from cml_contracts.events import (
     CommandRejected,
     InstanceLaunched,
@@ -18,9 +20,10 @@ from cml_contracts.events import (
     WorkerEvent,
 )
 from cml_contracts.instance import WorkerStatus
-from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, WorkerPage
+from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, OperationView, WorkerPage
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.port import Dead, Done, Message
+from cml_workers.command_stream import bind_answer, claim
 from cml_workers.database import METADATA, DatabaseUnavailableError, migrate, open_database
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
@@ -229,6 +232,20 @@ async def test_what_is_not_there_is_said_to_be_so(service: Service):
         assert result.outcome == "rejected"
         assert result.problem is not None
         assert result.problem.code is ProblemCode.WORKER_NOT_FOUND
+
+
+async def test_a_status_update_can_be_asked_for_although_it_left_no_event(service: Service):
+    status = UpdateCMLWorkerStatus(worker_id=uuid4())
+    message = CommandMessage(
+        command_id="status", command=status, command_type=status.TYPE, correlation_id="thread"
+    )
+    await claim(service.store, message)
+    assert (await service.ask(GetOperation(command_id="status"))).outcome == "rejected"
+    result = OperationResult(command_id="status", worker_id=status.worker_id, outcome="succeeded", data={})
+    await bind_answer(service.store, result, uuid4())
+    told = await service.ask(GetOperation(command_id="status"))
+    operation = OperationView.model_validate(told.data)
+    assert (operation.command_type, operation.result) == (status.TYPE, result)
 
 
 async def test_a_refused_command_can_be_asked_for(service: Service):

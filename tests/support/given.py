@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from cml_contracts.commands import WorkerCommand
+from cml_contracts.commands import UpdateCMLWorkerStatus, WorkerCommand
 from cml_contracts.envelope import CommandMessage
 from cml_contracts.events import EventMetadata, ReplyAddress, WorkerEvent
 from cml_contracts.instance import (
@@ -141,7 +141,9 @@ class Given:
         decided = self._decide(self.worker)
         assert decided == list(expected)
         after = evolved(self.worker, list(expected), self.at, self.command_id)
-        handled_before = self.report is None and self.command_id in after.operations
+        handled_before = self.report is None and (
+            self.command_id in after.operations or isinstance(self.command, UpdateCMLWorkerStatus)
+        )
         try:
             again = self._decide(after)
         except Rejected:

@@ -151,6 +151,32 @@ async def test_a_queue_with_other_arguments_is_named_with_the_remedy(parts: Part
         await (await connection.channel()).queue_delete(LIFECYCLE_COMMANDS.name)
 
 
+async def test_a_role_that_still_starts_can_be_told_to_end(parts: Parts):
+    connected = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    mute = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    url = f"amqp://guest:guest@127.0.0.1:{mute.sockets[0].getsockname()[1]}/"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
+    process = await asyncio.create_subprocess_exec(
+        COMMAND, "role", "lifecycle", env={**clean, **parts.settings(RABBITMQ_URL=url)}
+    )
+    try:
+        async with asyncio.timeout(30):
+            await connected.wait()
+            process.terminate()
+            assert await process.wait() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        mute.close()
+
+
 @pytest.mark.parametrize("role", ROLES)
 async def test_every_role_runs_on_secured_parts(parts: Parts, role: str):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}

@@ -73,17 +73,18 @@ def run() -> None:
     RABBITMQ_URL, KURRENTDB_URI, DATABASE_URL and CML_AWS=true (or AWS_ENDPOINT_URL) switch each to a real
     one. Data is kept in CML_DATA_DIR (default .cml-workers), where endpoints.json says what was opened.
     """
-    from cml_workers.process import system, until_stopped  # noqa: PLC0415 - slow to load, of no use to a client
+    from cml_workers.process import ended_by_signals, system, until_one_fails  # noqa: PLC0415 - slow to load, of no use to a client
 
     settings = _settings()
 
     async def serve() -> None:
-        async with system(settings) as (endpoints, running):
-            for name, url in endpoints.items():
-                out.print(f"[bold]{name:12}[/bold] {url}", soft_wrap=True, highlight=False)
-            out.print("Ready. In another terminal: cml-workers create --help. Ctrl-C stops.")
-            await until_stopped(running)
-            out.print("Stopping ...")
+        with ended_by_signals():
+            async with system(settings) as (endpoints, running):
+                for name, url in endpoints.items():
+                    out.print(f"[bold]{name:12}[/bold] {url}", soft_wrap=True, highlight=False)
+                out.print("Ready. In another terminal: cml-workers create --help. Ctrl-C stops.")
+                await until_one_fails(running)
+        out.print("Stopped.")
 
     _run(serve())
 
@@ -91,16 +92,22 @@ def run() -> None:
 @app.command(rich_help_panel=SYSTEM)
 def role(name: Annotated[str, typer.Argument(help="lifecycle, relay, ec2-adapter or projector")]) -> None:
     """Run one role, until SIGTERM; the other parts run elsewhere."""
-    from cml_workers.process import ROLES, single_role, until_stopped  # noqa: PLC0415 - see `run`
+    from cml_workers.process import (  # noqa: PLC0415 - see `run`
+        ROLES,
+        ended_by_signals,
+        single_role,
+        until_one_fails,
+    )
 
     if name not in ROLES:
         _fail(f"there is no role {name!r}; there are: {', '.join(ROLES)}", USAGE)
     settings = _settings()
 
     async def serve() -> None:
-        async with single_role(name, settings) as running:
-            err.print(f"{name} is ready")
-            await until_stopped(running)
+        with ended_by_signals():
+            async with single_role(name, settings) as running:
+                err.print(f"{name} is ready")
+                await until_one_fails(running)
 
     _run(serve())
 

@@ -61,7 +61,7 @@ from cml_contracts.reports import (
 )
 from cml_contracts.results import Outcome, Problem, ProblemCode
 from cml_workers.policy import Policy
-from cml_workers.worker import Operation, Worker, status_data
+from cml_workers.worker import Operation, Worker
 
 
 class Rejected(Exception):  # noqa: N818 - an answer of the domain, not an error of the program
@@ -126,9 +126,11 @@ def already_met(message: CommandMessage, worker: Worker, finding: Finding | None
         case UpdateCMLWorkerStatus():
             instance = (finding and finding.instance) or worker.instance
             assert instance is not None  # noqa: S101 - without one the command was rejected
-            return status_data(
-                instance.state, instance.instance_status_check, instance.ec2_system_status_check
-            )
+            return {
+                "instance_state": instance.state.value,
+                "instance_status_check": instance.instance_status_check,
+                "ec2_system_status_check": instance.ec2_system_status_check,
+            }
         case CreateCMLWorker() | ImportCMLWorker():
             return worker.dto.model_dump(mode="json") if worker.dto else None
     assert_never(command)

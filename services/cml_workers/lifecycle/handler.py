@@ -1,11 +1,11 @@
 """Commands and reports: load, decide, append at the expected version, reply.
 
-Deduplication has two parts. A *claim*, one tiny stream for each command id, binds the id to one body and one
-worker for ever. The worker's own stream says what became of the command, rejections and skips included, so
-that a repetition finds the answer and is never decided a second time.
+Deduplication has two parts. A *claim*, in a tiny stream of the command's own, binds its id to one body and one
+worker for ever. The worker's stream says what became of the command, rejections and skips included, so that a
+repetition finds the answer and is never decided a second time; a status update, which mostly changes nothing,
+has its answer in the command's own stream.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -29,10 +29,11 @@ from cml_contracts.reports import (
     OperationSucceeded,
     Report,
 )
-from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Later, Message, Outgoing, Publish, Verdict
+from cml_workers.command_stream import answer_of, bind_answer, claim
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
 from cml_workers.lifecycle.authorization import UnauthorizedError, authorized_actor
 from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
@@ -43,8 +44,6 @@ from cml_workers.worker import Operation, Recorded, Worker, evolve, settled_by
 
 log = structlog.get_logger(__name__)
 
-CLAIMS = "cml_command-"
-CLAIM_TYPE = "cml.command.claimed.v1"
 REFUSALS = "cml_refused-"
 REFUSED_TYPE = "cml.command.unauthorized.v1"
 TRIES = 20
@@ -110,7 +109,7 @@ class Lifecycle:
                 traceparent=_text(message.headers.get("traceparent")),
                 reply=reply_address(message),
             )
-            if not await self._claim(accepted):
+            if not await claim(self._store, accepted):
                 await self._refuse(message, _reused(command_id))
                 return Done()
             return await self._decide(accepted, redelivered=message.redelivered)
@@ -152,52 +151,69 @@ class Lifecycle:
     async def _decide(
         self, message: CommandMessage, *, answered: LookupAnswered | None = None, redelivered: bool = False
     ) -> Verdict:
+        if isinstance(message.command, UpdateCMLWorkerStatus):
+            return await self._decide_status(message, answered)
         for _ in range(TRIES):
             worker = await load(self._store, message.worker_id)
             operation = worker.operations.get(message.command_id)
             if operation is not None:
                 return await self._repeat(message, worker, operation, redelivered=redelivered)
-            events = await self._events(message, worker, answered)
-            if events is None:
-                return Done()
+            finding = _still_true(answered, worker)
+            events: Sequence[WorkerEvent]
+            try:
+                decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
+            except Rejected as rejected:
+                events = [_refused(message, rejected)]
+            else:
+                if isinstance(decision, ImageQuestion | InstanceQuestion):
+                    await self._publish(_lookup(LookupRequested(origin=message, question=decision)))
+                    return Done()
+                events = decision or [_skipped(message, already_met(message, worker, finding))]
             try:
                 worker = await self._record(worker, events, cause=message.command_id, origin=message)
             except WrongExpectedVersionError:
                 continue
             await self._reply_to_all(settled_by(worker, message.command_id))
-            if message.command_id not in worker.operations:
-                # A status update that found the instance gone settled somebody else's termination.
-                await self._reply(_succeeded(message, already_met(message, worker, None)), message.reply)
             return Done()
         return Later(1)
 
-    async def _events(
-        self, message: CommandMessage, worker: Worker, answered: LookupAnswered | None
-    ) -> Sequence[WorkerEvent] | None:
-        """The events that answer a command; None if it is answered, or on its way, without any."""
-        finding = _still_true(answered, worker)
-        try:
-            decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
-        except Rejected as rejected:
-            log.info("rejected", code=rejected.problem.code)
-            return [
-                CommandRejected(
-                    operation_id=message.command_id,
-                    command_type=message.command_type,
-                    outcome=rejected.outcome,
-                    problem=rejected.problem,
-                )
-            ]
-        if isinstance(decision, ImageQuestion | InstanceQuestion):
-            await self._publish(_lookup(LookupRequested(origin=message, question=decision)))
-            return None
-        if decision:
-            return decision
-        data = already_met(message, worker, finding)
-        if isinstance(message.command, UpdateCMLWorkerStatus):
-            await self._reply(_succeeded(message, data), message.reply)
-            return None
-        return [CommandSkipped(operation_id=message.command_id, command_type=message.command_type, data=data)]
+    async def _decide_status(self, message: CommandMessage, answered: LookupAnswered | None) -> Verdict:
+        """What EC2 shows becomes an event if it is news; the answer is bound before it is sent.
+
+        Nobody but the first delivery to bind its answer decides what this command is told, now and later.
+        """
+        result = await answer_of(self._store, message.command_id)
+        if result is None:
+            seen = await self._see(message, answered)
+            if not isinstance(seen, OperationResult):
+                return seen
+            result = await bind_answer(self._store, seen, self._new_id())
+        await self._reply(result, message.reply)
+        return Done()
+
+    async def _see(
+        self, message: CommandMessage, answered: LookupAnswered | None
+    ) -> OperationResult | Verdict:
+        """The answer to a status update, or a verdict where there is none yet."""
+        for _ in range(TRIES):
+            worker = await load(self._store, message.worker_id)
+            await self._reply_to_all(settled_by(worker, message.command_id))
+            finding = _still_true(answered, worker)
+            try:
+                decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
+            except Rejected as rejected:
+                return _result(message, rejected.outcome, problem=rejected.problem)
+            if isinstance(decision, ImageQuestion | InstanceQuestion):
+                await self._publish(_lookup(LookupRequested(origin=message, question=decision)))
+                return Done()
+            if decision:
+                try:
+                    worker = await self._record(worker, decision, cause=message.command_id, origin=message)
+                except WrongExpectedVersionError:
+                    continue
+                await self._reply_to_all(settled_by(worker, message.command_id))
+            return _result(message, "succeeded", data=already_met(message, worker, finding))
+        return Later(1)
 
     async def _repeat(
         self, message: CommandMessage, worker: Worker, operation: Operation, *, redelivered: bool
@@ -231,36 +247,6 @@ class Lifecycle:
         event_id = self._new_id()
         refused = NewEvent(event_id, REFUSED_TYPE, json.dumps(attempt).encode(), b"{}")
         await self._store.append(f"{REFUSALS}{event_id}", [refused], expected=NO_STREAM)
-
-    async def _claim(self, message: CommandMessage) -> bool:
-        """Bind the command id to this body; False if it is bound to another.
-
-        The event id follows from the body, so repeating the very same claim is the same append and
-        succeeds, and any other one conflicts.
-        """
-        body = message.command.model_dump_json()
-        fingerprint = hashlib.sha256(f"{message.command_type}\n{body}".encode()).hexdigest()
-        claim = {
-            "command_id": message.command_id,
-            "worker_id": str(message.worker_id),
-            "fingerprint": fingerprint,
-        }
-        try:
-            await self._store.append(
-                f"{CLAIMS}{uuid5(_NAMESPACE, message.command_id)}",
-                [
-                    NewEvent(
-                        event_id=uuid5(_NAMESPACE, f"{message.command_id}/claim/{fingerprint}"),
-                        type=CLAIM_TYPE,
-                        data=json.dumps(claim).encode(),
-                        metadata=b"{}",
-                    )
-                ],
-                expected=NO_STREAM,
-            )
-        except WrongExpectedVersionError:
-            return False
-        return True
 
     async def _record(
         self,
@@ -358,9 +344,29 @@ def _lookup(request: LookupRequested) -> Outgoing:
     )
 
 
-def _succeeded(message: CommandMessage, data: Any) -> OperationResult:
+def _refused(message: CommandMessage, rejected: Rejected) -> CommandRejected:
+    log.info("rejected", code=rejected.problem.code)
+    return CommandRejected(
+        operation_id=message.command_id,
+        command_type=message.command_type,
+        outcome=rejected.outcome,
+        problem=rejected.problem,
+    )
+
+
+def _skipped(message: CommandMessage, data: Any) -> CommandSkipped:
+    return CommandSkipped(operation_id=message.command_id, command_type=message.command_type, data=data)
+
+
+def _result(
+    message: CommandMessage, outcome: Outcome, *, data: Any = None, problem: Problem | None = None
+) -> OperationResult:
     return OperationResult(
-        command_id=message.command_id, worker_id=message.worker_id, outcome="succeeded", data=data
+        command_id=message.command_id,
+        worker_id=message.worker_id,
+        outcome=outcome,
+        data=data,
+        problem=problem,
     )
 
 

@@ -15,6 +15,7 @@ from cml_contracts.queries import (
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.port import Dead, Done, Message, Publish, Verdict
+from cml_workers.command_stream import answered_operation
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
 from cml_workers.projector.read_model import InvalidCursorError, ReadModel
 from cml_workers.projector.rows import operation_rows, worker_row
@@ -126,7 +127,9 @@ class Projector:
                 found = await self._read_model.worker(query.worker_id)
                 missing, worker_id = f"worker {query.worker_id} is not known", query.worker_id
             case GetOperation():
-                found = await self._read_model.operation(query.command_id)
+                found = await self._read_model.operation(query.command_id) or await answered_operation(
+                    self._store, query.command_id
+                )
                 missing, worker_id = f"no operation of command {query.command_id!r} is recorded (yet)", None
         if found is None:
             return _rejected(query_id, Problem.of(ProblemCode.WORKER_NOT_FOUND, missing)).model_copy(

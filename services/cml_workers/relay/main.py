@@ -41,6 +41,8 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
         await follow_from(given.store, load, publishing.handle, prefix=WORKER_STREAMS, following=following)
 
     async with bus, background(follow, "relay") as task:
-        yield Running("relay", (bus.problem, partial(not_following, following)), (task,), following)
-        task.cancel()
-        await publishing.save()
+        try:
+            yield Running("relay", (bus.problem, partial(not_following, following)), (task,), following)
+        finally:
+            task.cancel()
+            await publishing.save()

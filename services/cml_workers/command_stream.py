@@ -1,0 +1,103 @@
+"""A command's own stream in the event store: which body its id belongs to and, for a status update, the answer.
+
+A status update is no wish of which the worker's stream could tell: it is asked often and mostly changes nothing.
+Its answer is bound here before it is sent, so that every repetition gets the same.
+"""
+
+import hashlib
+import json
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from cml_contracts.envelope import CommandMessage
+from cml_contracts.queries import OperationView
+from cml_contracts.results import OperationResult
+from cml_workers.eventstore.port import (
+    NO_STREAM,
+    EventStore,
+    NewEvent,
+    StoredEvent,
+    StreamNotFoundError,
+    WrongExpectedVersionError,
+)
+
+COMMAND_STREAMS = "cml_command-"
+CLAIMED = "cml.command.claimed.v1"
+ANSWERED = "cml.command.answered.v1"
+
+_NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
+_AFTER_THE_CLAIM = 0
+
+
+def stream_of_command(command_id: str) -> str:
+    """The stream's name; command ids may hold what no store takes in a name."""
+    return f"{COMMAND_STREAMS}{uuid5(_NAMESPACE, command_id)}"
+
+
+async def claim(store: EventStore, message: CommandMessage) -> bool:
+    """Bind the command id to this body; False if it is bound to another.
+
+    The event id follows from the body, so repeating the very same claim is the same append and succeeds, and any
+    other one conflicts. Raises StoreUnavailableError.
+    """
+    body = message.command.model_dump_json()
+    fingerprint = hashlib.sha256(f"{message.command_type}\n{body}".encode()).hexdigest()
+    claimed = {
+        "command_id": message.command_id,
+        "command_type": message.command_type,
+        "worker_id": str(message.worker_id),
+        "fingerprint": fingerprint,
+    }
+    event_id = uuid5(_NAMESPACE, f"{message.command_id}/claim/{fingerprint}")
+    event = NewEvent(event_id, CLAIMED, json.dumps(claimed).encode(), b"{}")
+    try:
+        await store.append(stream_of_command(message.command_id), [event], expected=NO_STREAM)
+    except WrongExpectedVersionError:
+        return False
+    return True
+
+
+async def bind_answer(store: EventStore, result: OperationResult, event_id: UUID) -> OperationResult:
+    """Make this the answer of its command, unless it has one; return the answer it has. Raises StoreUnavailableError."""
+    assert result.command_id is not None  # noqa: S101 - it answers a command that was claimed
+    event = NewEvent(event_id, ANSWERED, result.model_dump_json().encode(), b"{}")
+    try:
+        await store.append(stream_of_command(result.command_id), [event], expected=_AFTER_THE_CLAIM)
+    except WrongExpectedVersionError:
+        answered = await answer_of(store, result.command_id)
+        if answered is None:
+            raise  # not even claimed
+        return answered
+    return result
+
+
+async def answer_of(store: EventStore, command_id: str) -> OperationResult | None:
+    """The answer that was bound, if one was. Raises StoreUnavailableError."""
+    return next((_answer(each) for each in await _read(store, command_id) if each.type == ANSWERED), None)
+
+
+async def answered_operation(store: EventStore, command_id: str) -> OperationView | None:
+    """A command that was answered here, as the read model shows others. Raises StoreUnavailableError."""
+    history = await _read(store, command_id)
+    if len(history) < 2:
+        return None
+    claimed, answered = history[:2]
+    told = json.loads(claimed.data)
+    return OperationView(
+        command_id=command_id,
+        worker_id=told["worker_id"],
+        command_type=told["command_type"],
+        requested_at=claimed.recorded_at,
+        settled_at=answered.recorded_at,
+        result=_answer(answered),
+    )
+
+
+async def _read(store: EventStore, command_id: str) -> list[StoredEvent]:
+    try:
+        return await store.read(stream_of_command(command_id))
+    except StreamNotFoundError:
+        return []
+
+
+def _answer(stored: StoredEvent) -> OperationResult:
+    return OperationResult.model_validate_json(stored.data)
