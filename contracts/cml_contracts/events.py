@@ -177,6 +177,13 @@ class InstanceStateObserved(Tolerant):
     drift: bool = False
 
 
+class OperationOverdue(Tolerant):
+    """A deadline passed without an outcome: nobody knows yet. The intent stands, and its outcome will follow."""
+
+    TYPE: ClassVar = "cml.worker.operation_overdue.v1"
+    operation_id: str
+
+
 class CommandRejected(Tolerant):
     """A command was refused for good; the worker is as it was."""
 
@@ -215,6 +222,7 @@ WorkerEvent = (
     | TagsUpdated
     | TagsUpdateFailed
     | InstanceStateObserved
+    | OperationOverdue
     | CommandRejected
     | CommandSkipped
 )

@@ -79,11 +79,12 @@ class WorkerPage(Tolerant):
 
 
 class OperationView(Tolerant):
-    """An operation; ``result`` is None while it is pending."""
+    """An operation; ``result`` is None while it is pending, ``overdue_at`` when a deadline passed meanwhile."""
 
     command_id: str
     worker_id: UUID
     command_type: str
     requested_at: datetime
+    overdue_at: datetime | None = None
     settled_at: datetime | None = None
     result: OperationResult | None = None

@@ -92,6 +92,24 @@ class InstanceObserved(Tolerant):
     instance: Ec2Instance | None = None
 
 
-Report = LookupAnswered | OperationSucceeded | OperationFailed | InstanceObserved
+class OperationOutstanding(Tolerant):
+    """An intent has gone without an outcome for longer than the deployment's deadline."""
+
+    TYPE: ClassVar = "cml.report.operation_outstanding.v1"
+    worker_id: UUID
+    operation_id: str
+
+
+class Reminder(Tolerant):
+    """Something of this worker may have been forgotten: look into its stream. Only wakes, like an event does."""
+
+    TYPE: ClassVar = "cml.reminder.v1"
+    worker_id: UUID
+
+
+WorkerReport = OperationSucceeded | OperationFailed | InstanceObserved | OperationOutstanding
+"""What concerns a worker's stream."""
+
+Report = LookupAnswered | WorkerReport
 
 REPORTS: Mapping[str, type[Report]] = {report.TYPE: report for report in Report.__args__}

@@ -25,6 +25,7 @@ from cml_contracts.events import (
     TerminationRequested,
     WorkerImported,
 )
+from cml_contracts.reports import Reminder
 
 DELIVERY_LIMIT = 20
 """Redeliveries before a message counts as poison; a crash burns one of each prefetched message."""
@@ -94,11 +95,11 @@ _WAKING = (
 )
 EC2_WAKES = Queue(
     "cml.ec2.wakes",
-    tuple(Binding(EVENTS, event.TYPE) for event in _WAKING),
+    (*(Binding(EVENTS, event.TYPE) for event in _WAKING), Binding(INTERNAL, Reminder.TYPE)),
     {**_WORK, "x-single-active-consumer": True},
     retries=True,
 )
-"""Events after which AWS has to be acted on: an intent, an outcome others waited for, an unsettled state."""
+"""Events after which AWS has to be acted on: an intent, an outcome others waited for, an unsettled state; reminders."""
 EC2_LOOKUPS = Queue("cml.ec2.lookups", (Binding(INTERNAL, "cml.lookup.#"),), _WORK, retries=True)
 
 PROJECTOR_QUERIES = Queue("cml.projector.queries", (Binding(QUERIES, "#"),), {"x-message-ttl": 60_000})

@@ -71,6 +71,11 @@ class Settings(BaseSettings):
     authentication_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
     """How long refused AWS credentials are tried again before an operation fails for them."""
 
+    reminder_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    """How often the projector looks for operations without an outcome that are older than this, and wakes them again."""
+    operation_deadline_seconds: Annotated[float, Field(ge=1, le=86400)] = 900
+    """How long an operation may go without an outcome before the event operation_overdue tells of it."""
+
     declare_topology: bool = True
     """Declare exchanges and queues at start; false: only see that they are there, which needs no rights."""
     authorize: bool | None = None

@@ -29,6 +29,7 @@ from cml_contracts.events import (
     Intent,
     LaunchFailed,
     LaunchRequested,
+    OperationOverdue,
     StartFailed,
     StartRequested,
     StopFailed,
@@ -52,14 +53,16 @@ class Operation:
     """One command's wish and what became of it.
 
     ``requested`` surrounds the wish: who, when, and where the reply goes. ``intent`` is None where nothing
-    was asked of AWS; ``result`` is None while it is pending. ``settled_by`` is the id of the message whose
-    handling settled it, so that a repetition sends the same replies again.
+    was asked of AWS; ``result`` is None while it is pending; ``overdue_at``: when a deadline passed meanwhile.
+    ``settled_by`` is the id of the message whose handling settled it, so that a repetition sends the same replies
+    again.
     """
 
     command_id: str
     command_type: str
     requested: EventMetadata
     intent: Intent | None = None
+    overdue_at: datetime | None = None
     result: OperationResult | None = None
     settled_at: datetime | None = None
     settled_by: str | None = None
@@ -231,6 +234,8 @@ def _apply(worker: Worker, recorded: Recorded) -> Worker:
             return _settled(tagged, recorded, event.operation_id, dict(event.tags))
         case InstanceStateObserved():
             return _state_observed(worker, recorded, event)
+        case OperationOverdue():
+            return _overdue(worker, recorded, event.operation_id)
         case CommandRejected():
             return _settled(
                 worker,
@@ -299,6 +304,14 @@ def _terminated(worker: Worker, recorded: Recorded) -> Worker:
     for operation in worker.pending(TerminationRequested):
         after = _settled(after, recorded, operation.command_id, data=True)
     return after
+
+
+def _overdue(worker: Worker, recorded: Recorded, operation_id: str) -> Worker:
+    operation = worker.operations.get(operation_id)
+    if operation is None:
+        return worker
+    late = replace(operation, overdue_at=recorded.metadata.time)
+    return replace(worker, operations={**worker.operations, operation_id: late})
 
 
 def _failed(worker: Worker, recorded: Recorded, operation_id: str, problem: Problem) -> Worker:

@@ -11,7 +11,7 @@ from cml_contracts.commands import COMMANDS
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import EVENTS
 from cml_contracts.queries import QUERIES, OperationView, WorkerPage, WorkerView
-from cml_contracts.reports import REPORTS, LookupRequested
+from cml_contracts.reports import REPORTS, LookupRequested, Reminder
 from cml_contracts.results import OperationResult
 
 EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples"
@@ -21,6 +21,7 @@ TYPES: dict[str, type[BaseModel]] = {
     **EVENTS,
     **REPORTS,
     LookupRequested.TYPE: LookupRequested,
+    Reminder.TYPE: Reminder,
     "cml.operation_result.v1": OperationResult,
     "cml.worker_view.v1": WorkerView,
     "cml.worker_page.v1": WorkerPage,

@@ -38,6 +38,7 @@ from cml_contracts.reports import (
     LookupRequested,
     OperationFailed,
     OperationSucceeded,
+    Reminder,
     Report,
 )
 from cml_contracts.results import ProblemCode
@@ -122,6 +123,12 @@ class Service:
         )
         body = json.dumps(envelope.to_cloudevent()).encode()
         return await self.executor.on_wake(Message(body=body, type="any", redelivered=redelivered))
+
+    async def remind(self) -> Verdict:
+        reminder = Reminder(worker_id=WORKER)
+        return await self.executor.on_wake(
+            Message(body=reminder.model_dump_json().encode(), type=reminder.TYPE)
+        )
 
     def reports(self, kind: type[R]) -> list[R]:
         return [
@@ -587,3 +594,23 @@ async def test_a_broken_message_is_kept(service: Service, body: bytes):
         await service.executor.on_lookup(Message(body=body, type="cml.lookup.requested.v1", message_id="m")),
         Dead,
     )
+
+
+async def test_a_reminder_finds_the_intent_whose_wake_up_was_lost(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    assert await service.remind() == Done()
+    assert len(service.reports(OperationSucceeded)) == 1
+
+
+async def test_a_reminder_looks_at_an_instance_that_was_on_its_way(service: Service):
+    await service.happened(CREATED, LAUNCH, PENDING, TAG, TagsUpdated(operation_id="the-operation", tags={}))
+    service.ec2.put(instance(InstanceState.RUNNING))
+    assert await service.remind() == Done()
+    assert len(service.reports(InstanceObserved)) == 1
+
+
+async def test_a_reminder_is_not_put_aside_the_next_one_comes_by_itself(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    service.ec2.fail("launch", UNKNOWN)
+    assert await service.remind() == Done()
+    assert service.outbox.sent == []

@@ -22,6 +22,7 @@ from cml_contracts.events import (
     InstanceStopping,
     LaunchFailed,
     LaunchRequested,
+    OperationOverdue,
     StartFailed,
     StartRequested,
     StopFailed,
@@ -41,6 +42,7 @@ from cml_contracts.reports import (
     InstanceObserved,
     InstanceQuestion,
     OperationFailed,
+    OperationOutstanding,
     OperationSucceeded,
 )
 from cml_contracts.results import Problem, ProblemCode
@@ -571,3 +573,16 @@ def test_nothing_after_the_termination_changes_state():
     after = given(*IS_TERMINATED, InstanceStateObserved(instance_state=InstanceState.RUNNING)).worker
     assert after.status is WorkerStatus.TERMINATED
     assert after.instance.state is InstanceState.TERMINATED
+
+
+def test_a_deadline_that_passes_is_an_event_once_and_the_outcome_may_still_come():
+    outstanding = OperationOutstanding(worker_id=WORKER, operation_id="create")
+    late = given(*LAUNCHING).reported(outstanding).then(OperationOverdue(operation_id="create"))
+    assert late.pending(LaunchRequested)[0].overdue_at is not None
+    given(*LAUNCHING, OperationOverdue(operation_id="create")).reported(
+        OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance())
+    ).then(InstanceLaunched(operation_id="create", instance=instance()))
+
+
+def test_a_deadline_of_a_settled_operation_is_nothing():
+    given(*IS_RUNNING).reported(OperationOutstanding(worker_id=WORKER, operation_id="create")).then()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -13,15 +14,18 @@ from cml_contracts.events import (
     CommandRejected,
     InstanceLaunched,
     LaunchRequested,
+    OperationOverdue,
     StopRequested,
     TagsUpdated,
     TagsUpdateRequested,
     WorkerCreated,
     WorkerEvent,
 )
-from cml_contracts.instance import WorkerStatus
+from cml_contracts.instance import InstanceState, WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, OperationView, WorkerPage
+from cml_contracts.reports import REPORTS, OperationOutstanding, Reminder
 from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Message
 from cml_workers.command_stream import bind_answer, claim
 from cml_workers.database import METADATA, DatabaseUnavailableError, migrate, open_database
@@ -29,6 +33,7 @@ from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.projector.projector import Projector
 from cml_workers.projector.read_model import ReadModel
+from cml_workers.projector.reminders import Reminders
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.stream import append, load
 from cml_workers.worker import Worker
@@ -246,6 +251,44 @@ async def test_a_status_update_can_be_asked_for_although_it_left_no_event(servic
     told = await service.ask(GetOperation(command_id="status"))
     operation = OperationView.model_validate(told.data)
     assert (operation.command_type, operation.result) == (status.TYPE, result)
+
+
+async def test_what_is_owed_for_too_long_is_reminded_of_at_every_round(service: Service):
+    owing, moving, settled = uuid4(), uuid4(), uuid4()
+    pending = InstanceLaunched(operation_id="create", instance=instance(InstanceState.PENDING))
+    await service.record(owing, CREATED, LAUNCH)
+    await service.record(moving, CREATED, LAUNCH, pending)
+    await service.record(settled, CREATED, LAUNCH, LAUNCHED, *TAGS)
+    await service.catch_up()
+    outbox, age = Outbox(), timedelta()
+    reminders = Reminders(
+        read_model=service.read_model,
+        publish=outbox,
+        now=lambda: NOW + age,
+        after=timedelta(seconds=30),
+        deadline=timedelta(minutes=15),
+    )
+
+    async def reminded() -> list[object]:
+        outbox.sent.clear()
+        await reminders.round()
+        return [
+            {**REPORTS, Reminder.TYPE: Reminder}[each.type].model_validate_json(each.body)
+            for each in outbox.on(INTERNAL.name)
+        ]
+
+    assert await reminded() == [Reminder(worker_id=moving)]
+    age = timedelta(minutes=1)
+    for _ in range(2):
+        assert await reminded() == [Reminder(worker_id=owing), Reminder(worker_id=moving)]
+    age = timedelta(minutes=16)
+    overdue = OperationOutstanding(worker_id=owing, operation_id=f"create/{owing}")
+    assert (await reminded())[-1] == overdue
+    await service.record(owing, OperationOverdue(operation_id="create"))
+    await service.catch_up()
+    assert await reminded() == [Reminder(worker_id=owing), Reminder(worker_id=moving)]
+    told = OperationView.model_validate((await service.ask(GetOperation(command_id=f"create/{owing}"))).data)
+    assert told.overdue_at == NOW
 
 
 async def test_a_refused_command_can_be_asked_for(service: Service):

@@ -24,10 +24,8 @@ from cml_contracts.instance import (
 from cml_contracts.reports import (
     Finding,
     ImageQuestion,
-    InstanceObserved,
     InstanceQuestion,
-    OperationFailed,
-    OperationSucceeded,
+    WorkerReport,
 )
 from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report, launch_token
 from cml_workers.policy import Policy
@@ -95,7 +93,7 @@ class Given:
     at: datetime = NOW + timedelta(hours=1)
     finding: Finding | None = None
     command: WorkerCommand | None = None
-    report: OperationSucceeded | OperationFailed | InstanceObserved | None = None
+    report: WorkerReport | None = None
     command_id: str = "the-command"
     answers: list[Any] = field(default_factory=list)
 
@@ -118,7 +116,7 @@ class Given:
         self.command = command
         return self
 
-    def reported(self, report: OperationSucceeded | OperationFailed | InstanceObserved) -> "Given":
+    def reported(self, report: WorkerReport) -> "Given":
         self.report = report
         return self
 

@@ -20,6 +20,7 @@ from cml_contracts.events import (
     Intent,
     LaunchFailed,
     LaunchRequested,
+    OperationOverdue,
     StartFailed,
     StartRequested,
     StopFailed,
@@ -148,6 +149,9 @@ def _of_stream(
             if isinstance(event, StartRequested | StopRequested) and power:
                 yield f"3: {event.TYPE} while another power operation is open, {at}"
             open_intents[intent.operation_id] = intent
+        elif isinstance(event, OperationOverdue):
+            if event.operation_id not in open_intents:
+                yield f"3: {event.TYPE} without an open intent, {at}"
         elif isinstance(event, WorkerTerminated):
             terminated = True
             for operation_id, intent in list(open_intents.items()):

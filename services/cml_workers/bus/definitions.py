@@ -58,7 +58,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     ),
     "cml-projector": (
         "^$",
-        _names((DEFAULT_EXCHANGE, DEAD_LETTERS.name)),
+        _names((DEFAULT_EXCHANGE, INTERNAL.name, DEAD_LETTERS.name)),
         _names((PROJECTOR_QUERIES.name,)),
     ),
     # What a service needs to send commands and queries, get replies and follow events: queues of its own.

@@ -14,7 +14,6 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from weakref import WeakValueDictionary
 
 import structlog
-from pydantic import ValidationError
 
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import (
@@ -34,6 +33,7 @@ from cml_contracts.reports import (
     LookupRequested,
     OperationFailed,
     OperationSucceeded,
+    Reminder,
     Report,
 )
 from cml_contracts.results import Problem, ProblemCode
@@ -101,14 +101,14 @@ class Executor:
     async def on_wake(self, message: Message) -> Verdict:
         """Do what the worker's stream says is owed."""
         try:
-            event = EventEnvelope.from_cloudevent(json.loads(message.body))
-        except (ValueError, ValidationError, AttributeError, TypeError) as error:
-            return Dead(f"not a CloudEvent of a worker: {type(error).__name__}")
-        lock = self._locks.setdefault(event.worker_id, asyncio.Lock())
-        with structlog.contextvars.bound_contextvars(worker_id=str(event.worker_id), instance_id=None):
+            worker_id, revision = _woken(message)
+        except (BadMessageError, ValueError, AttributeError, TypeError) as error:
+            return Dead(f"neither a reminder nor a CloudEvent of a worker: {type(error).__name__}")
+        lock = self._locks.setdefault(worker_id, asyncio.Lock())
+        with structlog.contextvars.bound_contextvars(worker_id=str(worker_id), instance_id=None):
             async with lock:
-                worker = await load(self._store, event.worker_id)
-                if worker.revision < event.revision:
+                worker = await load(self._store, worker_id)
+                if revision is not None and worker.revision < revision:
                     return Later(1)  # a replica of the store that lags behind
                 if worker.instance is not None:
                     structlog.contextvars.bind_contextvars(instance_id=worker.instance.instance_id)
@@ -118,13 +118,14 @@ class Executor:
                         case Act(operation):
                             again |= not await self._act(worker, action, message)
                             log.debug("acted", operation=operation.command_id, again=again)
-                        case Watch() if event.revision == worker.observed_revision:
+                        case Watch() if revision in (None, worker.observed_revision):
                             again |= not await self._watch(worker)
                         case Watch():
                             pass  # the event that showed the instance unsettled has a watch of its own
                         case _:
                             assert_never(action)
-                return Later() if again else Done()
+                # The next reminder comes by itself; an event does not.
+                return Later() if again and revision is not None else Done()
 
     # -- acting -------------------------------------------------------------------------------------------
 
@@ -376,6 +377,14 @@ class Executor:
                 message_id=str(uuid5(_NAMESPACE, identity)),
             )
         )
+
+
+def _woken(message: Message) -> tuple[UUID, int | None]:
+    """The worker to look at, and the revision that must be seen. Raises BadMessageError, ValueError and the like."""
+    if message.type == Reminder.TYPE:
+        return read(message, {Reminder.TYPE: Reminder}).worker_id, None
+    event = EventEnvelope.from_cloudevent(json.loads(message.body))
+    return event.worker_id, event.revision
 
 
 def _done(worker: Worker, operation: Operation, instance: Ec2Instance) -> OperationSucceeded:

@@ -29,6 +29,7 @@ from cml_contracts.events import (
     InstanceStopping,
     LaunchFailed,
     LaunchRequested,
+    OperationOverdue,
     StartFailed,
     StartRequested,
     StopFailed,
@@ -57,7 +58,9 @@ from cml_contracts.reports import (
     InstanceObserved,
     InstanceQuestion,
     OperationFailed,
+    OperationOutstanding,
     OperationSucceeded,
+    WorkerReport,
 )
 from cml_contracts.results import Outcome, Problem, ProblemCode
 from cml_workers.policy import Policy
@@ -368,9 +371,7 @@ def _update_status(
 # -- what the adapter reports -----------------------------------------------------------------------------
 
 
-def decide_report(
-    report: OperationSucceeded | OperationFailed | InstanceObserved, worker: Worker
-) -> list[WorkerEvent]:
+def decide_report(report: WorkerReport, worker: Worker) -> list[WorkerEvent]:
     """What an outcome or an observation adds; [] when it is known already or overtaken.
 
     Raises:
@@ -386,6 +387,11 @@ def decide_report(
         case OperationSucceeded():
             operation = _operation(worker, report.operation_id)
             return [] if operation.result else _success(operation, report, worker)
+        case OperationOutstanding():
+            operation = _operation(worker, report.operation_id)
+            if operation.result or operation.overdue_at:
+                return []
+            return [OperationOverdue(operation_id=report.operation_id)]
         case OperationFailed():
             operation = _operation(worker, report.operation_id)
             if operation.result:

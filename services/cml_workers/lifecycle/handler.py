@@ -21,13 +21,11 @@ from cml_contracts.reports import (
     REPORTS,
     Finding,
     ImageQuestion,
-    InstanceObserved,
     InstanceQuestion,
     LookupAnswered,
     LookupRequested,
-    OperationFailed,
-    OperationSucceeded,
     Report,
+    WorkerReport,
 )
 from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
@@ -130,9 +128,7 @@ class Lifecycle:
         with structlog.contextvars.bound_contextvars(worker_id=str(report.worker_id)):
             return await self._settle(report, report_id)
 
-    async def _settle(
-        self, report: OperationSucceeded | OperationFailed | InstanceObserved, report_id: str
-    ) -> Verdict:
+    async def _settle(self, report: WorkerReport, report_id: str) -> Verdict:
         for _ in range(TRIES):
             worker = await load(self._store, report.worker_id)
             try:

@@ -1,17 +1,24 @@
-"""Composition of the projector role: owns the read model; follows the store and answers queries."""
+"""Composition of the projector role: owns the read model; follows the store, answers queries and reminds."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
+
+import structlog
 
 from cml_contracts.envelope import WORKER_STREAMS
 from cml_contracts.topology import PROJECTOR_QUERIES
-from cml_workers.bus.port import Message, Verdict
+from cml_workers.bus.port import Message, UnroutableError, Verdict
 from cml_workers.database import migrate
 from cml_workers.eventstore.following import Following, follow_from
 from cml_workers.projector.projector import Projector
 from cml_workers.projector.read_model import ReadModel
-from cml_workers.roles import Infrastructure, Running, background, not_following
+from cml_workers.projector.reminders import Reminders
+from cml_workers.roles import Infrastructure, Running, background, not_following, utc_now
+
+log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
@@ -32,6 +39,31 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             given.store, projecting.resumed, projecting.handle, prefix=WORKER_STREAMS, following=following
         )
 
+    reminders = Reminders(
+        read_model=read_model,
+        publish=bus.publish,
+        now=utc_now,
+        after=timedelta(seconds=given.settings.reminder_seconds),
+        deadline=timedelta(seconds=given.settings.operation_deadline_seconds),
+    )
+
+    async def remind() -> None:
+        while True:
+            try:
+                await reminders.round()
+            except (ConnectionError, UnroutableError) as error:
+                log.warning("reminders wait for the next round", cause=str(error))
+            await asyncio.sleep(given.settings.reminder_seconds)
+
     bus.consume(PROJECTOR_QUERIES, on_query, prefetch=given.settings.prefetch)
-    async with bus, background(follow, "projector") as task:
-        yield Running("projector", (bus.problem, partial(not_following, following)), (task,), following)
+    async with (
+        bus,
+        background(follow, "projector") as following_task,
+        background(remind, "reminders") as reminding,
+    ):
+        yield Running(
+            "projector",
+            (bus.problem, partial(not_following, following)),
+            (following_task, reminding),
+            following,
+        )

@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -11,6 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import ListCMLWorkers, OperationView, WorkerPage, WorkerView
 from cml_workers.database import (
     METADATA,
@@ -46,6 +47,7 @@ OPERATIONS = sa.Table(
     METADATA,
     sa.Column("command_id", sa.String(256), primary_key=True),
     sa.Column("worker_id", sa.Uuid, nullable=False, index=True),
+    sa.Column("pending_since", sa.String(32), nullable=True, index=True),
     sa.Column("view", sa.Text, nullable=False),
 )
 
@@ -80,12 +82,9 @@ class ReadModel:
             ]
             if tags:  # tags are only ever added or overwritten
                 await upsert(connection, WORKER_TAGS, tags)
-            settled = [
-                {"command_id": each.command_id, "worker_id": each.worker_id, "view": each.model_dump_json()}
-                for each in operations
-            ]
-            if settled:
-                await upsert(connection, OPERATIONS, settled)
+            asked = [_operation_columns(operation) for operation in operations]
+            if asked:
+                await upsert(connection, OPERATIONS, asked)
             await save_checkpoint(connection, FOLLOWER, position)
 
     async def worker(self, worker_id: UUID) -> WorkerView | None:
@@ -100,6 +99,25 @@ class ReadModel:
         async with transaction(self._engine) as connection:
             view = await connection.scalar(query)
         return OperationView.model_validate_json(view) if view else None
+
+    async def pending(self, before: datetime) -> Sequence[OperationView]:
+        """The operations that were requested before then and have no outcome, oldest first."""
+        query = (
+            sa.select(OPERATIONS.c.view)
+            .where(OPERATIONS.c.pending_since < _sortable(before))
+            .order_by(OPERATIONS.c.pending_since)
+        )
+        async with transaction(self._engine) as connection:
+            views = (await connection.scalars(query)).all()
+        return [OperationView.model_validate_json(view) for view in views]
+
+    async def unsettled(self) -> Sequence[UUID]:
+        """The workers whose instance is on its way from one state to another."""
+        query = sa.select(WORKERS.c.id).where(
+            WORKERS.c.status.in_((WorkerStatus.STARTING.value, WorkerStatus.STOPPING.value))
+        )
+        async with transaction(self._engine) as connection:
+            return (await connection.scalars(query)).all()
 
     async def workers(self, wanted: ListCMLWorkers) -> WorkerPage:
         """A page of the workers that meet the conditions. Raises InvalidCursorError."""
@@ -130,6 +148,15 @@ def _worker_columns(worker: WorkerView) -> dict[str, Any]:
         "owner": worker.owner,
         "created_at": _sortable(worker.created_at),
         "view": worker.model_dump_json(),
+    }
+
+
+def _operation_columns(operation: OperationView) -> dict[str, Any]:
+    return {
+        "command_id": operation.command_id,
+        "worker_id": operation.worker_id,
+        "pending_since": None if operation.result else _sortable(operation.requested_at),
+        "view": operation.model_dump_json(),
     }
 
 

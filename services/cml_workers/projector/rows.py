@@ -36,6 +36,7 @@ def operation_rows(worker: Worker, before: Worker) -> Iterator[OperationView]:
                 worker_id=worker.id,
                 command_type=operation.command_type,
                 requested_at=operation.requested.time,
+                overdue_at=operation.overdue_at,
                 settled_at=operation.settled_at,
                 result=operation.result,
             )

@@ -1,0 +1,72 @@
+"""Reminds of what is still owed, so that a lost or dead-lettered message delays an operation and never loses it."""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from uuid import UUID, uuid5
+
+import structlog
+
+from cml_contracts.reports import OperationOutstanding, Reminder
+from cml_contracts.topology import INTERNAL
+from cml_workers.bus.port import Outgoing, Publish
+from cml_workers.projector.read_model import ReadModel
+
+log = structlog.get_logger(__name__)
+
+_NAMESPACE = UUID("3c1c2a0e-5b0f-4c52-9a53-6f3f3a8c7b14")
+
+
+class Reminders:
+    """Finds in the read model what has waited for longer than it should.
+
+    ``after``: the age at which a pending operation is reminded of, again at every round. ``deadline``: the age at
+    which it is also reported as outstanding, which makes an event of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        read_model: ReadModel,
+        publish: Publish,
+        now: Callable[[], datetime],
+        after: timedelta,
+        deadline: timedelta,
+    ) -> None:
+        self._read_model = read_model
+        self._publish = publish
+        self._now = now
+        self._after = after
+        self._deadline = deadline
+
+    async def round(self) -> int:
+        """Wake every worker that owes an outcome or whose instance is on its way; how many that were.
+
+        Raises:
+            DatabaseUnavailableError, BusUnavailableError: the next round will do.
+        """
+        now = self._now()
+        pending = await self._read_model.pending(now - self._after)
+        workers = dict.fromkeys(
+            [*(operation.worker_id for operation in pending), *await self._read_model.unsettled()]
+        )
+        for worker_id in workers:
+            await self._send(Reminder(worker_id=worker_id), f"{worker_id}/{now.isoformat()}")
+        for operation in pending:
+            if operation.overdue_at is None and operation.requested_at < now - self._deadline:
+                log.error("operation overdue", command_id=operation.command_id, since=operation.requested_at)
+                outstanding = OperationOutstanding(
+                    worker_id=operation.worker_id, operation_id=operation.command_id
+                )
+                await self._send(outstanding, f"{operation.command_id}/outstanding")
+        return len(workers)
+
+    async def _send(self, message: Reminder | OperationOutstanding, identity: str) -> None:
+        await self._publish(
+            Outgoing(
+                exchange=INTERNAL,
+                routing_key=message.TYPE,
+                body=message.model_dump_json().encode(),
+                type=message.TYPE,
+                message_id=str(uuid5(_NAMESPACE, identity)),
+            )
+        )
