@@ -177,6 +177,14 @@ class InstanceStateObserved(Tolerant):
     drift: bool = False
 
 
+class OperationRefused(Tolerant):
+    """EC2 refused, and nobody tries again; whether an earlier attempt got through is looked up before it has failed."""
+
+    TYPE: ClassVar = "cml.worker.operation_refused.v1"
+    operation_id: str
+    problem: Problem
+
+
 class OperationOverdue(Tolerant):
     """A deadline passed without an outcome: nobody knows yet. The intent stands, and its outcome will follow."""
 
@@ -222,6 +230,7 @@ WorkerEvent = (
     | TagsUpdated
     | TagsUpdateFailed
     | InstanceStateObserved
+    | OperationRefused
     | OperationOverdue
     | CommandRejected
     | CommandSkipped

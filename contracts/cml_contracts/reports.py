@@ -70,8 +70,17 @@ class OperationSucceeded(Tolerant):
     warning: str | None = None
 
 
+class AttemptRefused(Tolerant):
+    """AWS definitely did not do it this time, and will not as asked; what an earlier attempt did is looked up next."""
+
+    TYPE: ClassVar = "cml.report.attempt_refused.v1"
+    worker_id: UUID
+    operation_id: str
+    problem: Problem
+
+
 class OperationFailed(Tolerant):
-    """AWS definitely did not do it, and will not as asked."""
+    """AWS definitely did not do it."""
 
     TYPE: ClassVar = "cml.report.operation_failed.v1"
     worker_id: UUID
@@ -107,7 +116,7 @@ class Reminder(Tolerant):
     worker_id: UUID
 
 
-WorkerReport = OperationSucceeded | OperationFailed | InstanceObserved | OperationOutstanding
+WorkerReport = OperationSucceeded | AttemptRefused | OperationFailed | InstanceObserved | OperationOutstanding
 """What concerns a worker's stream."""
 
 Report = LookupAnswered | WorkerReport

@@ -30,6 +30,7 @@ from cml_contracts.events import (
     LaunchFailed,
     LaunchRequested,
     OperationOverdue,
+    OperationRefused,
     StartFailed,
     StartRequested,
     StopFailed,
@@ -53,7 +54,8 @@ class Operation:
     """One command's wish and what became of it.
 
     ``requested`` surrounds the wish: who, when, and where the reply goes. ``intent`` is None where nothing
-    was asked of AWS; ``result`` is None while it is pending; ``overdue_at``: when a deadline passed meanwhile.
+    was asked of AWS; ``result`` is None while it is pending; ``refusal``: EC2's, after which nobody tries again;
+    ``overdue_at``: when a deadline passed meanwhile.
     ``settled_by`` is the id of the message whose handling settled it, so that a repetition sends the same replies
     again.
     """
@@ -62,6 +64,7 @@ class Operation:
     command_type: str
     requested: EventMetadata
     intent: Intent | None = None
+    refusal: Problem | None = None
     overdue_at: datetime | None = None
     result: OperationResult | None = None
     settled_at: datetime | None = None
@@ -234,8 +237,10 @@ def _apply(worker: Worker, recorded: Recorded) -> Worker:
             return _settled(tagged, recorded, event.operation_id, dict(event.tags))
         case InstanceStateObserved():
             return _state_observed(worker, recorded, event)
+        case OperationRefused():
+            return _noted(worker, event.operation_id, refusal=event.problem)
         case OperationOverdue():
-            return _overdue(worker, recorded, event.operation_id)
+            return _noted(worker, event.operation_id, overdue_at=metadata.time)
         case CommandRejected():
             return _settled(
                 worker,
@@ -306,12 +311,12 @@ def _terminated(worker: Worker, recorded: Recorded) -> Worker:
     return after
 
 
-def _overdue(worker: Worker, recorded: Recorded, operation_id: str) -> Worker:
+def _noted(worker: Worker, operation_id: str, **changes: Any) -> Worker:
     operation = worker.operations.get(operation_id)
     if operation is None:
         return worker
-    late = replace(operation, overdue_at=recorded.metadata.time)
-    return replace(worker, operations={**worker.operations, operation_id: late})
+    noted = replace(operation, **changes)
+    return replace(worker, operations={**worker.operations, operation_id: noted})
 
 
 def _failed(worker: Worker, recorded: Recorded, operation_id: str, problem: Problem) -> Worker:

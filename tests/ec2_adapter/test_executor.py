@@ -16,6 +16,7 @@ from cml_contracts.events import (
     InstanceStateObserved,
     InstanceStopping,
     LaunchRequested,
+    OperationRefused,
     StartRequested,
     StopRequested,
     TagsUpdated,
@@ -30,6 +31,7 @@ from cml_contracts.events import (
 from cml_contracts.instance import InstanceState
 from cml_contracts.reports import (
     REPORTS,
+    AttemptRefused,
     Finding,
     ImageQuestion,
     InstanceObserved,
@@ -122,7 +124,14 @@ class Service:
             data={},
         )
         body = json.dumps(envelope.to_cloudevent()).encode()
-        return await self.executor.on_wake(Message(body=body, type="any", redelivered=redelivered))
+        verdict = await self.executor.on_wake(Message(body=body, type="any", redelivered=redelivered))
+        for refused in self.reports(AttemptRefused):
+            if (await load(self.store, WORKER)).operations[refused.operation_id].refusal is None:
+                await self.happened(
+                    OperationRefused(operation_id=refused.operation_id, problem=refused.problem)
+                )
+                verdict = await self.wake(redelivered=redelivered)
+        return verdict
 
     async def remind(self) -> Verdict:
         reminder = Reminder(worker_id=WORKER)
@@ -429,7 +438,10 @@ class TestEveryOperation:
             service.ec2.describe = refuse_second  # type: ignore[method-assign,assignment]
         else:
             service.ec2.fail(call, refused)
-        assert await service.wake() == Later()
+        await service.wake()
+        service.ec2.settle()
+        await service.wake()
+        assert service.reports(OperationSucceeded)
         assert service.reports(OperationFailed) == []
 
     async def test_an_instance_gone_from_ec2_is_looked_for_twice(
@@ -614,3 +626,67 @@ async def test_a_reminder_is_not_put_aside_the_next_one_comes_by_itself(service:
     service.ec2.fail("launch", UNKNOWN)
     assert await service.remind() == Done()
     assert service.outbox.sent == []
+
+
+# -- races ------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_reported_is_not_done_again_before_the_stream_shows_it(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
+    reminder = Message(body=Reminder(worker_id=WORKER).model_dump_json().encode(), type=Reminder.TYPE)
+    for _ in range(2):
+        assert await service.executor.on_wake(reminder) == Done()
+    assert len(service.reports(AttemptRefused)) == 2
+    assert service.called("launch") == 1
+    assert not service.ec2.instances
+
+
+async def test_after_a_refusal_nobody_tries_again_and_what_another_process_launched_is_adopted(
+    service: Service,
+):
+    await service.happened(CREATED, LAUNCH)
+    service.ec2.fail("launch", UNKNOWN, after=True)
+    assert await service.wake() == Later()
+    refused = OperationRefused(operation_id="create", problem=EC2QuotaExceededException("none").problem)
+    await service.happened(refused)
+    service.now += timedelta(seconds=1)
+    service.restarted()
+    assert await service.wake() == Done()
+    assert service.called("launch") == 1
+    assert len(service.reports(OperationSucceeded)) == 1
+
+
+async def test_an_operation_in_doubt_does_not_fail_before_it_was_looked_at(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    service.ec2.fail("launch", EC2AuthenticationException("not allowed"))
+    service.ec2.fail("find_launched", EC2AuthenticationException("not allowed"), times=2)
+    assert await service.wake(redelivered=True) == Later()
+    service.now += timedelta(hours=1)
+    assert await service.wake() == Later()
+    assert service.reports(OperationFailed) == []
+    assert await service.wake() == Done()
+    assert len(service.reports(OperationFailed)) == 1
+
+
+async def test_who_stood_still_reads_the_stream_again_before_acting(service: Service):
+    await stopped(service, START)
+    describe = service.ec2.describe
+
+    async def slow(region: str, instance_id: str) -> object:
+        service.now += timedelta(minutes=3)
+        return await describe(region, instance_id)
+
+    service.ec2.describe = slow  # type: ignore[method-assign,assignment]
+    assert await service.wake() == Later()
+    assert service.called("start") == 0
+
+
+async def test_who_lost_the_broker_meanwhile_does_not_trust_what_it_knew(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    service.executor.disconnected()
+    service.now += timedelta(seconds=1)
+    service.executor.connected()
+    service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
+    assert await service.wake() == Later()
+    assert service.reports(OperationFailed) == []

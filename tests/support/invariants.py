@@ -21,6 +21,7 @@ from cml_contracts.events import (
     LaunchFailed,
     LaunchRequested,
     OperationOverdue,
+    OperationRefused,
     StartFailed,
     StartRequested,
     StopFailed,
@@ -149,7 +150,7 @@ def _of_stream(
             if isinstance(event, StartRequested | StopRequested) and power:
                 yield f"3: {event.TYPE} while another power operation is open, {at}"
             open_intents[intent.operation_id] = intent
-        elif isinstance(event, OperationOverdue):
+        elif isinstance(event, OperationRefused | OperationOverdue):
             if event.operation_id not in open_intents:
                 yield f"3: {event.TYPE} without an open intent, {at}"
         elif isinstance(event, WorkerTerminated):

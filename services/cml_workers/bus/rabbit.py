@@ -8,7 +8,7 @@ redelivery.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -81,6 +81,8 @@ class RabbitBus:
         )
         self._subscribers: list[RabbitSubscriber] = []
         self._in_flight: set[asyncio.Task[Any]] = set()
+        self._on_loss: list[Callable[[], None]] = []
+        self._on_return: list[Callable[[], None]] = []
         self._exchanges = {
             exchange.name: RabbitExchange(exchange.name, declare=False) for exchange in EXCHANGES
         }
@@ -110,6 +112,11 @@ class RabbitBus:
         subscriber(on_message)
         self._subscribers.append(subscriber)
 
+    def watch_connection(self, *, lost: Callable[[], None], back: Callable[[], None]) -> None:
+        """Have ``lost`` called when the connection is lost, and ``back`` when it is there again; before ``start``."""
+        self._on_loss.append(lost)
+        self._on_return.append(back)
+
     async def start(self) -> None:
         """Connect, declare and check the topology, then consume.
 
@@ -123,6 +130,10 @@ class RabbitBus:
         try:
             await (declare_topology if self._declare else verify_topology)(self._url)
             await self._broker.start()
+            connection = self._broker._connection  # noqa: SLF001 - FastStream hands out no callbacks of its own
+            assert connection is not None  # noqa: S101 - it has started
+            connection.close_callbacks.add(lambda *_: _tell(self._on_loss))
+            connection.reconnect_callbacks.add(lambda *_: _tell(self._on_return))
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise TopologyError(
                 f"RabbitMQ does not allow user {self._user!r} what it needs ({error}); see "
@@ -376,6 +387,11 @@ def _unreachable(error: BaseException, url: str) -> Exception:
             f"server ({told})"
         )
     return BusUnavailableError(f"no RabbitMQ at {url}: {told}")
+
+
+def _tell(those: Sequence[Callable[[], None]]) -> None:
+    for told in those:
+        told()
 
 
 def _told(error: BaseException) -> str:

@@ -1,14 +1,17 @@
 """Carries out open intents on EC2, one at a time for each worker, and reports what happened.
 
 A message only wakes: what to do is read from the worker's stream, so stale and repeated messages are harmless.
-An error counts as a failure only if it is definite and no earlier attempt may have got through; whatever is
-not known yet is tried again with the same parameters and token.
+Whatever is not known yet is tried again with the same parameters and token. A definite error is a refusal: it is
+recorded first, so that nobody tries again, and becomes the operation's failure when no attempt that may have got
+through has shown its effect.
 """
 
 import asyncio
 import json
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import assert_never
 from uuid import NAMESPACE_URL, UUID, uuid5
 from weakref import WeakValueDictionary
@@ -17,6 +20,7 @@ import structlog
 
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import (
+    Intent,
     LaunchRequested,
     StartRequested,
     StopRequested,
@@ -25,6 +29,7 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
 from cml_contracts.reports import (
+    AttemptRefused,
     Finding,
     ImageQuestion,
     InstanceObserved,
@@ -61,8 +66,18 @@ STUBBORN = timedelta(minutes=10)
 SETTLING = timedelta(minutes=1)
 """How long an attempt with an unknown outcome may still show its effect on an existing instance."""
 LOOKUP_ATTEMPTS = 8
+FRESH = timedelta(seconds=20)
+"""How long what was read from the stream may be acted on. Shorter than the broker bears with a process that stands
+still (RabbitMQ's heartbeat: a minute), after which another one acts."""
+NOBODY = UUID(int=0)
+"""The worker that a reminder names which is only meant to arrive."""
+REMEMBERED = 10_000
+"""Reported outcomes kept until the stream shows them."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/report")
+
+
+Outcome = OperationSucceeded | AttemptRefused | OperationFailed
 
 
 class NotYet(Exception):  # noqa: N818 - a state of affairs, not an error
@@ -71,6 +86,16 @@ class NotYet(Exception):  # noqa: N818 - a state of affairs, not an error
 
 class Gone(Exception):  # noqa: N818 - likewise
     """EC2 does not know the instance, asked twice, after the grace for new instances."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One attempt at an operation, on what the stream told at ``read_at``."""
+
+    worker: Worker
+    operation: Operation
+    intent: Intent
+    read_at: datetime
 
 
 class Executor:
@@ -94,12 +119,29 @@ class Executor:
         self._sleep = sleep
         self._visibility_grace = visibility_grace
         self._authentication_grace = authentication_grace
-        self._started_at = now()
+        self._active_since: datetime | None = None
+        """The first wake-up since we were connected: until then another may have been the active one."""
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
         self._in_doubt: dict[str, datetime] = {}
+        self._reported: OrderedDict[str, Outcome] = OrderedDict()
+
+    async def call(self) -> None:
+        """Wake the active one, so that it knows that it is. Raises BusUnavailableError."""
+        await self._tell(Reminder(worker_id=NOBODY), f"{self._now().isoformat()}/call")
+
+    def disconnected(self) -> None:
+        """The broker has lost us, and another may act: whatever is open is a stranger's to us."""
+        self._active_since = datetime.max.replace(tzinfo=UTC)
+        self._reported.clear()
+
+    def connected(self) -> None:
+        """What is requested after our next wake-up is ours, until the connection is lost."""
+        self._active_since = None
 
     async def on_wake(self, message: Message) -> Verdict:
         """Do what the worker's stream says is owed."""
+        if self._active_since is None:
+            self._active_since = self._now()
         try:
             worker_id, revision = _woken(message)
         except (BadMessageError, ValueError, AttributeError, TypeError) as error:
@@ -107,6 +149,7 @@ class Executor:
         lock = self._locks.setdefault(worker_id, asyncio.Lock())
         with structlog.contextvars.bound_contextvars(worker_id=str(worker_id), instance_id=None):
             async with lock:
+                read_at = self._now()
                 worker = await load(self._store, worker_id)
                 if revision is not None and worker.revision < revision:
                     return Later(1)  # a replica of the store that lags behind
@@ -115,8 +158,9 @@ class Executor:
                 again = False
                 for action in next_actions(worker):
                     match action:
-                        case Act(operation):
-                            again |= not await self._act(worker, action, message)
+                        case Act(operation, intent):
+                            turn = Turn(worker, operation, intent, read_at)
+                            again |= not await self._act(turn, message)
                             log.debug("acted", operation=operation.command_id, again=again)
                         case Watch() if revision in (None, worker.observed_revision):
                             again |= not await self._watch(worker)
@@ -129,57 +173,137 @@ class Executor:
 
     # -- acting -------------------------------------------------------------------------------------------
 
-    async def _act(self, worker: Worker, action: Act, message: Message) -> bool:
+    async def _act(self, turn: Turn, message: Message) -> bool:
         """Carry out an intent and report; False: to be continued."""
-        operation = action.operation
+        operation = turn.operation
+        known = self._reported.get(operation.command_id)
+        if known is not None and (operation.refusal is None or not isinstance(known, AttemptRefused)):
+            await self._report_outcome(turn, known)  # it is on its way; acting again would undo its meaning
+            return True
         self._suspect(operation, message)
-        report: OperationSucceeded | OperationFailed | None
+        report: Outcome | None
         with structlog.contextvars.bound_contextvars(command_id=operation.command_id):
             try:
-                report = await self._carry_out(worker, action)
+                if operation.refusal is None:
+                    report = await self._carry_out(turn)
+                    # Until it is reported: whatever an attempt after this one is told, this one did it.
+                    self._in_doubt[operation.command_id] = self._now()
+                else:
+                    report = await self._after_refusal(turn, operation.refusal)
             except NotYet:
                 return False
             except Gone:
-                report = await self._gone(worker, operation)
+                report = await self._gone(turn.worker, operation)
             except OutcomeUnknownError as error:
                 log.warning("outcome unknown, asking again", cause=str(error))
-                self._in_doubt[operation.command_id] = self._now()
+                if operation.refusal is None:
+                    self._in_doubt[operation.command_id] = self._now()
                 return False
             except EC2Exception as error:
-                report = await self._judge(worker, operation, error)
-            if report is None:
+                report = await self._judge(turn, error)
+            if report is None or (not isinstance(report, OperationSucceeded) and not self._fresh(turn)):
                 return False
-            await self._report(report, f"{worker.id}/{operation.command_id}/outcome")
-            self._in_doubt.pop(operation.command_id, None)
+            await self._report_outcome(turn, report)
             return True
+
+    async def _report_outcome(self, turn: Turn, report: Outcome) -> None:
+        """Report, and remember it: until the stream shows it the intent looks open, and must not be acted on again.
+
+        It is remembered first, as a report that was not confirmed may have arrived.
+        """
+        operation_id = turn.operation.command_id
+        self._reported[operation_id] = report
+        if len(self._reported) > REMEMBERED:
+            forgotten, _ = self._reported.popitem(last=False)
+            self._in_doubt.pop(forgotten, None)
+        refused = isinstance(report, AttemptRefused)
+        await self._tell(report, f"{turn.worker.id}/{operation_id}/{'refusal' if refused else 'outcome'}")
 
     def _suspect(self, operation: Operation, message: Message) -> None:
         """An intent from before our time, or a message somebody else had, may have been acted on already."""
-        foreign = message.redelivered or operation.requested.time < self._started_at
+        assert self._active_since is not None  # noqa: S101 - we were woken
+        foreign = message.redelivered or operation.requested.time < self._active_since
         if foreign and operation.command_id not in self._in_doubt:
             self._in_doubt[operation.command_id] = self._now()
 
-    async def _carry_out(self, worker: Worker, action: Act) -> OperationSucceeded:
-        operation, intent = action.operation, action.intent
+    def _fresh(self, turn: Turn) -> bool:
+        return self._now() - turn.read_at < FRESH
+
+    def _still_ours(self, turn: Turn) -> None:
+        """Before every effect. Raises NotYet if the process stood still: the stream has to be read anew."""
+        if not self._fresh(turn):
+            raise NotYet
+
+    async def _carry_out(self, turn: Turn) -> OperationSucceeded:
+        intent = turn.intent
         match intent:
             case LaunchRequested():
-                return _done(worker, operation, await self._launch(operation, intent.launch))
+                return _done(turn, await self._launch(turn, intent.launch))
             case StartRequested():
-                return _done(worker, operation, await self._start(worker, operation))
+                return _done(turn, await self._start(turn))
             case StopRequested():
-                return _done(worker, operation, await self._stop(worker, operation))
+                return _done(turn, await self._stop(turn))
             case TerminationRequested():
-                return await self._terminate(worker, operation)
+                return await self._terminate(turn)
             case TagsUpdateRequested():
-                return _done(worker, operation, await self._tag(worker, operation, intent))
+                return _done(turn, await self._tag(turn, intent))
         assert_never(intent)
 
-    async def _launch(self, operation: Operation, launch: LaunchParameters) -> Ec2Instance:
-        """Launch under the stored token; where that is refused, see whether it was done before."""
+    async def _after_refusal(self, turn: Turn, refusal: Problem) -> Outcome:
+        """The failure, unless an attempt before it may have got through: then what is there to be seen decides.
+
+        Raises:
+            NotYet: it may still show.
+            EC2Exception: it cannot be looked at; an operation in doubt does not fail before it was.
+        """
+        doubtful_since = self._in_doubt.get(turn.operation.command_id)
+        if doubtful_since is not None:
+            done = await self._look(turn)
+            if done is not None:
+                log.warning("refused, but done before")
+                return done
+            if self._now() - doubtful_since < self._patience(turn.intent):
+                raise NotYet
+        return OperationFailed(
+            worker_id=turn.worker.id, operation_id=turn.operation.command_id, problem=refusal
+        )
+
+    def _patience(self, intent: Intent) -> timedelta:
+        """How long an attempt with an unknown outcome may still show its effect."""
+        launching = isinstance(intent, LaunchRequested)
+        return self._visibility_grace if launching else min(SETTLING, self._visibility_grace)
+
+    async def _look(self, turn: Turn) -> OperationSucceeded | None:
+        """Whether the intent is fulfilled, as far as EC2 shows; nothing is done."""
+        intent = turn.intent
+        if isinstance(intent, LaunchRequested):
+            found = await self._ec2.find_launched(intent.launch.aws_region, intent.launch.client_token)
+            return _done(turn, found[0]) if found else None
+        instance = await self._see(turn.worker)
+        match intent:
+            case StartRequested():
+                fulfilled = instance.state in (InstanceState.PENDING, InstanceState.RUNNING)
+            case StopRequested():
+                fulfilled = instance.state in (InstanceState.STOPPING, InstanceState.STOPPED)
+            case TerminationRequested():
+                if instance.state is InstanceState.SHUTTING_DOWN:
+                    raise NotYet
+                fulfilled = instance.state is InstanceState.TERMINATED
+            case TagsUpdateRequested():
+                tags = await self._ec2.tags(instance.aws_region, instance.instance_id)
+                instance = instance.model_copy(update={"tags": tags})
+                fulfilled = intent.tags.items() <= tags.items()
+            case _:
+                assert_never(intent)
+        return _done(turn, instance) if fulfilled else None
+
+    async def _launch(self, turn: Turn, launch: LaunchParameters) -> Ec2Instance:
+        """Launch under the stored token; where answers keep failing to come, see whether it was done before."""
+        self._still_ours(turn)
         try:
             return await self._ec2.launch(launch)
-        except EC2Exception as error:
-            if error.remedy is not Remedy.LOOK_UP_LAUNCH and operation.command_id not in self._in_doubt:
+        except OutcomeUnknownError:
+            if turn.operation.command_id not in self._in_doubt:
                 raise
             launched = await self._ec2.find_launched(launch.aws_region, launch.client_token)
             if not launched:
@@ -187,41 +311,45 @@ class Executor:
             log.warning("adopted what was launched before", instance_id=launched[0].instance_id)
             return launched[0]
 
-    async def _start(self, worker: Worker, operation: Operation) -> Ec2Instance:
-        instance = await self._see(worker)
+    async def _start(self, turn: Turn) -> Ec2Instance:
+        instance = await self._see(turn.worker)
         match instance.state:
             case InstanceState.PENDING | InstanceState.RUNNING:
                 return instance
             case InstanceState.STOPPED:
+                self._still_ours(turn)
                 state = await self._ec2.start(instance.aws_region, instance.instance_id)
-                return await self._after(operation, instance, state)
+                return await self._after(turn, instance, state)
             case InstanceState.STOPPING:
                 raise NotYet
             case InstanceState.SHUTTING_DOWN | InstanceState.TERMINATED:
-                raise _ended(worker, instance)
+                raise _ended(turn.worker, instance)
         assert_never(instance.state)
 
-    async def _stop(self, worker: Worker, operation: Operation) -> Ec2Instance:
-        instance = await self._see(worker)
+    async def _stop(self, turn: Turn) -> Ec2Instance:
+        instance = await self._see(turn.worker)
         match instance.state:
             case InstanceState.STOPPING | InstanceState.STOPPED:
                 return instance
             case InstanceState.RUNNING:
+                self._still_ours(turn)
                 state = await self._ec2.stop(instance.aws_region, instance.instance_id)
-                return await self._after(operation, instance, state)
+                return await self._after(turn, instance, state)
             case InstanceState.PENDING:
                 raise NotYet
             case InstanceState.SHUTTING_DOWN | InstanceState.TERMINATED:
-                raise _ended(worker, instance)
+                raise _ended(turn.worker, instance)
         assert_never(instance.state)
 
-    async def _terminate(self, worker: Worker, operation: Operation) -> OperationSucceeded:
+    async def _terminate(self, turn: Turn) -> OperationSucceeded:
         """The worker is terminated when EC2 says so, not when EC2 says that it will be."""
+        worker, operation = turn.worker, turn.operation
         try:
             instance = await self._see(worker)
             if instance.state not in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
+                self._still_ours(turn)
                 state = await self._ec2.terminate(instance.aws_region, instance.instance_id)
-                instance = await self._after(operation, instance, state)
+                instance = await self._after(turn, instance, state)
         except Gone:
             return OperationSucceeded(
                 worker_id=worker.id,
@@ -233,20 +361,21 @@ class Executor:
         await self._observe(worker, instance)
         raise NotYet
 
-    async def _tag(self, worker: Worker, operation: Operation, intent: TagsUpdateRequested) -> Ec2Instance:
-        instance = await self._see(worker)
+    async def _tag(self, turn: Turn, intent: TagsUpdateRequested) -> Ec2Instance:
+        instance = await self._see(turn.worker)
         if instance.state is InstanceState.TERMINATED:
-            raise _ended(worker, instance)
+            raise _ended(turn.worker, instance)
+        self._still_ours(turn)
         await self._ec2.add_tags(instance.aws_region, instance.instance_id, intent.tags)
-        self._in_doubt[operation.command_id] = self._now()
+        self._in_doubt[turn.operation.command_id] = self._now()
         tags = await self._ec2.tags(instance.aws_region, instance.instance_id)
         if any(tags.get(key) != value for key, value in intent.tags.items()):
             raise NotYet  # what was written is not visible yet
         return instance.model_copy(update={"tags": tags})
 
-    async def _after(self, operation: Operation, before: Ec2Instance, answered: InstanceState) -> Ec2Instance:
+    async def _after(self, turn: Turn, before: Ec2Instance, answered: InstanceState) -> Ec2Instance:
         """The instance after EC2 accepted an operation; until it is reported, the operation is in doubt."""
-        self._in_doubt[operation.command_id] = self._now()
+        self._in_doubt[turn.operation.command_id] = self._now()
         described = await self._ec2.describe(before.aws_region, before.instance_id)
         if described is None or described.state is before.state:
             # Not visible yet: the answer of the call itself is newer.
@@ -278,14 +407,16 @@ class Executor:
             ),
         )
 
-    async def _judge(
-        self, worker: Worker, operation: Operation, error: EC2Exception
-    ) -> OperationFailed | None:
-        """Whether the error is the operation's failure; None: try again."""
+    async def _judge(self, turn: Turn, error: EC2Exception) -> AttemptRefused | None:
+        """Whether the error is a refusal for good; None: try again."""
+        operation = turn.operation
         age = self._now() - operation.requested.time
         match error.remedy:
-            case Remedy.FAIL | Remedy.LOOK_UP_LAUNCH:
+            case Remedy.FAIL:
                 definite = True
+            case Remedy.LOOK_UP_LAUNCH:
+                definite = True
+                self._in_doubt.setdefault(operation.command_id, self._now())
             case Remedy.RETRY:
                 definite = False
             case Remedy.RETRY_BRIEFLY:
@@ -297,22 +428,13 @@ class Executor:
                 definite = age >= self._authentication_grace
             case _:
                 assert_never(error.remedy)
-        if not definite:
+        if not definite or operation.refusal is not None:
             log.warning("EC2 refused, trying again", code=error.aws_code, cause=str(error))
             return None
-        if self._may_have_got_through(operation):
-            log.warning("EC2 refused, but an earlier attempt may show yet", code=error.aws_code)
-            return None
         log.error("EC2 refused for good", code=error.aws_code, cause=str(error))
-        return OperationFailed(worker_id=worker.id, operation_id=operation.command_id, problem=error.problem)
-
-    def _may_have_got_through(self, operation: Operation) -> bool:
-        since = self._in_doubt.get(operation.command_id)
-        if since is None:
-            return False
-        launching = isinstance(operation.intent, LaunchRequested)
-        patience = self._visibility_grace if launching else min(SETTLING, self._visibility_grace)
-        return self._now() - since < patience
+        return AttemptRefused(
+            worker_id=turn.worker.id, operation_id=operation.command_id, problem=error.problem
+        )
 
     # -- watching and looking up --------------------------------------------------------------------------
 
@@ -335,7 +457,7 @@ class Executor:
         report = InstanceObserved(
             worker_id=worker.id, seen_revision=worker.observed_revision, instance=instance
         )
-        await self._report(report, f"{worker.id}/{worker.observed_revision}/{report.model_dump_json()}")
+        await self._tell(report, f"{worker.id}/{worker.observed_revision}/{report.model_dump_json()}")
         return True
 
     async def on_lookup(self, message: Message) -> Verdict:
@@ -355,7 +477,7 @@ class Executor:
                     return Later()
                 finding = Finding(problem=error.problem)
             answer = LookupAnswered(origin=request.origin, question=request.question, finding=finding)
-            await self._report(answer, f"{message.message_id}/answer")
+            await self._tell(answer, f"{message.message_id}/answer")
             return Done()
 
     async def _find(self, question: ImageQuestion | InstanceQuestion) -> Finding:
@@ -367,7 +489,7 @@ class Executor:
             instance = await self._ec2.describe(question.aws_region, question.instance_id)
         return Finding(instance=instance)
 
-    async def _report(self, report: Report, identity: str) -> None:
+    async def _tell(self, report: Report | Reminder, identity: str) -> None:
         await self._publish(
             Outgoing(
                 exchange=INTERNAL,
@@ -387,8 +509,10 @@ def _woken(message: Message) -> tuple[UUID, int | None]:
     return event.worker_id, event.revision
 
 
-def _done(worker: Worker, operation: Operation, instance: Ec2Instance) -> OperationSucceeded:
-    return OperationSucceeded(worker_id=worker.id, operation_id=operation.command_id, instance=instance)
+def _done(turn: Turn, instance: Ec2Instance) -> OperationSucceeded:
+    return OperationSucceeded(
+        worker_id=turn.worker.id, operation_id=turn.operation.command_id, instance=instance
+    )
 
 
 def _ended(worker: Worker, instance: Ec2Instance) -> EC2Exception:

@@ -24,7 +24,9 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
             visibility_grace=timedelta(seconds=settings.visibility_grace_seconds),
             authentication_grace=timedelta(seconds=settings.authentication_grace_seconds),
         )
+        bus.watch_connection(lost=executor.disconnected, back=executor.connected)
         bus.consume(EC2_WAKES, executor.on_wake, prefetch=settings.prefetch)
         bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=settings.prefetch)
         async with bus:
+            await executor.call()
             yield Running("ec2-adapter", (bus.problem,))

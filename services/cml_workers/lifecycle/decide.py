@@ -30,6 +30,7 @@ from cml_contracts.events import (
     LaunchFailed,
     LaunchRequested,
     OperationOverdue,
+    OperationRefused,
     StartFailed,
     StartRequested,
     StopFailed,
@@ -53,6 +54,7 @@ from cml_contracts.instance import (
     WorkerStatus,
 )
 from cml_contracts.reports import (
+    AttemptRefused,
     Finding,
     ImageQuestion,
     InstanceObserved,
@@ -392,6 +394,11 @@ def decide_report(report: WorkerReport, worker: Worker) -> list[WorkerEvent]:
             if operation.result or operation.overdue_at:
                 return []
             return [OperationOverdue(operation_id=report.operation_id)]
+        case AttemptRefused():
+            operation = _operation(worker, report.operation_id)
+            if operation.result or operation.refusal:
+                return []
+            return [OperationRefused(operation_id=report.operation_id, problem=report.problem)]
         case OperationFailed():
             operation = _operation(worker, report.operation_id)
             if operation.result:

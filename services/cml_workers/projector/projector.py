@@ -16,7 +16,13 @@ from cml_contracts.queries import (
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.port import Dead, Done, Message, Publish, Verdict
 from cml_workers.command_stream import answered_operation
-from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
+from cml_workers.eventstore.port import (
+    CaughtUp,
+    Checkpoint,
+    EventStore,
+    StoredEvent,
+    StoreUnavailableError,
+)
 from cml_workers.projector.read_model import InvalidCursorError, ReadModel
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.requests import BadMessageError, read, reply, reply_address
@@ -87,6 +93,10 @@ class Projector:
                 if stored.revision
                 else Worker(worker_id)
             )
+            if before.revision != stored.revision - 1:
+                raise StoreUnavailableError(
+                    f"a replica lags behind: no {stored.stream}@{stored.revision - 1} yet"
+                )
         after = evolve(before, decode(stored))
         self._folded[worker_id] = after
         if len(self._folded) > REMEMBERED:

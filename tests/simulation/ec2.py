@@ -1,0 +1,182 @@
+"""EC2 in memory, as a process sees it over the internet, and as somebody with the console changes it."""
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from cml_contracts.instance import WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
+from cml_workers.ec2_adapter.errors import (
+    EC2AuthenticationException,
+    EC2CapacityException,
+    EC2Exception,
+    EC2ThrottledException,
+    OutcomeUnknownError,
+    Remedy,
+)
+from cml_workers.ec2_adapter.port import Ec2
+from simulation.world import Process, World
+from support.fake_ec2 import FakeEc2
+
+T = TypeVar("T")
+LONGEST_HIDDEN = 40.0
+"""Seconds a new instance may be invisible; the graces of the run are longer."""
+LATEST = 20.0
+"""Seconds after which a call that was given up may still take effect."""
+
+_ENDS = {
+    InstanceState.PENDING: InstanceState.RUNNING,
+    InstanceState.STOPPING: InstanceState.STOPPED,
+    InstanceState.SHUTTING_DOWN: InstanceState.TERMINATED,
+}
+
+
+@dataclass
+class Cloud(FakeEc2):
+    """``FakeEc2`` in which transitions take their time, and nothing is forgotten."""
+
+    world: World = field(kw_only=True)
+    tokens_of: dict[str, str] = field(default_factory=dict)
+    """The token each instance was launched under."""
+    launched_for: list[str] = field(default_factory=list)
+
+    def put(self, instance: Ec2Instance) -> None:
+        before = self.instances.get(instance.instance_id)
+        super().put(instance)
+        if before is None or before.state is not instance.state:
+            self.world.trace("ec2", f"{instance.instance_id} {instance.state}")
+            if instance.state in _ENDS:
+                seconds = self.world.random.random() * 30
+                self.world.loop.call_later(seconds, self._end, instance.instance_id, instance.state)
+
+    def _end(self, instance_id: str, state: InstanceState) -> None:
+        instance = self.instances[instance_id]
+        if instance.state is state:
+            self.put(instance.model_copy(update={"state": _ENDS[state]}))
+
+    def launched(self, instance: Ec2Instance, token: str, *, hide: bool) -> None:
+        """See that nobody has two, and hide it for a while."""
+        if instance.instance_id in self.tokens_of:
+            return
+        self.tokens_of[instance.instance_id] = token
+        worker = instance.tags.get(WORKER_TAG)
+        live = [
+            each.instance_id
+            for each in self.instances.values()
+            if each.tags.get(WORKER_TAG) == worker and each.state is not InstanceState.TERMINATED
+        ]
+        if len(live) > 1:
+            self.world.broken.append(f"1: worker {worker} has {len(live)} live instances: {live}")
+        if hide:
+            self.hidden.add(instance.instance_id)
+            seconds = self.world.random.random() * LONGEST_HIDDEN
+            self.world.loop.call_later(seconds, self.hidden.discard, instance.instance_id)
+
+    def meddle(self) -> None:
+        """Somebody with the console stops, starts or terminates an instance."""
+        there = [each for each in self.instances.values() if each.state is not InstanceState.TERMINATED]
+        if not there:
+            return
+        instance = self.world.random.choice(there)
+        wish = self.world.random.choice(("stop", "stop", "start", "terminate"))
+        match wish, instance.state:
+            case "stop", InstanceState.RUNNING:
+                after = InstanceState.STOPPING
+            case "start", InstanceState.STOPPED:
+                after = InstanceState.PENDING
+            case "terminate", _:
+                after = InstanceState.SHUTTING_DOWN
+            case _:
+                return
+        self.world.seen["from outside", wish] += 1
+        self.put(instance.model_copy(update={"state": after}))
+
+
+class Ec2OfProcess(Ec2):
+    """The port, with everything that can happen to a call."""
+
+    def __init__(self, process: Process, cloud: Cloud) -> None:
+        self._process = process
+        self._world = process.world
+        self._cloud = cloud
+
+    async def launch(self, parameters: LaunchParameters) -> Ec2Instance:
+        hide = self._world.happens("hidden", "launch", 3)
+
+        def effect() -> Ec2Instance:
+            instance = _run(self._cloud.launch(parameters))
+            self._cloud.launched(instance, parameters.client_token, hide=hide)
+            return instance
+
+        return await self._call("launch", effect, capacity=True)
+
+    async def start(self, region: str, instance_id: str) -> InstanceState:
+        return await self._call("start", lambda: _run(self._cloud.start(region, instance_id)), capacity=True)
+
+    async def stop(self, region: str, instance_id: str) -> InstanceState:
+        return await self._call("stop", lambda: _run(self._cloud.stop(region, instance_id)))
+
+    async def terminate(self, region: str, instance_id: str) -> InstanceState:
+        return await self._call("terminate", lambda: _run(self._cloud.terminate(region, instance_id)))
+
+    async def add_tags(self, region: str, instance_id: str, tags: Mapping[str, str]) -> None:
+        await self._call("add_tags", lambda: _run(self._cloud.add_tags(region, instance_id, tags)))
+
+    async def tags(self, region: str, instance_id: str) -> dict[str, str]:
+        return await self._call("tags", lambda: _run(self._cloud.tags(region, instance_id)), changes=False)
+
+    async def describe(self, region: str, instance_id: str) -> Ec2Instance | None:
+        return await self._call(
+            "describe", lambda: _run(self._cloud.describe(region, instance_id)), changes=False
+        )
+
+    async def find_launched(self, region: str, client_token: str) -> Sequence[Ec2Instance]:
+        return await self._call(
+            "find_launched", lambda: _run(self._cloud.find_launched(region, client_token)), changes=False
+        )
+
+    async def find_image(self, region: str, name: str) -> str | None:
+        return await self._call(
+            "find_image", lambda: _run(self._cloud.find_image(region, name)), changes=False
+        )
+
+    async def refresh(self) -> None:
+        await self._process.step("refresh")
+
+    async def _call(
+        self, operation: str, effect: Callable[[], T], *, changes: bool = True, capacity: bool = False
+    ) -> T:
+        await self._process.step(f"{operation} begins", latency=1.0)
+        self._world.seen["asked", operation] += 1
+        if self._world.happens("throttled", operation):
+            raise EC2ThrottledException("slow down", remedy=Remedy.RETRY, retryable=True)
+        if self._world.happens("refused credentials", operation, 0.3):
+            raise EC2AuthenticationException("expired", remedy=Remedy.REFRESH, retryable=True)
+        if capacity and self._world.happens("no capacity", operation):
+            raise EC2CapacityException("none left", remedy=Remedy.FAIL, retryable=True)
+        if self._world.happens("no effect, no answer", operation):
+            raise OutcomeUnknownError("time-out")
+        if changes and self._world.happens("late effect, no answer", operation):
+            self._world.loop.call_later(self._world.random.random() * LATEST, _quietly, effect)
+            raise OutcomeUnknownError("time-out")
+        result = effect()
+        await self._process.step(f"{operation} ends", latency=1.0)
+        if self._world.happens("effect, no answer", operation):
+            raise OutcomeUnknownError("time-out")
+        return result
+
+
+def _run(call: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that does not wait."""
+    try:
+        call.send(None)
+    except StopIteration as ended:
+        result: T = ended.value
+        return result
+    raise AssertionError("it waits")
+
+
+def _quietly(effect: Callable[[], object]) -> None:
+    try:
+        effect()
+    except EC2Exception:
+        return

@@ -1,0 +1,149 @@
+"""An event store in memory, as a process sees it over a network."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from uuid import UUID
+
+from cml_contracts.envelope import WORKER_STREAMS, worker_of
+from cml_workers.eventstore.port import (
+    NO_STREAM,
+    CaughtUp,
+    Checkpoint,
+    EventStore,
+    NewEvent,
+    StoredEvent,
+    StoreUnavailableError,
+    StreamNotFoundError,
+    WrongExpectedVersionError,
+    check_append,
+)
+from cml_workers.stream import decode
+from cml_workers.worker import Worker, evolve
+from simulation.world import Process, World
+
+
+class Log:
+    """What is stored. Keeps every worker folded, for those who look on."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.events: list[StoredEvent] = []
+        self.streams: dict[str, list[StoredEvent]] = {}
+        self.workers: dict[UUID, Worker] = {}
+        self._changed: list[asyncio.Future[None]] = []
+
+    def append(self, stream: str, events: Sequence[NewEvent], expected: int) -> int:
+        there = self.streams.setdefault(stream, [])
+        head = len(there) - 1
+        repeated = [each.event_id for each in there[expected + 1 : expected + 1 + len(events)]]
+        if head != expected:
+            if repeated == [each.event_id for each in events]:
+                return expected + len(events)
+            if not there:
+                del self.streams[stream]
+            raise WrongExpectedVersionError(f"{stream} is at {head}, expected {expected}")
+        for event in events:
+            stored = StoredEvent(
+                event_id=event.event_id,
+                type=event.type,
+                data=event.data,
+                metadata=event.metadata,
+                stream=stream,
+                revision=len(there),
+                position=str(len(self.events)),
+                recorded_at=self.world.now(),
+            )
+            there.append(stored)
+            self.events.append(stored)
+            self.world.trace("log", f"{stream}@{stored.revision} {stored.type}")
+            if stream.startswith(WORKER_STREAMS):
+                worker_id = worker_of(stream)
+                worker = self.workers.get(worker_id) or Worker(worker_id)
+                self.workers[worker_id] = evolve(worker, decode(stored))
+        for future in self._changed:
+            if not future.done():
+                future.set_result(None)
+        self._changed.clear()
+        return len(there) - 1
+
+    async def changed(self) -> None:
+        future = self.world.loop.create_future()
+        self._changed.append(future)
+        await future
+
+
+class StoreOfProcess(EventStore):
+    """The port, with everything that a network and a cluster do to it."""
+
+    def __init__(self, process: Process, log: Log) -> None:
+        self._process = process
+        self._world = process.world
+        self._log = log
+
+    async def append(self, stream: str, events: Sequence[NewEvent], *, expected: int) -> int:
+        check_append(stream, events, expected)
+        await self._process.step("append begins")
+        if self._world.happens("unavailable", "append"):
+            raise StoreUnavailableError("no connection")
+        if self._world.happens("late", "append"):
+            self._world.loop.call_later(
+                self._world.random.random() * 20, self._append_late, stream, list(events), expected
+            )
+            raise StoreUnavailableError("no answer in time")
+        try:
+            last = self._log.append(stream, events, expected)
+        except WrongExpectedVersionError:
+            self._world.seen["conflict", "append"] += 1
+            raise
+        await self._process.step("append ends")
+        if self._world.happens("lost answer", "append"):
+            raise StoreUnavailableError("the answer was lost")
+        return last
+
+    def _append_late(self, stream: str, events: list[NewEvent], expected: int) -> None:
+        try:
+            self._log.append(stream, events, expected)
+        except WrongExpectedVersionError:
+            self._world.trace("log", f"late append to {stream} is out of date")
+
+    async def read(
+        self, stream: str, *, after: int = NO_STREAM, limit: int | None = None
+    ) -> list[StoredEvent]:
+        await self._process.step("read")
+        if self._world.happens("unavailable", "read"):
+            raise StoreUnavailableError("no connection")
+        there = self._log.streams.get(stream, [])
+        if there and self._world.happens("stale", "read"):
+            there = there[: -self._world.random.randint(1, 2)]
+        if not there:
+            raise StreamNotFoundError(stream)
+        found = there[after + 1 :]
+        return found if limit is None else found[:limit]
+
+    async def follow(
+        self, *, after: str | None, prefix: str = ""
+    ) -> AsyncGenerator[StoredEvent | Checkpoint | CaughtUp, None]:
+        place = -1 if after is None else int(after)
+        await self._process.step("follow")
+        while True:
+            if place + 1 < len(self._log.events):
+                place += 1
+                event = self._log.events[place]
+                await self._process.step("event followed", latency=0.01)
+                if self._world.happens("disconnect", "follow", 0.3):
+                    raise StoreUnavailableError("the subscription broke")
+                if event.stream.startswith(prefix):
+                    yield event
+                elif self._world.random.random() < 0.2:
+                    yield Checkpoint(event.position)
+            else:
+                yield CaughtUp()
+                if place + 1 >= len(self._log.events):
+                    await self._log.changed()
+                await self._process.living()
+
+    async def ping(self) -> None:
+        await self._process.step("ping")
+
+    async def close(self) -> None:
+        await self._process.living()
