@@ -92,6 +92,7 @@ class Service:
         self.store = store
         self.ec2 = FakeEc2()
         self.outbox = Outbox()
+        self.takeover = timedelta()
         self.now = NOW - timedelta(minutes=1)
         self.restarted()
         self.now = NOW
@@ -103,7 +104,12 @@ class Service:
             self.now += timedelta(seconds=seconds)
 
         self.executor = Executor(
-            store=self.store, ec2=self.ec2, publish=self.outbox, now=lambda: self.now, sleep=sleep
+            store=self.store,
+            ec2=self.ec2,
+            publish=self.outbox,
+            now=lambda: self.now,
+            sleep=sleep,
+            takeover=self.takeover,
         )
 
     async def happened(self, *events: WorkerEvent) -> None:
@@ -680,6 +686,18 @@ async def test_who_stood_still_reads_the_stream_again_before_acting(service: Ser
     service.ec2.describe = slow  # type: ignore[method-assign,assignment]
     assert await service.wake() == Later()
     assert service.called("start") == 0
+
+
+async def test_who_takes_over_leaves_older_intents_alone_for_a_moment(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    service.takeover = timedelta(seconds=3)
+    service.now += timedelta(seconds=1)
+    service.restarted()
+    assert await service.wake() == Later()
+    assert service.called("launch") == 0
+    service.now += timedelta(seconds=3)
+    assert await service.wake() == Done()
+    assert service.called("launch") == 1
 
 
 async def test_who_lost_the_broker_meanwhile_does_not_trust_what_it_knew(service: Service):

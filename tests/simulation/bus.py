@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from cml_contracts.topology import DELIVERY_LIMIT, EVENTS, QUEUES, RETRY_DELAYS, Queue
+from cml_contracts.topology import EC2_WAKES, EVENTS, QUEUES, RETRY_DELAYS, Queue
 from cml_workers.bus.port import (
     BusUnavailableError,
     Dead,
@@ -18,6 +18,13 @@ from cml_workers.bus.port import (
 from cml_workers.bus.rabbit import MAX_FAULTS
 from cml_workers.failures import ConfigurationError
 from simulation.world import Process, World
+
+LONGEST_DELAY = 400.0
+"""Seconds a message may be on its way."""
+CROWD = 25
+"""Messages under way above which no ack is lost: what is put aside and redelivered doubles each time."""
+DELIVERY_LIMIT = 4
+"""Lower than in production, so that innocent messages become dead letters, too."""
 
 
 @dataclass(eq=False)
@@ -62,6 +69,7 @@ class Broker:
         self.dead: list[tuple[str, Message, str]] = []
         """Queue, message and reason."""
         self.put_aside = 0
+        self.delayed = 0
         self.single_active = True
         world.on_death.append(self._lost)
 
@@ -89,8 +97,22 @@ class Broker:
 
     def _enqueue(self, state: QueueState, delivery: Delivery) -> None:
         delivery.owner = None
+        seconds = self.world.random.random() * 0.2
+        if self.world.happens("delayed", state.queue.name):
+            seconds += self.world.random.random() * LONGEST_DELAY
+        self.delayed += 1
+        self.world.loop.call_later(seconds, self._arrived, state, delivery)
+
+    def _arrived(self, state: QueueState, delivery: Delivery) -> None:
+        self.delayed -= 1
         state.waiting.append(delivery)
-        self.world.loop.call_later(self.world.random.random() * 0.2, self.dispatch, state)
+        self.dispatch(state)
+
+    def redrive(self) -> None:
+        """Every dead letter goes back to the queue it died in, as an operator sees to it."""
+        dead, self.dead = self.dead, []
+        for name, message, _ in dead:
+            self._enqueue(self.queues[name], Delivery(replace(message, attempt=0, redelivered=False)))
 
     # -- consuming ----------------------------------------------------------------------------------------
 
@@ -117,6 +139,8 @@ class Broker:
             if place:
                 self.world.seen["reordered", state.queue.name] += 1
             delivery = state.waiting.pop(place)
+            if state.queue is EC2_WAKES and self.world.happens("lost", state.queue.name, 0.3):
+                continue  # purged, or dead-lettered and never redriven: reminders make up for it
             delivery.owner = consumer
             consumer.holding += 1
             state.taken.append(delivery)
@@ -140,7 +164,7 @@ class Broker:
             self._give_back(state, consumer, delivery)
             return
         await process.step(f"acks {state.queue.name}")
-        if self.world.happens("lost ack", state.queue.name):
+        if self._crowd < CROWD and self.world.happens("lost ack", state.queue.name):
             self._give_back(state, consumer, delivery)
             return
         self.ack(state, consumer, delivery)
@@ -198,9 +222,17 @@ class Broker:
                     self._give_back(state, consumer, delivery)
 
     @property
+    def _crowd(self) -> int:
+        return self.delayed + self.put_aside + sum(len(each.waiting) for each in self.queues.values())
+
+    @property
     def quiet(self) -> bool:
         """Nothing is in a queue, in somebody's hands or put aside."""
-        return not self.put_aside and not any(each.waiting or each.taken for each in self.queues.values())
+        return (
+            not self.put_aside
+            and not self.delayed
+            and not any(each.waiting or each.taken for each in self.queues.values())
+        )
 
 
 class BusOfProcess:
@@ -212,14 +244,15 @@ class BusOfProcess:
         self._broker = broker
 
     async def __call__(self, message: Outgoing, /) -> None:
-        await self._process.step(f"publishes {message.type}")
+        kind = message.exchange.name if message.exchange else "reply"
+        await self._process.step(f"publishes to {kind}")
         if self._world.happens("dropped, not confirmed", "publish"):
             raise BusUnavailableError("not confirmed")
         if not self._broker.route(message) and message.mandatory:
             raise UnroutableError(message.routing_key)
         if self._world.happens("taken, not confirmed", "publish"):
             raise BusUnavailableError("not confirmed")
-        await self._process.step(f"published {message.type}")
+        await self._process.step(f"published to {kind}")
 
     async def confirmed(self, what: str) -> None:
         """A message of the bus's own."""

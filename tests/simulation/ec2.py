@@ -20,6 +20,8 @@ from support.fake_ec2 import FakeEc2
 T = TypeVar("T")
 LONGEST_HIDDEN = 40.0
 """Seconds a new instance may be invisible; the graces of the run are longer."""
+SIGNED_FOR = 100.0
+"""Seconds after which EC2 refuses a request as expired (15 minutes at AWS); shorter than the graces of the run."""
 LATEST = 20.0
 """Seconds after which a call that was given up may still take effect."""
 
@@ -145,7 +147,10 @@ class Ec2OfProcess(Ec2):
     async def _call(
         self, operation: str, effect: Callable[[], T], *, changes: bool = True, capacity: bool = False
     ) -> T:
+        signed_at = self._world.loop.time()
         await self._process.step(f"{operation} begins", latency=1.0)
+        if self._world.loop.time() - signed_at > SIGNED_FOR:
+            raise EC2AuthenticationException("RequestExpired", remedy=Remedy.REFRESH, retryable=True)
         self._world.seen["asked", operation] += 1
         if self._world.happens("throttled", operation):
             raise EC2ThrottledException("slow down", remedy=Remedy.RETRY, retryable=True)

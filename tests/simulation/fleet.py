@@ -37,7 +37,7 @@ from simulation.ec2 import Cloud, Ec2OfProcess
 from simulation.loop import VirtualLoop
 from simulation.store import Log, StoreOfProcess
 from simulation.tables import ReadModelOfProcess, Tables
-from simulation.world import CALM, Chances, Process, World
+from simulation.world import CALM, MOST_STEPS, Chances, Process, World
 from support.invariants import Observed, SeenInstance, violations
 
 REGION = "us-east-1"
@@ -50,7 +50,7 @@ PATIENCE = 90.0
 """Seconds after which a caller sends its command again."""
 TROUBLE = 1200.0
 """Virtual seconds during which things go wrong."""
-LONGEST = 3 * 3600.0
+LONGEST = 3600.0
 """Virtual seconds of calm after which what has no answer is lost."""
 PREFETCH = 10
 POLICY = Policy(deployment="simulation", visibility_grace=GRACE)
@@ -74,6 +74,7 @@ class Outcome:
     launched: int
     digest: str
     seen: dict[tuple[str, str], int]
+    taken: set[str]
     last: list[str] = field(default_factory=list)
     """The last steps, where something is broken."""
 
@@ -91,6 +92,7 @@ class Fleet:
         self.confirmed: set[str] = set()
         self.published: dict[str, None] = {}
         """Ids of the events that reached the exchange, in that order."""
+        self._posted: dict[str, WorkerCommand] = {}
         self._awaited: dict[str, asyncio.Future[None]] = {}
         self._client = Process(world, "client", mortal=False)
         self._addresses = 0
@@ -194,18 +196,23 @@ class Fleet:
 
     # -- callers ------------------------------------------------------------------------------------------
 
+    async def post(self, command_id: str, command: WorkerCommand) -> None:
+        """Send a command until the broker has it, and ask no more."""
+        publish = BusOfProcess(self._client, self.broker)
+        while command_id not in self.confirmed:
+            try:
+                await publish(_message(command_id, command))
+            except BusUnavailableError:
+                await asyncio.sleep(1)
+            else:
+                self.confirmed.add(command_id)
+                self._posted[command_id] = command
+
     async def call(self, command_id: str, command: WorkerCommand) -> None:
         """Send a command and send it again until there is an answer."""
         self._addresses += 1
         address = f"client.{self._addresses}"
-        message = Outgoing(
-            exchange=COMMANDS,
-            routing_key=command.TYPE,
-            body=command.model_dump_json(exclude_none=True).encode(),
-            type=command.TYPE,
-            message_id=command_id,
-            reply_to=address,
-        )
+        message = _message(command_id, command, reply_to=address)
         publish = BusOfProcess(self._client, self.broker)
         answered = self._awaited[address] = self.world.loop.create_future()
         while not answered.done():
@@ -225,18 +232,17 @@ class Fleet:
         waiting = self._awaited.get(message.routing_key)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
-        if not self._recorded(result):
+        if result.problem and result.problem.code in NOT_RECORDED:
+            return
+        if not self._recorded(result.command_id, result.worker_id):
             self.world.broken.append(f"6: {result.command_id} is answered, but not recorded: {result}")
 
-    def _recorded(self, result: OperationResult) -> bool:
-        assert result.command_id is not None
-        if result.problem and result.problem.code in NOT_RECORDED:
-            return True
-        worker = self.log.workers.get(result.worker_id) if result.worker_id else None
-        operation = worker.operations.get(result.command_id) if worker else None
+    def _recorded(self, command_id: str, worker_id: UUID | None) -> bool:
+        worker = self.log.workers.get(worker_id) if worker_id else None
+        operation = worker.operations.get(command_id) if worker else None
         if operation is not None:
             return operation.result is not None
-        stream = self.log.streams.get(stream_of_command(result.command_id), [])
+        stream = self.log.streams.get(stream_of_command(command_id), [])
         return any(each.type == ANSWERED for each in stream)
 
     # -- what is true -------------------------------------------------------------------------------------
@@ -252,7 +258,7 @@ class Fleet:
                 for each in self.cloud.instances.values()
             ],
             replies=self.replies,
-            confirmed=frozenset(self.confirmed),
+            confirmed=frozenset(self.confirmed - self._posted.keys()),
             rows=list(self.tables.workers.values()),
             operations=list(self.tables.operations.values()),
         )
@@ -263,9 +269,25 @@ class Fleet:
         stored = [str(e.event_id) for e in self.log.events if e.stream.startswith(WORKER_STREAMS)]
         if list(self.published) != stored:
             found.append("4: what was published first and in order is not what is stored")
+        found += [
+            f"3: {command_id} was taken, and never decided"
+            for command_id, command in self._posted.items()
+            if not self._recorded(command_id, command.worker(command_id))
+        ]
         if not self.broker.quiet:
             found.append("9: messages are still in the queues")
         return found
+
+
+def _message(command_id: str, command: WorkerCommand, reply_to: str | None = None) -> Outgoing:
+    return Outgoing(
+        exchange=COMMANDS,
+        routing_key=command.TYPE,
+        body=command.model_dump_json(exclude_none=True).encode(),
+        type=command.TYPE,
+        message_id=command_id,
+        reply_to=reply_to,
+    )
 
 
 def random_script(random: Random, world: World) -> Script:
@@ -279,8 +301,10 @@ def random_script(random: Random, world: World) -> Script:
             (random.random() * 300, ImportCMLWorker(aws_region=REGION, instance_id=FOUND, created_by="ann"))
         )
         workers.append(script[-1][1].worker("import"))
-    wishes = random.randint(3, 14)
-    return script + [(random.random() * 900, _wish(random, random.choice(workers))) for _ in range(wishes)]
+    wishes, burst = random.randint(3, 14), random.choice((900.0, 900.0, 120.0))
+    return script + [
+        (30 + random.random() * burst, _wish(random, random.choice(workers))) for _ in range(wishes)
+    ]
 
 
 def _create(random: Random, worker_id: UUID) -> CreateCMLWorker:
@@ -321,8 +345,8 @@ def random_chances(random: Random) -> Chances:
     )
 
 
-async def _run(world: World, script: Script | None, meddling: int) -> Fleet:
-    fleet = Fleet(world)
+async def _run(fleet: Fleet, script: Script | None, meddling: int) -> None:
+    world = fleet.world
     fleet.cloud.put(
         Ec2Instance(
             instance_id=FOUND,
@@ -337,8 +361,17 @@ async def _run(world: World, script: Script | None, meddling: int) -> Fleet:
 
     async def caller(number: int, at: float, command: WorkerCommand) -> None:
         await asyncio.sleep(at)
-        copies = 2 if world.random.random() < 0.15 and script is None else 1
-        await asyncio.gather(*(fleet.call(f"command-{number}", command) for _ in range(copies)))
+        command_id = f"command-{number}"
+        kind = (
+            world.random.choices(("call", "post", "call twice"), (70, 15, 15))[0]
+            if script is None
+            else "call"
+        )
+        if kind == "post":
+            await fleet.post(command_id, command)
+        else:
+            copies = 1 if kind == "call" else 2
+            await asyncio.gather(*(fleet.call(command_id, command) for _ in range(copies)))
 
     for _ in range(meddling):
         world.loop.call_later(100 + world.random.random() * 900, fleet.cloud.meddle)
@@ -346,17 +379,18 @@ async def _run(world: World, script: Script | None, meddling: int) -> Fleet:
     await asyncio.wait(work, timeout=TROUBLE)
     await asyncio.sleep(max(0.0, TROUBLE - world.loop.time()))
     world.chances = CALM
+    await asyncio.sleep(500)  # who stands still goes on, what was late has come
+    fleet.broker.redrive()
     _, unanswered = await asyncio.wait(work, timeout=LONGEST)
     if unanswered:
         world.broken.append(f"3: {len(unanswered)} callers have no answer after {LONGEST:g} s")
-    await asyncio.sleep(300)  # who stands still goes on, what was late has come
     for worker in list(fleet.log.workers.values()):
         if worker.instance is not None and not worker.terminated:
             await fleet.call(f"look-at-{worker.id}", UpdateCMLWorkerStatus(worker_id=worker.id))
-    end = world.loop.time() + 3600
-    while world.loop.time() < end and fleet.broken() and not world.broken:
-        await asyncio.sleep(60)
-    return fleet
+    pause = 60.0
+    while pause < LONGEST and fleet.broken() and not world.broken:
+        await asyncio.sleep(pause)
+        pause *= 2
 
 
 def simulate(
@@ -366,7 +400,6 @@ def simulate(
     script: Callable[[World], Script] | None = None,
     meddling: int | None = None,
     crash_at: int | None = None,
-    planted: Callable[[Fleet], None] = lambda _: None,
 ) -> Outcome:
     """One run: the same seed and arguments give the same trace."""
     world = World(seed, crash_at=crash_at)
@@ -374,7 +407,20 @@ def simulate(
     strangers = world.random.choice((0, 0, 1, 3)) if meddling is None else meddling
     loop = VirtualLoop()
     try:
-        fleet = loop.run_until_complete(_run(world, None if script is None else script(world), strangers))
+        fleet: Fleet | None = None
+
+        async def run() -> None:
+            nonlocal fleet
+            fleet = Fleet(world)
+            await _run(fleet, None if script is None else script(world), strangers)
+
+        try:
+            loop.run_until_complete(run())
+        except RuntimeError:
+            if world.steps < MOST_STEPS:
+                raise
+            world.broken.append(f"9: it goes on and on, {world.steps} steps after {loop.time():.0f} s")
+        assert fleet is not None
         broken = fleet.broken()
         return Outcome(
             seed=seed,
@@ -387,6 +433,7 @@ def simulate(
             launched=len(fleet.cloud.tokens_of),
             digest=world.digest,
             seen=dict(world.seen),
+            taken=world.taken,
             last=list(world.last) if broken else [],
         )
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from datetime import timedelta
 from uuid import UUID
 
 from cml_contracts.envelope import WORKER_STREAMS, worker_of
@@ -20,6 +21,9 @@ from cml_workers.eventstore.port import (
 from cml_workers.stream import decode
 from cml_workers.worker import Worker, evolve
 from simulation.world import Process, World
+
+LONGEST_LAG = 2.0
+"""Seconds for which a store that changes its leader may show what was."""
 
 
 class Log:
@@ -114,7 +118,8 @@ class StoreOfProcess(EventStore):
             raise StoreUnavailableError("no connection")
         there = self._log.streams.get(stream, [])
         if there and self._world.happens("stale", "read"):
-            there = there[: -self._world.random.randint(1, 2)]
+            lag = timedelta(seconds=self._world.random.random() * LONGEST_LAG)
+            there = [each for each in there if each.recorded_at < self._world.now() - lag]
         if not there:
             raise StreamNotFoundError(stream)
         found = there[after + 1 :]

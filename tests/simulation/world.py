@@ -14,6 +14,9 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 PATIENCE_OF_THE_BROKER = 30.0
 """Seconds without a sign of life after which a process's connection counts as lost."""
 
+MOST_STEPS = 60_000
+"""A run that takes more is a hot loop."""
+
 
 @dataclass(frozen=True, slots=True)
 class Chances:
@@ -37,15 +40,18 @@ class World:
         self.chances = chances
         self.crash_at = crash_at
         """The one step at which whoever takes it dies; None: by chance."""
+        self._habits = Random(seed ^ 0x5EED)
+        self._weights: dict[tuple[str, str], float] = {}
         self.steps = 0
         self.crashes = 0
         self.seen: Counter[tuple[str, str]] = Counter()
         """How often which fault met which operation."""
+        self.taken: set[str] = set()
+        """The steps at which a process could have died."""
         self.broken: list[str] = []
         """Promises that were broken at the moment they were looked at."""
-        self.processes: list[Process] = []
         self.on_death: list[Callable[[Process], None]] = []
-        self.last: deque[str] = deque(maxlen=100000)
+        self.last: deque[str] = deque(maxlen=100_000)
         self._trace = hashlib.blake2b(digest_size=16)
         self._kept: list[asyncio.Task[Any]] = []
 
@@ -72,11 +78,18 @@ class World:
 
     def happens(self, fault: str, operation: str, weight: float = 1.0) -> bool:
         """Whether this fault meets this operation now; if so, it is counted."""
-        if self.chances.fault == 0.0 or self.random.random() >= self.chances.fault * weight:
+        chance = self.chances.fault * weight
+        if not chance or self.random.random() >= chance * self.weight_of(fault, operation):
             return False
         self.seen[fault, operation] += 1
         self.trace("fault", f"{fault} {operation}")
         return True
+
+    def weight_of(self, fault: str, operation: str) -> float:
+        """Every run has its own habits: where everything happens equally, rare sequences never come about."""
+        if (fault, operation) not in self._weights:
+            self._weights[fault, operation] = self._habits.choice((0.0, 0.3, 1.0, 1.0, 6.0))
+        return self._weights[fault, operation]
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run beside everything else. What never ends is forgotten with the run."""
@@ -108,11 +121,17 @@ class Process:
         world = self.world
         world.steps += 1
         world.trace(self.name, label)
+        if world.steps == MOST_STEPS:
+            world.loop.stop()
+        if self.mortal:
+            world.taken.add(label)
         if self.mortal and self.alive:
             if world.crash_at is not None:
                 if world.steps == world.crash_at:
                     self.die(label)
-            elif world.chances.crash and world.random.random() < world.chances.crash:
+            elif world.chances.crash and world.random.random() < world.chances.crash * world.weight_of(
+                "crash", label
+            ):
                 self.die(label)
             elif world.chances.pause and world.random.random() < world.chances.pause:
                 self._pause(label)

@@ -69,6 +69,9 @@ LOOKUP_ATTEMPTS = 8
 FRESH = timedelta(seconds=20)
 """How long what was read from the stream may be acted on. Shorter than the broker bears with a process that stands
 still (RabbitMQ's heartbeat: a minute), after which another one acts."""
+TAKEOVER = timedelta(seconds=3)
+"""How long who became the active one leaves older intents alone: what the one before it reported last must be seen,
+also where a store that changes its leader shows an old state for a moment."""
 NOBODY = UUID(int=0)
 """The worker that a reminder names which is only meant to arrive."""
 REMEMBERED = 10_000
@@ -111,6 +114,7 @@ class Executor:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         visibility_grace: timedelta = timedelta(minutes=5),
         authentication_grace: timedelta = timedelta(minutes=1),
+        takeover: timedelta = TAKEOVER,
     ) -> None:
         self._store = store
         self._ec2 = ec2
@@ -119,6 +123,7 @@ class Executor:
         self._sleep = sleep
         self._visibility_grace = visibility_grace
         self._authentication_grace = authentication_grace
+        self._takeover = takeover
         self._active_since: datetime | None = None
         """The first wake-up since we were connected: until then another may have been the active one."""
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
@@ -180,7 +185,8 @@ class Executor:
         if known is not None and (operation.refusal is None or not isinstance(known, AttemptRefused)):
             await self._report_outcome(turn, known)  # it is on its way; acting again would undo its meaning
             return True
-        self._suspect(operation, message)
+        if self._suspect(operation, message):
+            return False
         report: Outcome | None
         with structlog.contextvars.bound_contextvars(command_id=operation.command_id):
             try:
@@ -219,12 +225,16 @@ class Executor:
         refused = isinstance(report, AttemptRefused)
         await self._tell(report, f"{turn.worker.id}/{operation_id}/{'refusal' if refused else 'outcome'}")
 
-    def _suspect(self, operation: Operation, message: Message) -> None:
-        """An intent from before our time, or a message somebody else had, may have been acted on already."""
+    def _suspect(self, operation: Operation, message: Message) -> bool:
+        """An intent from before our time, or a message somebody else had, may have been acted on already.
+
+        True: it is too early to act on it.
+        """
         assert self._active_since is not None  # noqa: S101 - we were woken
-        foreign = message.redelivered or operation.requested.time < self._active_since
-        if foreign and operation.command_id not in self._in_doubt:
-            self._in_doubt[operation.command_id] = self._now()
+        before_us = operation.requested.time < self._active_since
+        if before_us or message.redelivered:
+            self._in_doubt.setdefault(operation.command_id, self._now())
+        return before_us and self._now() - self._active_since < self._takeover
 
     def _fresh(self, turn: Turn) -> bool:
         return self._now() - turn.read_at < FRESH
