@@ -291,24 +291,32 @@ def _message(command_id: str, command: WorkerCommand, reply_to: str | None = Non
 
 
 def random_script(random: Random, world: World) -> Script:
-    """A few workers and what may be wished of them, for about a quarter of an hour."""
-    workers = [world.new_id() for _ in range(random.randint(1, 3))]
-    script: list[tuple[float, WorkerCommand]] = [
-        (random.random() * 60, _create(random, worker_id)) for worker_id in workers
+    """Some workers and what may be wished of them, for about a quarter of an hour.
+
+    Of three kinds: a bit of everything; many launches at once; one worker that everybody wants something of.
+    """
+    kind = random.choice(("mixed", "launches", "one worker"))
+    workers = [
+        world.new_id() for _ in range({"mixed": random.randint(1, 3), "launches": 6, "one worker": 1}[kind])
     ]
-    if random.random() < 0.3:
-        script.append(
-            (random.random() * 300, ImportCMLWorker(aws_region=REGION, instance_id=FOUND, created_by="ann"))
-        )
-        workers.append(script[-1][1].worker("import"))
-    wishes, burst = random.randint(3, 14), random.choice((900.0, 900.0, 120.0))
+    script: list[tuple[float, WorkerCommand]] = [
+        (random.random() * 60, _create(random, worker_id, named=kind == "mixed")) for worker_id in workers
+    ]
+    if kind == "mixed" and random.random() < 0.4:
+        adopted = ImportCMLWorker(aws_region=REGION, instance_id=FOUND, created_by="ann")
+        script.append((random.random() * 300, adopted))
+        workers.append(adopted.worker(""))
+    wishes = {"mixed": random.randint(3, 14), "launches": 3, "one worker": 14}[kind]
+    burst = random.choice((900.0, 300.0, 120.0))
     return script + [
         (30 + random.random() * burst, _wish(random, random.choice(workers))) for _ in range(wishes)
     ]
 
 
-def _create(random: Random, worker_id: UUID) -> CreateCMLWorker:
-    ami_id, ami_name = random.choice(((IMAGE, None), (IMAGE, None), (None, IMAGE_NAME), (None, "none")))
+def _create(random: Random, worker_id: UUID, *, named: bool) -> CreateCMLWorker:
+    """``named``: by an image that EC2 is asked for first, or that there is none of."""
+    images = ((IMAGE, None), (None, IMAGE_NAME), (None, "none")) if named else ((IMAGE, None),)
+    ami_id, ami_name = random.choice(images)
     return CreateCMLWorker(
         name="lab",
         aws_region=REGION,

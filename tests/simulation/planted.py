@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -132,6 +133,17 @@ def stale_intent(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(adapter, "_woken", by_message)
     patch.setattr(adapter, "load", as_of_then)
+    _forget_reports(patch)
+
+
+def _forget_reports(patch: pytest.MonkeyPatch) -> None:
+    original = Executor._act
+
+    async def act(self: Executor, turn: Turn, message: Message) -> bool:
+        self._reported.clear()
+        return await original(self, turn, message)
+
+    patch.setattr(Executor, "_act", act)
 
 
 def reply_before_append(patch: pytest.MonkeyPatch) -> None:
@@ -166,7 +178,7 @@ def two_executors(patch: pytest.MonkeyPatch) -> None:
 
 
 def refused_means_failed(patch: pytest.MonkeyPatch) -> None:
-    """A definite error is the operation's failure at once, although another attempt may be under way."""
+    """A definite error is the operation's failure at once, and until the stream shows it the intent is acted on again."""
     original = Executor._report_outcome
 
     async def at_once(self: Executor, turn: Turn, report: Outcome) -> None:
@@ -177,17 +189,7 @@ def refused_means_failed(patch: pytest.MonkeyPatch) -> None:
         await original(self, turn, report)
 
     patch.setattr(Executor, "_report_outcome", at_once)
-
-
-def reports_are_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """Until the stream shows an outcome, the intent is acted on again."""
-    original = Executor._act
-
-    async def act(self: Executor, turn: Turn, message: Message) -> bool:
-        self._reported.clear()
-        return await original(self, turn, message)
-
-    patch.setattr(Executor, "_act", act)
+    _forget_reports(patch)
 
 
 def done_is_not_in_doubt(patch: pytest.MonkeyPatch) -> None:
@@ -195,18 +197,17 @@ def done_is_not_in_doubt(patch: pytest.MonkeyPatch) -> None:
     original = Executor._carry_out
 
     async def carry_out(self: Executor, turn: Turn) -> Outcome:
-        try:
-            return await original(self, turn)
-        finally:
-            self._in_doubt.pop(turn.operation.command_id, None)
+        done = await original(self, turn)
+        self._in_doubt = _Trusting()
+        return done
 
     patch.setattr(Executor, "_carry_out", carry_out)
-    patch.setattr(Executor, "_after", _described)
-    patch.setattr(Executor, "_suspect", lambda *_: False)
+    _forget_reports(patch)
 
 
-async def _described(self: Executor, turn: Turn, before: Ec2Instance, _: object) -> Ec2Instance:
-    return await self._see(turn.worker)
+class _Trusting(dict[str, datetime]):
+    def __setitem__(self, key: str, value: datetime) -> None:
+        """Nothing is ever in doubt."""
 
 
 def standby_trusts_itself(patch: pytest.MonkeyPatch) -> None:
@@ -282,7 +283,6 @@ PLANTED: Mapping[str, Plant] = {
         reply_before_append,
         two_executors,
         refused_means_failed,
-        reports_are_forgotten,
         done_is_not_in_doubt,
         standby_trusts_itself,
         lagging_fold,
