@@ -5,9 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test check format compose-smoke lock clean
+.PHONY: help demo run test check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 # uv installs in seconds; where it cannot run, pip installs the very same locked, hashed files.
 $(READY): requirements/uv.txt requirements/dev.txt pyproject.toml contracts/pyproject.toml
@@ -46,6 +46,19 @@ format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/python -m cml_workers.asyncapi --write docs/asyncapi.json
 	@$(BIN)/python -m cml_workers.bus.definitions > deploy/rabbitmq/definitions.json
 	@$(BIN)/python -m cml_workers.configuration --write docs/configuration.md
+
+SIMULATE := cd tests && ../$(BIN)/python -m simulation.campaign
+simulate: $(READY) ## the roles on parts that fail, in virtual time: SEEDS=1000 runs, or one again: SEED=7
+	@$(SIMULATE) $(if $(SEED),--replay $(SEED),--seeds $(or $(SEEDS),1000) --first $(or $(FIRST),0))
+
+simulate-long: $(READY) ## simulate as many seeds as MINUTES=10 allow
+	@$(SIMULATE) --minutes $(or $(MINUTES),10) --first $(or $(FIRST),0)
+
+simulate-sweep: $(READY) ## simulate one crash at every point of a script of all commands
+	@$(SIMULATE) --sweep
+
+simulate-planted: $(READY) ## see that the simulation catches every deliberate fault
+	@$(SIMULATE) --planted
 
 compose-smoke: ## bring the compose stack up on a Docker engine and take a worker through its life (SECURED=1: with TLS)
 	@deploy/smoke

@@ -104,7 +104,7 @@ class Campaign:
     def never(self) -> list[tuple[str, str]]:
         """What should have happened and did not."""
         crashes = {("crash", label) for label in self.taken}
-        return sorted((SOMETIMES | crashes) - +self.seen.keys())
+        return sorted((SOMETIMES | crashes) - self.seen.keys())
 
     def __str__(self) -> str:
         return (

@@ -14,6 +14,7 @@ from uuid import UUID
 import pytest
 import structlog
 
+from cml_contracts.envelope import worker_of
 from cml_contracts.instance import Ec2Instance, LaunchParameters
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.reports import AttemptRefused, OperationFailed
@@ -22,15 +23,16 @@ from cml_workers.bus.port import Done, Message, Verdict
 from cml_workers.ec2_adapter import executor as adapter
 from cml_workers.ec2_adapter.errors import EC2InstanceOperationException, OutcomeUnknownError
 from cml_workers.ec2_adapter.executor import Executor, Gone, Outcome, Turn
-from cml_workers.eventstore.port import EventStore, StoredEvent
+from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
 from cml_workers.lifecycle import handler as lifecycle
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector import projector
 from cml_workers.projector.read_model import FOLLOWER
 from cml_workers.projector.reminders import Reminders
+from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.relay.relay import Relay
 from cml_workers.stream import load
-from cml_workers.worker import Worker, settled_by
+from cml_workers.worker import Worker, evolve, settled_by
 from simulation.bus import Broker
 from simulation.tables import ReadModelOfProcess
 
@@ -219,13 +221,13 @@ def lagging_fold(patch: pytest.MonkeyPatch) -> None:
     """The projector folds whatever part of a stream a replica has."""
 
     async def apply(self: projector.Projector, stored: StoredEvent) -> None:
-        worker_id = projector.worker_of(stored.stream)
+        worker_id = worker_of(stored.stream)
         before = await load(self._store, worker_id, upto=stored.revision - 1) if stored.revision else None
-        after = projector.evolve(before or Worker(worker_id), projector.decode(stored))
-        row = projector.worker_row(after)
+        after = evolve(before or Worker(worker_id), stream.decode(stored))
+        row = worker_row(after)
         if row is not None:
             self._workers[worker_id] = row
-        for operation in projector.operation_rows(after, before or Worker(worker_id)):
+        for operation in operation_rows(after, before or Worker(worker_id)):
             self._operations[operation.command_id] = operation
 
     patch.setattr(projector.Projector, "_apply", apply)
@@ -233,23 +235,14 @@ def lagging_fold(patch: pytest.MonkeyPatch) -> None:
 
 def checkpoint_before_confirm(patch: pytest.MonkeyPatch) -> None:
     """The relay saves how far it is before the broker has confirmed."""
-    original = Relay._until_confirmed
+    original = Relay.handle
 
-    async def until_confirmed(self: Relay, message: Any) -> None:
-        stored = self._next
-        if stored is not None:
-            await self._save(stored)
-        await original(self, message)
+    async def handle(self: Relay, item: StoredEvent | Checkpoint | CaughtUp) -> None:
+        if isinstance(item, StoredEvent):
+            await self._save(item.position)
+        await original(self, item)
 
-    handle = Relay.handle
-
-    async def remembering(self: Relay, item: Any) -> None:
-        self._next = item.position if isinstance(item, StoredEvent) else None
-        await handle(self, item)
-
-    patch.setattr(Relay, "_next", None, raising=False)
-    patch.setattr(Relay, "handle", remembering)
-    patch.setattr(Relay, "_until_confirmed", until_confirmed)
+    patch.setattr(Relay, "handle", handle)
 
 
 def no_reminders(patch: pytest.MonkeyPatch) -> None:
