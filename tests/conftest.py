@@ -12,8 +12,7 @@ from support.certificates import Certificates
 from support.kurrentdb import NoKurrentDBError, any_kurrentdb
 from support.postgresql import NoPostgreSQLError, any_postgresql
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
-
-USED = pytest.StashKey[dict[str, str]]()
+from support.used import USED
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -21,8 +21,16 @@ from cml_contracts.commands import (
 )
 from cml_contracts.envelope import WORKER_STREAMS
 from cml_contracts.instance import Ec2Instance, InstanceState
+from cml_contracts.reports import LookupRequested, OperationSucceeded, Reminder
 from cml_contracts.results import OperationResult, ProblemCode
-from cml_contracts.topology import COMMANDS, EC2_LOOKUPS, EC2_WAKES, LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
+from cml_contracts.topology import (
+    COMMANDS,
+    EC2_LOOKUPS,
+    EC2_WAKES,
+    INTERNAL,
+    LIFECYCLE_COMMANDS,
+    LIFECYCLE_REPORTS,
+)
 from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.command_stream import ANSWERED, stream_of_command
 from cml_workers.ec2_adapter.executor import Executor
@@ -92,6 +100,7 @@ class Fleet:
         self.confirmed: set[str] = set()
         self.published: dict[str, None] = {}
         """Ids of the events that reached the exchange, in that order."""
+        self._rubbish: set[str] = set()
         self._posted: dict[str, WorkerCommand] = {}
         self._awaited: dict[str, asyncio.Future[None]] = {}
         self._client = Process(world, "client", mortal=False)
@@ -208,6 +217,21 @@ class Fleet:
                 self.confirmed.add(command_id)
                 self._posted[command_id] = command
 
+    async def rubbish(self, name: str) -> None:
+        """Send what no handler can read, to one of the queues."""
+        exchange, kind = self.world.random.choice(
+            (
+                (COMMANDS, StartCMLWorker.TYPE),
+                (INTERNAL, OperationSucceeded.TYPE),
+                (INTERNAL, LookupRequested.TYPE),
+                (INTERNAL, Reminder.TYPE),
+            )
+        )
+        message = Outgoing(exchange=exchange, routing_key=kind, body=b"{", type=kind, message_id=name)
+        with contextlib.suppress(BusUnavailableError):
+            await BusOfProcess(self._client, self.broker)(message)
+            self._rubbish.add(name)
+
     async def call(self, command_id: str, command: WorkerCommand) -> None:
         """Send a command and send it again until there is an answer."""
         self._addresses += 1
@@ -274,6 +298,8 @@ class Fleet:
             for command_id, command in self._posted.items()
             if not self._recorded(command_id, command.worker(command_id))
         ]
+        kept = {message.message_id for _, message, _ in self.broker.dead}
+        found += [f"9: {name} is not in the dead letters" for name in sorted(self._rubbish - kept)]
         if not self.broker.quiet:
             found.append("9: messages are still in the queues")
         return found
@@ -383,6 +409,12 @@ async def _run(fleet: Fleet, script: Script | None, meddling: int) -> None:
 
     for _ in range(meddling):
         world.loop.call_later(100 + world.random.random() * 900, fleet.cloud.meddle)
+    for number in range(0 if script is not None else world.random.choice((0, 0, 2, 5))):
+        world.loop.call_later(
+            world.random.random() * 900,
+            lambda name: world.start(fleet.rubbish(name)),
+            f"rubbish-{number}",
+        )
     work = [world.start(caller(number, *each)) for number, each in enumerate(commands)]
     await asyncio.wait(work, timeout=TROUBLE)
     await asyncio.sleep(max(0.0, TROUBLE - world.loop.time()))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import USED
 from simulation import campaign
 from simulation.fleet import simulate
 from simulation.planted import PLANTED
+from support.used import USED
 
 SEEDS = 1000
 SECONDS = 150.0
