@@ -139,7 +139,7 @@ class RabbitBus:
                 f"RabbitMQ does not allow user {self._user!r} what it needs ({error}); see "
                 "deploy/rabbitmq/definitions.json for the rights of each role"
             ) from error
-        except (AMQPError, OSError, TimeoutError) as error:
+        except (AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
             raise _unreachable(error, redacted(self._url)) from error
 
     async def stop(self, *, grace: float = 2.0) -> None:
@@ -395,4 +395,6 @@ def _tell(those: Sequence[Callable[[], None]]) -> None:
 
 
 def _told(error: BaseException) -> str:
+    if isinstance(error, StopAsyncIteration):  # aiormq's, where the connection ends between two frames
+        return "the connection was closed while it was opened"
     return str(error) or type(error).__name__
