@@ -3,19 +3,28 @@
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from support.children import die_with_parent
 from support.running import COMMAND, CONFIGURING
 
 ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
 
 
 class Roles:
-    """The roles on parts that they share; ``each`` gives a role settings of its own, e.g. its user."""
+    """The roles on parts that they share; ``each`` gives a process settings of its own, e.g. its user.
+
+    ``processes``: their names, which begin with the role's; a second one of a role is e.g. ``ec2-adapter.2``.
+    """
 
     def __init__(
-        self, folder: Path, *, each: Callable[[str], dict[str, str]] = lambda _role: {}, **settings: str
+        self,
+        folder: Path,
+        *,
+        processes: Sequence[str] = ROLES,
+        each: Callable[[str], dict[str, str]] = lambda _process: {},
+        **settings: str,
     ) -> None:
         self._each = each
         clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
@@ -26,14 +35,20 @@ class Roles:
             "AWS_SECRET_ACCESS_KEY": "simulator",
             **settings,
         }
-        self.log = folder / "roles.log"
-        self.processes = {name: self.start(name) for name in ROLES}
+        self.logs = {name: folder / f"{name}.log" for name in processes}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for name in processes:
+            self.processes[name] = self.start(name)
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start one more process of the role."""
-        with self.log.open("ab") as log:
+        """Start the process of this name."""
+        with self.logs[name].open("ab") as log:
             return subprocess.Popen(
-                [COMMAND, "role", name], env={**self.environment, **self._each(name)}, stdout=log, stderr=log
+                [COMMAND, "role", name.partition(".")[0]],
+                env={**self.environment, **self._each(name)},
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of libc
             )
 
     def kill_and_start(self, name: str) -> None:
@@ -42,9 +57,11 @@ class Roles:
         self.processes[name].wait()
         self.processes[name] = self.start(name)
 
-    def supervise(self) -> list[str]:
-        """Start again what ended by itself, as an orchestrator does; their names."""
-        ended = [name for name, process in self.processes.items() if process.poll() is not None]
+    def supervise(self) -> dict[str, int]:
+        """Start again what has ended, as an orchestrator does; the exit codes by name."""
+        ended = {
+            name: code for name, process in self.processes.items() if (code := process.poll()) is not None
+        }
         for name in ended:
             self.processes[name] = self.start(name)
         return ended
@@ -60,3 +77,7 @@ class Roles:
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         return [process.wait(timeout=10) for process in self.processes.values()]
+
+    def log(self) -> str:
+        """What they have said so far."""
+        return "".join(log.read_text() for log in self.logs.values() if log.exists())
