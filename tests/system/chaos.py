@@ -618,7 +618,8 @@ async def unleash(
 ) -> Outcome:
     """One run of chaos on a system of its own."""
     out.print(f"chaos: {kills} kills, seed {seed}, on {store}; logs and store files are in {folder}")
-    logging.getLogger("aio_pika").setLevel(logging.CRITICAL)  # callers tell of outages by sending again
+    for name in ("aio_pika", "aiormq"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # callers tell of outages by sending again
     async with system(folder, store, kills) as running:
         chaos = Chaos(running, seed=seed, store=store, pace=pace, wave=wave)
         if out.is_terminal:
