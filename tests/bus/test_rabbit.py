@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from uuid import uuid4
 
 import aio_pika
@@ -334,3 +335,15 @@ def test_a_connection_that_ends_while_it_is_opened_is_said_so():
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(start_often(f"amqp://guest:guest@127.0.0.1:{server.getsockname()[1]}/"))
         hanging_up.result()
+
+
+@pytest.mark.parametrize(
+    ("asked", "heartbeat"),
+    [
+        ("", timedelta(seconds=60)),
+        ("?heartbeat=5&name=x", timedelta(seconds=5)),
+        ("?heartbeat=0", timedelta.max),
+    ],
+)
+async def test_how_long_the_broker_bears_silence_is_known(asked: str, heartbeat: timedelta):
+    assert RabbitBus(f"amqp://127.0.0.1/{asked}", name="test").heartbeat == heartbeat

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -16,6 +17,7 @@ import aio_pika
 import aiormq.exceptions
 import structlog
 from aio_pika.exceptions import AMQPError
+from aiormq.connection import parse_heartbeat
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.message import RabbitMessage
@@ -86,6 +88,12 @@ class RabbitBus:
         self._exchanges = {
             exchange.name: RabbitExchange(exchange.name, declare=False) for exchange in EXCHANGES
         }
+
+    @property
+    def heartbeat(self) -> timedelta:
+        """The broker gives a connection up that is silent for two of them, not sooner; ``max``: never."""
+        asked = parse_heartbeat(URL(self._url).query.get("heartbeat", "60"))
+        return timedelta(seconds=asked) if asked else timedelta.max
 
     def consume(self, queue: Queue, handler: Handler, *, prefetch: int) -> None:
         """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``."""
