@@ -1,5 +1,6 @@
 """The four roles, each a process of its own, as an operator runs them in production."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from support.children import die_with_parent
 from support.running import COMMAND, CONFIGURING
 
 ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
+"""Seconds before a process that ended by itself is started again: at first, and when it keeps ending."""
 
 
 class Roles:
@@ -57,14 +60,21 @@ class Roles:
         self.processes[name].wait()
         self.processes[name] = self.start(name)
 
-    def supervise(self) -> dict[str, int]:
-        """Start again what has ended, as an orchestrator does; the exit codes by name."""
-        ended = {
-            name: code for name, process in self.processes.items() if (code := process.poll()) is not None
-        }
-        for name in ended:
+    async def supervise(self, name: str, on_end: Callable[[str, int], None]) -> None:
+        """Start it again whenever it has ended, as an orchestrator does; one that ends by itself after a pause."""
+        pause = FIRST_PAUSE
+        while True:
+            code = self.processes[name].poll()
+            if code is None:
+                await asyncio.sleep(0.2)
+                continue
+            on_end(name, code)
+            if code == -signal.SIGKILL:
+                pause = FIRST_PAUSE
+            else:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
             self.processes[name] = self.start(name)
-        return ended
 
     def kill(self) -> None:
         """kill -9, all of them."""

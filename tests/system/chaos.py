@@ -62,6 +62,8 @@ HEARTBEAT = 2
 GRACE = 12.0
 """Seconds that EC2 may hide an instance. No fault holds back what is on its way to EC2 for as long: the promise that
 nothing is launched behind a recorded failure rests on that (in production they are 300)."""
+WITHOUT_BROKER = 5.0
+"""Seconds more between two faults while RabbitMQ is away, as little can be hit then."""
 WAVE = 100
 """Commands after which callers turn to workers of a new fleet, of which there are an eighth as many."""
 PATIENCE = 240.0
@@ -204,12 +206,13 @@ class System:
         return _bus(self.networks[who, "rabbitmq"].port)
 
     async def supervise(self) -> None:
-        """Start again whatever has ended, as an orchestrator does."""
-        while True:
-            for name, code in self.roles.supervise().items():
-                if code != -signal.SIGKILL:
-                    self.gave_up[name] += 1
-            await asyncio.sleep(0.3)
+        """Start again whatever has ended."""
+
+        def ended(name: str, code: int) -> None:
+            if code != -signal.SIGKILL:
+                self.gave_up[name] += 1
+
+        await asyncio.gather(*(self.roles.supervise(name, ended) for name in PROCESSES))
 
     async def strike(self, fault: Fault) -> None:
         """Let it happen, and return when it is over."""
@@ -265,7 +268,7 @@ class System:
 
     async def _kill_again(self, victim: str, seconds: float) -> None:
         killed = self.roles.processes[victim]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while self.roles.processes[victim] is killed:
                 await asyncio.sleep(0.05)
         await asyncio.sleep(seconds)
@@ -505,14 +508,18 @@ class Chaos:
                 await asyncio.sleep(0.1)
 
     async def _strike(self) -> None:
-        """Deal faults, several at a time, until enough processes were killed."""
+        """Deal faults, several at a time, until enough processes were killed; fewer while there is no broker."""
         pauses = random.Random(self._seed)
-        striking: set[asyncio.Task[None]] = set()
-        async with asyncio.timeout(60 + 20 * self.system.wanted):
+        broker: asyncio.Task[None] | None = None
+        async with asyncio.timeout(120 + 20 * self.system.wanted), asyncio.TaskGroup() as striking:
             while self.system.kills.total() < self.system.wanted:
-                striking.add(asyncio.create_task(self.system.strike(next(self._faults))))
+                fault = next(self._faults)
+                task = striking.create_task(self.system.strike(fault))
+                if isinstance(fault, Broker):
+                    broker = task
                 await asyncio.sleep(pauses.uniform(0, 2 * self._pace))
-            await asyncio.gather(*striking)
+                if broker is not None:
+                    await asyncio.wait({broker}, timeout=WITHOUT_BROKER)
 
     async def _look(self) -> None:
         """What the read model shows of it now and then, for the display."""
