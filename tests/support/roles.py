@@ -40,12 +40,14 @@ class Roles:
         }
         self.logs = {name: folder / f"{name}.log" for name in processes}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._said_before: dict[str, int] = {}
         for name in processes:
             self.processes[name] = self.start(name)
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
         """Start the process of this name."""
         with self.logs[name].open("ab") as log:
+            self._said_before[name] = log.tell()
             return subprocess.Popen(
                 [COMMAND, "role", name.partition(".")[0]],
                 env={**self.environment, **self._each(name)},
@@ -53,6 +55,14 @@ class Roles:
                 stderr=log,
                 preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of libc
             )
+
+    def ready(self, name: str) -> bool:
+        """Whether the process runs and has said that it is ready."""
+        if self.processes[name].poll() is not None:
+            return False
+        with self.logs[name].open("rb") as log:
+            log.seek(self._said_before[name])
+            return b" is ready" in log.read(16_384)
 
     def kill_and_start(self, name: str) -> None:
         """kill -9, and another."""

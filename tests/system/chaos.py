@@ -62,8 +62,10 @@ HEARTBEAT = 2
 GRACE = 12.0
 """Seconds that EC2 may hide an instance. No fault holds back what is on its way to EC2 for as long: the promise that
 nothing is launched behind a recorded failure rests on that (in production they are 300)."""
-WITHOUT_BROKER = 5.0
-"""Seconds more between two faults while RabbitMQ is away, as little can be hit then."""
+STARTING = 2
+"""Processes that may be on their way up when the next fault comes; with more, a busy machine leaves nothing to hit."""
+BREATH = 5.0
+"""Seconds at most that the next fault waits for these, and as long again for RabbitMQ."""
 WAVE = 100
 """Commands after which callers turn to workers of a new fleet, of which there are an eighth as many."""
 PATIENCE = 240.0
@@ -503,7 +505,7 @@ class Chaos:
                 await load.run(patience=24 * 3600)
 
     async def _until_answered(self, number: int) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while self.answered < number:
                 await asyncio.sleep(0.1)
 
@@ -519,7 +521,14 @@ class Chaos:
                     broker = task
                 await asyncio.sleep(pauses.uniform(0, 2 * self._pace))
                 if broker is not None:
-                    await asyncio.wait({broker}, timeout=WITHOUT_BROKER)
+                    await asyncio.wait({broker}, timeout=BREATH)
+                await self._until_most_are_ready()
+
+    async def _until_most_are_ready(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BREATH):
+                while sum(not self.system.roles.ready(name) for name in PROCESSES) > STARTING:
+                    await asyncio.sleep(0.2)
 
     async def _look(self) -> None:
         """What the read model shows of it now and then, for the display."""
