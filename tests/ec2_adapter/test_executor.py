@@ -714,3 +714,18 @@ async def test_who_lost_the_broker_meanwhile_does_not_trust_what_it_knew(service
     service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
     assert await service.wake() == Later()
     assert service.reports(OperationFailed) == []
+
+
+async def test_who_lost_the_broker_while_reading_the_stream_does_not_trust_it_either(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    read = service.store.read
+
+    async def interrupted(stream: str, *, after: int = -1, limit: int | None = None) -> object:
+        service.executor.disconnected()
+        service.executor.connected()
+        return await read(stream, after=after, limit=limit)
+
+    service.store.read = interrupted  # type: ignore[method-assign,assignment]
+    service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
+    assert await service.wake() == Later()
+    assert service.reports(OperationFailed) == []

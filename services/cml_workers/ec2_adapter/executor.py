@@ -232,11 +232,12 @@ class Executor:
 
         True: it is too early to act on it.
         """
-        assert self._active_since is not None  # noqa: S101 - we were woken
-        before_us = operation.requested.time < self._active_since
+        since = self._active_since
+        # None: the connection was lost and is back since we were woken.
+        before_us = since is None or operation.requested.time < since
         if before_us or message.redelivered:
             self._in_doubt.setdefault(operation.command_id, self._now())
-        return before_us and self._now() - self._active_since < self._takeover
+        return before_us and (since is None or self._now() - since < self._takeover)
 
     def _fresh(self, turn: Turn) -> bool:
         return self._now() - turn.read_at < self._fresh_for
