@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
+.PHONY: help demo run test chaos check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -30,6 +30,11 @@ run: $(READY) ## run all roles, embedded unless configured by the environment (s
 test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded broker
 	@tests/support/ensure-services
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(READY) ## kill -9 at random among other faults, under load: KILLS=200 SEED=.. STORE=sqlite|kurrentdb
+	@tests/support/ensure-services
+	@cd tests && exec ../$(BIN)/python -m system.chaos --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED)) \
+		$(if $(STORE),--store $(STORE))
 
 check: $(READY) ## format, lint, strict types, import rules, generated documents
 	@$(BIN)/ruff format --check .

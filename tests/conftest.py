@@ -1,14 +1,13 @@
 """The brokers that tests run on: the embedded one and a real RabbitMQ."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
 
 from support.certificates import Certificates
+from support.children import module
 from support.kurrentdb import NoKurrentDBError, any_kurrentdb
 from support.postgresql import NoPostgreSQLError, any_postgresql
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
@@ -72,16 +71,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture(scope="session")
 def embedded_amqp_url(pytestconfig: pytest.Config) -> Iterator[str]:
     """The embedded broker, in a process of its own."""
-    broker = subprocess.Popen(
-        [sys.executable, "-m", "cml_workers.embedded.amqp_broker"], stdout=subprocess.PIPE, text=True
-    )
-    assert broker.stdout is not None
-    url = broker.stdout.readline().strip()
-    pytestconfig.stash[USED]["embedded broker"] = f"on pamqp {version('pamqp')}"
-    yield url
-    broker.terminate()
-    broker.wait(timeout=10)
-    broker.stdout.close()
+    with module("cml_workers.embedded.amqp_broker") as broker:
+        assert broker.stdout is not None
+        url = broker.stdout.readline().strip()
+        pytestconfig.stash[USED]["embedded broker"] = f"on pamqp {version('pamqp')}"
+        yield url
 
 
 @pytest.fixture(params=["embedded", "rabbitmq"], scope="session")

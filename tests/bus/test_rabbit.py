@@ -1,11 +1,15 @@
 """The bus on both brokers: verdicts are carried out, nothing is lost on the way, and topology is checked."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from uuid import uuid4
 
 import aio_pika
 import pytest
+import uvloop
 
 from cml_contracts.topology import (
     COMMANDS,
@@ -311,3 +315,35 @@ async def test_a_broker_that_is_not_there_is_said_so_without_the_password():
         await RabbitBus("amqp://ann:secret@127.0.0.1:1/", name="test").start()
     assert "127.0.0.1:1" in str(told.value)
     assert "secret" not in str(told.value)
+
+
+def test_a_connection_that_ends_while_it_is_opened_is_said_so():
+    """On the loop that roles run on: there aiormq lets a StopAsyncIteration out, every third time."""
+
+    async def start_often(url: str) -> None:
+        for _ in range(50):
+            with pytest.raises(BusUnavailableError, match="no RabbitMQ at"):
+                await RabbitBus(url, name="test").start()
+
+    def hang_up() -> None:
+        for _ in range(50):
+            server.accept()[0].close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as beside:
+        server.settimeout(10)
+        hanging_up = beside.submit(hang_up)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(start_often(f"amqp://guest:guest@127.0.0.1:{server.getsockname()[1]}/"))
+        hanging_up.result()
+
+
+@pytest.mark.parametrize(
+    ("asked", "heartbeat"),
+    [
+        ("", timedelta(seconds=60)),
+        ("?heartbeat=5&name=x", timedelta(seconds=5)),
+        ("?heartbeat=0", timedelta.max),
+    ],
+)
+async def test_how_long_the_broker_bears_silence_is_known(asked: str, heartbeat: timedelta):
+    assert RabbitBus(f"amqp://127.0.0.1/{asked}", name="test").heartbeat == heartbeat

@@ -59,7 +59,7 @@ from cml_workers.ec2_adapter.errors import (
     OutcomeUnknownError,
     Remedy,
 )
-from cml_workers.ec2_adapter.executor import LOOKUP_ATTEMPTS, Executor
+from cml_workers.ec2_adapter.executor import FRESH, LOOKUP_ATTEMPTS, Executor
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.stream import append, load
@@ -67,6 +67,7 @@ from support.buses import Outbox
 from support.fake_ec2 import FakeEc2
 from support.given import NOW, WORKER, given, instance, launch, recorded
 
+SECOND = timedelta(seconds=1)
 CREATED = WorkerCreated(
     name="lab", aws_region="us-east-1", instance_type="m5.large", ami_id="ami-11111111", created_by="ann"
 )
@@ -97,7 +98,7 @@ class Service:
         self.restarted()
         self.now = NOW
 
-    def restarted(self) -> None:
+    def restarted(self, **settings: timedelta) -> None:
         """The process died; another one starts now."""
 
         async def sleep(seconds: float) -> None:
@@ -110,6 +111,7 @@ class Service:
             now=lambda: self.now,
             sleep=sleep,
             takeover=self.takeover,
+            **settings,
         )
 
     async def happened(self, *events: WorkerEvent) -> None:
@@ -675,12 +677,16 @@ async def test_an_operation_in_doubt_does_not_fail_before_it_was_looked_at(servi
     assert len(service.reports(OperationFailed)) == 1
 
 
-async def test_who_stood_still_reads_the_stream_again_before_acting(service: Service):
+@pytest.mark.parametrize(("fresh", "still"), [(FRESH, timedelta(minutes=3)), (SECOND, 2 * SECOND)])
+async def test_who_stood_still_reads_the_stream_again_before_acting(
+    service: Service, fresh: timedelta, still: timedelta
+):
+    service.restarted(fresh=fresh)
     await stopped(service, START)
     describe = service.ec2.describe
 
     async def slow(region: str, instance_id: str) -> object:
-        service.now += timedelta(minutes=3)
+        service.now += still
         return await describe(region, instance_id)
 
     service.ec2.describe = slow  # type: ignore[method-assign,assignment]
@@ -705,6 +711,21 @@ async def test_who_lost_the_broker_meanwhile_does_not_trust_what_it_knew(service
     service.executor.disconnected()
     service.now += timedelta(seconds=1)
     service.executor.connected()
+    service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
+    assert await service.wake() == Later()
+    assert service.reports(OperationFailed) == []
+
+
+async def test_who_lost_the_broker_while_reading_the_stream_does_not_trust_it_either(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    read = service.store.read
+
+    async def interrupted(stream: str, *, after: int = -1, limit: int | None = None) -> object:
+        service.executor.disconnected()
+        service.executor.connected()
+        return await read(stream, after=after, limit=limit)
+
+    service.store.read = interrupted  # type: ignore[method-assign,assignment]
     service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
     assert await service.wake() == Later()
     assert service.reports(OperationFailed) == []

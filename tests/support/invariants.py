@@ -3,14 +3,17 @@
 ``safety`` holds at every moment; ``quiescence`` once nothing is under way any more.
 """
 
+import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from cml_contracts.envelope import worker_of
+import sqlalchemy as sa
+
+from cml_contracts.envelope import WORKER_STREAMS, EventEnvelope, worker_of
 from cml_contracts.events import (
     CommandRejected,
     CommandSkipped,
@@ -37,10 +40,14 @@ from cml_contracts.events import (
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.results import OperationResult
+from cml_workers.command_stream import ANSWERED, COMMAND_STREAMS
+from cml_workers.database import open_database, transaction
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
+from cml_workers.projector.read_model import OPERATIONS, WORKERS
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.stream import decode
 from cml_workers.worker import Recorded, Worker, evolve, status_of
+from support.ec2 import SimulatorAdmin
 
 OUTCOMES: Mapping[type[Intent], tuple[type[Any], ...]] = {
     LaunchRequested: (InstanceLaunched, LaunchFailed),
@@ -75,6 +82,10 @@ class Observed:
     rows: Sequence[WorkerView] | None = None
     """The read model's; None: not looked at."""
     operations: Sequence[OperationView] | None = None
+    answers: Mapping[str, Sequence[OperationResult]] | None = None
+    """What the commands' own streams tell, by command id: empty for one that was only claimed. None: not looked at."""
+    published: Sequence[EventEnvelope] | None = None
+    """What a subscriber got, in the order it came. None: nobody listened."""
 
     def streams(self) -> dict[UUID, list[Recorded]]:
         """The events of each worker."""
@@ -84,7 +95,39 @@ class Observed:
         return streams
 
 
-async def stored_events(store: EventStore, prefix: str = "cml_worker-") -> list[StoredEvent]:
+async def observe(
+    store: EventStore,
+    admin: SimulatorAdmin,
+    database_url: str,
+    replies: Mapping[str, Sequence[OperationResult]],
+    confirmed: Iterable[str],
+    published: Sequence[EventEnvelope] | None = None,
+) -> Observed:
+    """A running system from outside: its event store, EC2, its read model, and what its callers know."""
+    answers: dict[str, list[OperationResult]] = {}
+    for stored in await stored_events(store, COMMAND_STREAMS):
+        told = json.loads(stored.data)
+        answered = answers.setdefault(told["command_id"], [])
+        if stored.type == ANSWERED:
+            answered.append(OperationResult.model_validate(told))
+    engine = open_database(database_url)
+    async with transaction(engine) as connection:
+        workers = (await connection.execute(sa.select(WORKERS.c.view))).scalars().all()
+        operations = (await connection.execute(sa.select(OPERATIONS.c.view))).scalars().all()
+    await engine.dispose()
+    return Observed(
+        events=await stored_events(store),
+        instances=simulated_instances(await asyncio.to_thread(admin.instances)),
+        replies=replies,
+        confirmed=frozenset(confirmed),
+        rows=[WorkerView.model_validate_json(view) for view in workers],
+        operations=[OperationView.model_validate_json(view) for view in operations],
+        answers=answers,
+        published=published,
+    )
+
+
+async def stored_events(store: EventStore, prefix: str = WORKER_STREAMS) -> list[StoredEvent]:
     """All events that are there now."""
     events = []
     following = store.follow(after=None, prefix=prefix)
@@ -121,6 +164,13 @@ def safety(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iterat
     ours = [each for each in seen.instances if WORKER_TAG in each.tags]
     live = Counter(each.tags[WORKER_TAG] for each in ours if each.state is not InstanceState.TERMINATED)
     yield from (f"1: {n} live instances of worker {worker}" for worker, n in live.items() if n > 1)
+    wanted = {
+        str(worker_id): sum(isinstance(each.event, LaunchRequested | WorkerImported) for each in history)
+        for worker_id, history in streams.items()
+    }
+    for worker, n in Counter(each.tags[WORKER_TAG] for each in ours).items():
+        if n > wanted.get(worker, 0):
+            yield f"1: {n} instances of worker {worker}, which asked for {wanted.get(worker, 0)}"
     launched = {each.token: each for each in ours}
     for worker_id, history in streams.items():
         yield from _of_stream(worker_id, history, launched)
@@ -196,8 +246,11 @@ def _replies(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iter
         if len({reply.model_dump_json() for reply in replies}) > 1:
             yield f"6: command {command_id} got different replies: {replies}"
         operation = operations.get(command_id)
-        if operation is None:
-            continue  # a status update is answered in its own stream
+        if operation is None:  # a status update is answered in its own stream
+            for reply in replies:
+                if seen.answers is not None and reply not in seen.answers.get(command_id, ()):
+                    yield f"6: command {command_id} was answered {reply}, which is not recorded"
+            continue
         for reply in replies:
             if operation.result is None:
                 yield f"6: command {command_id} was answered {reply.outcome} before its outcome was recorded"
@@ -227,6 +280,11 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
     known = {operation_id for worker in folded.values() for operation_id in worker.operations}
     for command_id in seen.confirmed - known - seen.replies.keys():
         yield f"3: command {command_id} was taken, and neither recorded nor answered"
+    for command_id, answers in (seen.answers or {}).items():
+        if len(answers) + (command_id in known) != 1:
+            yield f"3: command {command_id} was claimed and ended {len(answers) + (command_id in known)} times"
+    if seen.published is not None:
+        yield from _published(seen.events, seen.published)
     for worker in folded.values():
         yield from _at_rest(worker, by_id)
     if seen.rows is not None:
@@ -245,6 +303,31 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
         for command_id in told.keys() | listed.keys():
             if told.get(command_id) != listed.get(command_id):
                 yield f"4: the read model's operation {command_id} is not the stream's"
+
+
+def _published(events: Sequence[StoredEvent], published: Sequence[EventEnvelope]) -> Iterator[str]:
+    """Every stored event came to the subscribers, and nothing else; repetitions apart, in its stream's order."""
+    stored = {each.event_id: each for each in events}
+    came: dict[UUID, EventEnvelope] = {}
+    for each in published:
+        came.setdefault(each.id, each)
+    for event_id in stored.keys() - came.keys():
+        yield f"4: {stored[event_id].stream}@{stored[event_id].revision} was never published"
+    last: dict[UUID, int] = {}
+    for each in came.values():
+        event = stored.get(each.id)
+        if event is None:
+            yield f"4: {each.type} of worker {each.worker_id} was published and is not stored"
+        elif (each.worker_id, each.revision, each.type, each.data) != (
+            worker_of(event.stream),
+            event.revision,
+            event.type,
+            json.loads(event.data),
+        ):
+            yield f"4: {event.stream}@{event.revision} was published as {each}"
+        if each.revision != (expected := last.get(each.worker_id, -1) + 1):
+            yield f"4: event {each.revision} of worker {each.worker_id} came where {expected} was next"
+        last[each.worker_id] = max(each.revision, last.get(each.worker_id, -1))
 
 
 def _at_rest(worker: Worker, by_id: Mapping[str, SeenInstance]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.children import die_with_parent
 from support.rabbitmq import free_port
 
 GIVEN = "TEST_DATABASE_URL"
@@ -75,6 +76,7 @@ class SpawnedPostgreSQL:
                 user=self._user,
                 stdout=output,
                 stderr=output,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of libc
             )
         end = time.monotonic() + READY
         while time.monotonic() < end and self._server.poll() is None:
@@ -130,9 +132,11 @@ def private_postgresql(
     folder = Path(tempfile.mkdtemp(prefix="cml-postgresql-"))
     try:
         server = SpawnedPostgreSQL(programs, folder, password=password, tls=tls)
-        server.start()
-        yield server
-        server.stop()
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

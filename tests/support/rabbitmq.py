@@ -5,18 +5,18 @@ the machine is touched and several can run side by side. See https://www.rabbitm
 """
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+from support.children import die_with_parent
 
 GIVEN = "TEST_RABBITMQ_URL"
 # The wrapper in sbin refuses other users; the script behind it does not.
@@ -112,7 +112,7 @@ class SpawnedRabbitMQ:
                 env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call of libc
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of libc
             )
         with (self._folder / "output.log").open("ab") as output:
             self._server = subprocess.Popen(
@@ -218,12 +218,6 @@ def speaks_amqp(port: int) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
-    """Also when the test run is killed (Linux: PR_SET_PDEATHSIG is 1)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 def _own_group_die_with_parent() -> None:
     os.setpgrp()
-    _die_with_parent()
+    die_with_parent()

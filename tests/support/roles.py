@@ -1,21 +1,33 @@
 """The four roles, each a process of its own, as an operator runs them in production."""
 
+import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from support.children import die_with_parent
 from support.running import COMMAND, CONFIGURING
 
 ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
+"""Seconds before a process that ended by itself is started again: at first, and when it keeps ending."""
 
 
 class Roles:
-    """The roles on parts that they share; ``each`` gives a role settings of its own, e.g. its user."""
+    """The roles on parts that they share; ``each`` gives a process settings of its own, e.g. its user.
+
+    ``processes``: their names, which begin with the role's; a second one of a role is e.g. ``ec2-adapter.2``.
+    """
 
     def __init__(
-        self, folder: Path, *, each: Callable[[str], dict[str, str]] = lambda _role: {}, **settings: str
+        self,
+        folder: Path,
+        *,
+        processes: Sequence[str] = ROLES,
+        each: Callable[[str], dict[str, str]] = lambda _process: {},
+        **settings: str,
     ) -> None:
         self._each = each
         clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
@@ -26,15 +38,31 @@ class Roles:
             "AWS_SECRET_ACCESS_KEY": "simulator",
             **settings,
         }
-        self.log = folder / "roles.log"
-        self.processes = {name: self.start(name) for name in ROLES}
+        self.logs = {name: folder / f"{name}.log" for name in processes}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._said_before: dict[str, int] = {}
+        for name in processes:
+            self.processes[name] = self.start(name)
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start one more process of the role."""
-        with self.log.open("ab") as log:
+        """Start the process of this name."""
+        with self.logs[name].open("ab") as log:
+            self._said_before[name] = log.tell()
             return subprocess.Popen(
-                [COMMAND, "role", name], env={**self.environment, **self._each(name)}, stdout=log, stderr=log
+                [COMMAND, "role", name.partition(".")[0]],
+                env={**self.environment, **self._each(name)},
+                stdout=log,
+                stderr=log,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of libc
             )
+
+    def ready(self, name: str) -> bool:
+        """Whether the process runs and has said that it is ready."""
+        if self.processes[name].poll() is not None:
+            return False
+        with self.logs[name].open("rb") as log:
+            log.seek(self._said_before[name])
+            return b" is ready" in log.read(16_384)
 
     def kill_and_start(self, name: str) -> None:
         """kill -9, and another."""
@@ -42,12 +70,21 @@ class Roles:
         self.processes[name].wait()
         self.processes[name] = self.start(name)
 
-    def supervise(self) -> list[str]:
-        """Start again what ended by itself, as an orchestrator does; their names."""
-        ended = [name for name, process in self.processes.items() if process.poll() is not None]
-        for name in ended:
+    async def supervise(self, name: str, on_end: Callable[[str, int], None]) -> None:
+        """Start it again whenever it has ended, as an orchestrator does; one that ends by itself after a pause."""
+        pause = FIRST_PAUSE
+        while True:
+            code = self.processes[name].poll()
+            if code is None:
+                await asyncio.sleep(0.2)
+                continue
+            on_end(name, code)
+            if code == -signal.SIGKILL:
+                pause = FIRST_PAUSE
+            else:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
             self.processes[name] = self.start(name)
-        return ended
 
     def kill(self) -> None:
         """kill -9, all of them."""
@@ -60,3 +97,7 @@ class Roles:
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
         return [process.wait(timeout=10) for process in self.processes.values()]
+
+    def log(self) -> str:
+        """What they have said so far."""
+        return "".join(log.read_text() for log in self.logs.values() if log.exists())

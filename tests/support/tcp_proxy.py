@@ -1,4 +1,4 @@
-"""A network between a service and its clients that can be cut, closed and slowed."""
+"""A network between a service and its clients that can be cut, closed, stalled and slowed."""
 
 import asyncio
 import contextlib
@@ -22,6 +22,8 @@ class TcpProxy:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._passing: set[asyncio.Task[None]] = set()
+        self._flowing = asyncio.Event()
+        self._flowing.set()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -54,6 +56,17 @@ class TcpProxy:
         await asyncio.sleep(seconds)
         self.closed = False
 
+    async def stall(self, seconds: float) -> None:
+        """Keep connections open and let new ones in, and pass nothing on for a while."""
+        self._flowing.clear()
+        await asyncio.sleep(seconds)
+        self._flowing.set()
+
+    def heal(self) -> None:
+        """Whatever was wrong is over."""
+        self.closed, self.delay = False, 0.0
+        self._flowing.set()
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.closed:
             writer.transport.abort()
@@ -74,7 +87,8 @@ class TcpProxy:
             while data := await source.read(65536):
                 if self.delay:
                     await asyncio.sleep(self.delay)
+                await self._flowing.wait()
                 sink.write(data)
                 await sink.drain()
         self._open.discard(sink)
-        sink.transport.abort()
+        sink.close()  # after what was written; a connection that was cut is closed already

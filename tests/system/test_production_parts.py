@@ -1,23 +1,18 @@
 """The roles as processes on the parts of production: RabbitMQ, the KurrentDB adapter, PostgreSQL, an EC2 API."""
 
 import asyncio
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from cml_contracts.client import WorkerClient
-from cml_contracts.queries import OperationView, WorkerView
 from cml_workers.bus.rabbit import declare_topology
-from cml_workers.database import open_database, transaction
 from cml_workers.embedded.ec2_simulator import Ec2Simulator
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
-from cml_workers.projector.read_model import OPERATIONS, WORKERS
+from support.children import module
 from support.ec2 import SimulatorAdmin
-from support.invariants import Observed, simulated_instances, stored_events, violations
+from support.invariants import observe, violations
 from support.load import Load
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
@@ -49,26 +44,9 @@ def simulator() -> Iterator[Ec2Simulator]:
 async def kurrentdb() -> AsyncIterator[TcpProxy]:
     """The stand-in as a process of its own, behind a network that can be cut."""
     port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "support.kurrentdb_standin", "--port", str(port)],
-        cwd=Path(__file__).parents[1],
-    )
-    async with TcpProxy(port) as proxy:
-        yield proxy
-    server.terminate()
-    server.wait(timeout=10)
-
-
-async def read_model(url: str) -> tuple[list[WorkerView], list[OperationView]]:
-    engine = open_database(url)
-    async with transaction(engine) as connection:
-        workers = (await connection.execute(sa.select(WORKERS.c.view))).scalars().all()
-        operations = (await connection.execute(sa.select(OPERATIONS.c.view))).scalars().all()
-    await engine.dispose()
-    return (
-        [WorkerView.model_validate_json(view) for view in workers],
-        [OperationView.model_validate_json(view) for view in operations],
-    )
+    with module("support.kurrentdb_standin", "--port", str(port)):
+        async with TcpProxy(port) as proxy:
+            yield proxy
 
 
 @pytest.mark.timeout(400)
@@ -106,15 +84,8 @@ async def test_500_mixed_commands_while_the_broker_restarts_and_the_store_is_cut
         store = KurrentDbEventStore(roles.environment["KURRENTDB_URI"])
         admin = SimulatorAdmin(simulator.url)
 
-        async def observed() -> Observed:
-            rows, operations = await read_model(postgresql.url)
-            instances = simulated_instances(await asyncio.to_thread(admin.instances))
-            return Observed(
-                await stored_events(store), instances, load.replies, frozenset(load.sent), rows, operations
-            )
-
         for _ in range(60):
-            seen = await observed()
+            seen = await observe(store, admin, postgresql.url, load.replies, load.sent)
             if not (broken := violations(seen)):
                 break
             await asyncio.sleep(1)
@@ -126,7 +97,7 @@ async def test_500_mixed_commands_while_the_broker_restarts_and_the_store_is_cut
         )
         assert kurrentdb.cuts == 3
         assert len(seen.instances) == len(seen.rows or ()) == 60
-        assert all(process.poll() is None for process in roles.processes.values()), roles.log.read_text()
+        assert all(process.poll() is None for process in roles.processes.values()), roles.log()
     finally:
         roles.kill()
-    assert "Traceback" not in roles.log.read_text()
+    assert "Traceback" not in roles.log()

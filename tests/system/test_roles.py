@@ -53,7 +53,7 @@ async def test_roles_die_and_come_back_and_nothing_is_lost(rabbitmq_url: str, ro
             await client.until_status(worker_id, "RUNNING")
             assert (await client.command("terminate", worker_id=worker_id))["data"] is True
     assert roles.stop() == [0, 0, 0, 0]
-    assert "Traceback" not in roles.log.read_text()
+    assert "Traceback" not in roles.log()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -16,6 +17,7 @@ import aio_pika
 import aiormq.exceptions
 import structlog
 from aio_pika.exceptions import AMQPError
+from aiormq.connection import parse_heartbeat
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitExchange, RabbitQueue
 from faststream.rabbit.message import RabbitMessage
@@ -87,6 +89,12 @@ class RabbitBus:
             exchange.name: RabbitExchange(exchange.name, declare=False) for exchange in EXCHANGES
         }
 
+    @property
+    def heartbeat(self) -> timedelta:
+        """The broker gives a connection up that is silent for two of them, not sooner; ``max``: never."""
+        asked = parse_heartbeat(URL(self._url).query.get("heartbeat", "60"))
+        return timedelta(seconds=asked) if asked else timedelta.max
+
     def consume(self, queue: Queue, handler: Handler, *, prefetch: int) -> None:
         """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``."""
 
@@ -139,7 +147,7 @@ class RabbitBus:
                 f"RabbitMQ does not allow user {self._user!r} what it needs ({error}); see "
                 "deploy/rabbitmq/definitions.json for the rights of each role"
             ) from error
-        except (AMQPError, OSError, TimeoutError) as error:
+        except (AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
             raise _unreachable(error, redacted(self._url)) from error
 
     async def stop(self, *, grace: float = 2.0) -> None:
@@ -395,4 +403,6 @@ def _tell(those: Sequence[Callable[[], None]]) -> None:
 
 
 def _told(error: BaseException) -> str:
+    if isinstance(error, StopAsyncIteration):  # aiormq's, where the connection ends between two frames
+        return "the connection was closed while it was opened"
     return str(error) or type(error).__name__

@@ -67,8 +67,8 @@ SETTLING = timedelta(minutes=1)
 """How long an attempt with an unknown outcome may still show its effect on an existing instance."""
 LOOKUP_ATTEMPTS = 8
 FRESH = timedelta(seconds=20)
-"""How long what was read from the stream may be acted on. Shorter than the broker bears with a process that stands
-still (RabbitMQ's heartbeat: a minute), after which another one acts."""
+"""How long what was read from the stream may be acted on, at most. It must be shorter than the broker bears with a
+process that stands still (two heartbeats or more; RabbitMQ's is a minute), after which another one acts."""
 TAKEOVER = timedelta(seconds=3)
 """How long who became the active one leaves older intents alone: what the one before it reported last must be seen,
 also where a store that changes its leader shows an old state for a moment."""
@@ -114,6 +114,7 @@ class Executor:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         visibility_grace: timedelta = timedelta(minutes=5),
         authentication_grace: timedelta = timedelta(minutes=1),
+        fresh: timedelta = FRESH,
         takeover: timedelta = TAKEOVER,
     ) -> None:
         self._store = store
@@ -123,6 +124,7 @@ class Executor:
         self._sleep = sleep
         self._visibility_grace = visibility_grace
         self._authentication_grace = authentication_grace
+        self._fresh_for = fresh
         self._takeover = takeover
         self._active_since: datetime | None = None
         """The first wake-up since we were connected: until then another may have been the active one."""
@@ -230,14 +232,15 @@ class Executor:
 
         True: it is too early to act on it.
         """
-        assert self._active_since is not None  # noqa: S101 - we were woken
-        before_us = operation.requested.time < self._active_since
+        since = self._active_since
+        # None: the connection was lost and is back since we were woken.
+        before_us = since is None or operation.requested.time < since
         if before_us or message.redelivered:
             self._in_doubt.setdefault(operation.command_id, self._now())
-        return before_us and self._now() - self._active_since < self._takeover
+        return before_us and (since is None or self._now() - since < self._takeover)
 
     def _fresh(self, turn: Turn) -> bool:
-        return self._now() - turn.read_at < FRESH
+        return self._now() - turn.read_at < self._fresh_for
 
     def _still_ours(self, turn: Turn) -> None:
         """Before every effect. Raises NotYet if the process stood still: the stream has to be read anew."""

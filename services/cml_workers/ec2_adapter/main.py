@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from cml_contracts.topology import EC2_LOOKUPS, EC2_WAKES
 from cml_workers.ec2_adapter.aws import AwsEc2Client
-from cml_workers.ec2_adapter.executor import Executor
+from cml_workers.ec2_adapter.executor import FRESH, Executor
 from cml_workers.roles import Infrastructure, Running, utc_now
 
 
@@ -23,6 +23,7 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
             now=utc_now,
             visibility_grace=timedelta(seconds=settings.visibility_grace_seconds),
             authentication_grace=timedelta(seconds=settings.authentication_grace_seconds),
+            fresh=min(FRESH, bus.heartbeat),
         )
         bus.watch_connection(lost=executor.disconnected, back=executor.connected)
         bus.consume(EC2_WAKES, executor.on_wake, prefetch=settings.prefetch)
