@@ -1,12 +1,21 @@
-"""A worker's stream in the event store: loading the aggregate and appending its events."""
+"""A worker's stream in the event store: loading the aggregate and appending its events; and where claims are.
 
+A *claim*, one tiny stream for each command id, binds the id to one body and one worker for ever.
+"""
+
+import hashlib
+import json
 from collections.abc import Sequence
-from uuid import UUID
+from dataclasses import dataclass
+from uuid import NAMESPACE_URL, UUID, uuid5
 
+from cml_contracts.commands import WorkerCommand
 from cml_contracts.envelope import decode_event, stream_of
 from cml_contracts.events import EventMetadata, WorkerEvent
 from cml_workers.eventstore.port import EventStore, NewEvent, StoredEvent, StreamNotFoundError
 from cml_workers.worker import Recorded, Worker, fold
+
+NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 
 
 def decode(stored: StoredEvent) -> Recorded:
@@ -54,3 +63,29 @@ async def append(
         ],
         expected=worker.revision,
     )
+
+
+def claim_stream(command_id: str) -> str:
+    """The name of the stream that claims the command id."""
+    return f"cml_command-{uuid5(NAMESPACE, command_id)}"
+
+
+def fingerprint(command: WorkerCommand) -> str:
+    """What the claim binds the command id to."""
+    return hashlib.sha256(f"{command.TYPE}\n{command.model_dump_json()}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    worker_id: UUID
+    fingerprint: str
+
+
+async def load_claim(store: EventStore, command_id: str) -> Claim | None:
+    """Which command this id belongs to; None if no command had it yet. Raises StoreUnavailableError."""
+    try:
+        (stored,) = await store.read(claim_stream(command_id))
+    except StreamNotFoundError:
+        return None
+    claim = json.loads(stored.data)
+    return Claim(UUID(claim["worker_id"]), claim["fingerprint"])

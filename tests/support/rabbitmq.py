@@ -112,7 +112,7 @@ class SpawnedRabbitMQ:
                 env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call of libc
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of libc
             )
         with (self._folder / "output.log").open("ab") as output:
             self._server = subprocess.Popen(
@@ -120,7 +120,7 @@ class SpawnedRabbitMQ:
                 env=environment,
                 stdout=output,
                 stderr=output,
-                preexec_fn=_own_group_die_with_parent,  # noqa: PLW1509 - likewise
+                preexec_fn=_own_groupdie_with_parent,  # noqa: PLW1509 - likewise
             )
         self._wait()
 
@@ -218,12 +218,12 @@ def speaks_amqp(port: int) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Also when the test run is killed (Linux: PR_SET_PDEATHSIG is 1)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _own_group_die_with_parent() -> None:
+def _own_groupdie_with_parent() -> None:
     os.setpgrp()
-    _die_with_parent()
+    die_with_parent()

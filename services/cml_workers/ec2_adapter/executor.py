@@ -103,7 +103,9 @@ class Executor:
         try:
             event = EventEnvelope.from_cloudevent(json.loads(message.body))
         except (ValueError, ValidationError, AttributeError, TypeError) as error:
-            return Dead(f"not a CloudEvent of a worker: {type(error).__name__}")
+            return Dead(
+                f"not a CloudEvent of a worker: {type(error).__name__}", ProblemCode.VALIDATION_FAILED
+            )
         lock = self._locks.setdefault(event.worker_id, asyncio.Lock())
         with structlog.contextvars.bound_contextvars(worker_id=str(event.worker_id), instance_id=None):
             async with lock:
@@ -342,7 +344,7 @@ class Executor:
         try:
             request = read(message, {LookupRequested.TYPE: LookupRequested})
         except BadMessageError as error:
-            return Dead(error.problem.detail)
+            return Dead(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(command_id=request.origin.command_id):
             try:
                 finding = await self._find(request.question)

@@ -5,12 +5,11 @@ worker for ever. The worker's own stream says what became of the command, reject
 that a repetition finds the answer and is never decided a second time.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import UUID, uuid5
 
 import structlog
 
@@ -38,19 +37,16 @@ from cml_workers.lifecycle.authorization import UnauthorizedError, authorized_ac
 from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
 from cml_workers.policy import Access, Policy
 from cml_workers.requests import BadMessageError, identity, read, reply, reply_address
-from cml_workers.stream import append, load
+from cml_workers.stream import NAMESPACE, append, claim_stream, fingerprint, load
 from cml_workers.worker import Operation, Recorded, Worker, evolve, settled_by
 
 log = structlog.get_logger(__name__)
 
-CLAIMS = "cml_command-"
 CLAIM_TYPE = "cml.command.claimed.v1"
 REFUSALS = "cml_refused-"
 REFUSED_TYPE = "cml.command.unauthorized.v1"
 TRIES = 20
 """Lost races on one stream before the message is put aside for a second."""
-
-_NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 
 
 class Lifecycle:
@@ -80,7 +76,7 @@ class Lifecycle:
             command: WorkerCommand = read(message, COMMANDS)
         except BadMessageError as error:
             await self._refuse(message, error.problem)
-            return Dead(error.problem.detail)
+            return Dead(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(
             command_id=command_id,
             correlation_id=message.correlation_id,
@@ -99,7 +95,7 @@ class Lifecycle:
             except UnauthorizedError as error:
                 await self._audit(message, command, error.problem)
                 await self._refuse(message, error.problem)
-                return Dead(error.problem.detail)
+                return Dead(error.problem.detail, error.problem.code)
             accepted = CommandMessage(
                 command_id=command_id,
                 command=command,
@@ -121,7 +117,7 @@ class Lifecycle:
             report_id = identity(message)
             report: Report = read(message, REPORTS)
         except BadMessageError as error:
-            return Dead(error.problem.detail)
+            return Dead(error.problem.detail, error.problem.code)
         if isinstance(report, LookupAnswered):
             with structlog.contextvars.bound_contextvars(
                 command_id=report.origin.command_id, worker_id=str(report.origin.worker_id)
@@ -139,7 +135,7 @@ class Lifecycle:
             try:
                 events = decide_report(report, worker)
             except Rejected as rejected:
-                return Dead(rejected.problem.detail)
+                return Dead(rejected.problem.detail, rejected.problem.code)
             if events:
                 try:
                     worker = await self._record(worker, events, cause=report_id)
@@ -238,19 +234,18 @@ class Lifecycle:
         The event id follows from the body, so repeating the very same claim is the same append and
         succeeds, and any other one conflicts.
         """
-        body = message.command.model_dump_json()
-        fingerprint = hashlib.sha256(f"{message.command_type}\n{body}".encode()).hexdigest()
+        bound_to = fingerprint(message.command)
         claim = {
             "command_id": message.command_id,
             "worker_id": str(message.worker_id),
-            "fingerprint": fingerprint,
+            "fingerprint": bound_to,
         }
         try:
             await self._store.append(
-                f"{CLAIMS}{uuid5(_NAMESPACE, message.command_id)}",
+                claim_stream(message.command_id),
                 [
                     NewEvent(
-                        event_id=uuid5(_NAMESPACE, f"{message.command_id}/claim/{fingerprint}"),
+                        event_id=uuid5(NAMESPACE, f"{message.command_id}/claim/{bound_to}"),
                         type=CLAIM_TYPE,
                         data=json.dumps(claim).encode(),
                         metadata=b"{}",
@@ -353,7 +348,7 @@ def _lookup(request: LookupRequested) -> Outgoing:
         routing_key=request.TYPE,
         body=request.model_dump_json().encode(),
         type=request.TYPE,
-        message_id=str(uuid5(_NAMESPACE, f"{request.origin.command_id}/lookup")),
+        message_id=str(uuid5(NAMESPACE, f"{request.origin.command_id}/lookup")),
         correlation_id=request.origin.correlation_id,
     )
 
