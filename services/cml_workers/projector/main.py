@@ -1,17 +1,19 @@
-"""Composition of the projector role: owns the read model; follows the store and answers queries."""
+"""Composition of the projector role: owns the read model; follows the store and answers queries; keeps dead letters."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
 from cml_contracts.envelope import WORKER_STREAMS
-from cml_contracts.topology import PROJECTOR_QUERIES
+from cml_contracts.topology import DEAD_LETTER_QUEUE, OPERATOR_REQUESTS, PROJECTOR_QUERIES
 from cml_workers.bus.port import Message, Verdict
 from cml_workers.database import migrate
+from cml_workers.deadletters.archive import Archive
+from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.eventstore.following import Following, follow_from
 from cml_workers.projector.projector import Projector
 from cml_workers.projector.read_model import ReadModel
-from cml_workers.roles import Infrastructure, Running, background, not_following
+from cml_workers.roles import Infrastructure, Running, background, not_following, utc_now
 
 
 @asynccontextmanager
@@ -21,6 +23,16 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     read_model = ReadModel(given.database)
     bus = given.bus("cml-projector")
     projecting = Projector(store=given.store, read_model=read_model)
+
+    archive = Archive(given.database)
+    dead_letters = DeadLetters(
+        archive=archive,
+        store=given.store,
+        publish=bus.publish,
+        own_user=bus.user,
+        access=given.settings.access,
+        now=utc_now,
+    )
 
     async def on_query(message: Message) -> Verdict:
         return await projecting.on_query(message, bus.publish)
@@ -33,5 +45,9 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
         )
 
     bus.consume(PROJECTOR_QUERIES, on_query, prefetch=given.settings.prefetch)
+    bus.consume(DEAD_LETTER_QUEUE, dead_letters.collect, prefetch=10)
+    bus.consume(OPERATOR_REQUESTS, dead_letters.on_request, prefetch=10)
     async with bus, background(follow, "projector") as task:
-        yield Running("projector", (bus.problem, partial(not_following, following)), (task,), following)
+        yield Running(
+            "projector", (bus.problem, partial(not_following, following)), (task,), following, archive.waiting
+        )
