@@ -25,6 +25,7 @@ from aio_pika.exceptions import AMQPError
 from yarl import URL
 
 from cml_contracts.commands import WorkerCommand
+from cml_contracts.deadletters import OperatorRequest
 from cml_contracts.envelope import JSON, EventEnvelope
 from cml_contracts.queries import (
     GetCMLWorker,
@@ -37,7 +38,7 @@ from cml_contracts.queries import (
 )
 from cml_contracts.results import OperationResult
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_contracts.topology import COMMANDS, EVENTS, QUERIES, Exchange
+from cml_contracts.topology import COMMANDS, EVENTS, OPERATOR, QUERIES, Exchange
 
 
 class NoResultYetError(TimeoutError):
@@ -131,6 +132,10 @@ class WorkerClient:
         """Ask the read model. Raises NoResultYetError, NotSentError."""
         return await self._call(QUERIES, query, str(uuid4()), deadline or self._deadline)
 
+    async def operate(self, request: OperatorRequest, *, deadline: float | None = None) -> OperationResult:
+        """Ask something about dead letters; needs the right to. Raises NoResultYetError, NotSentError."""
+        return await self._call(OPERATOR, request, str(uuid4()), deadline or self._deadline)
+
     async def worker(self, worker_id: UUID) -> WorkerView | None:
         """A worker as the read model shows it; None if it is not there (yet)."""
         result = await self.query(GetCMLWorker(worker_id=worker_id))
@@ -177,7 +182,7 @@ class WorkerClient:
     async def _call(
         self,
         exchange: Exchange,
-        body: WorkerCommand | Query,
+        body: WorkerCommand | Query | OperatorRequest,
         message_id: str,
         deadline: float,
         actor_token: str | None = None,
@@ -197,7 +202,7 @@ class WorkerClient:
 
     def _message(
         self,
-        body: WorkerCommand | Query,
+        body: WorkerCommand | Query | OperatorRequest,
         message_id: str,
         reply_to: str | None = None,
         correlation_id: str | None = None,

@@ -28,6 +28,7 @@ class ProblemCode(StrEnum):
     VALIDATION_FAILED = "ValidationFailed"
     UNAUTHORIZED = "Unauthorized"
     DUPLICATE_COMMAND = "DuplicateCommand"
+    DEAD_LETTER_NOT_FOUND = "DeadLetterNotFound"
 
 
 class Problem(Tolerant):
@@ -62,6 +63,7 @@ TITLES: Mapping[ProblemCode, str] = {
     ProblemCode.VALIDATION_FAILED: "The message is not valid",
     ProblemCode.UNAUTHORIZED: "The sender may not do this",
     ProblemCode.DUPLICATE_COMMAND: "The command id was used before with another body",
+    ProblemCode.DEAD_LETTER_NOT_FOUND: "There is no such dead letter",
 }
 
 

@@ -66,6 +66,8 @@ QUERIES = Exchange("cml.queries")
 EVENTS = Exchange("cml.events")
 INTERNAL = Exchange("cml.internal")
 DEAD_LETTERS = Exchange("cml.dead-letters", kind="fanout")
+OPERATOR = Exchange("cml.operator")
+"""Requests about dead letters; who may write here is for the broker's permissions to say."""
 
 _QUORUM: Mapping[str, str | int | bool] = {"x-queue-type": "quorum"}
 _WORK: Mapping[str, str | int | bool] = {
@@ -107,12 +109,24 @@ EC2_LOOKUPS = Queue("cml.ec2.lookups", (Binding(INTERNAL, "cml.lookup.#"),), _WO
 PROJECTOR_QUERIES = Queue("cml.projector.queries", (Binding(QUERIES, "#"),), {"x-message-ttl": 60_000})
 """Answers are of use only while somebody waits: no quorum, and old questions fall away."""
 
-DEAD_LETTER_QUEUE = Queue(
-    "cml.dead-letters", (Binding(DEAD_LETTERS, ""),), {**_QUORUM, "x-delivery-limit": 1000}
-)
+OPERATOR_REQUESTS = Queue("cml.projector.operator", (Binding(OPERATOR, "#"),), {"x-message-ttl": 60_000})
+"""Likewise: an operator who gave up waiting is not surprised by a late effect."""
 
-EXCHANGES = (COMMANDS, QUERIES, EVENTS, INTERNAL, DEAD_LETTERS)
-QUEUES = (LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS, EC2_WAKES, EC2_LOOKUPS, PROJECTOR_QUERIES, DEAD_LETTER_QUEUE)
+DEAD_LETTER_QUEUE = Queue(
+    "cml.dead-letters", (Binding(DEAD_LETTERS, ""),), {**_QUORUM, "x-delivery-limit": 1000}, retries=True
+)
+"""On their way into the database, from which operators deal with them."""
+
+EXCHANGES = (COMMANDS, QUERIES, EVENTS, INTERNAL, DEAD_LETTERS, OPERATOR)
+QUEUES = (
+    LIFECYCLE_COMMANDS,
+    LIFECYCLE_REPORTS,
+    EC2_WAKES,
+    EC2_LOOKUPS,
+    PROJECTOR_QUERIES,
+    OPERATOR_REQUESTS,
+    DEAD_LETTER_QUEUE,
+)
 
 
 def retry_arguments(queue: Queue, delay: int) -> dict[str, str | int | bool]:

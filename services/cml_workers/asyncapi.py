@@ -16,6 +16,18 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from cml_contracts.commands import COMMANDS, WorkerCommand
+from cml_contracts.deadletters import (
+    OPERATOR_REQUESTS,
+    DeadLetterDetails,
+    DeadLetterPage,
+    DeadLetterView,
+    DiscardDeadLetter,
+    EditDeadLetter,
+    GetDeadLetter,
+    ListDeadLetters,
+    OperatorRequest,
+    RedriveDeadLetter,
+)
 from cml_contracts.envelope import CLOUDEVENTS_JSON, JSON, MAX_BODY
 from cml_contracts.events import EVENTS, WorkerEvent
 from cml_contracts.queries import (
@@ -31,6 +43,7 @@ from cml_contracts.queries import (
 from cml_contracts.results import OperationResult
 from cml_contracts.topology import COMMANDS as COMMANDS_EXCHANGE
 from cml_contracts.topology import EVENTS as EVENTS_EXCHANGE
+from cml_contracts.topology import OPERATOR as OPERATOR_EXCHANGE
 from cml_contracts.topology import QUERIES as QUERIES_EXCHANGE
 from cml_contracts.topology import Exchange
 from cml_workers import __version__
@@ -39,6 +52,11 @@ _ANSWERS: Mapping[type[BaseModel], type[BaseModel]] = {
     GetCMLWorker: WorkerView,
     ListCMLWorkers: WorkerPage,
     GetOperation: OperationView,
+    ListDeadLetters: DeadLetterPage,
+    GetDeadLetter: DeadLetterDetails,
+    RedriveDeadLetter: DeadLetterView,
+    EditDeadLetter: DeadLetterView,
+    DiscardDeadLetter: DeadLetterView,
 }
 _REF = "#/components/schemas/{model}"
 
@@ -48,6 +66,7 @@ def document() -> dict[str, Any]:
     models: list[type[BaseModel]] = [
         *COMMANDS.values(),
         *QUERIES.values(),
+        *OPERATOR_REQUESTS.values(),
         *EVENTS.values(),
         *_ANSWERS.values(),
         OperationResult,
@@ -61,7 +80,11 @@ def document() -> dict[str, Any]:
         }
     }
     operations: dict[str, Any] = {}
-    for exchange, types in ((COMMANDS_EXCHANGE, COMMANDS), (QUERIES_EXCHANGE, QUERIES)):
+    for exchange, types in (
+        (COMMANDS_EXCHANGE, COMMANDS),
+        (QUERIES_EXCHANGE, QUERIES),
+        (OPERATOR_EXCHANGE, OPERATOR_REQUESTS),
+    ):
         for routing_key, model in types.items():
             channels[routing_key] = _channel(exchange, routing_key, model)
             operations[model.__name__] = {
@@ -86,7 +109,7 @@ def document() -> dict[str, Any]:
             "title": "cml-workers",
             "version": __version__,
             "description": (
-                "Commands, queries and events of a fleet of CML workers. A command's message_id is its "
+                "Commands, queries and events of a fleet of CML workers, and requests of its operators. A command's message_id is its "
                 f"idempotency key and is required; bodies have at most {MAX_BODY} bytes."
             ),
         },
@@ -95,7 +118,10 @@ def document() -> dict[str, Any]:
         "operations": operations,
         "components": {
             "messages": {
-                **{model.__name__: _request(model) for model in (*COMMANDS.values(), *QUERIES.values())},
+                **{
+                    model.__name__: _request(model)
+                    for model in (*COMMANDS.values(), *QUERIES.values(), *OPERATOR_REQUESTS.values())
+                },
                 **{event.__name__: _event(event) for event in EVENTS.values()},
                 "OperationResult": {
                     "name": "OperationResult",
@@ -122,7 +148,7 @@ def _channel(exchange: Exchange, routing_key: str, model: type[BaseModel]) -> di
     }
 
 
-def _request(model: type[WorkerCommand | Query]) -> dict[str, Any]:
+def _request(model: type[WorkerCommand | Query | OperatorRequest]) -> dict[str, Any]:
     message = {
         "name": model.TYPE,
         "summary": _summary(model),

@@ -6,8 +6,10 @@ Its answer is bound here before it is sent, so that every repetition gets the sa
 
 import hashlib
 import json
+from dataclasses import dataclass
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from cml_contracts.commands import WorkerCommand
 from cml_contracts.envelope import CommandMessage
 from cml_contracts.queries import OperationView
 from cml_contracts.results import OperationResult
@@ -33,21 +35,34 @@ def stream_of_command(command_id: str) -> str:
     return f"{COMMAND_STREAMS}{uuid5(_NAMESPACE, command_id)}"
 
 
+def fingerprint(command: WorkerCommand) -> str:
+    """What a claim binds the command id to."""
+    return hashlib.sha256(f"{command.TYPE}\n{command.model_dump_json()}".encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Which command an id belongs to; ``answered``: here, and not by the worker's stream."""
+
+    worker_id: UUID
+    fingerprint: str
+    answered: bool
+
+
 async def claim(store: EventStore, message: CommandMessage) -> bool:
     """Bind the command id to this body; False if it is bound to another.
 
     The event id follows from the body, so repeating the very same claim is the same append and succeeds, and any
     other one conflicts. Raises StoreUnavailableError.
     """
-    body = message.command.model_dump_json()
-    fingerprint = hashlib.sha256(f"{message.command_type}\n{body}".encode()).hexdigest()
+    bound_to = fingerprint(message.command)
     claimed = {
         "command_id": message.command_id,
         "command_type": message.command_type,
         "worker_id": str(message.worker_id),
-        "fingerprint": fingerprint,
+        "fingerprint": bound_to,
     }
-    event_id = uuid5(_NAMESPACE, f"{message.command_id}/claim/{fingerprint}")
+    event_id = uuid5(_NAMESPACE, f"{message.command_id}/claim/{bound_to}")
     event = NewEvent(event_id, CLAIMED, json.dumps(claimed).encode(), b"{}")
     try:
         await store.append(stream_of_command(message.command_id), [event], expected=NO_STREAM)
@@ -73,6 +88,15 @@ async def bind_answer(store: EventStore, result: OperationResult, event_id: UUID
 async def answer_of(store: EventStore, command_id: str) -> OperationResult | None:
     """The answer that was bound, if one was. Raises StoreUnavailableError."""
     return next((_answer(each) for each in await _read(store, command_id) if each.type == ANSWERED), None)
+
+
+async def load_claim(store: EventStore, command_id: str) -> Claim | None:
+    """Which command this id belongs to; None if no command had it yet. Raises StoreUnavailableError."""
+    history = await _read(store, command_id)
+    if not history:
+        return None
+    told = json.loads(history[0].data)
+    return Claim(UUID(told["worker_id"]), told["fingerprint"], answered=len(history) > 1)
 
 
 async def answered_operation(store: EventStore, command_id: str) -> OperationView | None:

@@ -195,9 +195,21 @@ async def save_checkpoint(connection: AsyncConnection, follower: str, position: 
     await upsert(connection, CHECKPOINTS, [{"follower": follower, "position": position}])
 
 
+async def onto_disk(engine: AsyncEngine) -> None:
+    """Have SQLite's disk hold what was committed, for what cannot be rebuilt; a commit of PostgreSQL does so."""
+    if engine.dialect.name == "sqlite":
+        async with transaction(engine) as connection:
+            await connection.exec_driver_sql("PRAGMA wal_checkpoint")
+
+
+def insert(connection: AsyncConnection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An insert that knows ``on_conflict``, which SQLite and PostgreSQL write alike."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
 async def upsert(connection: AsyncConnection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
     """Insert the rows, or overwrite the ones with the same primary key (SQLite and PostgreSQL alike)."""
-    statement = sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+    statement = insert(connection, table)
     key = [column.name for column in table.primary_key]
     overwritten = {
         column.name: statement.excluded[column.name] for column in table.columns if column.name not in key

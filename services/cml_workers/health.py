@@ -18,7 +18,10 @@ PING_TIMEOUT = 5.0
 
 
 async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, dict[str, Any]]:
-    """Whether all is well, and what is not; how far each follower has come."""
+    """Whether all is well, and what is not; how far each follower has come; how many dead letters wait.
+
+    Dead letters are work for somebody, not a reason to be unready.
+    """
     problems: dict[str, list[str]] = {}
     try:
         async with asyncio.timeout(PING_TIMEOUT):
@@ -26,6 +29,7 @@ async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, d
     except (ConnectionError, TimeoutError) as error:
         problems["event-store"] = [str(error) or "no answer"]
     followers = {}
+    figures = {}
     for role in running:
         found = [problem for check in role.checks if (problem := check()) is not None]
         if found:
@@ -38,7 +42,11 @@ async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, d
                 "last_event_at": last and last.isoformat(),
                 "failures_in_a_row": role.following.attempts,
             }
-    return not problems, {"ready": not problems, "problems": problems, "followers": followers}
+        if role.dead_letters is not None:
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(PING_TIMEOUT):
+                    figures["dead_letters_waiting"] = await role.dead_letters()
+    return not problems, {"ready": not problems, "problems": problems, "followers": followers, **figures}
 
 
 @asynccontextmanager

@@ -33,11 +33,13 @@ EVERY_COMMAND = "*"
 class Access:
     """``users``: which command types each user of the broker may send, ``*`` for all.
 
-    ``delegates``: users that may name others as actors, by a token signed with one of the ``keys``. Not
-    ``enforced``: everybody may do everything in any name.
+    ``delegates``: users that may name others as actors, by a token signed with one of the ``keys``;
+    ``operators``: users that may deal with dead letters. Not ``enforced``: everybody may do everything in any
+    name.
     """
 
     enforced: bool = False
     users: Mapping[str, frozenset[str]] = field(default_factory=dict)
     delegates: frozenset[str] = frozenset()
+    operators: frozenset[str] = frozenset()
     keys: tuple[bytes, ...] = ()

@@ -25,10 +25,10 @@ class BadMessageError(Exception):
 T = TypeVar("T", bound=BaseModel)
 
 
-def read(message: Message, types: Mapping[str, type[T]]) -> T:
+def read(message: Message, types: Mapping[str, type[T]], *, longest: int = MAX_BODY) -> T:
     """The typed body of a message. Raises BadMessageError."""
-    if len(message.body) > MAX_BODY:
-        raise BadMessageError(f"the body has {len(message.body)} bytes; at most {MAX_BODY} are allowed")
+    if len(message.body) > longest:
+        raise BadMessageError(f"the body has {len(message.body)} bytes; at most {longest} are allowed")
     model = types.get(message.type)
     if model is None:
         known = ", ".join(sorted(types))

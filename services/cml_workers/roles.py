@@ -27,7 +27,12 @@ class Infrastructure:
 
     def bus(self, name: str) -> RabbitBus:
         """A connection to the bus under this name, not started yet."""
-        return RabbitBus(self.amqp_url, name=name, declare=self.settings.declare_topology)
+        return RabbitBus(
+            self.amqp_url,
+            name=name,
+            declare=self.settings.declare_topology,
+            roles=self.settings.role_users,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +40,14 @@ class Running:
     """A role at work.
 
     ``checks`` say what is wrong, None if nothing is; ``tasks`` never end by themselves: one that does has
-    failed; ``following``: how far a role that follows the store has come.
+    failed; ``following``: how far a role that follows the store has come; ``dead_letters``: how many wait.
     """
 
     name: str
     checks: tuple[Callable[[], str | None], ...]
     tasks: tuple[asyncio.Task[None], ...] = ()
     following: Following | None = None
+    dead_letters: Callable[[], Awaitable[int]] | None = None
 
 
 def not_following(following: Following) -> str | None:

@@ -84,6 +84,10 @@ class Settings(BaseSettings):
     """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}."""
     delegate_users: frozenset[str] = frozenset()
     """JSON array: users that may send commands on behalf of others, with a signed token."""
+    operator_users: frozenset[str] = frozenset()
+    """JSON array: users that may see, redrive, edit and discard dead letters."""
+    role_users: frozenset[str] = frozenset({"cml-lifecycle", "cml-relay", "cml-ec2-adapter", "cml-projector"})
+    """JSON array: the roles' own users, believed when they publish a message again for its sender; nobody else's."""
     actor_token_keys: tuple[SecretStr, ...] = ()
     """JSON array: keys of at least 32 characters that sign such tokens; several while they are changed."""
 
@@ -129,6 +133,7 @@ class Settings(BaseSettings):
             enforced=enforced,
             users=self.command_users,
             delegates=self.delegate_users,
+            operators=self.operator_users,
             keys=tuple(key.get_secret_value().encode() for key in self.actor_token_keys),
         )
 

@@ -1,10 +1,15 @@
 """The bus on both brokers: verdicts are carried out, nothing is lost on the way, and topology is checked."""
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import aio_pika
@@ -14,6 +19,7 @@ import uvloop
 from cml_contracts.topology import (
     COMMANDS,
     DEAD_LETTER_QUEUE,
+    DELIVERY_LIMIT,
     LIFECYCLE_COMMANDS,
     PROJECTOR_QUERIES,
     QUERIES,
@@ -31,6 +37,8 @@ from cml_workers.bus.port import (
     Verdict,
 )
 from cml_workers.bus.rabbit import RabbitBus
+from support import mortal
+from support.buses import emptied
 
 Answer = Callable[[Message], Awaitable[Verdict]]
 
@@ -61,13 +69,7 @@ class Recorder:
 @pytest.fixture
 async def empty(amqp_url: str) -> str:
     """The broker with the topology and empty queues."""
-    await rabbit.declare_topology(amqp_url)
-    async with await aio_pika.connect(amqp_url) as connection:
-        channel = await connection.channel()
-        names = [LIFECYCLE_COMMANDS.name, PROJECTOR_QUERIES.name, DEAD_LETTER_QUEUE.name]
-        for name in (*names, *(LIFECYCLE_COMMANDS.retry_queue(delay) for delay in (1, 5, 30))):
-            await (await channel.get_queue(name)).purge()
-    return amqp_url
+    return await emptied(amqp_url)
 
 
 @pytest.fixture
@@ -94,11 +96,11 @@ def outgoing(message_id: str | None = None, **fields: object) -> Outgoing:
     return Outgoing(**(values | fields))  # type: ignore[arg-type]
 
 
-async def dead_letter(url: str) -> aio_pika.abc.AbstractIncomingMessage:
+async def dead_letter(url: str, seconds: float = 10) -> aio_pika.abc.AbstractIncomingMessage:
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
         queue = await channel.get_queue(DEAD_LETTER_QUEUE.name)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(seconds):
             while (message := await queue.get(fail=False)) is None:
                 await asyncio.sleep(0.05)
         await message.ack()
@@ -168,18 +170,66 @@ async def test_a_broken_message_is_kept_with_its_reason_and_blocks_nobody(
     assert kept.headers["x-cml-queue"] == LIFECYCLE_COMMANDS.name
 
 
-async def test_a_handler_that_keeps_failing_ends_in_the_dead_letters(
+async def test_a_message_with_which_a_handler_keeps_failing_ends_in_the_dead_letters_while_others_flow(
     bus: RabbitBus, recorder: Recorder, empty: str, monkeypatch: pytest.MonkeyPatch
 ):
-    async def fail(_message: Message) -> Verdict:
+    async def fail(message: Message) -> Verdict:
+        if message.message_id != "bad":
+            return Done()
         raise ValueError("a bug")
 
     monkeypatch.setattr(rabbit, "MAX_FAULTS", 2)
     recorder.answer = fail
-    await bus.publish(outgoing())
+    for message_id in ("bad", *map(str, range(20))):
+        await bus.publish(outgoing(message_id))
+    await recorder.until(21)
+    assert [message.message_id for message in recorder.seen].count("bad") == 1  # it waits, and they do not
     kept = await dead_letter(empty)
     assert "a bug" in str(kept.headers["x-cml-reason"])
-    assert len(recorder.seen) == 2
+    assert (kept.message_id, kept.headers["x-cml-cause"]) == ("bad", "HandlerFailed")
+    assert len(recorder.seen) == 22
+
+
+async def test_a_message_that_kills_its_consumer_ends_in_the_dead_letters_and_takes_nobody_with_it(
+    empty: str, tmp_path: Path
+):
+    said = tmp_path / "said"
+    async with await aio_pika.connect(empty) as connection:
+        channel = await connection.channel()
+        commands = await channel.get_exchange(COMMANDS.name)
+
+        async def send(*ids: str) -> None:
+            for message_id in ids:
+                await commands.publish(aio_pika.Message(b"{}", message_id=message_id, delivery_mode=2), "x")
+
+        before, meanwhile = ([f"{when}-{n}" for n in range(20)] for when in ("before", "meanwhile"))
+        await send(*before[:10], mortal.POISON, *before[10:])
+        with said.open("w") as output:
+            consumer = subprocess.Popen(
+                [sys.executable, mortal.__file__, empty],
+                stdout=output,
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            )
+        try:
+            async with asyncio.timeout(90):
+                while said.read_text().count("died") < 5:
+                    await asyncio.sleep(0.1)
+                await send(*meanwhile)
+                while not {f"done {each}" for each in before + meanwhile} <= set(
+                    said.read_text().split("\n")
+                ):
+                    await asyncio.sleep(0.1)
+                deaths = said.read_text().count("died")
+                kept = await dead_letter(empty, seconds=90)
+        finally:
+            consumer.kill()
+            consumer.wait()
+    death: Any = kept.headers["x-death"]
+    assert (kept.message_id, death[0]["reason"]) == (mortal.POISON, "delivery_limit")
+    assert deaths < DELIVERY_LIMIT, "the others waited until it was gone"
+    async with await aio_pika.connect(empty) as connection:
+        queue = await (await connection.channel()).get_queue(DEAD_LETTER_QUEUE.name)
+        assert await queue.get(fail=False) is None
 
 
 async def test_what_passes_by_itself_never_ends_there(
@@ -196,8 +246,9 @@ async def test_what_passes_by_itself_never_ends_there(
     assert len(await recorder.until(4)) == 4
 
 
+@pytest.mark.parametrize("error", [BusUnavailableError("planted"), TypeError("a header of no known type")])
 async def test_a_verdict_that_cannot_be_carried_out_is_a_redelivery(
-    bus: RabbitBus, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    bus: RabbitBus, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     monkeypatch.setattr(rabbit, "UNSETTLED_PAUSE", 0.01)
     publish = bus.publish
@@ -205,7 +256,7 @@ async def test_a_verdict_that_cannot_be_carried_out_is_a_redelivery(
 
     async def broken_once(message: Outgoing) -> None:
         if failing.pop() if failing else False:
-            raise BusUnavailableError("planted")
+            raise error
         await publish(message)
 
     async def first(message: Message) -> Verdict:

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from cml_contracts.commands import COMMANDS
+from cml_contracts.deadletters import OPERATOR_REQUESTS, DeadLetterDetails, DeadLetterPage, DeadLetterView
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import EVENTS
 from cml_contracts.queries import QUERIES, OperationView, WorkerPage, WorkerView
@@ -18,6 +19,7 @@ EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples"
 TYPES: dict[str, type[BaseModel]] = {
     **COMMANDS,
     **QUERIES,
+    **OPERATOR_REQUESTS,
     **EVENTS,
     **REPORTS,
     LookupRequested.TYPE: LookupRequested,
@@ -26,6 +28,9 @@ TYPES: dict[str, type[BaseModel]] = {
     "cml.worker_view.v1": WorkerView,
     "cml.worker_page.v1": WorkerPage,
     "cml.operation_view.v1": OperationView,
+    "cml.dead_letter_view.v1": DeadLetterView,
+    "cml.dead_letter_page.v1": DeadLetterPage,
+    "cml.dead_letter_details.v1": DeadLetterDetails,
     "cml.event_envelope.v1": EventEnvelope,
 }
 
@@ -53,7 +58,7 @@ def test_an_example_decodes_and_says_the_same_when_written_again(name: str):
     assert normal(again) == normal(written)
 
 
-@pytest.mark.parametrize("name", sorted({**COMMANDS, **QUERIES}))
+@pytest.mark.parametrize("name", sorted({**COMMANDS, **QUERIES, **OPERATOR_REQUESTS}))
 def test_commands_and_queries_refuse_an_unknown_field(name: str):
     with pytest.raises(ValidationError, match="Extra inputs"):
         TYPES[name].model_validate_json(json.dumps({**example(name), "colour": "red"}))

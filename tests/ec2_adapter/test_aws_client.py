@@ -127,7 +127,7 @@ async def test_what_was_never_launched_is_not_found(ec2: AwsEc2Client):
 
 
 async def test_a_hidden_instance_is_not_there_and_then_is(ec2: AwsEc2Client, admin: SimulatorAdmin):
-    admin.fault("RunInstances", effect="delay", hide_seconds=0.5)
+    admin.fault("RunInstances", effect="delay", hide_seconds=3)
     asked = parameters()
     launched = await ec2.launch(asked)
     assert await ec2.describe(REGION, launched.instance_id) is None

@@ -10,20 +10,16 @@ from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cml_workers.database import METADATA, DatabaseConfigurationError, migrate, open_database
+from cml_workers.deadletters import archive
 from cml_workers.projector import read_model
+from support.postgresql import emptied
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'read-model.sqlite3'}"
-    given: str = request.getfixturevalue("postgresql_url")
-    engine = open_database(given)
-    async with engine.begin() as connection:
-        await connection.run_sync(METADATA.drop_all)
-        await connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
-    await engine.dispose()
-    return given
+    return await emptied(request.getfixturevalue("postgresql_url"))
 
 
 @pytest.fixture
@@ -34,7 +30,7 @@ async def engine(url: str) -> AsyncIterator[AsyncEngine]:
 
 
 async def test_the_migrated_schema_is_the_one_in_the_code(engine: AsyncEngine):
-    assert read_model.WORKERS.metadata is METADATA
+    assert archive.DEAD_LETTERS.metadata is read_model.WORKERS.metadata is METADATA
     await migrate(engine)
     async with engine.connect() as connection:
         differences = await connection.run_sync(

@@ -28,7 +28,7 @@ from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Message
 from cml_workers.command_stream import bind_answer, claim
-from cml_workers.database import METADATA, DatabaseUnavailableError, migrate, open_database
+from cml_workers.database import DatabaseUnavailableError, migrate, open_database
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.projector.projector import Projector
@@ -39,6 +39,7 @@ from cml_workers.stream import append, load
 from cml_workers.worker import Worker
 from support.buses import Outbox
 from support.given import NOW, given, instance, launch, recorded
+from support.postgresql import emptied
 
 CREATED = WorkerCreated(
     name="lab", aws_region="us-east-1", instance_type="m5.large", ami_id="ami-11111111", created_by="ann"
@@ -104,10 +105,7 @@ async def service(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     if request.param == "sqlite":
         engine = open_database(f"sqlite:///{tmp_path / 'read-model.sqlite3'}")
     else:
-        engine = open_database(request.getfixturevalue("postgresql_url"))
-        async with engine.begin() as connection:
-            await connection.run_sync(METADATA.drop_all)
-            await connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+        engine = open_database(await emptied(request.getfixturevalue("postgresql_url")))
     await migrate(engine)
     read_model = ReadModel(engine)
     yield Service(store, read_model)

@@ -1,12 +1,16 @@
-"""A bus of one process for handler tests: what was published stays in a list."""
+"""A bus of one process for handler tests: what was published stays in a list; and a broker's queues, emptied."""
 
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import aio_pika
+
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.results import OperationResult
+from cml_contracts.topology import QUEUES, RETRY_DELAYS
 from cml_workers.bus.port import BusUnavailableError, Message, Outgoing
+from cml_workers.bus.rabbit import declare_topology
 
 
 @dataclass
@@ -60,3 +64,14 @@ def delivered(message: Outgoing, **fields: Any) -> Message:
         headers=message.headers,
         **fields,
     )
+
+
+async def emptied(url: str) -> str:
+    """The broker with the topology and nothing in its queues."""
+    await declare_topology(url)
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        for queue in QUEUES:
+            for name in (queue.name, *(queue.retry_queue(d) for d in RETRY_DELAYS if queue.retries)):
+                await (await channel.get_queue(name, ensure=False)).purge()
+    return url

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cml_workers.database import open_database
 from support.children import die_with_parent
 from support.rabbitmq import free_port
 
@@ -158,3 +159,13 @@ def _exists(user: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+async def emptied(url: str) -> str:
+    """The same database without anything in it."""
+    engine = open_database(url)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        await connection.exec_driver_sql("CREATE SCHEMA public")
+    await engine.dispose()
+    return url

@@ -36,8 +36,9 @@ from rich.table import Table
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.envelope import EventEnvelope
-from cml_contracts.topology import DEAD_LETTER_QUEUE, EVENTS
-from cml_workers.bus.rabbit import REASON_HEADER, declare_topology
+from cml_contracts.topology import DEAD_LETTERS, EVENTS
+from cml_workers.bus.port import REASON_HEADER
+from cml_workers.bus.rabbit import declare_topology
 from cml_workers.database import migrate, open_database, transaction
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import EventStore
@@ -369,17 +370,18 @@ def _lock(path: Path, seconds: float) -> None:
 
 # -- what came of it --------------------------------------------------------------------------------------
 
-SUBSCRIBER = "chaos.subscriber"
+SUBSCRIBER = "chaos.events"
+MOURNER = "chaos.dead-letters"
 _QUORUM = {"x-queue-type": "quorum"}
 
 
 async def _subscribe(url: str) -> None:
-    """Keep every event that is published until the end."""
+    """Keep every event that is published, and every dead letter, until the end."""
     async with await aio_pika.connect(url) as connection:
-        queue = await (await connection.channel()).declare_queue(
-            SUBSCRIBER, durable=True, arguments=dict(_QUORUM)
-        )
-        await queue.bind(EVENTS.name, "#")
+        channel = await connection.channel()
+        for name, exchange in ((SUBSCRIBER, EVENTS), (MOURNER, DEAD_LETTERS)):
+            queue = await channel.declare_queue(name, durable=True, arguments=dict(_QUORUM))
+            await queue.bind(exchange.name, "#")
 
 
 async def _taken(url: str, name: str) -> list[aio_pika.abc.AbstractIncomingMessage]:
@@ -396,7 +398,7 @@ async def _dead_letters(url: str) -> list[str]:
     """Nobody sends anything broken, so there must be none."""
     return [
         f"9: {each.type} {each.message_id} became a dead letter: {each.headers.get(REASON_HEADER)!r}"
-        for each in await _taken(url, DEAD_LETTER_QUEUE.name)
+        for each in await _taken(url, MOURNER)
     ]
 
 

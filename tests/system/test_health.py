@@ -38,6 +38,7 @@ async def test_a_dead_consumer_makes_the_process_unready(running: RunningSystem,
     status, told = await asyncio.to_thread(ask, f"{health}/readyz")
     assert (status, told["problems"]) == (200, {})
     assert set(told["followers"]) == {"relay", "projector"}
+    assert "dead_letters_waiting" in told
     assert await asyncio.to_thread(ask, f"{health}/livez") == (200, {"alive": True})
     assert (await asyncio.to_thread(ask, f"{health}/nothing"))[0] == 404
     port = health.rpartition(":")[2]

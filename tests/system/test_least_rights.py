@@ -10,11 +10,15 @@ import aio_pika
 import pytest
 from aio_pika.exceptions import AMQPError
 
-from cml_contracts.client import WorkerClient
+from cml_contracts.client import NotSentError, WorkerClient
 from cml_contracts.commands import CreateCMLWorker, TerminateCMLWorker
+from cml_contracts.deadletters import RedriveDeadLetter
 from cml_contracts.tokens import sign
 from cml_workers.bus.definitions import PERMISSIONS, definitions
 from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from cml_workers.settings import Settings
+from support.deadletters import dead_letters
+from support.plain_amqp import PlainAmqp
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
 from support.roles import ROLES, Roles
 
@@ -48,6 +52,7 @@ def roles(rabbitmq: SpawnedRabbitMQ, tmp_path_factory: pytest.TempPathFactory) -
             AWS_ENDPOINT_URL=simulator.url,
             CML_DECLARE_TOPOLOGY="false",
             CML_COMMAND_USERS='{"cml-client": ["cml.worker.create.v1", "cml.worker.terminate.v1"]}',
+            CML_OPERATOR_USERS='["cml-operator"]',
             CML_DELEGATE_USERS='["cml-client"]',
             CML_ACTOR_TOKEN_KEYS=json.dumps([KEY]),
         )
@@ -117,11 +122,40 @@ async def test_strangers_forgers_and_stale_tokens_are_refused(rabbitmq: SpawnedR
                 await commands.publish(forged, CREATE.TYPE)
 
 
+async def test_an_operator_redrives_in_the_senders_name_and_nobody_else_does(
+    rabbitmq: SpawnedRabbitMQ, roles: Roles
+):
+    async with (
+        PlainAmqp(url(rabbitmq, "cml-client")) as sender,
+        WorkerClient(url(rabbitmq, "cml-operator"), deadline=20) as operator,
+    ):
+        sent = await sender.publish(
+            "cml.commands",
+            "cml.worker.stop.v1",
+            json.dumps({"worker_id": str(uuid4())}).encode(),
+            user_id="cml-client",
+            headers={"x-cml-user-id": "somebody-else"},
+        )
+        assert (await sender.replies_to(sent))[0]["problem"]["code"] == "Unauthorized"
+        (letter,) = await dead_letters(operator, type="cml.worker.stop.v1")
+        assert (letter.user, letter.cause) == ("cml-client", "Unauthorized")
+        redrive = RedriveDeadLetter(dead_letter_id=letter.id)
+        async with WorkerClient(url(rabbitmq, "cml-client")) as stranger:
+            with pytest.raises(NotSentError, match="ACCESS_REFUSED"):
+                await stranger.operate(redrive)
+        roles.environment["CML_COMMAND_USERS"] = '{"cml-client": ["*"]}'
+        roles.kill_and_start("lifecycle")
+        assert (await operator.operate(redrive)).problem is None
+        assert (await sender.replies_to(sent, 2))[1]["problem"]["code"] == "WorkerNotFound"
+
+
 @pytest.mark.parametrize(
     ("user", "exchange", "queue"),
     [
         ("cml-client", "cml.internal", "cml.lifecycle.commands"),
         ("cml-client", "cml.events", "cml.dead-letters"),
+        ("cml-client", "cml.operator", "cml.projector.operator"),
+        ("cml-operator", "cml.commands", "cml.dead-letters"),
         ("cml-relay", "cml.commands", "cml.lifecycle.commands"),
         ("cml-projector", "cml.internal", "cml.ec2.wakes"),
         ("cml-ec2-adapter", "cml.commands", "cml.lifecycle.reports"),
@@ -142,5 +176,7 @@ async def test_nobody_writes_or_reads_what_is_not_theirs(
             await source.get()
 
 
-def test_every_role_has_a_user():
-    assert {f"cml-{role}" for role in ROLES} < set(PERMISSIONS)
+def test_every_role_has_a_user_and_only_roles_are_believed():
+    users = {f"cml-{role}" for role in ROLES}
+    assert users < set(PERMISSIONS)
+    assert Settings.model_fields["role_users"].default == users

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import aio_pika
 import pytest
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.commands import CreateCMLWorker, TerminateCMLWorker
+from cml_contracts.deadletters import DeadLetterDetails
 from cml_contracts.instance import LaunchParameters
 from cml_workers.ec2_adapter.aws import AwsEc2Client
+from support.deadletters import dead_letters
 from support.ec2 import SimulatorAdmin
 from support.plain_amqp import PlainAmqp
 from support.running import RunningSystem
@@ -292,10 +293,15 @@ async def test_broken_messages_are_answered_and_kept_with_their_reason_and_block
             assert reason in reply["problem"]["detail"]
         unknown = await client.command("start", worker_id=str(uuid4()))
         assert (unknown["outcome"], unknown["problem"]["code"]) == ("rejected", "WorkerNotFound")
-        kept = await dead_letters(system.amqp)
+    async with WorkerClient(system.amqp) as operator:
+        kept: dict[str, DeadLetterDetails] = {}
+        async with asyncio.timeout(60):
+            while not {mark for mark, _ in marks} <= kept.keys():
+                letters = await dead_letters(operator, len(BROKEN), queue="cml.lifecycle.commands")
+                kept = {str(letter.headers.get("mark")): letter for letter in letters}
         for mark, reason in marks:
-            assert reason in kept[mark]["x-cml-reason"]
-            assert kept[mark]["x-cml-queue"] == "cml.lifecycle.commands"
+            assert reason in kept[mark].reason
+            assert (kept[mark].cause, kept[mark].deaths) == ("ValidationFailed", 1)
 
 
 async def test_broken_queries_are_answered_and_kept(system: System):
@@ -305,18 +311,6 @@ async def test_broken_queries_are_answered_and_kept(system: System):
             assert (reply["outcome"], reply["problem"]["code"]) == ("rejected", "ValidationFailed")
         missing = await client.query("worker.get", worker_id=str(uuid4()))
         assert missing["problem"]["code"] == "WorkerNotFound"
-
-
-async def dead_letters(url: str) -> dict[str, dict[str, Any]]:
-    """The headers of what is in the dead-letter queue, by the mark that the test gave."""
-    found: dict[str, dict[str, Any]] = {}
-    async with await aio_pika.connect(url) as connection:
-        channel = await connection.channel()
-        queue = await channel.get_queue("cml.dead-letters")
-        while (message := await queue.get(fail=False)) is not None:
-            headers: dict[str, Any] = dict(message.headers)
-            found[str(headers.get("mark"))] = headers
-    return found
 
 
 async def test_after_a_restart_everything_is_still_there(system: System):

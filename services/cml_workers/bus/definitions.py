@@ -17,6 +17,7 @@ from typing import Any
 
 from cml_contracts.topology import (
     COMMANDS,
+    DEAD_LETTER_QUEUE,
     DEAD_LETTERS,
     EC2_LOOKUPS,
     EC2_WAKES,
@@ -25,10 +26,13 @@ from cml_contracts.topology import (
     INTERNAL,
     LIFECYCLE_COMMANDS,
     LIFECYCLE_REPORTS,
+    OPERATOR,
+    OPERATOR_REQUESTS,
     PROJECTOR_QUERIES,
     QUERIES,
     QUEUES,
     RETRY_DELAYS,
+    Exchange,
     retry_arguments,
 )
 
@@ -42,6 +46,12 @@ Permission = tuple[str, str, str]
 def _names(names: Iterable[str]) -> str:
     listed = "|".join(re.escape(name) for name in names)
     return f"^({listed})$" if listed else "^$"
+
+
+def _client(*exchanges: Exchange) -> Permission:
+    """What a service needs to send to these, get replies and follow events: queues of its own."""
+    own = r"^cml\.(replies|subscribers)\..*$|^amq\.gen.*$"
+    return own, f"{_names(exchange.name for exchange in exchanges)}|{own}", f"{_names((EVENTS.name,))}|{own}"
 
 
 PERMISSIONS: Mapping[str, Permission] = {
@@ -59,14 +69,10 @@ PERMISSIONS: Mapping[str, Permission] = {
     "cml-projector": (
         "^$",
         _names((DEFAULT_EXCHANGE, INTERNAL.name, DEAD_LETTERS.name)),
-        _names((PROJECTOR_QUERIES.name,)),
+        _names((PROJECTOR_QUERIES.name, OPERATOR_REQUESTS.name, DEAD_LETTER_QUEUE.name)),
     ),
-    # What a service needs to send commands and queries, get replies and follow events: queues of its own.
-    "cml-client": (
-        r"^cml\.(replies|subscribers)\..*$|^amq\.gen.*$",
-        rf"^({re.escape(COMMANDS.name)}|{re.escape(QUERIES.name)})$|^cml\.(replies|subscribers)\..*$|^amq\.gen.*$",
-        rf"^{re.escape(EVENTS.name)}$|^cml\.(replies|subscribers)\..*$|^amq\.gen.*$",
-    ),
+    "cml-client": _client(COMMANDS, QUERIES),
+    "cml-operator": _client(QUERIES, OPERATOR),
 }
 
 

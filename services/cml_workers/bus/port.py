@@ -8,8 +8,35 @@ from cml_contracts.envelope import JSON
 from cml_contracts.topology import Exchange
 from cml_workers.failures import ConfigurationError
 
+# What our roles write beside a message; believed only of a message that one of them published.
+USER_HEADER = "x-cml-user-id"
+"""The sender's user; the property must name the publisher."""
 ATTEMPT_HEADER = "x-cml-attempt"
 """How often a message was put aside before."""
+FAULT_HEADER = "x-cml-faults"
+"""How many times a handler failed with it, unexpectedly."""
+QUEUE_HEADER = "x-cml-queue"
+"""The queue in which it died; with it come the following."""
+CAUSE_HEADER = "x-cml-cause"
+REASON_HEADER = "x-cml-reason"
+DELIVERIES_HEADER = "x-cml-deliveries"
+DEATH_HEADER = "x-cml-death"
+"""An id of its own for each death, so that a redelivered dead letter is not counted twice."""
+REDRIVE_HEADER = "x-cml-redrive"
+"""Which dead letter it was redriven from, and for the how manieth time: ``<id>/<number>``."""
+OWN_HEADERS = frozenset(
+    {
+        USER_HEADER,
+        ATTEMPT_HEADER,
+        FAULT_HEADER,
+        QUEUE_HEADER,
+        CAUSE_HEADER,
+        REASON_HEADER,
+        DELIVERIES_HEADER,
+        DEATH_HEADER,
+        REDRIVE_HEADER,
+    }
+)
 
 
 class BusUnavailableError(ConnectionError):
@@ -30,8 +57,10 @@ class TopologyError(BusConfigurationError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as it was delivered. ``attempt``: how often it was put aside before.
+    """A message as it was delivered.
 
+    ``attempt``: how often it was put aside before; ``deliveries``: how often it was delivered since, this time
+    included.
     ``user_id``: the user that the broker vouches for, also when the message was put aside meanwhile.
     """
 
@@ -45,6 +74,7 @@ class Message:
     content_type: str | None = None
     user_id: str | None = None
     redelivered: bool = False
+    deliveries: int = 1
     attempt: int = 0
 
 
@@ -93,9 +123,13 @@ class Later:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """The message itself is broken: keep it in the dead-letter queue with the reason."""
+    """The message itself is broken: keep it in the dead-letter queue with the reason.
+
+    ``cause``: the kind of reason, by which dead letters are counted; a problem's code where there is one.
+    """
 
     reason: str
+    cause: str = "Refused"
 
 
 Verdict = Done | Later | Dead

@@ -8,10 +8,12 @@ redelivery.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
+from uuid import uuid4
 
 import aio_pika
 import aiormq.exceptions
@@ -24,7 +26,9 @@ from faststream.rabbit.message import RabbitMessage
 from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 from yarl import URL
 
+from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import (
+    DEAD_LETTER_QUEUE,
     DEAD_LETTERS,
     EXCHANGES,
     QUEUES,
@@ -34,6 +38,14 @@ from cml_contracts.topology import (
 )
 from cml_workers.bus.port import (
     ATTEMPT_HEADER,
+    CAUSE_HEADER,
+    DEATH_HEADER,
+    DELIVERIES_HEADER,
+    FAULT_HEADER,
+    OWN_HEADERS,
+    QUEUE_HEADER,
+    REASON_HEADER,
+    USER_HEADER,
     BusConfigurationError,
     BusUnavailableError,
     Dead,
@@ -57,21 +69,30 @@ MAX_FAULTS = 8
 """Unexpected errors of a handler with one message before the message counts as poison."""
 UNSETTLED_PAUSE = 1.0
 """Seconds before a message whose verdict could not be carried out goes back: no hot loop."""
-FAULT_HEADER = "x-cml-faults"
-USER_HEADER = "x-cml-user-id"
-REASON_HEADER = "x-cml-reason"
-QUEUE_HEADER = "x-cml-queue"
+LONGEST_REASON = 2000
+"""Characters of a reason that are kept: all headers of a message must fit into one frame."""
+SUSPECT = 3
+"""Deliveries from which a message is suspected to kill the process, as two deaths in a row are no coincidence."""
+SUSPENSE = 1.0
+"""Seconds, at most, that a suspect waits for the others."""
 
 _DEFAULT_EXCHANGE = RabbitExchange()
 
 
 class RabbitBus:
-    """One connection with a publishing channel and a channel for each consumer."""
+    """One connection with a publishing channel and a channel for each consumer.
 
-    def __init__(self, url: str, *, name: str, declare: bool = True) -> None:
+    ``roles``: the users of our roles, who are believed when they say for whom they publish a message again.
+    """
+
+    def __init__(
+        self, url: str, *, name: str, declare: bool = True, roles: Collection[str] = frozenset()
+    ) -> None:
         self._url = url
         self._declare = declare
-        self._user = URL(url).user or "guest"
+        self.user = URL(url).user or "guest"
+        """Whom the broker vouches for when we publish."""
+        self._ours = {self.user, *roles}
         self._broker = RabbitBroker(
             str(URL(url).update_query(name=name)),
             default_channel=Channel(publisher_confirms=True, on_return_raises=True),
@@ -97,13 +118,14 @@ class RabbitBus:
 
     def consume(self, queue: Queue, handler: Handler, *, prefetch: int) -> None:
         """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``."""
+        alone = asyncio.Lock()
 
         async def on_message(received: RabbitMessage) -> None:
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - we are in a coroutine
             self._in_flight.add(task)
             try:
-                await self._handle(queue, handler, received)
+                await self._handle(queue, handler, received, alone)
             finally:
                 self._in_flight.discard(task)
 
@@ -144,7 +166,7 @@ class RabbitBus:
             connection.reconnect_callbacks.add(lambda *_: _tell(self._on_return))
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise TopologyError(
-                f"RabbitMQ does not allow user {self._user!r} what it needs ({error}); see "
+                f"RabbitMQ does not allow user {self.user!r} what it needs ({error}); see "
                 "deploy/rabbitmq/definitions.json for the rights of each role"
             ) from error
         except (AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
@@ -216,11 +238,19 @@ class RabbitBus:
         if confirmation is not None and type(confirmation).__name__ != "Ack":
             raise BusUnavailableError(f"not confirmed: {type(confirmation).__name__}")
 
-    async def _handle(self, queue: Queue, handler: Handler, received: RabbitMessage) -> None:
-        message = _message(received, self._user)
+    async def _handle(
+        self, queue: Queue, handler: Handler, received: RabbitMessage, alone: asyncio.Lock
+    ) -> None:
+        message = _message(received, self._ours)
         headers = dict(message.headers)
         try:
-            verdict = await handler(message)
+            async with contextlib.AsyncExitStack() as turn:
+                if message.deliveries >= SUSPECT:
+                    # One at a time, in another order each time: whichever kills the process, the rest is done
+                    # before it reaches its delivery limit, and does not share its fate.
+                    await asyncio.sleep(random.uniform(0, SUSPENSE))  # noqa: S311 - shuffles, guards nothing
+                    await turn.enter_async_context(alone)
+                verdict = await handler(message)
         except (ConnectionError, ConfigurationError) as error:
             # Not the message's fault, however long it takes to mend: this never makes it a dead letter.
             log.warning("put aside", queue=queue.name, message_id=message.message_id, cause=str(error))
@@ -229,11 +259,12 @@ class RabbitBus:
             faults = _count(headers.get(FAULT_HEADER)) + 1
             headers[FAULT_HEADER] = faults
             log.exception("handler failed", queue=queue.name, message_id=message.message_id, faults=faults)
-            verdict = Dead(f"handler failed {faults} times: {error!r}") if faults >= MAX_FAULTS else Later()
+            dead = faults >= MAX_FAULTS and queue is not DEAD_LETTER_QUEUE  # which is the last resort
+            verdict = Dead(f"handler failed {faults} times: {error!r}", "HandlerFailed") if dead else Later()
         try:
             await self._settle(queue, message, headers, verdict)
             await received.ack()
-        except (BusUnavailableError, UnroutableError, AMQPError, OSError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the message comes back
             log.warning("not settled", queue=queue.name, message_id=message.message_id, cause=str(error))
             await asyncio.sleep(UNSETTLED_PAUSE)
             with contextlib.suppress(Exception):
@@ -250,12 +281,18 @@ class RabbitBus:
                     return
                 headers[ATTEMPT_HEADER] = message.attempt + 1
                 target = queue.retry_queue(_delay(seconds, message.attempt))
-                await self.publish(_again(message, headers, target, self._user))
-            case Dead(reason):
+                await self.publish(_again(message, headers, target, self.user))
+            case Dead(reason, cause):
                 log.warning("dead letter", queue=queue.name, message_id=message.message_id, reason=reason)
-                headers[REASON_HEADER] = reason
-                headers[QUEUE_HEADER] = queue.name
-                await self.publish(_again(message, headers, None, self._user))
+                headers |= {
+                    QUEUE_HEADER: queue.name,
+                    CAUSE_HEADER: str(cause),
+                    REASON_HEADER: reason[:LONGEST_REASON],
+                    DELIVERIES_HEADER: message.deliveries,
+                    DEATH_HEADER: str(uuid4()),
+                }
+                headers.pop(TOKEN_HEADER, None)  # a secret, and of no use for longer than minutes
+                await self.publish(_again(message, headers, None, self.user))
 
 
 def _again(
@@ -287,16 +324,15 @@ def _delay(seconds: int | None, attempt: int) -> int:
     return next((delay for delay in RETRY_DELAYS if delay >= seconds), RETRY_DELAYS[-1])
 
 
-def _message(received: RabbitMessage, own_user: str) -> Message:
+def _message(received: RabbitMessage, ours: Collection[str]) -> Message:
     raw = received.raw_message
     headers: dict[str, object] = dict(raw.headers or {})
+    redeliveries = _count(headers.pop("x-delivery-count", 0))
     user: object = raw.user_id or None
-    ours = user == own_user and USER_HEADER in headers
-    if ours:
+    if user in ours and USER_HEADER in headers:
         user = headers.pop(USER_HEADER) or None
     else:
-        for name in (USER_HEADER, ATTEMPT_HEADER, FAULT_HEADER):
-            headers.pop(name, None)
+        headers = {name: value for name, value in headers.items() if name not in OWN_HEADERS}
     return Message(
         body=raw.body,
         type=raw.type or raw.routing_key or "",
@@ -308,6 +344,7 @@ def _message(received: RabbitMessage, own_user: str) -> Message:
         content_type=raw.content_type or None,
         user_id=user if isinstance(user, str) else None,
         redelivered=bool(raw.redelivered),
+        deliveries=1 + redeliveries,
         attempt=_count(headers.get(ATTEMPT_HEADER)),
     )
 

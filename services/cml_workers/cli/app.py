@@ -1,23 +1,18 @@
 """The command line: run the system, show it, and use it as a client."""
 
-import asyncio
-import getpass
 import json
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
-from typing import Annotated, Any, NoReturn, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Annotated
 from urllib.error import HTTPError
 from urllib.request import urlopen
 from uuid import UUID
 
 import typer
-import uvloop
-from pydantic import ValidationError
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from cml_contracts.client import NoResultYetError, WorkerClient
+from cml_contracts.client import WorkerClient
 from cml_contracts.commands import (
     CreateCMLWorker,
     ImportCMLWorker,
@@ -33,14 +28,28 @@ from cml_contracts.events import EventMetadata
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import ListCMLWorkers, WorkerView
 from cml_contracts.results import OperationResult
+from cml_workers.cli.deadletters import deadletters
 from cml_workers.cli.show import event_line, operation_panel, print_json, worker_panel, worker_table
+from cml_workers.cli.terminal import (
+    REFUSED,
+    UNREACHABLE,
+    USAGE,
+    AsJson,
+    By,
+    Why,
+    configured,
+    err,
+    fail,
+    me,
+    out,
+    run_to_end,
+    valid,
+    with_client,
+)
 from cml_workers.endpoints import amqp_url, event_store_uri
 from cml_workers.eventstore.port import StreamNotFoundError
-from cml_workers.failures import ConfigurationError, RoleFailedError
-from cml_workers.logs import configure_logging
-from cml_workers.settings import Settings, load_settings
 
-REFUSED, USAGE, UNREACHABLE, NO_RESULT_YET = 1, 2, 3, 4
+SYSTEM, CLIENT, OPERATE = "Run the system", "Use it", "Operate it"
 
 app = typer.Typer(
     name="cml-workers",
@@ -50,11 +59,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 rejected or failed; 2 wrong usage or configuration; 3 a service cannot be "
     "reached; 4 no result within the deadline (the command stands: ask with `cml-workers operation`).",
 )
-out = Console()
-err = Console(stderr=True)
-
-SYSTEM, CLIENT = "Run the system", "Use it"
-T = TypeVar("T")
+app.add_typer(deadletters, rich_help_panel=OPERATE)
 
 
 def main() -> None:
@@ -75,7 +80,7 @@ def run() -> None:
     """
     from cml_workers.process import ended_by_signals, system, until_one_fails  # noqa: PLC0415 - slow to load, of no use to a client
 
-    settings = _settings()
+    settings = configured()
 
     async def serve() -> None:
         with ended_by_signals():
@@ -86,7 +91,7 @@ def run() -> None:
                 await until_one_fails(running)
         out.print("Stopped.")
 
-    _run(serve())
+    run_to_end(serve())
 
 
 @app.command(rich_help_panel=SYSTEM)
@@ -100,8 +105,8 @@ def role(name: Annotated[str, typer.Argument(help="lifecycle, relay, ec2-adapter
     )
 
     if name not in ROLES:
-        _fail(f"there is no role {name!r}; there are: {', '.join(ROLES)}", USAGE)
-    settings = _settings()
+        fail(f"there is no role {name!r}; there are: {', '.join(ROLES)}", USAGE)
+    settings = configured()
 
     async def serve() -> None:
         with ended_by_signals():
@@ -109,23 +114,23 @@ def role(name: Annotated[str, typer.Argument(help="lifecycle, relay, ec2-adapter
                 err.print(f"{name} is ready")
                 await until_one_fails(running)
 
-    _run(serve())
+    run_to_end(serve())
 
 
 @app.command(rich_help_panel=SYSTEM)
 def health() -> None:
     """Ask the process on this machine whether it is ready (CML_HEALTH_PORT); for container health checks."""
-    settings = _settings()
+    settings = configured()
     if settings.health_port is None:
-        _fail("CML_HEALTH_PORT is not set", USAGE)
+        fail("CML_HEALTH_PORT is not set", USAGE)
     url = f"http://127.0.0.1:{settings.health_port}/readyz"
     try:
         with urlopen(url, timeout=10) as answer:
             sys.stdout.write(answer.read().decode() + "\n")
     except HTTPError as error:
-        _fail(error.read().decode(), REFUSED)
+        fail(error.read().decode(), REFUSED)
     except OSError as error:
-        _fail(f"{url}: {error}", UNREACHABLE)
+        fail(f"{url}: {error}", UNREACHABLE)
 
 
 @app.command(rich_help_panel=SYSTEM)
@@ -133,20 +138,17 @@ def demo() -> None:
     """Start an embedded system, take a worker through its life, and check all that can be seen of it."""
     from cml_workers.cli.demo import show  # noqa: PLC0415 - see `run`
 
-    if not _run(show(out)):
+    if not run_to_end(show(out)):
         raise typer.Exit(1)
 
 
 # -- commands ---------------------------------------------------------------------------------------------
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Await the result, or return at once.")]
 Deadline = Annotated[float, typer.Option(help="Seconds to await the result.", min=0.1)]
 CommandId = Annotated[
     str | None, typer.Option(help="Idempotency key; the same one again has the effect of once.")
 ]
-By = Annotated[str | None, typer.Option("--by", help="Who asks; an opaque id.")]
-Why = Annotated[str | None, typer.Option("--reason", help="Kept in the audit trail.")]
 WorkerRef = Annotated[str, typer.Argument(metavar="WORKER", help="Worker id, or its name if unique.")]
 TagOptions = Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE; may be repeated.")]
 
@@ -169,7 +171,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a worker: launch an instance for it."""
-    command = _valid(
+    command = valid(
         lambda: CreateCMLWorker(
             name=name,
             aws_region=region,
@@ -179,7 +181,7 @@ def create(
             cml_version=cml_version,
             tags=_tags(tag),
             worker_id=worker_id,
-            created_by=by or _me(),
+            created_by=by or me(),
             reason=reason,
         )
     )
@@ -200,7 +202,7 @@ def _power(
         deadline: Deadline = patience,
         as_json: AsJson = False,
     ) -> None:
-        _send_to(worker, lambda id_: make(id_, by or _me(), reason), command_id, wait, deadline, as_json)
+        _send_to(worker, lambda id_: make(id_, by or me(), reason), command_id, wait, deadline, as_json)
 
     app.command(name, help=what, rich_help_panel=CLIENT)(command)
 
@@ -238,7 +240,7 @@ def tag(
     wanted = _tags(tags)
     _send_to(
         worker,
-        lambda id_: UpdateCMLWorkerTags(worker_id=id_, tags=wanted, updated_by=by or _me(), reason=reason),
+        lambda id_: UpdateCMLWorkerTags(worker_id=id_, tags=wanted, updated_by=by or me(), reason=reason),
         command_id,
         wait,
         deadline,
@@ -270,9 +272,9 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Adopt an existing instance as a worker."""
-    command = _valid(
+    command = valid(
         lambda: ImportCMLWorker(
-            aws_region=region, instance_id=instance_id, created_by=by or _me(), reason=reason
+            aws_region=region, instance_id=instance_id, created_by=by or me(), reason=reason
         )
     )
     _send(lambda _: _value(command), command_id, wait, deadline, as_json)
@@ -288,9 +290,9 @@ def get(worker: WorkerRef, as_json: AsJson = False) -> None:
     async def ask(client: WorkerClient) -> WorkerView | None:
         return await client.worker(await _resolve(client, worker))
 
-    view = _with_client(ask)
+    view = with_client(ask)
     if view is None:
-        _fail(f"worker {worker} is not known (yet); `cml-workers list` shows all", REFUSED)
+        fail(f"worker {worker} is not known (yet); `cml-workers list` shows all", REFUSED)
     if as_json:
         print_json(view.model_dump(mode="json"))
     else:
@@ -313,7 +315,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List workers."""
-    wanted = _valid(
+    wanted = valid(
         lambda: ListCMLWorkers.model_validate(
             {
                 "aws_region": region,
@@ -328,7 +330,7 @@ def list_(
             }
         )
     )
-    page = _with_client(lambda client: client.workers(wanted))
+    page = with_client(lambda client: client.workers(wanted))
     if as_json:
         print_json(page.model_dump(mode="json"))
         return
@@ -340,9 +342,9 @@ def list_(
 @app.command(rich_help_panel=CLIENT)
 def operation(command_id: str, as_json: AsJson = False) -> None:
     """Show what became of a command."""
-    view = _with_client(lambda client: client.operation(command_id))
+    view = with_client(lambda client: client.operation(command_id))
     if view is None:
-        _fail(f"no operation of command {command_id} is recorded (yet)", REFUSED)
+        fail(f"no operation of command {command_id} is recorded (yet)", REFUSED)
     if as_json:
         print_json(view.model_dump(mode="json"))
     else:
@@ -354,7 +356,7 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
     """Show a worker's event stream, straight from the event store."""
     from cml_workers.eventstore.opening import open_event_store  # noqa: PLC0415 - see `run`
 
-    settings = _settings()
+    settings = configured()
 
     async def read() -> list[EventEnvelope]:
         try:
@@ -366,7 +368,7 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
         try:
             stored = await store.read(stream_of(worker_id))
         except StreamNotFoundError:
-            _fail(f"worker {worker} has no history", REFUSED)
+            fail(f"worker {worker} has no history", REFUSED)
         finally:
             await store.close()
         return [
@@ -381,7 +383,7 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
             for each in stored
         ]
 
-    for envelope in _run(read()):
+    for envelope in run_to_end(read()):
         if as_json:
             print_json(envelope.to_cloudevent(), compact=True)
         else:
@@ -406,7 +408,7 @@ def watch(
                     out.print(event_line(envelope), soft_wrap=True)
 
     try:
-        _with_client(follow)
+        with_client(follow)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 
@@ -424,7 +426,7 @@ def _send_to(
 ) -> None:
     async def addressed(client: WorkerClient) -> WorkerCommand:
         worker_id = await _resolve(client, worker)
-        return _valid(lambda: command(worker_id))
+        return valid(lambda: command(worker_id))
 
     _send(addressed, command_id, wait, deadline, as_json)
 
@@ -442,7 +444,7 @@ def _send(
             return await client.post(wanted, command_id=command_id)
         return await client.send(wanted, command_id=command_id, deadline=deadline)
 
-    result = _with_client(send)
+    result = with_client(send)
     if isinstance(result, str):
         if as_json:
             print_json({"command_id": result})
@@ -453,7 +455,8 @@ def _send(
         print_json(result.model_dump(mode="json"))
     elif result.problem:
         err.print(
-            f"[red]{result.outcome}[/red] {result.problem.code}: {result.problem.detail}", soft_wrap=True
+            f"[red]{result.outcome}[/red] {result.problem.code}: {escape(result.problem.detail)}",
+            soft_wrap=True,
         )
         if result.problem.retryable:
             err.print("It may succeed later: try again.")
@@ -475,68 +478,15 @@ async def _resolve(client: WorkerClient, worker: str) -> UUID:
         return UUID(worker)
     except ValueError:
         pass
-    wanted = _valid(lambda: ListCMLWorkers(name_part=worker, limit=500))
+    wanted = valid(lambda: ListCMLWorkers(name_part=worker, limit=500))
     named = [view for view in (await client.workers(wanted)).workers if view.name == worker]
     living = [view for view in named if view.status is not WorkerStatus.TERMINATED] or named
     if len(living) == 1:
         return living[0].id
     if living:
         them = ", ".join(str(view.id) for view in living)
-        _fail(f"{len(living)} workers are named {worker!r}; take the id: {them}", REFUSED)
-    return _fail(f"no worker is named {worker!r}; `cml-workers list` shows all", REFUSED)
-
-
-def _with_client(use: Callable[[WorkerClient], Coroutine[Any, Any, T]]) -> T:
-    settings = _settings()
-
-    async def connected() -> T:
-        async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(WorkerClient(amqp_url(settings), deadline=15))
-            return await use(client)
-
-    return _run(connected())
-
-
-def _settings() -> Settings:
-    try:
-        settings = load_settings()
-    except ConfigurationError as error:
-        _fail(str(error), USAGE)
-    configure_logging(settings)
-    return settings
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; what can be foreseen becomes one clear line and an exit code."""
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(work)
-    except ConfigurationError as error:
-        _fail(str(error), USAGE)
-    except NoResultYetError as error:
-        _fail(f"{error}: cml-workers operation {error.command_id}", NO_RESULT_YET)
-    except ConnectionError as error:
-        _fail(str(error), UNREACHABLE)
-    except RoleFailedError as error:
-        _fail(str(error), REFUSED)
-    except ValueError as error:
-        _fail(str(error), USAGE)
-
-
-def _fail(sentence: str, code: int) -> NoReturn:
-    err.print(f"[red]cml-workers:[/red] {sentence}", soft_wrap=True, highlight=False)
-    raise typer.Exit(code)
-
-
-def _valid(make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except ValidationError as error:
-        told = [
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
-        _fail("; ".join(told), USAGE)
+        fail(f"{len(living)} workers are named {worker!r}; take the id: {them}", REFUSED)
+    return fail(f"no worker is named {worker!r}; `cml-workers list` shows all", REFUSED)
 
 
 def _tags(pairs: list[str] | None) -> dict[str, str]:
@@ -544,17 +494,10 @@ def _tags(pairs: list[str] | None) -> dict[str, str]:
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals:
-            _fail(f"a tag is KEY=VALUE, not {pair!r}", USAGE)
+            fail(f"a tag is KEY=VALUE, not {pair!r}", USAGE)
         tags[key] = value
     return tags
 
 
 async def _value(command: WorkerCommand) -> WorkerCommand:
     return command
-
-
-def _me() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # in a container, where no user has a name
-        return "cml-workers"

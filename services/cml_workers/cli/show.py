@@ -9,6 +9,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from cml_contracts.deadletters import (
+    DeadLetterCount,
+    DeadLetterDetails,
+    DeadLetterOutcome,
+    DeadLetterState,
+    DeadLetterView,
+)
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
@@ -22,10 +29,15 @@ _COLOURS = {
     WorkerStatus.TERMINATED: "bright_black",
     WorkerStatus.FAILED: "red",
 }
-
+_STATE_COLOURS = {
+    DeadLetterState.WAITING: "red",
+    DeadLetterState.REDRIVEN: "yellow",
+    DeadLetterState.EDITED: "yellow",
+    DeadLetterState.DISCARDED: "bright_black",
+}
 
 WIDE = 120
-"""Columns from which a table of workers shows everything."""
+"""Columns from which a table shows everything."""
 
 
 def print_json(value: Any, *, compact: bool = False) -> None:
@@ -118,6 +130,76 @@ def event_line(envelope: EventEnvelope) -> Text:
         " " + " ".join(f"{key}={value}" for key, value in payload.items()),
         (f" by {envelope.actor}" if envelope.actor else "", "bright_black"),
     )
+
+
+def dead_letter_table(letters: Iterable[DeadLetterView], width: int) -> Table:
+    """One line for each; on a narrow terminal what can be asked for with ``show`` is left out."""
+    table = Table("id", "state", "cause", "type", "deaths", box=None)
+    table.columns[0].min_width = 36
+    if width >= WIDE:
+        for name in ("died", "reason"):
+            table.add_column(name)
+    for letter in letters:
+        cells: list[str | Text] = [
+            str(letter.id),
+            Text(letter.state, style=_STATE_COLOURS[letter.state]),
+            letter.cause,
+            Text(letter.type.removeprefix("cml.")),
+            str(letter.deaths),
+            f"{letter.last_died_at:%Y-%m-%d %H:%M}",
+            Text(letter.reason),
+        ]
+        table.add_row(*cells[: len(table.columns)])
+    return table
+
+
+def counts_table(counts: Iterable[DeadLetterCount]) -> Table:
+    """How many there are of each cause, on all pages."""
+    table = Table("count", "cause", "queue", box=None)
+    for each in counts:
+        table.add_row(str(each.count), each.cause, each.queue)
+    return table
+
+
+def dead_letter_panel(letter: DeadLetterDetails) -> Panel:
+    """All that is known of a dead letter, but for its body and its history."""
+    facts = {
+        "state": Text(letter.state, style=_STATE_COLOURS[letter.state]),
+        "cause": letter.cause,
+        "reason": Text(letter.reason),
+        "queue": letter.queue,
+        "type": Text(letter.type),
+        "message id": letter.message_id and Text(letter.message_id),
+        "sender": Text(letter.user) if letter.user else "unknown",
+        "correlation id": letter.correlation_id and Text(letter.correlation_id),
+        "reply to": letter.reply_to and Text(letter.reply_to),
+        "content type": letter.content_type and Text(letter.content_type),
+        "headers": letter.headers and Text(json.dumps(letter.headers)),
+        "died": f"{letter.deaths} times, redriven {letter.redrives} times",
+        "before its death": f"delivered {letter.deliveries} times, put aside {letter.attempts} times, "
+        f"failed {letter.faults} times",
+        "first died": f"{letter.first_died_at:%Y-%m-%d %H:%M:%S %Z}",
+        "last died": f"{letter.last_died_at:%Y-%m-%d %H:%M:%S %Z}",
+        "bytes": letter.size,
+    }
+    return Panel(_grid(facts), title=str(letter.id), title_align="left", expand=False)
+
+
+def history_table(history: Iterable[DeadLetterOutcome]) -> Table:
+    """What became of it, line by line."""
+    table = Table("when", "what", "who", "why", "message id", box=None)
+    for each in history:
+        who = f"{each.by} ({each.user})" if each.by and each.user else each.by or each.user
+        table.add_row(
+            f"{each.time:%Y-%m-%d %H:%M:%S}",
+            each.what,
+            Text("" if each.what == "died" or not who else who),
+            Text(each.reason or ""),
+            Text(each.message_id or ""),
+        )
+        if each.replaced_body is not None:
+            table.add_row("", "replaced", "", Text(each.replaced_body), Text(each.replaced_type or ""))
+    return table
 
 
 def _grid(facts: dict[str, Any]) -> Table:

@@ -152,7 +152,10 @@ class Executor:
         try:
             worker_id, revision = _woken(message)
         except (BadMessageError, ValueError, AttributeError, TypeError) as error:
-            return Dead(f"neither a reminder nor a CloudEvent of a worker: {type(error).__name__}")
+            return Dead(
+                f"neither a reminder nor a CloudEvent of a worker: {type(error).__name__}",
+                ProblemCode.VALIDATION_FAILED,
+            )
         lock = self._locks.setdefault(worker_id, asyncio.Lock())
         with structlog.contextvars.bound_contextvars(worker_id=str(worker_id), instance_id=None):
             async with lock:
@@ -478,7 +481,7 @@ class Executor:
         try:
             request = read(message, {LookupRequested.TYPE: LookupRequested})
         except BadMessageError as error:
-            return Dead(error.problem.detail)
+            return Dead(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(command_id=request.origin.command_id):
             try:
                 finding = await self._find(request.question)

@@ -77,7 +77,7 @@ class Lifecycle:
             command: WorkerCommand = read(message, COMMANDS)
         except BadMessageError as error:
             await self._refuse(message, error.problem)
-            return Dead(error.problem.detail)
+            return Dead(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(
             command_id=command_id,
             correlation_id=message.correlation_id,
@@ -96,7 +96,7 @@ class Lifecycle:
             except UnauthorizedError as error:
                 await self._audit(message, command, error.problem)
                 await self._refuse(message, error.problem)
-                return Dead(error.problem.detail)
+                return Dead(error.problem.detail, error.problem.code)
             accepted = CommandMessage(
                 command_id=command_id,
                 command=command,
@@ -118,7 +118,7 @@ class Lifecycle:
             report_id = identity(message)
             report: Report = read(message, REPORTS)
         except BadMessageError as error:
-            return Dead(error.problem.detail)
+            return Dead(error.problem.detail, error.problem.code)
         if isinstance(report, LookupAnswered):
             with structlog.contextvars.bound_contextvars(
                 command_id=report.origin.command_id, worker_id=str(report.origin.worker_id)
@@ -134,7 +134,7 @@ class Lifecycle:
             try:
                 events = decide_report(report, worker)
             except Rejected as rejected:
-                return Dead(rejected.problem.detail)
+                return Dead(rejected.problem.detail, rejected.problem.code)
             if events:
                 try:
                     worker = await self._record(worker, events, cause=report_id)

@@ -1,4 +1,7 @@
-"""Composition of the projector role: owns the read model; follows the store, answers queries and reminds."""
+"""Composition of the projector role: owns the read model and the archive of dead letters.
+
+It follows the store, answers queries, reminds of what is owed, keeps dead letters and does with them as it is told.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,9 +12,11 @@ from functools import partial
 import structlog
 
 from cml_contracts.envelope import WORKER_STREAMS
-from cml_contracts.topology import PROJECTOR_QUERIES
+from cml_contracts.topology import DEAD_LETTER_QUEUE, OPERATOR_REQUESTS, PROJECTOR_QUERIES
 from cml_workers.bus.port import Message, UnroutableError, Verdict
 from cml_workers.database import migrate
+from cml_workers.deadletters.archive import Archive
+from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.eventstore.following import Following, follow_from
 from cml_workers.projector.projector import Projector
 from cml_workers.projector.read_model import ReadModel
@@ -28,6 +33,16 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     read_model = ReadModel(given.database)
     bus = given.bus("cml-projector")
     projecting = Projector(store=given.store, read_model=read_model)
+
+    archive = Archive(given.database)
+    dead_letters = DeadLetters(
+        archive=archive,
+        store=given.store,
+        publish=bus.publish,
+        own_user=bus.user,
+        access=given.settings.access,
+        now=utc_now,
+    )
 
     async def on_query(message: Message) -> Verdict:
         return await projecting.on_query(message, bus.publish)
@@ -56,6 +71,8 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             await asyncio.sleep(given.settings.reminder_seconds)
 
     bus.consume(PROJECTOR_QUERIES, on_query, prefetch=given.settings.prefetch)
+    bus.consume(DEAD_LETTER_QUEUE, dead_letters.collect, prefetch=10)
+    bus.consume(OPERATOR_REQUESTS, dead_letters.on_request, prefetch=10)
     async with (
         bus,
         background(follow, "projector") as following_task,
@@ -66,4 +83,5 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             (bus.problem, partial(not_following, following)),
             (following_task, reminding),
             following,
+            archive.waiting,
         )

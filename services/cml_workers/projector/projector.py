@@ -116,7 +116,7 @@ class Projector:
             verdict: Verdict = Done()
         except BadMessageError as error:
             result = _rejected(message.message_id, error.problem)
-            verdict = Dead(error.problem.detail)
+            verdict = Dead(error.problem.detail, error.problem.code)
         if address is not None:
             await publish(reply(result, address))
         return verdict

@@ -1,0 +1,92 @@
+"""What all commands of the command line share: options, a connected client, and one clear line for what goes wrong."""
+
+import asyncio
+import getpass
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+import uvloop
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from cml_contracts.client import NoResultYetError, WorkerClient
+from cml_workers.endpoints import amqp_url
+from cml_workers.failures import ConfigurationError, RoleFailedError
+from cml_workers.logs import configure_logging
+from cml_workers.settings import Settings, load_settings
+
+REFUSED, USAGE, UNREACHABLE, NO_RESULT_YET = 1, 2, 3, 4
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+By = Annotated[str | None, typer.Option("--by", help="Who asks; an opaque id.")]
+Why = Annotated[str | None, typer.Option("--reason", help="Kept in the audit trail.")]
+
+out = Console()
+err = Console(stderr=True)
+T = TypeVar("T")
+
+
+def with_client(use: Callable[[WorkerClient], Coroutine[Any, Any, T]]) -> T:
+    """Use the system that is configured, or that runs here."""
+    settings = configured()
+
+    async def connected() -> T:
+        async with WorkerClient(amqp_url(settings), deadline=15) as client:
+            return await use(client)
+
+    return run_to_end(connected())
+
+
+def configured() -> Settings:
+    """The settings, or a line about what to mend in them."""
+    try:
+        settings = load_settings()
+    except ConfigurationError as error:
+        fail(str(error), USAGE)
+    configure_logging(settings)
+    return settings
+
+
+def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end; what can be foreseen becomes one clear line and an exit code."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
+    except ConfigurationError as error:
+        fail(str(error), USAGE)
+    except NoResultYetError as error:
+        fail(f"{error}: cml-workers operation {error.command_id}", NO_RESULT_YET)
+    except ConnectionError as error:
+        fail(str(error), UNREACHABLE)
+    except RoleFailedError as error:
+        fail(str(error), REFUSED)
+    except ValueError as error:
+        fail(str(error), USAGE)
+
+
+def fail(sentence: str, code: int) -> NoReturn:
+    """End with a line that says what to do."""
+    err.print(f"[red]cml-workers:[/red] {escape(sentence)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(code)
+
+
+def valid(make: Callable[[], T]) -> T:
+    """What was asked for, or a line about what is wrong with it."""
+    try:
+        return make()
+    except ValidationError as error:
+        told = [
+            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        fail("; ".join(told), USAGE)
+
+
+def me() -> str:
+    """Who asks, unless they say so."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container, where no user has a name
+        return "cml-workers"

@@ -1,0 +1,301 @@
+"""Dead letters in SQL: each once, with all that became of it. Nothing is ever deleted."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from cml_contracts.deadletters import (
+    DeadLetterCount,
+    DeadLetterDetails,
+    DeadLetterOutcome,
+    DeadLetterPage,
+    DeadLetterState,
+    DeadLetterView,
+    ListDeadLetters,
+)
+from cml_contracts.envelope import MAX_BODY
+from cml_workers.database import METADATA, insert, onto_disk, transaction
+from cml_workers.deadletters.letter import DeadLetter
+
+DEAD_LETTERS = sa.Table(
+    "dead_letters",
+    METADATA,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("death", sa.Text, nullable=False),
+    sa.Column("queue", sa.String(256), nullable=False),
+    sa.Column("cause", sa.String(64), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("type", sa.String(256), nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("message_id", sa.String(256)),
+    sa.Column("user", sa.String(256)),
+    sa.Column("properties", sa.Text, nullable=False),
+    sa.Column("deaths", sa.Integer, nullable=False),
+    sa.Column("redrives", sa.Integer, nullable=False),
+    sa.Column("deliveries", sa.Integer, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("faults", sa.Integer, nullable=False),
+    sa.Column("first_died_at", sa.String(32), nullable=False),
+    sa.Column("last_died_at", sa.String(32), nullable=False, index=True),
+)
+OUTCOMES = sa.Table(
+    "dead_letter_outcomes",
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("dead_letter_id", sa.Uuid, nullable=False, index=True),
+    sa.Column("time", sa.String(32), nullable=False),
+    sa.Column("what", sa.String(16), nullable=False),
+    sa.Column("user", sa.String(256)),
+    sa.Column("by", sa.String(128)),
+    sa.Column("reason", sa.Text),
+    sa.Column("message_id", sa.String(256)),
+    sa.Column("replaced_type", sa.String(256)),
+    sa.Column("replaced_body", sa.LargeBinary),
+)
+_CONTENT = ("queue", "cause", "reason", "type", "body", "message_id", "user")
+_COUNTERS = ("deliveries", "attempts", "faults")
+_PROPERTIES = ("correlation_id", "reply_to", "content_type", "headers")
+_OF_A_DEATH = ("state", "death", *_CONTENT, "properties", *_COUNTERS, "last_died_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What an operator did. ``user``: whom the broker vouched for; ``by``: who they said it was."""
+
+    what: Literal["redriven", "edited", "discarded"]
+    time: datetime
+    user: str | None
+    by: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A dead letter as it is kept."""
+
+    letter: DeadLetter
+    view: DeadLetterView
+
+    @property
+    def next_redrive(self) -> int:
+        return self.view.redrives + 1
+
+
+class Archive:
+    """Raises DatabaseUnavailableError from everything: try again."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._writing = asyncio.Lock()
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that is on disk at the end; one at a time, as SQLite lets the others wait but not in turn."""
+        async with self._writing:
+            async with transaction(self._engine) as connection:
+                yield connection
+            await onto_disk(self._engine)
+
+    async def keep(self, letter: DeadLetter, now: datetime) -> bool:
+        """Keep it, on disk when this returns; False: this very death was kept before."""
+        row = {
+            "id": letter.id,
+            "state": DeadLetterState.WAITING.value,
+            "death": letter.death,
+            **_columns(letter),
+            "deaths": 1,
+            "redrives": 0,
+            "first_died_at": _sortable(now),
+            "last_died_at": _sortable(now),
+        }
+        async with self._write() as connection:
+            statement = insert(connection, DEAD_LETTERS).values(row)
+            counted = statement.on_conflict_do_update(
+                index_elements=["id"],
+                set_={
+                    **{name: statement.excluded[name] for name in _OF_A_DEATH},
+                    "deaths": DEAD_LETTERS.c.deaths + 1,
+                },
+                where=DEAD_LETTERS.c.death != letter.death,
+            )
+            fresh = (await connection.execute(counted.returning(DEAD_LETTERS.c.id))).first() is not None
+            if fresh:
+                died = {"time": _sortable(now), "what": "died", "reason": row["reason"], "user": row["user"]}
+                await _record(connection, letter.id, {**died, "message_id": row["message_id"]})
+        return fresh
+
+    async def find(self, dead_letter_id: UUID) -> Kept | None:
+        """The dead letter as it is now."""
+        async with transaction(self._engine) as connection:
+            row = await _row(connection, dead_letter_id)
+        return Kept(_letter(row), _view(row)) if row else None
+
+    async def details(self, dead_letter_id: UUID) -> DeadLetterDetails | None:
+        """All that is kept of it."""
+        history = (
+            sa.select(OUTCOMES).where(OUTCOMES.c.dead_letter_id == dead_letter_id).order_by(OUTCOMES.c.number)
+        )
+        async with transaction(self._engine) as connection:
+            row = await _row(connection, dead_letter_id)
+            outcomes = (await connection.execute(history)).mappings().all()
+        if row is None:
+            return None
+        body, encoding = _shown(row["body"])
+        return DeadLetterDetails(
+            **_view(row).model_dump(),
+            body=body,
+            encoding=encoding,
+            **json.loads(row["properties"]),
+            history=tuple(_outcome(each) for each in outcomes),
+        )
+
+    async def redriven(self, before: Kept, after: DeadLetter, deed: Deed) -> None:
+        """Record that it was redriven as ``after``. If it has died again meanwhile, that is the later news."""
+        old = before.letter
+        changes = {"state": deed.what, "redrives": before.next_redrive, **_columns(after)}
+        replaced = {"replaced_type": old.type, "replaced_body": old.body} if deed.what == "edited" else {}
+        async with self._write() as connection:
+            await connection.execute(
+                sa.update(DEAD_LETTERS)
+                .where(DEAD_LETTERS.c.id == old.id, DEAD_LETTERS.c.death == old.death)
+                .values(changes)
+            )
+            await connection.execute(
+                sa.update(DEAD_LETTERS)
+                .where(DEAD_LETTERS.c.id == old.id, DEAD_LETTERS.c.death != old.death)
+                .values(redrives=before.next_redrive)
+            )
+            await _record(connection, old.id, _done(deed, after.message_id) | replaced)
+
+    async def discarded(self, before: Kept, deed: Deed) -> None:
+        """Record that nothing will be done about this death."""
+        old = before.letter
+        async with self._write() as connection:
+            await connection.execute(
+                sa.update(DEAD_LETTERS)
+                .where(DEAD_LETTERS.c.id == old.id, DEAD_LETTERS.c.death == old.death)
+                .values(state=deed.what)
+            )
+            await _record(connection, old.id, _done(deed, old.message_id))
+
+    async def page(self, wanted: ListDeadLetters) -> DeadLetterPage:
+        """A page of those that meet the conditions, and how many there are. Raises ValueError for a bad cursor."""
+        conditions = _conditions(wanted)
+        table = DEAD_LETTERS.c
+        columns = [column for column in table if column.name not in ("body", "properties")]
+        query = sa.select(*columns, sa.func.length(table.body).label("size")).where(*conditions)
+        if wanted.cursor:
+            time, _, last = wanted.cursor.partition("/")
+            here = sa.tuple_(table.last_died_at, table.id)
+            query = query.where(here < sa.tuple_(sa.literal(time), sa.literal(UUID(last), sa.Uuid)))
+        query = query.order_by(table.last_died_at.desc(), table.id.desc()).limit(wanted.limit + 1)
+        counting = (
+            sa.select(table.cause, table.queue, sa.func.count().label("count"))
+            .where(*conditions)
+            .group_by(table.cause, table.queue)
+            .order_by(sa.desc("count"), table.cause, table.queue)
+        )
+        async with transaction(self._engine) as connection:
+            rows = (await connection.execute(query)).mappings().all()
+            counts = (await connection.execute(counting)).mappings().all()
+        page: Sequence[sa.RowMapping] = rows[: wanted.limit]
+        return DeadLetterPage(
+            dead_letters=tuple(_view(row) for row in page),
+            counts=tuple(DeadLetterCount.model_validate(dict(row)) for row in counts),
+            next_cursor=f"{page[-1]['last_died_at']}/{page[-1]['id']}" if len(rows) > wanted.limit else None,
+        )
+
+    async def waiting(self) -> int:
+        """How many wait for an operator."""
+        waiting = DEAD_LETTERS.c.state == DeadLetterState.WAITING.value
+        async with transaction(self._engine) as connection:
+            count = await connection.scalar(sa.select(sa.func.count()).where(waiting))
+        return count or 0
+
+
+async def _row(connection: AsyncConnection, dead_letter_id: UUID) -> sa.RowMapping | None:
+    query = sa.select(DEAD_LETTERS, sa.func.length(DEAD_LETTERS.c.body).label("size"))
+    return (await connection.execute(query.where(DEAD_LETTERS.c.id == dead_letter_id))).mappings().first()
+
+
+async def _record(connection: AsyncConnection, dead_letter_id: UUID, outcome: dict[str, Any]) -> None:
+    await connection.execute(sa.insert(OUTCOMES).values(dead_letter_id=dead_letter_id, **outcome))
+
+
+def _done(deed: Deed, message_id: str | None) -> dict[str, Any]:
+    return {
+        "time": _sortable(deed.time),
+        "what": deed.what,
+        "user": deed.user,
+        "by": deed.by,
+        "reason": deed.reason,
+        "message_id": _storable(message_id),
+    }
+
+
+def _columns(letter: DeadLetter) -> dict[str, Any]:
+    return {
+        **{name: _storable(getattr(letter, name)) for name in (*_CONTENT, *_COUNTERS)},
+        "properties": json.dumps({name: getattr(letter, name) for name in _PROPERTIES}),
+    }
+
+
+def _storable(value: Any) -> Any:
+    """PostgreSQL takes no NUL in text."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
+
+
+def _letter(row: sa.RowMapping) -> DeadLetter:
+    return DeadLetter(
+        **{name: row[name] for name in ("id", "death", *_CONTENT, *_COUNTERS)},
+        **json.loads(row["properties"]),
+    )
+
+
+def _view(row: sa.RowMapping) -> DeadLetterView:
+    return DeadLetterView.model_validate({name: row[name] for name in DeadLetterView.model_fields})
+
+
+def _outcome(row: sa.RowMapping) -> DeadLetterOutcome:
+    replaced = row["replaced_body"]
+    fields = {name: row[name] for name in DeadLetterOutcome.model_fields}
+    return DeadLetterOutcome.model_validate(
+        {**fields, "replaced_body": None if replaced is None else _shown(replaced)[0]}
+    )
+
+
+def _shown(body: bytes) -> tuple[str, Literal["utf-8", "base64"]]:
+    """What is longer than any valid body is cut."""
+    cut = body[:MAX_BODY]
+    try:
+        return cut.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return base64.b64encode(cut).decode(), "base64"
+
+
+def _sortable(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _conditions(wanted: ListDeadLetters) -> list[sa.ColumnElement[bool]]:
+    table = DEAD_LETTERS.c
+    conditions: list[sa.ColumnElement[bool]] = [
+        table[name] == value
+        for name in ("queue", "type", "state", "cause")
+        if (value := getattr(wanted, name)) is not None
+    ]
+    if wanted.reason_part:
+        conditions.append(table.reason.icontains(wanted.reason_part, autoescape=True))
+    if wanted.since:
+        conditions.append(table.last_died_at >= _sortable(wanted.since))
+    return conditions
