@@ -34,6 +34,7 @@ from cml_workers.bus.port import (
     ATTEMPT_HEADER,
     BusConfigurationError,
     BusUnavailableError,
+    CallerRefusesError,
     Dead,
     Done,
     Handler,
@@ -44,6 +45,7 @@ from cml_workers.bus.port import (
     UnroutableError,
     Verdict,
 )
+from cml_workers.bus.properties import UNREADABLE_HEADER, read_tolerantly
 from cml_workers.endpoints import redacted
 from cml_workers.failures import ConfigurationError
 
@@ -59,6 +61,10 @@ FAULT_HEADER = "x-cml-faults"
 USER_HEADER = "x-cml-user-id"
 REASON_HEADER = "x-cml-reason"
 QUEUE_HEADER = "x-cml-queue"
+MAX_HEADER_NAME = 128
+"""Bytes; the library cuts a longer one off (AMQP 0-9-1, 4.2.5.5)."""
+MAX_REASON = 1000
+"""Characters of a dead letter's reason: it may quote what it complains of."""
 
 _DEFAULT_EXCHANGE = RabbitExchange()
 
@@ -120,6 +126,7 @@ class RabbitBus:
         """
         logging.getLogger("aio_pika").setLevel(logging.ERROR)
         logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # what it tells, it also raises
+        read_tolerantly()
         try:
             await (declare_topology if self._declare else verify_topology)(self._url)
             await self._broker.start()
@@ -192,6 +199,10 @@ class RabbitBus:
             )
         except aiormq.exceptions.PublishError as error:
             raise UnroutableError(f"no queue takes {message.routing_key}") from error
+        except aiormq.exceptions.DeliveryError as error:
+            if message.exchange is None and not message.mandatory:
+                raise CallerRefusesError(f"the caller's queue {message.routing_key!r} refuses it") from error
+            raise BusUnavailableError(f"not confirmed: {_told(error)}") from error
         except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
             raise BusUnavailableError(f"not confirmed: {_told(error)}") from error
         if confirmation is not None and type(confirmation).__name__ != "Ack":
@@ -199,18 +210,19 @@ class RabbitBus:
 
     async def _handle(self, queue: Queue, handler: Handler, received: RabbitMessage) -> None:
         message = _message(received, self._user)
-        headers = dict(message.headers)
+        headers = _carried(message.headers)
         try:
-            verdict = await handler(message)
+            verdict = await handler(message) if UNREADABLE_HEADER not in headers else _unreadable(headers)
         except (ConnectionError, ConfigurationError) as error:
             # Not the message's fault, however long it takes to mend: this never makes it a dead letter.
             log.warning("put aside", queue=queue.name, message_id=message.message_id, cause=str(error))
             verdict = Later()
+        except CallerRefusesError as error:
+            log.warning("reply refused", queue=queue.name, message_id=message.message_id, cause=str(error))
+            verdict = self._fault(queue, headers, f"no reply: {error}")
         except Exception as error:
-            faults = _count(headers.get(FAULT_HEADER)) + 1
-            headers[FAULT_HEADER] = faults
-            log.exception("handler failed", queue=queue.name, message_id=message.message_id, faults=faults)
-            verdict = Dead(f"handler failed {faults} times: {error!r}") if faults >= MAX_FAULTS else Later()
+            log.exception("handler failed", queue=queue.name, message_id=message.message_id)
+            verdict = self._fault(queue, headers, f"handler failed: {error!r}")
         try:
             await self._settle(queue, message, headers, verdict)
             await received.ack()
@@ -219,6 +231,12 @@ class RabbitBus:
             await asyncio.sleep(UNSETTLED_PAUSE)
             with contextlib.suppress(Exception):
                 await received.nack(requeue=True)
+
+    def _fault(self, queue: Queue, headers: dict[str, object], reason: str) -> Verdict:
+        """Once more, while there is hope for the message; at once to the dead letters where it cannot wait."""
+        faults = _count(headers.get(FAULT_HEADER)) + 1
+        headers[FAULT_HEADER] = faults
+        return Later() if queue.retries and faults < MAX_FAULTS else Dead(f"{reason} ({faults} times)")
 
     async def _settle(
         self, queue: Queue, message: Message, headers: dict[str, object], verdict: Verdict
@@ -234,9 +252,26 @@ class RabbitBus:
                 await self.publish(_again(message, headers, target, self._user))
             case Dead(reason):
                 log.warning("dead letter", queue=queue.name, message_id=message.message_id, reason=reason)
-                headers[REASON_HEADER] = reason
+                headers[REASON_HEADER] = _printable(reason[:MAX_REASON])
                 headers[QUEUE_HEADER] = queue.name
                 await self.publish(_again(message, headers, None, self._user))
+
+
+def _carried(headers: Mapping[str, object]) -> dict[str, object]:
+    """What travels on when we publish the message again: plain values; a table may not survive the journey."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if isinstance(value, str | int | float) and len(name.encode()) <= MAX_HEADER_NAME
+    }
+
+
+def _unreadable(headers: Mapping[str, object]) -> Dead:
+    return Dead(f"the AMQP properties cannot be read ({headers[UNREADABLE_HEADER]})")
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _again(

@@ -1,0 +1,163 @@
+"""Messages whose properties no library reads: each is a dead letter with its reason, and delays nobody."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+import pytest
+
+from cml_contracts.topology import DEAD_LETTERS, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, Queue
+from cml_workers.bus.port import Dead, Done, Message, Outgoing, Verdict
+from cml_workers.bus.rabbit import RabbitBus, declare_topology
+from support.raw_amqp import Bytes, RawAmqp, Seconds, nested
+
+NO_TEXT = Bytes(b"\xff\xfe\xed\xa0\x80")
+YEAR_292_277_026_596 = Seconds.of(2**63 - 1)
+
+
+class Consumer:
+    """A bus that answers as told, and the dead letters of this moment."""
+
+    def __init__(self, dead: aio_pika.abc.AbstractQueue) -> None:
+        self._dead = dead
+        self.seen: asyncio.Queue[Message] = asyncio.Queue()
+        self.verdict: Verdict = Done()
+
+    async def __call__(self, message: Message) -> Verdict:
+        self.seen.put_nowait(message)
+        return self.verdict
+
+    async def next(self) -> Message:
+        async with asyncio.timeout(20):
+            return await self.seen.get()
+
+    async def dead_letter(self) -> aio_pika.abc.AbstractIncomingMessage:
+        async with asyncio.timeout(40):
+            while (message := await self._dead.get(fail=False, no_ack=True)) is None:
+                await asyncio.sleep(0.05)
+            return message
+
+
+@pytest.fixture(params=[LIFECYCLE_COMMANDS, PROJECTOR_QUERIES], ids=lambda queue: queue.name)
+def queue(request: pytest.FixtureRequest) -> Queue:
+    """One that puts messages aside, and one that does not."""
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+async def consumer(rabbitmq_url: str, queue: Queue) -> AsyncIterator[Consumer]:
+    await declare_topology(rabbitmq_url)
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        channel = await connection.channel()
+        await (await channel.get_queue(queue.name)).purge()
+        dead = await channel.declare_queue(exclusive=True)
+        await dead.bind(DEAD_LETTERS.name)
+        consumer = Consumer(dead)
+        bus = RabbitBus(rabbitmq_url, name="test")
+        bus.consume(queue, consumer, prefetch=10)
+        async with bus:
+            yield consumer
+            assert bus.problem() is None
+
+
+@pytest.fixture
+async def stranger(rabbitmq_url: str) -> AsyncIterator[RawAmqp]:
+    async with RawAmqp(rabbitmq_url) as stranger:
+        yield stranger
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        {"correlation_id": NO_TEXT},
+        {"reply_to": NO_TEXT},
+        {"message_id": NO_TEXT},
+        {"message_type": NO_TEXT},
+        {"content_type": NO_TEXT},
+        {"timestamp": YEAR_292_277_026_596},
+        {"headers": {NO_TEXT: 1}},
+        {"headers": {"when": YEAR_292_277_026_596}},
+        {"headers": nested(3_000)},
+        {"headers": {"large": "x" * 100_000}},
+        {"headers": dict.fromkeys(map(str, range(15_000)))},
+    ],
+    ids="-".join,
+)
+async def test_properties_that_cannot_be_read_are_a_dead_letter_and_the_next_message_is_handled(
+    consumer: Consumer, stranger: RawAmqp, queue: Queue, properties: dict[str, Any]
+):
+    body = uuid4().bytes
+    await stranger.publish("", queue.name, body, **properties)
+    await stranger.publish("", queue.name, b"well", message_id="next")
+    kept = await consumer.dead_letter()
+    assert kept.body == body
+    assert "properties cannot be read" in str(kept.headers["x-cml-reason"])
+    assert (await consumer.next()).message_id == "next"
+
+
+async def test_a_routing_key_that_cannot_be_read_is_none(consumer: Consumer, stranger: RawAmqp, queue: Queue):
+    exchange = queue.bindings[0].exchange.name
+    await stranger.publish(exchange, NO_TEXT, b"{}", message_id="m-1")
+    message = await consumer.next()
+    assert (message.message_id, message.routing_key, message.type) == ("m-1", "", "")
+
+
+async def test_what_travels_on_with_a_message_are_its_plain_headers(
+    consumer: Consumer, stranger: RawAmqp, queue: Queue
+):
+    odd = {"table": {"a": 1}, "array": [1, [2]], "bytes": bytearray(b"\xff"), "void": None, "k" * 200: "long"}
+    plain = {"text": "a\x00b", "number": 2**40, "yes": True, "real": 0.5}
+    consumer.verdict = Dead("\x1b[2J" + "why " * 50_000)
+    await stranger.publish("", queue.name, b"{}", message_id="m-1", headers={**odd, **plain})
+    kept = await consumer.dead_letter()
+    reason = str(kept.headers["x-cml-reason"])
+    assert kept.headers.items() >= plain.items()
+    assert not kept.headers.keys() & odd.keys()
+    assert (len(reason), reason.isprintable()) == (1000, True)
+
+
+async def test_a_handler_that_fails_where_nothing_waits_leaves_a_dead_letter(
+    rabbitmq_url: str, stranger: RawAmqp
+):
+    async def broken(_message: Message) -> Verdict:
+        raise ValueError("a bug")
+
+    await declare_topology(rabbitmq_url)
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        dead = await (await connection.channel()).declare_queue(exclusive=True)
+        await dead.bind(DEAD_LETTERS.name)
+        bus = RabbitBus(rabbitmq_url, name="test")
+        bus.consume(PROJECTOR_QUERIES, broken, prefetch=1)
+        async with bus:
+            await stranger.publish("", PROJECTOR_QUERIES.name, b"{}", message_id="m-1")
+            assert "a bug" in str((await Consumer(dead).dead_letter()).headers["x-cml-reason"])
+
+
+async def test_a_caller_whose_queue_refuses_replies_is_not_tried_for_ever(
+    rabbitmq_url: str, stranger: RawAmqp, monkeypatch: pytest.MonkeyPatch
+):
+    attempts = []
+
+    async def replying(message: Message) -> Verdict:
+        attempts.append(message.attempt)
+        await bus.publish(Outgoing(None, message.reply_to or "", b"", "t", "m-1/result", mandatory=False))
+        return Done()
+
+    monkeypatch.setattr("cml_workers.bus.rabbit.MAX_FAULTS", 3)
+    await declare_topology(rabbitmq_url)
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        channel = await connection.channel()
+        dead = await channel.declare_queue(exclusive=True)
+        await dead.bind(DEAD_LETTERS.name)
+        full = await channel.declare_queue(
+            exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
+        )
+        bus = RabbitBus(rabbitmq_url, name="test")
+        bus.consume(LIFECYCLE_COMMANDS, replying, prefetch=1)
+        async with bus:
+            await stranger.publish("", LIFECYCLE_COMMANDS.name, b"{}", message_id="m-1", reply_to=full.name)
+            reason = str((await Consumer(dead).dead_letter()).headers["x-cml-reason"])
+    assert attempts == [0, 1, 2]
+    assert "refuses it (3 times)" in reason
