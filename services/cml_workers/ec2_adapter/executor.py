@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 import structlog
 from pydantic import ValidationError
 
-from cml_contracts.envelope import EventEnvelope
+from cml_contracts.envelope import MAX_INTERNAL_BODY, EventEnvelope
 from cml_contracts.events import (
     LaunchRequested,
     StartRequested,
@@ -61,6 +61,8 @@ STUBBORN = timedelta(minutes=10)
 SETTLING = timedelta(minutes=1)
 """How long an attempt with an unknown outcome may still show its effect on an existing instance."""
 LOOKUP_ATTEMPTS = 8
+UNSEEN_ATTEMPTS = 10
+"""Seconds, and attempts, that a replica of the store may lag behind the event that woke us."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/report")
 
@@ -100,16 +102,22 @@ class Executor:
 
     async def on_wake(self, message: Message) -> Verdict:
         """Do what the worker's stream says is owed."""
+        if len(message.body) > MAX_INTERNAL_BODY:
+            return Dead(f"not a CloudEvent of a worker: {len(message.body)} bytes")
         try:
             event = EventEnvelope.from_cloudevent(json.loads(message.body))
-        except (ValueError, ValidationError, AttributeError, TypeError) as error:
+        except (ValueError, ValidationError, AttributeError, TypeError, RecursionError) as error:
             return Dead(f"not a CloudEvent of a worker: {type(error).__name__}")
         lock = self._locks.setdefault(event.worker_id, asyncio.Lock())
         with structlog.contextvars.bound_contextvars(worker_id=str(event.worker_id), instance_id=None):
             async with lock:
                 worker = await load(self._store, event.worker_id)
                 if worker.revision < event.revision:
-                    return Later(1)  # a replica of the store that lags behind
+                    if message.attempt < UNSEEN_ATTEMPTS:
+                        return Later(1)  # a replica of the store that lags behind
+                    return Dead(
+                        f"worker {worker.id} has no event {event.revision}; the last is {worker.revision}"
+                    )
                 if worker.instance is not None:
                     structlog.contextvars.bind_contextvars(instance_id=worker.instance.instance_id)
                 again = False
@@ -340,7 +348,7 @@ class Executor:
     async def on_lookup(self, message: Message) -> Verdict:
         """Ask EC2 what a command has to know before it can be decided."""
         try:
-            request = read(message, {LookupRequested.TYPE: LookupRequested})
+            request = read(message, {LookupRequested.TYPE: LookupRequested}, limit=MAX_INTERNAL_BODY)
         except BadMessageError as error:
             return Dead(error.problem.detail)
         with structlog.contextvars.bound_contextvars(command_id=request.origin.command_id):
