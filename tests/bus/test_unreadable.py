@@ -1,7 +1,8 @@
 """Messages whose properties no library reads: each is a dead letter with its reason, and delays nobody."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from uuid import uuid4
 
@@ -9,10 +10,13 @@ import aio_pika
 import pytest
 
 from cml_contracts.topology import DEAD_LETTERS, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, Queue
+from cml_workers.bus.direct_reply import DirectReplies
 from cml_workers.bus.port import Dead, Done, Message, Outgoing, Verdict
 from cml_workers.bus.rabbit import RabbitBus, declare_topology
+from support.plain_amqp import PlainAmqp
 from support.raw_amqp import Bytes, RawAmqp, Seconds, nested
 
+Answer = Callable[[Message], Awaitable[Verdict]]
 NO_TEXT = Bytes(b"\xff\xfe\xed\xa0\x80")
 YEAR_292_277_026_596 = Seconds.of(2**63 - 1)
 
@@ -22,12 +26,18 @@ class Consumer:
 
     def __init__(self, dead: aio_pika.abc.AbstractQueue) -> None:
         self._dead = dead
+        self.bus: RabbitBus
         self.seen: asyncio.Queue[Message] = asyncio.Queue()
-        self.verdict: Verdict = Done()
+        self.answer: Answer = self.done
+
+    async def done(self, _message: Message) -> Verdict:
+        return Done()
 
     async def __call__(self, message: Message) -> Verdict:
-        self.seen.put_nowait(message)
-        return self.verdict
+        try:
+            return await self.answer(message)
+        finally:
+            self.seen.put_nowait(message)
 
     async def next(self) -> Message:
         async with asyncio.timeout(20):
@@ -55,7 +65,7 @@ async def consumer(rabbitmq_url: str, queue: Queue) -> AsyncIterator[Consumer]:
         dead = await channel.declare_queue(exclusive=True)
         await dead.bind(DEAD_LETTERS.name)
         consumer = Consumer(dead)
-        bus = RabbitBus(rabbitmq_url, name="test")
+        consumer.bus = bus = RabbitBus(rabbitmq_url, name="test")
         bus.consume(queue, consumer, prefetch=10)
         async with bus:
             yield consumer
@@ -109,13 +119,84 @@ async def test_what_travels_on_with_a_message_are_its_plain_headers(
 ):
     odd = {"table": {"a": 1}, "array": [1, [2]], "bytes": bytearray(b"\xff"), "void": None, "k" * 200: "long"}
     plain = {"text": "a\x00b", "number": 2**40, "yes": True, "real": 0.5}
-    consumer.verdict = Dead("\x1b[2J" + "why " * 50_000)
+
+    async def complaining(_message: Message) -> Verdict:
+        return Dead("\x1b[2J" + "why " * 50_000)
+
+    consumer.answer = complaining
     await stranger.publish("", queue.name, b"{}", message_id="m-1", headers={**odd, **plain})
     kept = await consumer.dead_letter()
     reason = str(kept.headers["x-cml-reason"])
     assert kept.headers.items() >= plain.items()
     assert not kept.headers.keys() & odd.keys()
     assert (len(reason), reason.isprintable()) == (1000, True)
+
+
+def process(node: bytes = b"reply@1", *, tag: bytes = b"v", more: bytes = b"") -> str:
+    """An Erlang process as it stands in the address of a direct reply."""
+    length = len(node).to_bytes(1 if tag == b"w" else 2, "big")
+    return base64.b64encode(b"\x83X" + tag + length + node + bytes(12) + more).decode()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "x",
+        "a.b",
+        "AAAA.b",
+        f"{process()}.key",
+        f"{process(tag=b'w')}.key",
+        f"{process(b'rabbit@gone')}.key",
+        f"{process(more=b'x')}.key",
+        f"{process(b'reply')}.key",
+        "..g2EF..key..",
+        "\N{GRINNING FACE}.key",
+    ],
+)
+async def test_a_made_up_direct_reply_address_ends_no_connection(
+    consumer: Consumer, stranger: RawAmqp, queue: Queue, address: str
+):
+    async def replying(message: Message) -> Verdict:
+        await consumer.bus.publish(
+            Outgoing(None, message.reply_to or "", b"", "t", "m-1/result", mandatory=False)
+        )
+        return Done()
+
+    consumer.answer = replying
+    connection = consumer.bus._broker._connection
+    for number in ("one", "two"):
+        await stranger.publish(
+            "", queue.name, b"{}", message_id=number, reply_to=f"amq.rabbitmq.reply-to.{address}"
+        )
+    assert [(await consumer.next()).message_id for _ in range(2)] == ["one", "two"]
+    await consumer.bus.publish(Outgoing(None, queue.name, b"", "t", "three"))
+    assert (await consumer.next()).message_id == "three"
+    assert connection is not None
+    assert consumer.bus._broker._connection is connection
+    assert connection.connected.is_set()
+
+
+async def test_a_direct_reply_arrives_and_the_node_is_asked_for_once(
+    rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    asked = []
+    ask = DirectReplies._ask
+
+    async def counted(self: DirectReplies, node: bytes, process: str) -> None:
+        asked.append(node)
+        await ask(self, node, process)
+
+    monkeypatch.setattr(DirectReplies, "_ask", counted)
+    async with PlainAmqp(rabbitmq_url, direct=True) as caller, RabbitBus(rabbitmq_url, name="test") as bus:
+        inbox = await caller.channel.declare_queue(exclusive=True)
+        for number in range(3):
+            await caller.channel.default_exchange.publish(
+                aio_pika.Message(b"", reply_to="amq.rabbitmq.reply-to"), inbox.name
+            )
+            address = (await inbox.get(no_ack=True)).reply_to or ""
+            await bus.publish(Outgoing(None, address, b"{}", "t", "m", f"c-{number}", mandatory=False))
+            assert await caller.replies_to(f"c-{number}") == [{}]
+    assert len(asked) == 1
 
 
 async def test_a_handler_that_fails_where_nothing_waits_leaves_a_dead_letter(

@@ -30,6 +30,7 @@ from cml_contracts.topology import (
     Queue,
     retry_arguments,
 )
+from cml_workers.bus.direct_reply import DirectReplies
 from cml_workers.bus.port import (
     ATTEMPT_HEADER,
     BusConfigurationError,
@@ -85,6 +86,7 @@ class RabbitBus:
             graceful_timeout=None,
             reconnect_interval=0.5,
         )
+        self._direct_replies = DirectReplies(url)
         self._subscribers: list[RabbitSubscriber] = []
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._exchanges = {
@@ -179,7 +181,11 @@ class RabbitBus:
         await self.stop()
 
     async def publish(self, message: Outgoing) -> None:
-        """See ``Publish``."""
+        """See ``Publish``. A direct reply that would end the connection is dropped, as nobody can await it."""
+        if message.exchange is None and not await self._direct_replies.reach(message.routing_key):
+            if message.mandatory:
+                raise UnroutableError(f"nobody is at {message.routing_key}")
+            return
         exchange = self._exchanges[message.exchange.name] if message.exchange else _DEFAULT_EXCHANGE
         try:
             confirmation = await self._broker.publish(
@@ -204,6 +210,7 @@ class RabbitBus:
                 raise CallerRefusesError(f"the caller's queue {message.routing_key!r} refuses it") from error
             raise BusUnavailableError(f"not confirmed: {_told(error)}") from error
         except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
+            self._direct_replies.forget()
             raise BusUnavailableError(f"not confirmed: {_told(error)}") from error
         if confirmation is not None and type(confirmation).__name__ != "Ack":
             raise BusUnavailableError(f"not confirmed: {type(confirmation).__name__}")
