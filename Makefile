@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test check format compose-smoke lock clean
+.PHONY: help demo run test fuzz check format compose-smoke lock clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
@@ -30,6 +30,10 @@ run: $(READY) ## run all roles, embedded unless configured by the environment (s
 test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded broker
 	@tests/support/ensure-services
 	@$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(READY) ## hostile messages against the roles, each accounted for (MESSAGES=100000 SEED=1)
+	@tests/support/ensure-services
+	@PYTHONPATH=tests $(BIN)/python -m fuzz.run --messages $(or $(MESSAGES),100000) --seed $(or $(SEED),1)
 
 check: $(READY) ## format, lint, strict types, import rules, generated documents
 	@$(BIN)/ruff format --check .

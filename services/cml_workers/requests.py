@@ -50,7 +50,10 @@ def read(message: Message, types: Mapping[str, type[T]], *, limit: int = MAX_BOD
 
 
 def identity(message: Message) -> str:
-    """The message id, which is the command's id. Raises BadMessageError."""
+    """The message id, which is the command's id, if the message is one that can be kept. Raises BadMessageError."""
+    for name, text in (("correlation_id", message.correlation_id), ("reply_to", message.reply_to)):
+        if "\0" in (text or ""):
+            raise BadMessageError(f"{name} contains the character NUL")
     if not message.message_id:
         raise BadMessageError("the AMQP property message_id is missing; it is the command's idempotency key")
     try:

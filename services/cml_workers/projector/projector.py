@@ -87,7 +87,8 @@ class Projector:
                 else Worker(worker_id)
             )
         after = evolve(before, decode(stored))
-        self._folded[worker_id] = after
+        if after.exists:  # refused commands may name any number of workers that never were
+            self._folded[worker_id] = after
         if len(self._folded) > REMEMBERED:
             self._folded.popitem(last=False)
         row = worker_row(after)
