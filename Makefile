@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test chaos check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
+.PHONY: help demo run test chaos fuzz check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -35,6 +35,10 @@ chaos: $(READY) ## kill -9 at random among other faults, under load: KILLS=200 S
 	@tests/support/ensure-services
 	@cd tests && exec ../$(BIN)/python -m system.chaos --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED)) \
 		$(if $(STORE),--store $(STORE))
+
+fuzz: $(READY) ## hostile messages against the roles, each accounted for (MESSAGES=100000 SEED=1)
+	@tests/support/ensure-services
+	@PYTHONPATH=tests $(BIN)/python -m fuzz.run --messages $(or $(MESSAGES),100000) --seed $(or $(SEED),1)
 
 check: $(READY) ## format, lint, strict types, import rules, generated documents
 	@$(BIN)/ruff format --check .

@@ -16,6 +16,12 @@ from cml_contracts.model import Strict
 MAX_TAGS = 50
 """Tags an EC2 resource can bear, ours included (EC2 user guide, *Tag restrictions*)."""
 
+MAX_TAG_KEY = 128
+MAX_TAG_VALUE = 256
+"""Characters, likewise."""
+MAX_REGION = 32
+MAX_COMMAND_ID = 200
+
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers")
 
 
@@ -25,12 +31,22 @@ def _printable(text: str) -> str:
     return text
 
 
+def _without_spaces(text: str) -> str:
+    if " " in text:
+        raise ValueError("must not contain spaces")
+    return text
+
+
 def _usable_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
     for key, value in tags.items():
-        if not 1 <= len(key) <= 128:
-            raise ValueError(f"tag key {key[:32]!r} has {len(key)} characters; 1 to 128 are allowed")
-        if len(value) > 256:
-            raise ValueError(f"the value of tag {key!r} has {len(value)} characters; at most 256 are allowed")
+        if not 1 <= len(key) <= MAX_TAG_KEY:
+            raise ValueError(
+                f"tag key {key[:32]!r} has {len(key)} characters; 1 to {MAX_TAG_KEY} are allowed"
+            )
+        if len(value) > MAX_TAG_VALUE:
+            raise ValueError(
+                f"the value of tag {key!r} has {len(value)} characters; at most {MAX_TAG_VALUE} are allowed"
+            )
         if key.lower().startswith("aws:") or key.lower().startswith(RESERVED_TAG_PREFIX):
             raise ValueError(f"tag key {key!r} begins with a reserved prefix (aws: or {RESERVED_TAG_PREFIX})")
         if not (key + value).isprintable():
@@ -41,10 +57,19 @@ def _usable_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
 
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
+CommandId = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=MAX_COMMAND_ID),
+    AfterValidator(_printable),
+    AfterValidator(_without_spaces),
+]
+"""The AMQP ``message_id`` of a command."""
 Actor = Text
 """An opaque id of who asked; no personal data."""
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_printable)]
-Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2,3}(-[a-z]+)+-\d{1,2}$", max_length=32)]
+Region = Annotated[
+    str, StringConstraints(pattern=r"^[a-z]{2,3}(-[a-z]+)+-[0-9]{1,2}$", max_length=MAX_REGION)
+]
 InstanceType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*\.[a-z0-9-]+$", max_length=64)]
 AmiId = Annotated[str, StringConstraints(pattern=r"^ami-[0-9a-f]{8,17}$")]
 InstanceId = Annotated[str, StringConstraints(pattern=r"^i-[0-9a-f]{8,17}$")]

@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
-from cml_contracts.commands import COMMANDS, WorkerCommand
+from cml_contracts.commands import COMMANDS, CommandId, WorkerCommand
 from cml_contracts.events import EVENTS, EventMetadata, ReplyAddress, WorkerEvent
 from cml_contracts.model import Tolerant
 
@@ -18,6 +18,8 @@ CLOUDEVENTS_JSON = "application/cloudevents+json"
 JSON = "application/json"
 MAX_BODY = 64 * 1024
 """Bytes a command or query message may have."""
+MAX_INTERNAL_BODY = 1024 * 1024
+"""Bytes of a message within the system: it carries a command with what EC2 said of it, or an event."""
 
 _STREAM_PREFIX = "cml_worker-"
 
@@ -49,23 +51,41 @@ def decode_event(event_type: str, data: bytes | str) -> WorkerEvent:
     return event.model_validate_json(data)
 
 
+def _short(text: str) -> str:
+    if len(text.encode()) > 255:
+        raise ValueError("must not have more than 255 bytes, as an AMQP property")
+    return text
+
+
+def _addressable(address: ReplyAddress) -> ReplyAddress:
+    _short(address.reply_to)
+    _short(address.correlation_id or "")
+    return address
+
+
+Property = Annotated[str, AfterValidator(_short)]
+"""A text that has been, or will be, a property of an AMQP message."""
+
+
 class CommandMessage(Tolerant):
     """A command with everything that came with it on the bus."""
 
-    command_id: str
+    command_id: CommandId
     command: Annotated[SerializeAsAny[WorkerCommand], Field(union_mode="left_to_right")]
     command_type: str
-    correlation_id: str
+    correlation_id: Property
     actor: str | None = None
-    user: str | None = None
-    traceparent: str | None = None
-    reply: ReplyAddress | None = None
+    user: Property | None = None
+    traceparent: Property | None = None
+    reply: Annotated[ReplyAddress, AfterValidator(_addressable)] | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _command_of_its_type(cls, fields: Any) -> Any:
         if isinstance(fields, dict) and isinstance(fields.get("command"), dict):
-            command = COMMANDS[fields["command_type"]]
+            command = COMMANDS.get(str(fields.get("command_type")))
+            if command is None:
+                raise ValueError("command_type is not known")
             return {**fields, "command": command.model_validate(fields["command"], strict=False)}
         return fields
 

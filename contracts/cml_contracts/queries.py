@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from cml_contracts.commands import Region, Text
+from cml_contracts.commands import CommandId, Region, Text
 from cml_contracts.instance import CMLWorkerInstanceDto, WorkerStatus
 from cml_contracts.model import Strict, Tolerant
 from cml_contracts.results import OperationResult
@@ -43,7 +43,7 @@ class GetOperation(Strict):
     """What became of a command. Answer: ``OperationView``, or the problem ``WorkerNotFound``."""
 
     TYPE: ClassVar = "cml.operation.get.v1"
-    command_id: Annotated[str, Field(min_length=1, max_length=200)]
+    command_id: CommandId
 
 
 Query = GetCMLWorker | ListCMLWorkers | GetOperation

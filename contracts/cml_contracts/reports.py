@@ -1,23 +1,39 @@
 """What lifecycle and EC2 adapter tell each other: questions before a decision, outcomes after an intent.
 
-These are internal to the system; other services have no use for them.
+These are internal to the system; other services have no use for them. What becomes part of an event is checked
+all the same: an event that the read model could not hold would stop it for ever.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 from uuid import UUID
 
+from pydantic import AfterValidator
+
+from cml_contracts.commands import MAX_REGION, MAX_TAG_KEY, MAX_TAG_VALUE, InstanceId, Region, Text
 from cml_contracts.envelope import CommandMessage
 from cml_contracts.instance import Ec2Instance
 from cml_contracts.model import Tolerant
 from cml_contracts.results import Problem
 
 
+def _recordable(instance: Ec2Instance) -> Ec2Instance:
+    if any(len(key) > MAX_TAG_KEY or len(value) > MAX_TAG_VALUE for key, value in instance.tags.items()):
+        raise ValueError("a tag is longer than EC2 allows")
+    if len(instance.aws_region) > MAX_REGION:
+        raise ValueError("no region has such a long name")
+    return instance
+
+
+Seen = Annotated[Ec2Instance, AfterValidator(_recordable)]
+"""An instance as EC2 can show it."""
+
+
 class ImageQuestion(Tolerant):
     """Which image has this name in this region?"""
 
-    aws_region: str
-    ami_name: str
+    aws_region: Region
+    ami_name: Text
 
 
 class InstanceQuestion(Tolerant):
@@ -27,8 +43,8 @@ class InstanceQuestion(Tolerant):
     event has overtaken is not used.
     """
 
-    aws_region: str
-    instance_id: str
+    aws_region: Region
+    instance_id: InstanceId
     seen_revision: int
 
 
@@ -47,7 +63,7 @@ class Finding(Tolerant):
     """
 
     image_id: str | None = None
-    instance: Ec2Instance | None = None
+    instance: Seen | None = None
     problem: Problem | None = None
 
 
@@ -66,7 +82,7 @@ class OperationSucceeded(Tolerant):
     TYPE: ClassVar = "cml.report.operation_succeeded.v1"
     worker_id: UUID
     operation_id: str
-    instance: Ec2Instance | None = None
+    instance: Seen | None = None
     warning: str | None = None
 
 
@@ -98,7 +114,7 @@ class InstanceObserved(Tolerant):
     TYPE: ClassVar = "cml.report.instance_observed.v1"
     worker_id: UUID
     seen_revision: int
-    instance: Ec2Instance | None = None
+    instance: Seen | None = None
 
 
 class OperationOutstanding(Tolerant):

@@ -71,17 +71,17 @@ async def claim(store: EventStore, message: CommandMessage) -> bool:
     return True
 
 
-async def bind_answer(store: EventStore, result: OperationResult, event_id: UUID) -> OperationResult:
-    """Make this the answer of its command, unless it has one; return the answer it has. Raises StoreUnavailableError."""
+async def bind_answer(store: EventStore, result: OperationResult, event_id: UUID) -> OperationResult | None:
+    """Make this the answer of its command, unless it has one; return the answer it has, None if nobody claimed it.
+
+    Raises StoreUnavailableError.
+    """
     assert result.command_id is not None  # noqa: S101 - it answers a command that was claimed
     event = NewEvent(event_id, ANSWERED, result.model_dump_json().encode(), b"{}")
     try:
         await store.append(stream_of_command(result.command_id), [event], expected=_AFTER_THE_CLAIM)
     except WrongExpectedVersionError:
-        answered = await answer_of(store, result.command_id)
-        if answered is None:
-            raise  # not even claimed
-        return answered
+        return await answer_of(store, result.command_id)
     return result
 
 

@@ -1,17 +1,22 @@
 """Messages from outside: read strictly, answered readably, whatever is in them."""
 
+import re
 from collections.abc import Mapping
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from cml_contracts.commands import MAX_COMMAND_ID, CommandId
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.events import ReplyAddress
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.port import Message, Outgoing
 
 RESULT_TYPE = "cml.operation_result.v1"
-MAX_ID = 200
+
+_COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""The one way in which JSON can spell it."""
 
 
 class BadMessageError(Exception):
@@ -25,14 +30,19 @@ class BadMessageError(Exception):
 T = TypeVar("T", bound=BaseModel)
 
 
-def read(message: Message, types: Mapping[str, type[T]], *, longest: int = MAX_BODY) -> T:
-    """The typed body of a message. Raises BadMessageError."""
-    if len(message.body) > longest:
-        raise BadMessageError(f"the body has {len(message.body)} bytes; at most {longest} are allowed")
+def read(message: Message, types: Mapping[str, type[T]], *, limit: int = MAX_BODY) -> T:
+    """The typed body of a message, of at most ``limit`` bytes. Raises BadMessageError.
+
+    No text may contain NUL, which PostgreSQL cannot store.
+    """
+    if len(message.body) > limit:
+        raise BadMessageError(f"the body has {len(message.body)} bytes; at most {limit} are allowed")
     model = types.get(message.type)
     if model is None:
         known = ", ".join(sorted(types))
         raise BadMessageError(f"type {message.type[:80]!r} is not known; known: {known}")
+    if _NUL.search(message.body):
+        raise BadMessageError("a text contains the character NUL")
     try:
         return model.model_validate_json(message.body)
     except ValidationError as error:
@@ -40,12 +50,18 @@ def read(message: Message, types: Mapping[str, type[T]], *, longest: int = MAX_B
 
 
 def identity(message: Message) -> str:
-    """The message id, which is the command's id. Raises BadMessageError."""
+    """The message id, which is the command's id, if the message is one that can be kept. Raises BadMessageError."""
+    for name, text in (("correlation_id", message.correlation_id), ("reply_to", message.reply_to)):
+        if "\0" in (text or ""):
+            raise BadMessageError(f"{name} contains the character NUL")
     if not message.message_id:
         raise BadMessageError("the AMQP property message_id is missing; it is the command's idempotency key")
-    if len(message.message_id) > MAX_ID or not message.message_id.isprintable() or " " in message.message_id:
-        raise BadMessageError(f"message_id must be 1 to {MAX_ID} printable characters without spaces")
-    return message.message_id
+    try:
+        return _COMMAND_ID.validate_python(message.message_id)
+    except ValidationError as error:
+        raise BadMessageError(
+            f"message_id must be 1 to {MAX_COMMAND_ID} printable characters without spaces"
+        ) from error
 
 
 def reply_address(message: Message) -> ReplyAddress | None:

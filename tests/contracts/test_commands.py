@@ -22,6 +22,7 @@ WORKER = UUID("11111111-1111-4111-8111-111111111111")
         ("name", 7),
         ("aws_region", "nowhere"),
         ("aws_region", "us-east-1; rm"),
+        ("aws_region", "us-east-\N{ARABIC-INDIC DIGIT ONE}"),
         ("instance_type", "large"),
         ("ami_id", "ami-xyz"),
         ("ami_id", "i-0123456789abcdef0"),

@@ -271,6 +271,13 @@ async def test_nobody_at_the_endpoint_is_an_unknown_outcome(ec2: AwsEc2Client):
             await call(nowhere, "RunInstances")
 
 
+async def test_a_region_that_aws_does_not_have_is_no_outage():
+    async with AwsEc2Client(attempts=1) as aws:
+        with pytest.raises(EC2InvalidParameterException) as refused:
+            await aws.launch(parameters(aws_region="us-nowhere-1"))
+    assert refused.value.remedy is Remedy.FAIL
+
+
 async def test_no_credentials_are_an_authentication_problem(
     simulator: Ec2Simulator, monkeypatch: pytest.MonkeyPatch
 ):

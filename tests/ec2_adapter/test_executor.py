@@ -1,6 +1,7 @@
 """The executor: one effect for each intent, whatever EC2 answers and whoever dies."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -10,7 +11,7 @@ from typing import TypeVar
 import pytest
 
 from cml_contracts.commands import UpdateCMLWorkerStatus
-from cml_contracts.envelope import CommandMessage, EventEnvelope
+from cml_contracts.envelope import MAX_BODY, CommandMessage, EventEnvelope
 from cml_contracts.events import (
     InstanceLaunched,
     InstanceStateObserved,
@@ -59,7 +60,7 @@ from cml_workers.ec2_adapter.errors import (
     OutcomeUnknownError,
     Remedy,
 )
-from cml_workers.ec2_adapter.executor import FRESH, LOOKUP_ATTEMPTS, Executor
+from cml_workers.ec2_adapter.executor import FRESH, LOOKUP_ATTEMPTS, UNSEEN_ATTEMPTS, Executor
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.stream import append, load
@@ -119,7 +120,9 @@ class Service:
             worker = await load(self.store, WORKER)
             await append(self.store, worker, [(event, recorded(worker, event, self.now, "cause").metadata)])
 
-    async def wake(self, *, redelivered: bool = False, revision: int | None = None) -> Verdict:
+    async def wake(
+        self, *, redelivered: bool = False, revision: int | None = None, attempt: int = 0
+    ) -> Verdict:
         """A wake-up, by the newest event unless another one is named."""
         worker = await load(self.store, WORKER)
         envelope = EventEnvelope(
@@ -132,7 +135,9 @@ class Service:
             data={},
         )
         body = json.dumps(envelope.to_cloudevent()).encode()
-        verdict = await self.executor.on_wake(Message(body=body, type="any", redelivered=redelivered))
+        verdict = await self.executor.on_wake(
+            Message(body=body, type="any", redelivered=redelivered, attempt=attempt)
+        )
         for refused in self.reports(AttemptRefused):
             if (await load(self.store, WORKER)).operations[refused.operation_id].refusal is None:
                 await self.happened(
@@ -229,6 +234,11 @@ async def test_reports_of_one_outcome_bear_one_id(service: Service):
 async def test_a_wake_from_a_store_that_lags_waits(service: Service):
     await service.happened(CREATED, LAUNCH)
     assert await service.wake(revision=5) == Later(1)
+
+
+async def test_an_event_that_never_was_is_not_awaited_for_ever(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    assert isinstance(await service.wake(revision=2**70, attempt=UNSEEN_ATTEMPTS), Dead)
 
 
 async def test_an_unknown_launch_is_repeated_under_its_token_until_it_is_known(service: Service):
@@ -600,6 +610,12 @@ async def test_a_question_ec2_does_not_answer_is_asked_again_but_not_for_ever(se
     assert answer.problem.retryable
 
 
+async def test_a_question_for_the_largest_command_is_answered(service: Service):
+    question = lookup(INSTANCE)
+    largest = dataclasses.replace(question, body=question.body + b" " * MAX_BODY)
+    assert await service.executor.on_lookup(largest) == Done()
+
+
 async def test_a_definite_no_is_an_answer(service: Service):
     service.ec2.fail("find_image", EC2AuthenticationException("not allowed"))
     answer = await finding(service, lookup(IMAGE))
@@ -607,7 +623,10 @@ async def test_a_definite_no_is_an_answer(service: Service):
     assert answer.problem.code is ProblemCode.EC2_AUTHENTICATION
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b"\xff", b'{"subject": 1}'])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"{}", b"\xff", b'{"subject": 1}', b"[" * 100_000, b"1" * 10_000, b'"%s"' % (b"x" * 2**20)],
+)
 async def test_a_broken_message_is_kept(service: Service, body: bytes):
     assert isinstance(await service.executor.on_wake(Message(body=body, type="any")), Dead)
     assert isinstance(

@@ -19,6 +19,7 @@ from cml_contracts.commands import (
     UpdateCMLWorkerStatus,
     WorkerCommand,
 )
+from cml_contracts.envelope import MAX_BODY
 from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_contracts.reports import (
     Finding,
@@ -195,7 +196,7 @@ async def test_a_command_id_belongs_to_one_body_whichever_worker_it_names(
     service: Service, other: WorkerCommand
 ):
     await service.launched()
-    assert await service.command(other, "create") == Done()
+    assert isinstance(await service.command(other, "create"), Dead)
     (result,) = service.outbox.results()
     assert result.problem
     assert result.problem.code is ProblemCode.DUPLICATE_COMMAND
@@ -322,6 +323,26 @@ async def test_who_died_between_what_a_status_update_saw_and_its_answer_goes_on_
     (told,) = service.outbox.results("asker")
     assert told.problem
     assert told.problem.code is ProblemCode.WORKER_TERMINATED
+
+
+async def test_the_largest_command_survives_a_question_to_ec2(service: Service):
+    tags = {f"{n:02}" + "\N{GRINNING FACE}" * 126: "\N{GRINNING FACE}" * 256 for n in range(42)}
+    named = CREATE.model_copy(update={"ami_id": None, "ami_name": "cml", "tags": tags, "reason": "x" * 500})
+    await service.command(named, "create")
+    asked = await lookup(service)
+    found = Finding(image_id="ami-11111111")
+    largest = LookupAnswered(origin=asked.origin, question=asked.question, finding=found)
+    assert len(command(named).body) < MAX_BODY < len(largest.model_dump_json().encode())
+    assert await service.report(largest) == Done()
+    assert await service.types() == ["worker.created", "worker.launch_requested"]
+
+
+async def test_a_trace_header_that_is_none_is_left_away(service: Service):
+    for number, header in enumerate(("x" * 300, b"\xff", {"a": 1}, "00-ab\n-cd-01")):
+        worker = CREATE.model_copy(update={"worker_id": uuid4()})
+        assert await service.command(worker, f"create-{number}", headers={"traceparent": header}) == Done()
+    (asked,) = await service.store.read(f"cml_worker-{worker.worker_id}", limit=1)
+    assert b"traceparent" not in asked.metadata
 
 
 async def test_an_answer_that_was_overtaken_is_asked_for_again(service: Service):

@@ -1,6 +1,8 @@
 """The read model: equal to the fold of the streams, however often and wherever it is interrupted."""
 
 import asyncio
+import base64
+import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -50,6 +52,13 @@ TAGS = (
     TagsUpdateRequested(operation_id="tag", tags={"a": "1"}),
     TagsUpdated(operation_id="tag", tags={"Name": "lab", "a": "1"}),
 )
+
+
+FORGED = [
+    base64.urlsafe_b64encode(json.dumps(["created_at", False, text, str(UUID(int=0))]).encode()).decode()
+    for text in ("\0", "\ud800")
+]
+"""Cursors as they are handed out, with a text that no database takes."""
 
 
 class Service:
@@ -222,7 +231,9 @@ async def test_pages_hold_everything_once_in_order(service: Service, sort: str, 
         assert names == sorted(names, reverse=descending)
 
 
-@pytest.mark.parametrize("cursor", ["x", "AAAA", "bnVsbA==", "W10=", "WzEsIDIsIDMsIDRd"])
+@pytest.mark.parametrize(
+    "cursor", ["x", "AAAA", "bnVsbA==", "W10=", "WzEsIDIsIDMsIDRd", "W1tb" * 200, FORGED[0], FORGED[1]]
+)
 async def test_a_made_up_cursor_is_refused(service: Service, cursor: str):
     result = await service.ask(ListCMLWorkers(cursor=cursor))
     assert result.problem is not None
@@ -309,6 +320,11 @@ async def test_a_refused_command_can_be_asked_for(service: Service):
         (b"{}", "cml.nothing.v1"),
         (b'{"limit": 0}', "cml.worker.list.v1"),
         (b'{"sort": "colour"}', "cml.worker.list.v1"),
+        (b'{"tag": "a\\u0000b"}', "cml.worker.list.v1"),
+        (b'{"tag": "\\ud800"}', "cml.worker.list.v1"),
+        (b'{"command_id": "a\\u0000b"}', "cml.operation.get.v1"),
+        (b'{"limit": 1e400}', "cml.worker.list.v1"),
+        (b"[" * 60_000, "cml.worker.list.v1"),
     ],
 )
 async def test_a_broken_query_is_answered_and_kept(service: Service, body: bytes, query: str):

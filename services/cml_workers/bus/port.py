@@ -51,6 +51,10 @@ class UnroutableError(Exception):
     """No queue takes the message; for a reply: the caller is gone."""
 
 
+class CallerRefusesError(Exception):
+    """The queue that awaits the reply does not take it, for now or for ever: its owner limits it."""
+
+
 class TopologyError(BusConfigurationError):
     """The broker's exchanges or queues are not as they must be; says which, and how to mend it."""
 
@@ -104,6 +108,7 @@ class Publish(Protocol):
     Raises:
         BusUnavailableError: not confirmed; repeat.
         UnroutableError: mandatory, and no queue takes it.
+        CallerRefusesError: a reply, and the caller's queue refuses it.
     """
 
     async def __call__(self, message: Outgoing, /) -> None: ...

@@ -36,6 +36,7 @@ from cml_contracts.topology import (
     Queue,
     retry_arguments,
 )
+from cml_workers.bus.direct_reply import DirectReplies
 from cml_workers.bus.port import (
     ATTEMPT_HEADER,
     CAUSE_HEADER,
@@ -48,6 +49,7 @@ from cml_workers.bus.port import (
     USER_HEADER,
     BusConfigurationError,
     BusUnavailableError,
+    CallerRefusesError,
     Dead,
     Done,
     Handler,
@@ -58,6 +60,7 @@ from cml_workers.bus.port import (
     UnroutableError,
     Verdict,
 )
+from cml_workers.bus.properties import UNREADABLE_HEADER, read_tolerantly
 from cml_workers.endpoints import redacted
 from cml_workers.failures import ConfigurationError
 
@@ -69,8 +72,12 @@ MAX_FAULTS = 8
 """Unexpected errors of a handler with one message before the message counts as poison."""
 UNSETTLED_PAUSE = 1.0
 """Seconds before a message whose verdict could not be carried out goes back: no hot loop."""
-LONGEST_REASON = 2000
-"""Characters of a reason that are kept: all headers of a message must fit into one frame."""
+MAX_HEADER_NAME = 128
+"""Bytes; the library cuts a longer one off (AMQP 0-9-1, 4.2.5.5)."""
+MAX_TABLE = 200
+"""Characters that are kept of a header that is no plain value."""
+MAX_REASON = 1000
+"""Characters of a dead letter's reason: it may quote what it complains of, and headers must fit into one frame."""
 SUSPECT = 3
 """Deliveries from which a message is suspected to kill the process, as two deaths in a row are no coincidence."""
 SUSPENSE = 1.0
@@ -102,6 +109,7 @@ class RabbitBus:
             graceful_timeout=None,
             reconnect_interval=0.5,
         )
+        self._direct_replies = DirectReplies(url)
         self._subscribers: list[RabbitSubscriber] = []
         self._in_flight: set[asyncio.Task[Any]] = set()
         self._on_loss: list[Callable[[], None]] = []
@@ -157,6 +165,7 @@ class RabbitBus:
         """
         logging.getLogger("aio_pika").setLevel(logging.ERROR)
         logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # what it tells, it also raises
+        read_tolerantly()
         try:
             await (declare_topology if self._declare else verify_topology)(self._url)
             await self._broker.start()
@@ -213,7 +222,11 @@ class RabbitBus:
         await self.stop()
 
     async def publish(self, message: Outgoing) -> None:
-        """See ``Publish``."""
+        """See ``Publish``. A direct reply that would end the connection is dropped, as nobody can await it."""
+        if message.exchange is None and not await self._direct_replies.reach(message.routing_key):
+            if message.mandatory:
+                raise UnroutableError(f"nobody is at {message.routing_key}")
+            return
         exchange = self._exchanges[message.exchange.name] if message.exchange else _DEFAULT_EXCHANGE
         try:
             confirmation = await self._broker.publish(
@@ -233,7 +246,12 @@ class RabbitBus:
             )
         except aiormq.exceptions.PublishError as error:
             raise UnroutableError(f"no queue takes {message.routing_key}") from error
+        except aiormq.exceptions.DeliveryError as error:
+            if message.exchange is None and not message.mandatory:
+                raise CallerRefusesError(f"the caller's queue {message.routing_key!r} refuses it") from error
+            raise BusUnavailableError(f"not confirmed: {_told(error)}") from error
         except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
+            self._direct_replies.forget()
             raise BusUnavailableError(f"not confirmed: {_told(error)}") from error
         if confirmation is not None and type(confirmation).__name__ != "Ack":
             raise BusUnavailableError(f"not confirmed: {type(confirmation).__name__}")
@@ -242,7 +260,8 @@ class RabbitBus:
         self, queue: Queue, handler: Handler, received: RabbitMessage, alone: asyncio.Lock
     ) -> None:
         message = _message(received, self._ours)
-        headers = dict(message.headers)
+        headers = _carried(message.headers)
+        verdict: Verdict
         try:
             async with contextlib.AsyncExitStack() as turn:
                 if message.deliveries >= SUSPECT:
@@ -250,17 +269,20 @@ class RabbitBus:
                     # before it reaches its delivery limit, and does not share its fate.
                     await asyncio.sleep(random.uniform(0, SUSPENSE))  # noqa: S311 - shuffles, guards nothing
                     await turn.enter_async_context(alone)
-                verdict = await handler(message)
+                if UNREADABLE_HEADER in headers and queue is not DEAD_LETTER_QUEUE:
+                    verdict = _unreadable(headers)
+                else:
+                    verdict = await handler(message)
         except (ConnectionError, ConfigurationError) as error:
             # Not the message's fault, however long it takes to mend: this never makes it a dead letter.
             log.warning("put aside", queue=queue.name, message_id=message.message_id, cause=str(error))
             verdict = Later()
+        except CallerRefusesError as error:
+            log.warning("reply refused", queue=queue.name, message_id=message.message_id, cause=str(error))
+            verdict = self._fault(queue, headers, f"no reply: {error}")
         except Exception as error:
-            faults = _count(headers.get(FAULT_HEADER)) + 1
-            headers[FAULT_HEADER] = faults
-            log.exception("handler failed", queue=queue.name, message_id=message.message_id, faults=faults)
-            dead = faults >= MAX_FAULTS and queue is not DEAD_LETTER_QUEUE  # which is the last resort
-            verdict = Dead(f"handler failed {faults} times: {error!r}", "HandlerFailed") if dead else Later()
+            log.exception("handler failed", queue=queue.name, message_id=message.message_id)
+            verdict = self._fault(queue, headers, f"handler failed: {error!r}")
         try:
             await self._settle(queue, message, headers, verdict)
             await received.ack()
@@ -269,6 +291,14 @@ class RabbitBus:
             await asyncio.sleep(UNSETTLED_PAUSE)
             with contextlib.suppress(Exception):
                 await received.nack(requeue=True)
+
+    def _fault(self, queue: Queue, headers: dict[str, object], reason: str) -> Verdict:
+        """Once more, while there is hope for the message; at once to the dead letters where it cannot wait."""
+        faults = _count(headers.get(FAULT_HEADER)) + 1
+        headers[FAULT_HEADER] = faults
+        if queue is DEAD_LETTER_QUEUE or (queue.retries and faults < MAX_FAULTS):
+            return Later()  # the dead-letter queue is the last resort
+        return Dead(f"{reason} ({faults} times)", "HandlerFailed")
 
     async def _settle(
         self, queue: Queue, message: Message, headers: dict[str, object], verdict: Verdict
@@ -287,12 +317,29 @@ class RabbitBus:
                 headers |= {
                     QUEUE_HEADER: queue.name,
                     CAUSE_HEADER: str(cause),
-                    REASON_HEADER: reason[:LONGEST_REASON],
+                    REASON_HEADER: _printable(reason[:MAX_REASON]),
                     DELIVERIES_HEADER: message.deliveries,
                     DEATH_HEADER: str(uuid4()),
                 }
                 headers.pop(TOKEN_HEADER, None)  # a secret, and of no use for longer than minutes
                 await self.publish(_again(message, headers, None, self.user))
+
+
+def _carried(headers: Mapping[str, object]) -> dict[str, object]:
+    """What travels on when we publish the message again: plain values; tables may not survive, so they become text."""
+    return {
+        name: value if isinstance(value, str | int | float) else repr(value)[:MAX_TABLE]
+        for name, value in headers.items()
+        if len(name.encode()) <= MAX_HEADER_NAME and name != "x-death"
+    }
+
+
+def _unreadable(headers: Mapping[str, object]) -> Dead:
+    return Dead(f"the AMQP properties cannot be read ({headers[UNREADABLE_HEADER]})", "Unreadable")
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
 def _again(

@@ -82,7 +82,7 @@ class DeadLetters:
         """Do what an operator asks for, and answer."""
         verdict: Verdict = Done()
         try:
-            request: OperatorRequest = read(message, OPERATOR_REQUESTS, longest=LONGEST_REQUEST)
+            request: OperatorRequest = read(message, OPERATOR_REQUESTS, limit=LONGEST_REQUEST)
             self._authorize(message.user_id)
             data = await self._answer(request, message.user_id)
             result = OperationResult(

@@ -67,6 +67,7 @@ def dead_letter(message: Message) -> DeadLetter:
     headers = message.headers
     queue, cause, reason, death, deliveries = _death(headers)
     redriven, _, number = str(headers.get(REDRIVE_HEADER, "")).partition("/")
+    known = _uuid(redriven)
     identity = [
         queue,
         message.message_id,
@@ -75,8 +76,8 @@ def dead_letter(message: Message) -> DeadLetter:
         hashlib.sha256(message.body).hexdigest(),
     ]
     return DeadLetter(
-        id=UUID(redriven) if redriven else uuid5(_NAMESPACE, json.dumps(identity)),
-        death=f"{number}/{death}",
+        id=known or uuid5(_NAMESPACE, json.dumps(identity)),
+        death=f"{number if known else ''}/{death}",
         queue=queue,
         cause=cause,
         reason=reason,
@@ -135,6 +136,13 @@ def _death(headers: Mapping[str, object]) -> tuple[str, str, str, str, int]:
     return "", "Unknown", "came into the dead letters by no way of ours", "", 1
 
 
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
 def _may_be_kept(name: str) -> bool:
     return name not in OWN_HEADERS and name.lower() != TOKEN_HEADER
 
@@ -155,4 +163,5 @@ def _plain(value: object) -> Any:
 
 
 def _count(header: object) -> int:
-    return header if isinstance(header, int) else 0
+    """Whatever a sender wrote into it, an INTEGER of PostgreSQL holds it."""
+    return max(0, min(header, 2**31 - 1)) if isinstance(header, int) else 0

@@ -1,12 +1,14 @@
 """EC2 over its HTTP API, through aioboto3: one long-lived client for each region."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import aioboto3
+import botocore.session
 import structlog
 from aiobotocore.config import AioConfig
 from aiohttp import ClientError as HttpError
@@ -241,6 +243,9 @@ class AwsEc2Client:
         client = self._clients.get(region)
         if client is not None:
             return client
+        if region not in _regions():
+            # Its host would not be found, as in an outage, and the wish repeated for ever.
+            raise EC2InvalidParameterException(f"AWS has no region {region}, as far as is known here")
         async with self._opening:
             if region not in self._clients:
                 self._clients[region] = await self._stack.enter_async_context(
@@ -294,6 +299,17 @@ class _Describing:
     def __init__(self, found: "asyncio.Task[Mapping[str, Ec2Instance]]") -> None:
         self.found = found
         self.wanted: set[str] = set()
+
+
+@functools.cache
+def _regions() -> frozenset[str]:
+    """Every region with EC2 that the installed SDK knows, of all partitions."""
+    sdk = botocore.session.Session()
+    return frozenset(
+        region
+        for partition in sdk.get_available_partitions()
+        for region in sdk.get_available_regions("ec2", partition_name=partition)
+    )
 
 
 def _aws_tags(tags: Mapping[str, str]) -> Any:

@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from cml_contracts.envelope import EventEnvelope
+from cml_contracts.envelope import MAX_INTERNAL_BODY, EventEnvelope
 from cml_contracts.events import (
     Intent,
     LaunchRequested,
@@ -76,6 +76,8 @@ NOBODY = UUID(int=0)
 """The worker that a reminder names which is only meant to arrive."""
 REMEMBERED = 10_000
 """Reported outcomes kept until the stream shows them."""
+UNSEEN_ATTEMPTS = 10
+"""Seconds, and attempts, that a replica of the store may lag behind the event that woke us."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/report")
 
@@ -151,7 +153,7 @@ class Executor:
             self._active_since = self._now()
         try:
             worker_id, revision = _woken(message)
-        except (BadMessageError, ValueError, AttributeError, TypeError) as error:
+        except (BadMessageError, ValueError, AttributeError, TypeError, RecursionError) as error:
             return Dead(
                 f"neither a reminder nor a CloudEvent of a worker: {type(error).__name__}",
                 ProblemCode.VALIDATION_FAILED,
@@ -162,7 +164,12 @@ class Executor:
                 read_at = self._now()
                 worker = await load(self._store, worker_id)
                 if revision is not None and worker.revision < revision:
-                    return Later(1)  # a replica of the store that lags behind
+                    if message.attempt < UNSEEN_ATTEMPTS:
+                        return Later(1)  # a replica of the store that lags behind
+                    return Dead(
+                        f"worker {worker.id} has no event {revision}; the last is {worker.revision}",
+                        ProblemCode.VALIDATION_FAILED,
+                    )
                 if worker.instance is not None:
                     structlog.contextvars.bind_contextvars(instance_id=worker.instance.instance_id)
                 again = False
@@ -479,7 +486,7 @@ class Executor:
     async def on_lookup(self, message: Message) -> Verdict:
         """Ask EC2 what a command has to know before it can be decided."""
         try:
-            request = read(message, {LookupRequested.TYPE: LookupRequested})
+            request = read(message, {LookupRequested.TYPE: LookupRequested}, limit=MAX_INTERNAL_BODY)
         except BadMessageError as error:
             return Dead(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(command_id=request.origin.command_id):
@@ -521,6 +528,8 @@ def _woken(message: Message) -> tuple[UUID, int | None]:
     """The worker to look at, and the revision that must be seen. Raises BadMessageError, ValueError and the like."""
     if message.type == Reminder.TYPE:
         return read(message, {Reminder.TYPE: Reminder}).worker_id, None
+    if len(message.body) > MAX_INTERNAL_BODY:
+        raise BadMessageError(f"the body has {len(message.body)} bytes")
     event = EventEnvelope.from_cloudevent(json.loads(message.body))
     return event.worker_id, event.revision
 

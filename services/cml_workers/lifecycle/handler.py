@@ -7,6 +7,7 @@ has its answer in the command's own stream.
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import structlog
 
 from cml_contracts.commands import COMMANDS, UpdateCMLWorkerStatus, WorkerCommand
-from cml_contracts.envelope import CommandMessage
+from cml_contracts.envelope import MAX_INTERNAL_BODY, CommandMessage
 from cml_contracts.events import CommandRejected, CommandSkipped, EventMetadata, ReplyAddress, WorkerEvent
 from cml_contracts.reports import (
     REPORTS,
@@ -48,6 +49,8 @@ TRIES = 20
 """Lost races on one stream before the message is put aside for a second."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
+_TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
+"""https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is left away."""
 
 
 class Lifecycle:
@@ -104,19 +107,20 @@ class Lifecycle:
                 correlation_id=message.correlation_id or command_id,
                 actor=actor,
                 user=message.user_id if self._access.enforced else None,
-                traceparent=_text(message.headers.get("traceparent")),
+                traceparent=_traceparent(message.headers.get("traceparent")),
                 reply=reply_address(message),
             )
             if not await claim(self._store, accepted):
-                await self._refuse(message, _reused(command_id))
-                return Done()
+                problem = _reused(command_id)
+                await self._refuse(message, problem)
+                return Dead(problem.detail, problem.code)
             return await self._decide(accepted, redelivered=message.redelivered)
 
     async def on_report(self, message: Message) -> Verdict:
         """Record what the EC2 adapter did, saw or found."""
         try:
             report_id = identity(message)
-            report: Report = read(message, REPORTS)
+            report: Report = read(message, REPORTS, limit=MAX_INTERNAL_BODY)
         except BadMessageError as error:
             return Dead(error.problem.detail, error.problem.code)
         if isinstance(report, LookupAnswered):
@@ -184,6 +188,8 @@ class Lifecycle:
             if not isinstance(seen, OperationResult):
                 return seen
             result = await bind_answer(self._store, seen, self._new_id())
+            if result is None:
+                return Dead(f"nobody sent the command {message.command_id!r}", ProblemCode.VALIDATION_FAILED)
         await self._reply(result, message.reply)
         return Done()
 
@@ -371,6 +377,10 @@ def _reused(command_id: str) -> Problem:
         ProblemCode.DUPLICATE_COMMAND,
         f"message_id {command_id!r} belongs to another command; take a new id for a new command",
     )
+
+
+def _traceparent(header: object) -> str | None:
+    return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
 
 
 def _text(header: object) -> str | None:

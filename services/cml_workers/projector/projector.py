@@ -98,7 +98,8 @@ class Projector:
                     f"a replica lags behind: no {stored.stream}@{stored.revision - 1} yet"
                 )
         after = evolve(before, decode(stored))
-        self._folded[worker_id] = after
+        if after.exists:  # refused commands may name any number of workers that never were
+            self._folded[worker_id] = after
         if len(self._folded) > REMEMBERED:
             self._folded.popitem(last=False)
         row = worker_row(after)

@@ -188,11 +188,18 @@ def _cursor(wanted: ListCMLWorkers, value: str, worker_id: UUID) -> str:
     return base64.urlsafe_b64encode(place.encode()).decode()
 
 
+def _storable(text: str) -> str:
+    """The text, unless no database takes it: a lone surrogate, or NUL. Raises ValueError."""
+    if b"\0" in text.encode():
+        raise ValueError("NUL")
+    return text
+
+
 def _read_cursor(wanted: ListCMLWorkers) -> tuple[str, UUID]:
     try:
         sort, descending, value, worker_id = json.loads(base64.urlsafe_b64decode(wanted.cursor or ""))
-        place = str(value), UUID(worker_id)
-    except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+        place = _storable(str(value)), UUID(worker_id)
+    except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise InvalidCursorError(
             "cursor is not one that was handed out; leave it away to begin anew"
         ) from error

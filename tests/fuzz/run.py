@@ -1,0 +1,519 @@
+"""A bounded run of hostile messages against the roles as processes: ``make fuzz MESSAGES=100000``.
+
+At the end every single message is accounted for: answered, dead-lettered with a reason, decided in a stream, or
+well-formed and of no effect; and the roles are the processes they were, as large as they were, with empty queues.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID, uuid4
+
+import aiormq
+import sqlalchemy as sa
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from pydantic import ValidationError
+
+from cml_contracts.client import WorkerClient
+from cml_contracts.commands import COMMANDS, CreateCMLWorker, UpdateCMLWorkerStatus, UpdateCMLWorkerTags
+from cml_contracts.envelope import MAX_BODY, EventEnvelope
+from cml_contracts.queries import QUERIES, GetCMLWorker
+from cml_contracts.reports import REPORTS, InstanceObserved
+from cml_contracts.results import OperationResult
+from cml_contracts.topology import DEAD_LETTER_QUEUE, DEAD_LETTERS, QUEUES, RETRY_DELAYS
+from cml_workers.bus.properties import read_tolerantly
+from cml_workers.bus.rabbit import declare_topology
+from cml_workers.database import load_checkpoint, open_database, transaction
+from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.projector.read_model import FOLLOWER as READ_MODEL
+from cml_workers.relay.main import FOLLOWER as RELAY
+from cml_workers.relay.relay import SAVE_EVERY
+from cml_workers.requests import RESULT_TYPE
+from cml_workers.stream import decode
+from fuzz.hostile import NUMBER_HEADER, REGION, USER, Hostile, Stranger
+from support.ec2 import SimulatorAdmin
+from support.invariants import Observed, simulated_instances, stored_events, violations
+from support.postgresql import any_postgresql
+from support.rabbitmq import any_rabbitmq
+from support.raw_amqp import RawAmqp
+from support.roles import Roles
+
+IN_FLIGHT = 64
+"""Publishes that wait for their confirm."""
+WAITING = 400
+"""Messages in the queues above which the stranger pauses, so that a queue's length does not hide a slow service."""
+QUIET = 180.0
+"""Seconds for the last messages to be dealt with."""
+PROMPT, PATIENCE = 5.0, 30.0
+"""Seconds that half of the valid wishes among the hostile ones, and each of them, may take on a busy machine."""
+ENOUGH_FOR_MEMORY = 20_000
+"""Messages below which a process has hardly reached its size."""
+GROWTH = 0.15
+GROWTH_BYTES = 30 * 1024 * 1024
+INBOUND = [queue for queue in QUEUES if queue is not DEAD_LETTER_QUEUE]
+
+
+@dataclass
+class Books:
+    """What became of each message."""
+
+    sent: dict[int, Hostile] = field(default_factory=dict)
+    by_body: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
+    answered: set[int] = field(default_factory=set)
+    dead: dict[int, str] = field(default_factory=dict)
+    without_reason: int = 0
+    unknown: list[str] = field(default_factory=list)
+
+    def send(self, message: Hostile) -> None:
+        self.sent[message.number] = message
+        if not message.readable:
+            self.by_body[sha256(message.body).digest()].append(message.number)
+
+    def reply(self, message: DeliveredMessage) -> None:
+        result = OperationResult.model_validate_json(message.body)
+        number = _number(message.header.properties.correlation_id) or _number(result.command_id)
+        if number:
+            self.answered.add(number)
+        else:
+            self.unknown.append(f"reply {message.body[:200]!r}")
+
+    def dead_letter(self, message: DeliveredMessage) -> None:
+        headers: Mapping[str, Any] = message.header.properties.headers or {}
+        reason = headers.get("x-cml-reason") if "x-cml-queue" in headers else None
+        if not isinstance(reason, str) and isinstance(headers.get("x-death"), list):
+            reason = f"by the broker: {headers.get('x-first-death-reason')}"
+        if not isinstance(reason, str):
+            self.without_reason += 1
+            return
+        number = headers.get(NUMBER_HEADER)
+        if message.header.properties.message_type == RESULT_TYPE and number is None:
+            return  # a reply of ours, to one of our own queues, as its caller wished
+        if not isinstance(number, int):
+            known = self.by_body.get(sha256(message.body).digest())
+            number = known.pop() if known else _number(_origin(message.body))
+        if number:
+            self.dead[number] = reason
+        else:
+            self.unknown.append(f"dead letter {reason!r}: {message.body[:200]!r}")
+
+    def open(self) -> list[Hostile]:
+        """Neither answered nor dead-lettered."""
+        return [
+            message
+            for number, message in self.sent.items()
+            if number not in self.dead and number not in self.answered
+        ]
+
+    def unanswered(self) -> list[str]:
+        """Refused commands and queries whose sender listens, and was told nothing."""
+        return [
+            f"{number}: {reason}"
+            for number, reason in self.dead.items()
+            if self.sent[number].target.name in ("commands", "queries")
+            and self.sent[number].awaits
+            and number not in self.answered
+            and not reason.startswith("by the broker")
+        ]
+
+
+@dataclass
+class Outcome:
+    books: Books
+    seconds: float
+    decided: int
+    of_no_effect: int
+    lost: list[str]
+    waits: list[float]
+    memory: dict[str, list[tuple[float, int]]]
+    problems: list[str]
+
+    def summary(self) -> str:
+        books = self.books
+        reasons = Counter(_outline(reason) for reason in books.dead.values())
+        sent, waits = len(books.sent), sorted(self.waits)
+        lines = [
+            f"{sent} messages in {self.seconds:.0f} s, {sent / self.seconds:.0f}/s",
+            f"{len(books.answered)} answered, {len(books.dead)} dead letters, {len(self.lost)} lost",
+            f"{self.decided} decided without a reply, {self.of_no_effect} well-formed and of no effect",
+            f"{len(waits)} valid wishes among them took {statistics.median(waits):.2f} s, at most {waits[-1]:.2f} s",
+        ]
+        for name, samples in self.memory.items():
+            early, late = _early_and_late(samples)
+            lines.append(
+                f"memory of {name}: {early / 2**20:.1f} MiB after a fifth, {late / 2**20:.1f} MiB at the end"
+            )
+        lines += [f"{count:7} {reason}" for reason, count in reasons.most_common(25)]
+        return "\n".join(lines)
+
+
+def _outline(reason: str) -> str:
+    """The reason without what differs from message to message."""
+    outline = re.sub(r"'.*'|\"[^\"]*\"|[0-9a-f-]{36}|\d+", "_", reason.split(";", maxsplit=1)[0])
+    return outline[:100]
+
+
+def _early_and_late(samples: list[tuple[float, int]]) -> tuple[float, float]:
+    """Medians of the memory between a fifth and two fifths of the messages, and at the last tenth."""
+    early = [size for share, size in samples if 0.2 <= share < 0.4] or [size for _, size in samples]
+    late = [size for share, size in samples if share >= 0.9] or [size for _, size in samples]
+    return statistics.median(early), statistics.median(late)
+
+
+class Attack:
+    """The roles, their callers and the stranger."""
+
+    def __init__(self, amqp_url: str, database_url: str, folder: Path) -> None:
+        self._url = amqp_url
+        self._database_url = database_url
+        self._folder = folder
+        self.books = Books()
+        self.memory: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self.waits: list[float] = []
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            read_tolerantly()
+            await declare_topology(self._url)
+            self._simulator = stack.enter_context(Ec2Simulator(transition_seconds=0.5))
+            connection = await aiormq.connect(self._url)
+            stack.push_async_callback(connection.close)
+            self._watching = await connection.channel()
+            for queue in QUEUES:
+                for name in (
+                    queue.name,
+                    *(queue.retry_queue(delay) for delay in RETRY_DELAYS if queue.retries),
+                ):
+                    await self._watching.queue_purge(name)
+            self._reply_to = await self._listening(await connection.channel(), "", self.books.reply)
+            await self._listening(await connection.channel(), DEAD_LETTERS.name, self.books.dead_letter)
+            self._full = str(
+                (
+                    await self._watching.queue_declare(
+                        "", exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
+                    )
+                ).queue
+            )
+            self.roles = Roles(
+                self._folder,
+                RABBITMQ_URL=self._url,
+                DATABASE_URL=self._database_url,
+                AWS_ENDPOINT_URL=self._simulator.url,
+                CML_VISIBILITY_GRACE_SECONDS="3",
+                CML_COMMAND_USERS=json.dumps({USER: ["*"]}),
+                CML_LOG_FORMAT="json",
+            )
+            stack.callback(self.roles.kill)
+            self._raw = await stack.enter_async_context(RawAmqp(self._url))
+            self._client = await stack.enter_async_context(WorkerClient(self._url))
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._watching.queue_purge(DEAD_LETTER_QUEUE.name)
+        await self._stack.aclose()
+
+    @staticmethod
+    async def _listening(
+        channel: AbstractChannel, exchange: str, take: Callable[[DeliveredMessage], None]
+    ) -> str:
+        declared = await channel.queue_declare("", exclusive=True)
+        name = str(declared.queue)
+        if exchange:
+            await channel.queue_bind(name, exchange)
+
+        async def on_message(message: DeliveredMessage) -> None:
+            take(message)
+
+        await channel.basic_consume(name, on_message, no_ack=True)
+        return name
+
+    async def run(
+        self,
+        messages: int,
+        *,
+        seed: int,
+        bodies: int,
+        patient: bool,
+        tell: Callable[[str], None],
+    ) -> Outcome:
+        """Send the messages, wait until all is quiet, and say what became of them."""
+        own, *victims = await self._workers(12)
+        pids = {name: process.pid for name, process in self.roles.processes.items()}
+        stranger = Stranger(
+            seed=seed,
+            reply_to=self._reply_to,
+            full=self._full,
+            victims=victims,
+            bodies=bodies,
+            patient=patient,
+        )
+        began = time.monotonic()
+        valid = asyncio.create_task(self._valid(own))
+        watch = asyncio.create_task(self._watch(messages, began, tell))
+        await self._send(stranger, messages)
+        left = await self._quiet()
+        seconds = time.monotonic() - began
+        for task in (valid, watch):
+            task.cancel()
+        await asyncio.gather(valid, watch, return_exceptions=True)
+        return await self._outcome(seconds, pids, left)
+
+    async def _workers(self, count: int) -> list[UUID]:
+        """Workers that exist: the first is the valid caller's own, the others are the stranger's to hurt."""
+
+        async def create(number: int) -> UUID:
+            command = CreateCMLWorker(
+                name=f"lab-{number}", aws_region=REGION, ami_id=DEMO_IMAGES[REGION], created_by=USER
+            )
+            result = await self._client.send(command, deadline=60)
+            assert result.outcome == "succeeded", result
+            assert result.worker_id is not None
+            return result.worker_id
+
+        return list(await asyncio.gather(*(create(number) for number in range(count))))
+
+    async def _valid(self, worker_id: UUID) -> None:
+        """A caller like any other; how long each of its wishes takes."""
+        number = 0
+        while True:
+            number += 1
+            began = time.monotonic()
+            if number % 2:
+                wish = UpdateCMLWorkerTags(worker_id=worker_id, tags={"turn": str(number)})
+                result = await self._client.send(wish, deadline=120)
+            else:
+                result = await self._client.query(GetCMLWorker(worker_id=worker_id), deadline=120)
+            assert result.outcome == "succeeded", result
+            self.waits.append(time.monotonic() - began)
+            await asyncio.sleep(1)
+
+    async def _watch(self, messages: int, began: float, tell: Callable[[str], None]) -> None:
+        """Take the memory of each role, and tell how it goes."""
+        while True:
+            share = len(self.books.sent) / messages
+            sizes = {name: _resident(process.pid) for name, process in self.roles.processes.items()}
+            for name, size in sizes.items():
+                self.memory[name].append((share, size))
+            books, seconds = self.books, time.monotonic() - began
+            tell(
+                f"{seconds:4.0f} s  sent {len(books.sent)}  answered {len(books.answered)}  "
+                f"dead {len(books.dead)}  {len(books.sent) / seconds:4.0f}/s  "
+                + "  ".join(f"{name} {size >> 20} MiB" for name, size in sizes.items())
+            )
+            await asyncio.sleep(1)
+
+    async def _send(self, stranger: Stranger, messages: int) -> None:
+        room = asyncio.Semaphore(IN_FLIGHT)
+
+        async def publish(message: Hostile) -> None:
+            async with room:
+                await self._raw.publish(
+                    message.target.exchange.name, message.routing_key, message.body, **message.properties
+                )
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(messages):
+                message = stranger.message()
+                self.books.send(message)
+                async with room:
+                    pass  # no more tasks than are under way
+                group.create_task(publish(message))
+                if number % 200 == 0:
+                    while sum((await self._waiting()).values()) > WAITING:
+                        await asyncio.sleep(0.1)
+
+    async def _waiting(self, *, aside: bool = False) -> dict[str, int]:
+        """Messages in the queues, those put aside too."""
+        counts = {}
+        for queue in INBOUND:
+            names = [queue.retry_queue(delay) for delay in RETRY_DELAYS if queue.retries and aside]
+            for name in (queue.name, *names):
+                declared = await self._watching.queue_declare(name, passive=True)
+                counts[name] = declared.message_count or 0
+        return counts
+
+    async def _quiet(self) -> dict[str, int]:
+        """Wait until nothing is left to do; what is left all the same."""
+        end = time.monotonic() + QUIET
+        calm = 0
+        while time.monotonic() < end:
+            before = (len(self.books.answered), len(self.books.dead))
+            await asyncio.sleep(1)
+            busy = any((await self._waiting(aside=True)).values())
+            moved = before != (len(self.books.answered), len(self.books.dead))
+            calm = 0 if busy or moved else calm + 1
+            if calm >= 3:
+                break
+        return {name: count for name, count in (await self._waiting(aside=True)).items() if count}
+
+    # -- what became of it --------------------------------------------------------------------------------
+
+    async def _outcome(self, seconds: float, pids: Mapping[str, int], left: Mapping[str, int]) -> Outcome:
+        store = SqliteEventStore(self._folder / "data" / "events.sqlite3")
+        events = await stored_events(store)
+        await store.close()
+        decided = set()
+        for stored in events:
+            recorded = decode(stored)
+            decided |= {recorded.metadata.command_id, getattr(recorded.event, "operation_id", None)} - {None}
+        lost, in_streams, of_no_effect = [], 0, 0
+        for message in self.books.open():
+            asked = message.properties["message_id"] if message.target.name == "commands" else None
+            if not decided.isdisjoint({asked, _origin(message.body)}):
+                in_streams += 1
+            elif _of_no_effect(message):
+                of_no_effect += 1
+            else:
+                lost.append(
+                    f"{message.number} {message.target.name} {message.properties} {message.body[:300]!r}"
+                )
+        problems = [f"lost: {each}" for each in lost[:20]]
+        problems += [f"unanswered: {each}" for each in self.books.unanswered()[:20]]
+        problems += [f"not of ours: {each}" for each in self.books.unknown[:20]]
+        problems += [f"{name} still has {count} messages" for name, count in left.items()]
+        if self.books.without_reason:
+            problems.append(f"{self.books.without_reason} dead letters without a reason")
+        waits = sorted(self.waits) or [float("inf")]
+        if statistics.median(waits) > PROMPT or waits[-1] > PATIENCE:
+            problems.append(f"valid wishes took {statistics.median(waits):.1f} s, at most {waits[-1]:.1f} s")
+        problems += self._processes(pids)
+        problems += await self._followers(events[-1].position)
+        if len(self.books.sent) >= ENOUGH_FOR_MEMORY:
+            problems += self._grown()
+        instances = simulated_instances(SimulatorAdmin(self._simulator.url).instances())
+        problems += violations(Observed(events, instances))
+        return Outcome(
+            self.books, seconds, in_streams, of_no_effect, lost, self.waits, dict(self.memory), problems
+        )
+
+    def _processes(self, pids: Mapping[str, int]) -> list[str]:
+        found = [
+            f"{name} ended with {process.poll()}"
+            for name, process in self.roles.processes.items()
+            if process.poll() is not None or process.pid != pids[name]
+        ]
+        tracebacks = self.roles.log().count("Traceback")
+        return [*found, *([f"{tracebacks} tracebacks in the logs of the roles"] if tracebacks else [])]
+
+    def _grown(self) -> list[str]:
+        found = []
+        for name, samples in self.memory.items():
+            early, late = _early_and_late(samples)
+            if late - early > min(GROWTH * early, GROWTH_BYTES):
+                found.append(f"{name} grew from {early / 2**20:.1f} to {late / 2**20:.1f} MiB")
+        return found
+
+    async def _followers(self, last: str) -> list[str]:
+        """The read model and the relay have taken every event."""
+        wanted = {READ_MODEL: int(last), RELAY: int(last) - SAVE_EVERY}
+        database = open_database(self._database_url)
+        async with transaction(database) as connection:
+            at = {name: int(await load_checkpoint(connection, name) or 0) for name in wanted}
+        await database.dispose()
+        return [f"{name} is at {at[name]} of {last}" for name in wanted if at[name] < wanted[name]]
+
+
+def _number(identity: str | None) -> int | None:
+    """The number with which an id of a hostile message begins."""
+    found = re.match(r"\d+", identity or "")
+    return int(found[0]) if found else None
+
+
+def _origin(body: bytes) -> str | None:
+    """The command that a message within the system brings back."""
+    try:
+        command_id = json.loads(body)["origin"]["command_id"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return command_id if isinstance(command_id, str) else None
+
+
+def _of_no_effect(message: Hostile) -> bool:
+    """Well-formed, and nothing follows from it: a stale wake-up, a repeated observation, a question of nobody."""
+    kind = message.properties["message_type"] or message.routing_key
+    try:
+        match message.target.name:
+            case "wake-ups":
+                EventEnvelope.from_cloudevent(json.loads(message.body))
+                return True
+            case "reports":
+                return isinstance(REPORTS[kind].model_validate_json(message.body), InstanceObserved)
+            case "commands" if not message.awaits:
+                # A status update that finds nothing new leaves no event, and its reply went where nobody is.
+                return isinstance(COMMANDS[kind].model_validate_json(message.body), UpdateCMLWorkerStatus)
+            case "queries" if message.properties.get("expiration"):
+                return True  # its sender did not want it kept
+            case "queries" if not message.awaits:
+                QUERIES[kind].model_validate_json(message.body)
+                return len(message.body) <= MAX_BODY
+            case _:
+                return False
+    except (ValueError, KeyError, ValidationError):
+        return False
+
+
+def _resident(pid: int) -> int:
+    """Bytes in memory (Linux: proc(5))."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+    except (OSError, IndexError):
+        return 0
+
+
+@asynccontextmanager
+async def database_of_its_own(url: str) -> AsyncIterator[str]:
+    """An empty database on the server, dropped at the end."""
+    name = f"fuzz_{uuid4().hex}"
+    server = open_database(url)
+    async with server.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        try:
+            yield sa.make_url(url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            await connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+    await server.dispose()
+
+
+async def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--bodies", type=int, default=2_000, help="drawn from the contracts by Hypothesis")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="cml-fuzz-"))
+    with any_rabbitmq(folder / "rabbitmq") as (amqp, _), any_postgresql() as (postgresql, _):
+        async with database_of_its_own(postgresql) as database, Attack(amqp, database, folder) as attack:
+            outcome = await attack.run(
+                given.messages, seed=given.seed, bodies=given.bodies, patient=True, tell=_progress
+            )
+    print(f"\n{outcome.summary()}")
+    for problem in outcome.problems:
+        print(f"NOT AS IT MUST BE: {problem}")
+    print(f"log: {folder / 'roles.log'}")
+    return 1 if outcome.problems else 0
+
+
+def _progress(line: str) -> None:
+    print(
+        f"\r\x1b[K{line}" if sys.stdout.isatty() else line,
+        end="" if sys.stdout.isatty() else "\n",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
