@@ -1,8 +1,12 @@
 """The brokers that tests run on: the embedded one and a real RabbitMQ."""
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,14 +17,39 @@ from support.postgresql import NoPostgreSQLError, any_postgresql
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
 from support.used import USED
 
+PARTS = re.compile(r"\[(sqlite|kurrentdb|server|postgresql|embedded|rabbitmq|real)\b")
+"""What one suite runs on, one after the other, in the names of its tests."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[USED] = {}
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Where tests run in several processes, what each of them used is told by the first."""
+    node.config.stash[USED].update(getattr(node, "workeroutput", {}).get("used", {}))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["used"] = session.config.stash[USED]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    suites = Counter(_suite(report.nodeid) for report in terminalreporter.stats.get("passed", ()))
+    for suite, passed in sorted(suites.items()):
+        terminalreporter.write_line(f"suite: {suite}, {passed} passed")
     for name, how in sorted(config.stash[USED].items()):
         terminalreporter.write_line(f"used: {name}, {how}")
+
+
+def _suite(nodeid: str) -> str:
+    """The folder of a test, or its file where one suite runs on several parts; and the part."""
+    path, _, test = nodeid.partition("::")
+    part = PARTS.search(test)
+    place = path if "/conformance/" in path else str(Path(path).parent)
+    return f"{place} on {part[1]}" if part else place
 
 
 def _missing(error: Exception) -> None:
