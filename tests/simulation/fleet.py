@@ -21,7 +21,7 @@ from cml_contracts.commands import (
 )
 from cml_contracts.envelope import WORKER_STREAMS
 from cml_contracts.instance import Ec2Instance, InstanceState
-from cml_contracts.reports import LookupRequested, OperationSucceeded, Reminder
+from cml_contracts.reports import LookupRequested, OperationSucceeded
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_contracts.topology import (
     COMMANDS,
@@ -224,7 +224,6 @@ class Fleet:
                 (COMMANDS, StartCMLWorker.TYPE),
                 (INTERNAL, OperationSucceeded.TYPE),
                 (INTERNAL, LookupRequested.TYPE),
-                (INTERNAL, Reminder.TYPE),
             )
         )
         message = Outgoing(exchange=exchange, routing_key=kind, body=b"{", type=kind, message_id=name)

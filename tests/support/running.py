@@ -29,7 +29,7 @@ class RunningSystem:
         }
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, *, patience: float = 30.0) -> dict[str, str]:
+    def start(self, *, patience: float = 90.0) -> dict[str, str]:
         """Start and wait until it is ready; the endpoints it wrote."""
         log = (self.data_dir.parent / f"{self.data_dir.name}.log").open("a")
         self.process = subprocess.Popen(

@@ -157,7 +157,7 @@ async def test_an_operator_redrives_in_the_senders_name_and_nobody_else_does(
         ("cml-client", "cml.operator", "cml.projector.operator"),
         ("cml-operator", "cml.commands", "cml.dead-letters"),
         ("cml-relay", "cml.commands", "cml.lifecycle.commands"),
-        ("cml-projector", "cml.internal", "cml.ec2.wakes"),
+        ("cml-projector", "cml.commands", "cml.ec2.wakes"),
         ("cml-ec2-adapter", "cml.commands", "cml.lifecycle.reports"),
         ("cml-lifecycle", "cml.events", "cml.ec2.wakes"),
     ],

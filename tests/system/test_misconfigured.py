@@ -91,7 +91,7 @@ async def told(role: str, settings: dict[str, str]) -> tuple[int, list[str]]:
         stderr=subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             _, said = await process.communicate()
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -167,7 +167,7 @@ async def test_a_role_that_still_starts_can_be_told_to_end(parts: Parts):
         COMMAND, "role", "lifecycle", env={**clean, **parts.settings(RABBITMQ_URL=url)}
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await connected.wait()
             process.terminate()
             assert await process.wait() == 0
@@ -189,7 +189,7 @@ async def test_every_role_runs_on_secured_parts(parts: Parts, role: str):
     )
     assert process.stderr is not None
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while b"is ready" not in (line := await process.stderr.readline()):
                 assert line, "it ended"
         process.terminate()
