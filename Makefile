@@ -29,7 +29,7 @@ run: $(READY) ## run all roles, embedded unless configured by the environment (s
 
 test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded broker
 	@tests/support/ensure-services
-	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
 
 chaos: $(READY) ## kill -9 at random among other faults, under load: KILLS=200 SEED=.. STORE=sqlite|kurrentdb
 	@tests/support/ensure-services
