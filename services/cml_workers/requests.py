@@ -9,7 +9,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from cml_contracts.commands import MAX_COMMAND_ID, CommandId
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.events import ReplyAddress
+from cml_contracts.reports import LookupRequested, Reminder, Report
 from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Message, Outgoing
 
 RESULT_TYPE = "cml.operation_result.v1"
@@ -70,6 +72,20 @@ def reply_address(message: Message) -> ReplyAddress | None:
         return None
     return ReplyAddress(
         reply_to=message.reply_to, correlation_id=message.correlation_id or message.message_id
+    )
+
+
+def internal(
+    message: Report | Reminder | LookupRequested, message_id: str, correlation_id: str | None = None
+) -> Outgoing:
+    """What one role tells another."""
+    return Outgoing(
+        exchange=INTERNAL,
+        routing_key=message.TYPE,
+        body=message.model_dump_json().encode(),
+        type=message.TYPE,
+        message_id=message_id,
+        correlation_id=correlation_id,
     )
 
 

@@ -42,8 +42,7 @@ from cml_contracts.reports import (
     Report,
 )
 from cml_contracts.results import Problem, ProblemCode
-from cml_contracts.topology import INTERNAL
-from cml_workers.bus.port import Dead, Done, Later, Message, Outgoing, Publish, Verdict
+from cml_workers.bus.port import Dead, Done, Later, Message, Publish, Verdict
 from cml_workers.ec2_adapter.errors import (
     EC2Exception,
     EC2InstanceOperationException,
@@ -53,7 +52,7 @@ from cml_workers.ec2_adapter.errors import (
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.ec2_adapter.port import Ec2
 from cml_workers.eventstore.port import EventStore
-from cml_workers.requests import BadMessageError, read
+from cml_workers.requests import BadMessageError, internal, read
 from cml_workers.stream import load
 from cml_workers.worker import Operation, Worker
 
@@ -513,15 +512,7 @@ class Executor:
         return Finding(instance=instance)
 
     async def _tell(self, report: Report | Reminder, identity: str) -> None:
-        await self._publish(
-            Outgoing(
-                exchange=INTERNAL,
-                routing_key=report.TYPE,
-                body=report.model_dump_json().encode(),
-                type=report.TYPE,
-                message_id=str(uuid5(_NAMESPACE, identity)),
-            )
-        )
+        await self._publish(internal(report, str(uuid5(_NAMESPACE, identity))))
 
 
 def _woken(message: Message) -> tuple[UUID, int | None]:

@@ -30,14 +30,13 @@ from cml_contracts.reports import (
 )
 from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Later, Message, Outgoing, Publish, Verdict
 from cml_workers.command_stream import answer_of, bind_answer, claim
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
 from cml_workers.lifecycle.authorization import UnauthorizedError, authorized_actor
 from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
 from cml_workers.policy import Access, Policy
-from cml_workers.requests import BadMessageError, identity, read, reply, reply_address
+from cml_workers.requests import BadMessageError, identity, internal, read, reply, reply_address
 from cml_workers.stream import append, load
 from cml_workers.worker import Operation, Recorded, Worker, evolve, settled_by
 
@@ -336,14 +335,8 @@ def _still_true(answered: LookupAnswered | None, worker: Worker) -> Finding | No
 
 
 def _lookup(request: LookupRequested) -> Outgoing:
-    return Outgoing(
-        exchange=INTERNAL,
-        routing_key=request.TYPE,
-        body=request.model_dump_json().encode(),
-        type=request.TYPE,
-        message_id=str(uuid5(_NAMESPACE, f"{request.origin.command_id}/lookup")),
-        correlation_id=request.origin.correlation_id,
-    )
+    origin = request.origin
+    return internal(request, str(uuid5(_NAMESPACE, f"{origin.command_id}/lookup")), origin.correlation_id)
 
 
 def _refused(message: CommandMessage, rejected: Rejected) -> CommandRejected:

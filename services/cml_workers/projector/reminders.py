@@ -7,9 +7,9 @@ from uuid import UUID, uuid5
 import structlog
 
 from cml_contracts.reports import OperationOutstanding, Reminder
-from cml_contracts.topology import INTERNAL
-from cml_workers.bus.port import Outgoing, Publish
+from cml_workers.bus.port import Publish
 from cml_workers.projector.read_model import ReadModel
+from cml_workers.requests import internal
 
 log = structlog.get_logger(__name__)
 
@@ -61,12 +61,4 @@ class Reminders:
         return len(workers)
 
     async def _send(self, message: Reminder | OperationOutstanding, identity: str) -> None:
-        await self._publish(
-            Outgoing(
-                exchange=INTERNAL,
-                routing_key=message.TYPE,
-                body=message.model_dump_json().encode(),
-                type=message.TYPE,
-                message_id=str(uuid5(_NAMESPACE, identity)),
-            )
-        )
+        await self._publish(internal(message, str(uuid5(_NAMESPACE, identity))))
