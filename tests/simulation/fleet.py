@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -150,7 +150,7 @@ class Fleet:
             visibility_grace=GRACE,
         )
         process.on_return += [executor.disconnected, executor.connected]
-        process.start(self._unless_away(executor.call()))
+        process.start(executor.call())
         self.broker.consume(process, EC2_WAKES, executor.on_wake, prefetch=PREFETCH)
         self.broker.consume(process, EC2_LOOKUPS, executor.on_lookup, prefetch=PREFETCH)
 
@@ -186,10 +186,6 @@ class Fleet:
                 await process.sleep(30)
 
         process.start(remind())
-
-    async def _unless_away(self, call: Awaitable[None]) -> None:
-        with contextlib.suppress(BusUnavailableError):
-            await call
 
     def _follow(self, process: Process, saved: Callable, handle: Callable) -> None:  # type: ignore[type-arg]
         process.start(

@@ -42,7 +42,16 @@ from cml_contracts.reports import (
     Report,
 )
 from cml_contracts.results import Problem, ProblemCode
-from cml_workers.bus.port import Dead, Done, Later, Message, Publish, Verdict
+from cml_workers.bus.port import (
+    BusUnavailableError,
+    Dead,
+    Done,
+    Later,
+    Message,
+    Publish,
+    UnroutableError,
+    Verdict,
+)
 from cml_workers.ec2_adapter.errors import (
     EC2Exception,
     EC2InstanceOperationException,
@@ -134,8 +143,11 @@ class Executor:
         self._reported: OrderedDict[str, Outcome] = OrderedDict()
 
     async def call(self) -> None:
-        """Wake the active one, so that it knows that it is. Raises BusUnavailableError."""
-        await self._tell(Reminder(worker_id=NOBODY), f"{self._now().isoformat()}/call")
+        """Wake the active one, so that it knows that it is; until it does, what fails is only reported later."""
+        try:
+            await self._tell(Reminder(worker_id=NOBODY), f"{self._now().isoformat()}/call")
+        except (BusUnavailableError, UnroutableError) as error:
+            log.warning("no reminder arrives; are exchanges and queues as they should be?", cause=str(error))
 
     def disconnected(self) -> None:
         """The broker has lost us, and another may act: whatever is open is a stranger's to us."""
