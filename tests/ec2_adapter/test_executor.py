@@ -64,7 +64,7 @@ from cml_workers.ec2_adapter.executor import FRESH, LOOKUP_ATTEMPTS, UNSEEN_ATTE
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.stream import append, load
-from support.buses import Outbox
+from support.buses import Outbox, delivered
 from support.fake_ec2 import FakeEc2
 from support.given import NOW, WORKER, given, instance, launch, recorded
 
@@ -748,3 +748,11 @@ async def test_who_lost_the_broker_while_reading_the_stream_does_not_trust_it_ei
     service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
     assert await service.wake() == Later()
     assert service.reports(OperationFailed) == []
+
+
+async def test_a_call_that_does_not_arrive_ends_nobody(service: Service):
+    service.outbox.broken = 1
+    await service.executor.call()
+    assert service.outbox.sent == []
+    await service.executor.call()
+    assert await service.executor.on_wake(delivered(service.outbox.sent[-1])) == Done()
