@@ -230,7 +230,7 @@ def sweep(told: Callable[[Campaign], object] = lambda _: None) -> Campaign:
 # -- the test of the test ---------------------------------------------------------------------------------
 
 
-def catch(name: str, *, enough: int = 2, most: int = 400) -> tuple[int, int]:
+def catch(name: str, *, enough: int = 2, most: int = 1000) -> tuple[int, int]:
     """Failing seeds and seeds tried with a fault planted, until enough of them fail."""
     failing = 0
     with pytest.MonkeyPatch.context() as patch:
