@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from cml_contracts.topology import EC2_WAKES, EVENTS, QUEUES, RETRY_DELAYS, Queue
+from cml_contracts.topology import EC2_WAKES, EVENTS, QUEUES, Queue
 from cml_workers.bus.port import (
     BusUnavailableError,
     Dead,
@@ -15,7 +15,7 @@ from cml_workers.bus.port import (
     UnroutableError,
     Verdict,
 )
-from cml_workers.bus.rabbit import MAX_FAULTS
+from cml_workers.bus.rabbit import MAX_FAULTS, retry_delay
 from cml_workers.failures import ConfigurationError
 from simulation.world import Process, World
 
@@ -187,9 +187,7 @@ class Broker:
                     return
                 again = replace(delivery.message, attempt=delivery.message.attempt + 1, redelivered=False)
                 await bus.confirmed("put aside")
-                wait = next((each for each in RETRY_DELAYS if each >= (seconds or 1)), RETRY_DELAYS[-1])
-                if seconds is None and delivery.message.attempt >= 5:
-                    wait = RETRY_DELAYS[1] if delivery.message.attempt < 15 else RETRY_DELAYS[2]
+                wait = retry_delay(seconds, delivery.message.attempt)
                 self.put_aside += 1
                 self.world.loop.call_later(wait, self._come_back, state, again, delivery.faults)
             case Dead(reason):

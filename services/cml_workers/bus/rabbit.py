@@ -310,7 +310,7 @@ class RabbitBus:
                 if not queue.retries:
                     return
                 headers[ATTEMPT_HEADER] = message.attempt + 1
-                target = queue.retry_queue(_delay(seconds, message.attempt))
+                target = queue.retry_queue(retry_delay(seconds, message.attempt))
                 await self.publish(_again(message, headers, target, self.user))
             case Dead(reason, cause):
                 log.warning("dead letter", queue=queue.name, message_id=message.message_id, reason=reason)
@@ -364,7 +364,7 @@ def _again(
     )
 
 
-def _delay(seconds: int | None, attempt: int) -> int:
+def retry_delay(seconds: int | None, attempt: int) -> int:
     """The shortest waiting queue that is long enough; without a wish: 1 s, then 5 s, then 30 s."""
     if seconds is None:
         return RETRY_DELAYS[0] if attempt < 5 else RETRY_DELAYS[1] if attempt < 15 else RETRY_DELAYS[2]
