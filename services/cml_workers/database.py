@@ -1,6 +1,9 @@
 """The SQL database: its engine, and the checkpoints of those who follow the event store."""
 
+import asyncio
+import sqlite3
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +29,9 @@ CHECKPOINTS = sa.Table(
     sa.Column("position", sa.String(64), nullable=False),
 )
 
+
+SQLITE_BUSY_SECONDS = 20
+"""How long one process waits for the others that use an SQLite file."""
 
 _MIGRATION_LOCK = 0x434D4C57
 """Any number that nobody else uses for an advisory lock in this database."""
@@ -104,15 +110,28 @@ def _tls(url: URL) -> str | ssl.SSLContext:
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
-    """Readers beside one writer; NORMAL may lose the last transactions with the machine, never corrupt.
+    """NORMAL may lose the last transactions with the machine, never corrupt.
 
     That is enough for what can be rebuilt from the event store: rows and checkpoint go back together.
     """
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute("PRAGMA busy_timeout=20000")
+    cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_SECONDS * 1000}")
     cursor.close()
+
+
+async def _readers_beside_a_writer(engine: AsyncEngine) -> None:
+    """WAL mode, which stays with the file. SQLite does not wait to switch while another process is at the file."""
+    end = time.monotonic() + SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            async with engine.connect() as connection:
+                await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+                return
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
@@ -161,6 +180,7 @@ async def migrate(engine: AsyncEngine) -> None:
     try:
         async with transaction(engine) as connection:
             if connection.dialect.name == "sqlite":
+                await _readers_beside_a_writer(engine)
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))

@@ -61,7 +61,7 @@ class Recorder:
         return await self.answer(message)
 
     async def until(self, count: int) -> list[Message]:
-        async with asyncio.timeout(20), self.arrived:
+        async with asyncio.timeout(60), self.arrived:
             await self.arrived.wait_for(lambda: len(self.seen) >= count)
             return self.seen
 
@@ -381,7 +381,7 @@ def test_a_connection_that_ends_while_it_is_opened_is_said_so():
             server.accept()[0].close()
 
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as beside:
-        server.settimeout(10)
+        server.settimeout(60)
         hanging_up = beside.submit(hang_up)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(start_often(f"amqp://guest:guest@127.0.0.1:{server.getsockname()[1]}/"))

@@ -40,7 +40,7 @@ class Consumer:
             self.seen.put_nowait(message)
 
     async def next(self) -> Message:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.seen.get()
 
     async def dead_letter(self) -> aio_pika.abc.AbstractIncomingMessage:

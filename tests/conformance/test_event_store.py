@@ -106,7 +106,7 @@ async def followed(
 ) -> list[Item]:
     """What a follower is given, until it is enough."""
     seen: list[Item] = []
-    async with asyncio.timeout(10), aclosing(store.follow(after=after, prefix=prefix)) as items:
+    async with asyncio.timeout(60), aclosing(store.follow(after=after, prefix=prefix)) as items:
         async for item in items:
             seen.append(item)
             if until(seen):
@@ -337,7 +337,7 @@ async def test_a_follower_is_told_that_it_caught_up_and_then_gets_what_is_new(st
     old, new = events(2), events(2)
     await store.append(ours + "a", old, expected=NO_STREAM)
     seen: list[Item] = []
-    async with asyncio.timeout(10), aclosing(store.follow(after=None, prefix=ours)) as items:
+    async with asyncio.timeout(60), aclosing(store.follow(after=None, prefix=ours)) as items:
         async for item in items:
             seen.append(item)
             if len(seen) == 3:
@@ -452,7 +452,7 @@ async def test_closing_during_appends_leaves_none_waiting(store, place, ours):
     ]
     await asyncio.sleep(0)
     await store.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} <= {int, StoreUnavailableError}
     again = await place.opened()

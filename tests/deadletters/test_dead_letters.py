@@ -275,7 +275,7 @@ async def test_what_the_broker_buried_is_kept_and_redriven_with_a_new_life(servi
     async with await aio_pika.connect(service.url) as connection:
         queue = await (await connection.channel()).get_queue(LIFECYCLE_COMMANDS.name)
         for _ in range(DELIVERY_LIMIT + 1):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (delivered := await queue.get(fail=False)) is None:
                     await asyncio.sleep(0.02)
             await delivered.nack(requeue=True)

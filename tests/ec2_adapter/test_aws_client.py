@@ -42,7 +42,7 @@ def parameters(**changes: Any) -> LaunchParameters:
 
 
 async def until(ec2: AwsEc2Client, instance: Ec2Instance, state: InstanceState) -> Ec2Instance:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             seen = await ec2.describe(instance.aws_region, instance.instance_id)
             if seen and seen.state is state:

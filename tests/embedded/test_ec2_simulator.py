@@ -59,7 +59,7 @@ def described(ec2: Any, instance_id: str) -> Any:
 
 
 def until(ec2: Any, instance_id: str, state: str) -> Any:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while (seen := described(ec2, instance_id))["State"]["Name"] != state:
         assert time.monotonic() < end, seen["State"]
         time.sleep(0.05)
@@ -345,7 +345,7 @@ class Process:
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -103,8 +103,8 @@ class Books:
             return  # a reply of ours, to one of our own queues, as its caller wished
         if not isinstance(number, int):
             known = self.by_body.get(sha256(message.body).digest())
-            number = known.pop() if known else _number(_origin(message.body))
-        if number:
+            number = known.pop() if known else _number(_command(message.body))
+        if number in self.sent:
             self.dead[number] = reason
         else:
             self.unknown.append(f"dead letter {reason!r}: {message.body[:200]!r}")
@@ -182,6 +182,7 @@ class Attack:
         self.books = Books()
         self.memory: dict[str, list[tuple[float, int]]] = defaultdict(list)
         self.waits: list[float] = []
+        self._enough = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -264,11 +265,12 @@ class Attack:
         valid = asyncio.create_task(self._valid(own))
         watch = asyncio.create_task(self._watch(messages, began, tell))
         await self._send(stranger, messages)
+        self._enough.set()
+        await valid
         left = await self._quiet()
         seconds = time.monotonic() - began
-        for task in (valid, watch):
-            task.cancel()
-        await asyncio.gather(valid, watch, return_exceptions=True)
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
         return await self._outcome(seconds, pids, left)
 
     async def _workers(self, count: int) -> list[UUID]:
@@ -286,9 +288,9 @@ class Attack:
         return list(await asyncio.gather(*(create(number) for number in range(count))))
 
     async def _valid(self, worker_id: UUID) -> None:
-        """A caller like any other; how long each of its wishes takes."""
+        """A caller like any other; how long each of its wishes takes. It begins none after there was enough."""
         number = 0
-        while True:
+        while not self._enough.is_set():
             number += 1
             began = time.monotonic()
             if number % 2:
@@ -372,7 +374,7 @@ class Attack:
         lost, in_streams, of_no_effect = [], 0, 0
         for message in self.books.open():
             asked = message.properties["message_id"] if message.target.name == "commands" else None
-            if not decided.isdisjoint({asked, _origin(message.body)}):
+            if not decided.isdisjoint({asked, _command(message.body)}):
                 in_streams += 1
             elif _of_no_effect(message):
                 of_no_effect += 1
@@ -432,10 +434,11 @@ def _number(identity: str | None) -> int | None:
     return int(found[0]) if found else None
 
 
-def _origin(body: bytes) -> str | None:
-    """The command that a message within the system brings back."""
+def _command(body: bytes) -> str | None:
+    """The command that a message within the system brings back, or whose operation it reports."""
     try:
-        command_id = json.loads(body)["origin"]["command_id"]
+        fields = json.loads(body)
+        command_id = fields["origin"]["command_id"] if "origin" in fields else fields["operation_id"]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
     return command_id if isinstance(command_id, str) else None

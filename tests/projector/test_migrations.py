@@ -40,7 +40,7 @@ async def test_the_migrated_schema_is_the_one_in_the_code(engine: AsyncEngine):
 
 
 async def test_processes_that_start_together_migrate_once(url: str):
-    engines = [open_database(url) for _ in range(4)]
+    engines = [open_database(url) for _ in range(8)]
     await asyncio.gather(*(migrate(engine) for engine in engines))
     await migrate(engines[0])
     for engine in engines:

@@ -96,7 +96,7 @@ class Roles:
         """SIGTERM, all of them; their exit codes."""
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
-        return [process.wait(timeout=10) for process in self.processes.values()]
+        return [process.wait(timeout=60) for process in self.processes.values()]
 
     def log(self) -> str:
         """What they have said so far."""
