@@ -95,7 +95,8 @@ class Worker:
     observed_revision: int = -1
     launch_problem: Problem | None = None
     terminated: bool = False
-    operations: Mapping[str, Operation] = field(default_factory=dict)
+    operations: dict[str, Operation] = field(default_factory=dict)
+    """By their command's id. The fold alone adds to them and changes them."""
 
     @property
     def exists(self) -> bool:
@@ -157,19 +158,25 @@ class Recorded:
 
 
 def fold(worker_id: UUID, history: Iterable[Recorded]) -> Worker:
-    """The worker from its whole stream."""
+    """The worker from its whole stream, in time that grows with its length."""
     worker = Worker(worker_id)
     for recorded in history:
-        worker = evolve(worker, recorded)
+        worker = _advanced(worker, recorded)
     return worker
 
 
 def evolve(worker: Worker, recorded: Recorded) -> Worker:
-    """The worker after one more event. Nothing after its termination changes more than its operations."""
+    """The worker after one more event; the one given stays as it is."""
+    return _advanced(replace(worker, operations=dict(worker.operations)), recorded)
+
+
+def _advanced(worker: Worker, recorded: Recorded) -> Worker:
+    """``worker`` is given up: its operations become those of the worker that is returned.
+
+    Nothing after its termination changes more than its operations.
+    """
     after = _apply(worker, recorded)
-    if worker.terminated:
-        after = replace(worker, operations=after.operations)
-    return replace(after, revision=recorded.revision)
+    return replace(worker if worker.terminated else after, revision=recorded.revision)
 
 
 def _apply(worker: Worker, recorded: Recorded) -> Worker:
@@ -273,11 +280,8 @@ def _requested(worker: Worker, recorded: Recorded, intent: Intent) -> Worker:
         requested=metadata,
         intent=intent,
     )
-    return replace(
-        worker,
-        operations={**worker.operations, operation.command_id: operation},
-        updated_at=metadata.time,
-    )
+    worker.operations[operation.command_id] = operation
+    return replace(worker, updated_at=metadata.time)
 
 
 def _observed(worker: Worker, recorded: Recorded, instance: Ec2Instance) -> Worker:
@@ -313,10 +317,9 @@ def _terminated(worker: Worker, recorded: Recorded) -> Worker:
 
 def _noted(worker: Worker, operation_id: str, **changes: Any) -> Worker:
     operation = worker.operations.get(operation_id)
-    if operation is None:
-        return worker
-    noted = replace(operation, **changes)
-    return replace(worker, operations={**worker.operations, operation_id: noted})
+    if operation is not None:
+        worker.operations[operation_id] = replace(operation, **changes)
+    return worker
 
 
 def _failed(worker: Worker, recorded: Recorded, operation_id: str, problem: Problem) -> Worker:
@@ -338,8 +341,10 @@ def _settled(
     result = OperationResult(
         command_id=operation_id, worker_id=worker.id, outcome=outcome, data=data, problem=problem
     )
-    settled = replace(operation, result=result, settled_at=metadata.time, settled_by=metadata.causation_id)
-    return replace(worker, operations={**worker.operations, operation_id: settled})
+    worker.operations[operation_id] = replace(
+        operation, result=result, settled_at=metadata.time, settled_by=metadata.causation_id
+    )
+    return worker
 
 
 def _dto_data(worker: Worker) -> Any:

@@ -242,11 +242,13 @@ def catch(name: str, *, enough: int = 2, most: int = 1000) -> tuple[int, int]:
     return failing, most
 
 
-def catch_all(told: Callable[[str, int, int], object] = lambda *_: None) -> dict[str, tuple[int, int]]:
-    """Every planted fault; failing seeds and seeds tried."""
+def catch_all(
+    told: Callable[[str, int, int], object] = lambda *_: None, *, enough: int = 2
+) -> dict[str, tuple[int, int]]:
+    """Every planted fault; failing seeds and seeds tried, until ``enough`` of them fail."""
     caught = {}
     with _pool() as pool:
-        running = {pool.submit(catch, name): name for name in PLANTED}
+        running = {pool.submit(catch, name, enough=enough): name for name in PLANTED}
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for each in done:
