@@ -496,6 +496,28 @@ async def test_a_command_without_an_id_gets_one_and_an_unknown_type_can_be_mende
     assert (await service.reply(sent, 2))["problem"]["code"] == "WorkerNotFound"
 
 
+async def test_two_who_edit_it_at_once_make_one_command(service: Service):
+    await service.consume()
+    await service.send({**CREATE, "colour": "red"}, kind="cml.worker.create.v1", message_id=" ")
+    letter = await service.the_letter()
+    workers = [str(uuid4()) for _ in range(4)]
+    edits = [
+        EditDeadLetter(dead_letter_id=letter.id, body=json.dumps({**CREATE, "worker_id": worker_id}))
+        for worker_id in workers
+    ]
+
+    async def made() -> list[int]:
+        return sorted([len(await types(service, worker_id)) for worker_id in workers])
+
+    results = await asyncio.gather(*(service.ask(edit) for edit in edits))
+    done = [result for result in results if result.outcome == "succeeded"]
+    assert len({result.data["message_id"] for result in done}) == 1
+    await until(made, [0, 0, 0, 2])
+    if len(done) > 1:  # who came second is told so, and what they wanted is kept
+        await service.until(letter, cause="DuplicateCommand", state=DeadLetterState.WAITING)
+    assert await made() == [0, 0, 0, 2]
+
+
 async def test_an_edited_one_that_dies_again_is_the_same_one_with_its_new_body(service: Service):
     await service.consume()
     await service.send(b"{", "m-1")

@@ -317,6 +317,14 @@ def test_tags_have_a_lane_of_their_own():
     )
 
 
+def test_tags_are_not_there_already_while_an_earlier_wish_would_replace_them():
+    back = UpdateCMLWorkerTags(worker_id=WORKER, tags={"Name": "lab"})
+    away = TagsUpdateRequested(operation_id="tag", tags={"Name": "other"})
+    given(*IS_RUNNING, away).when(back).then(
+        TagsUpdateRequested(operation_id="the-command", tags={"Name": "lab"})
+    )
+
+
 def test_the_tag_limit_counts_what_is_there_and_what_is_under_way():
     pending = TagsUpdateRequested(operation_id="tag", tags={f"p{n}": "" for n in range(40)})
     many = UpdateCMLWorkerTags(worker_id=WORKER, tags={f"t{n}": "" for n in range(8)})
@@ -390,7 +398,7 @@ def adoption(operation_id: str = "the-command"):
     return (
         WorkerImported(operation_id=operation_id, name="found", instance=imported(), created_by="ann"),
         TagsUpdateRequested(
-            operation_id=f"{operation_id}/adopt",
+            operation_id=f"{operation_id} adopt",
             tags={WORKER_TAG: str(ADOPTED), DEPLOYMENT_TAG: "default"},
         ),
     )

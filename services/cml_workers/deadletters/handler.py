@@ -1,6 +1,5 @@
 """Collects dead letters into the archive, and does with them what operators ask for."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -176,10 +175,10 @@ class DeadLetters:
         edited = replace(letter, body=body, type=request.type or letter.type)
         if letter.queue != LIFECYCLE_COMMANDS.name or await self._keeps_its_id(letter):
             return edited
-        content = hashlib.sha256(f"{edited.type}\n".encode() + edited.body).hexdigest()
         return replace(
             edited,
-            message_id=str(uuid5(letter.id, content)),
+            # One id for each death: of two operators who edit it at once, one is told that the id is taken.
+            message_id=str(uuid5(letter.id, letter.death)),
             # By this the sender knows its reply, and the audit what the new command came from.
             correlation_id=letter.correlation_id or letter.message_id,
         )

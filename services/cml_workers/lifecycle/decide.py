@@ -262,7 +262,8 @@ def _import(
             instance=instance,
             created_by=command.created_by,
         ),
-        TagsUpdateRequested(operation_id=f"{command_id}/adopt", tags=ours),
+        # No command's id contains a space, so this can be no other command's operation.
+        TagsUpdateRequested(operation_id=f"{command_id} adopt", tags=ours),
     ]
 
 
@@ -333,9 +334,10 @@ def _update_tags(command: UpdateCMLWorkerTags, command_id: str, worker: Worker) 
     for operation in worker.pending(TagsUpdateRequested):
         assert isinstance(operation.intent, TagsUpdateRequested)  # noqa: S101 - `pending` chose it by that
         expected.update(operation.intent.tags)
-    if {**expected, **command.tags} == worker.tags:
+    wanted = {**expected, **command.tags}
+    if wanted == expected == worker.tags:  # with another value still owed, it is not met, though it looks so
         return []
-    _check_tag_count({**expected, **command.tags})
+    _check_tag_count(wanted)
     return [TagsUpdateRequested(operation_id=command_id, tags=command.tags)]
 
 
