@@ -357,7 +357,7 @@ def _wish(random: Random, worker_id: UUID) -> WorkerCommand:
             return StopCMLWorker(worker_id=worker_id)
         case "tags":
             return UpdateCMLWorkerTags(
-                worker_id=worker_id, tags={random.choice("ab"): str(random.randrange(9))}
+                worker_id=worker_id, tags={random.choice("ab"): str(random.randrange(3))}
             )
         case "status":
             return UpdateCMLWorkerStatus(worker_id=worker_id)

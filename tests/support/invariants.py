@@ -13,6 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from cml_contracts.commands import UpdateCMLWorkerTags
 from cml_contracts.envelope import WORKER_STREAMS, EventEnvelope, worker_of
 from cml_contracts.events import (
     CommandRejected,
@@ -221,6 +222,10 @@ def _of_stream(
                 if there is not None:
                     yield f"7: launch recorded as failed, but {there.instance_id} was launched, {at}"
         elif isinstance(event, CommandRejected | CommandSkipped | WorkerImported):
+            if isinstance(event, CommandSkipped) and event.command_type == UpdateCMLWorkerTags.TYPE:
+                for owed in open_intents.values():
+                    if isinstance(owed, TagsUpdateRequested) and not owed.tags.items() <= event.data.items():
+                        yield f"6: {event.operation_id} was told of tags that {owed.operation_id} replaces, {at}"
             if event.operation_id in settled or event.operation_id in open_intents:
                 yield f"3: command {event.operation_id} decided twice, {at}"
             settled.add(event.operation_id)
