@@ -69,7 +69,7 @@ simulate-sweep: $(READY) ## simulate one crash at every point of a script of all
 simulate-planted: $(READY) ## see that the simulation catches every deliberate fault
 	@$(SIMULATE) --planted
 
-compose-smoke: ## bring the compose stack up on a Docker engine and take a worker through its life (SECURED=1: with TLS)
+compose-smoke: $(if $(SECURED),$(READY)) ## bring the compose stack up on a Docker engine and take a worker through its life (SECURED=1: with TLS)
 	@deploy/smoke
 
 lock: $(READY) ## pin the dependencies anew

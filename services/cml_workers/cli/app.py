@@ -62,11 +62,6 @@ app = typer.Typer(
 app.add_typer(deadletters, rich_help_panel=OPERATE)
 
 
-def main() -> None:
-    """Entry point of the ``cml-workers`` command."""
-    app()
-
-
 # -- the system -------------------------------------------------------------------------------------------
 
 
