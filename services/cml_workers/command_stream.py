@@ -36,8 +36,9 @@ def stream_of_command(command_id: str) -> str:
 
 
 def fingerprint(command: WorkerCommand) -> str:
-    """What a claim binds the command id to."""
-    return hashlib.sha256(f"{command.TYPE}\n{command.model_dump_json()}".encode()).hexdigest()
+    """What a claim binds the command id to; the same in a later version, which may know more optional fields."""
+    body = command.model_dump_json(exclude_defaults=True)
+    return hashlib.sha256(f"{command.TYPE}\n{body}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     """How long the simulator's instances take from state to state."""
 
     deployment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "default"
-    """Name of this fleet; its instances carry it as tag cml:deployment."""
+    """Name of this fleet, of which an AWS account may have only one; its instances carry it as tag cml:deployment."""
     worker_ami_ids: dict[str, str] = {}
     """JSON object: region to AMI id."""
     worker_ami_names: dict[str, str] = {}

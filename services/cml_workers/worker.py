@@ -204,6 +204,7 @@ def _apply(worker: Worker, recorded: Recorded) -> Worker:
                 instance_type=event.instance.instance_type,
                 tags=event.instance.tags,
                 created_at=metadata.time,
+                launched_at=metadata.time,  # nobody knows; it may be as new as that, and not yet visible to all
             )
             return _settled(imported, recorded, event.operation_id, _dto_data(imported), ImportCMLWorker.TYPE)
         case (

@@ -29,7 +29,7 @@ from cml_contracts.events import (
     WorkerEvent,
     WorkerTerminated,
 )
-from cml_contracts.instance import InstanceState
+from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState
 from cml_contracts.reports import (
     REPORTS,
     AttemptRefused,
@@ -310,6 +310,19 @@ async def test_a_mismatch_adopts_what_was_launched_under_the_token(service: Serv
     (report,) = service.reports(OperationSucceeded)
     assert report.instance
     assert report.instance.instance_type == "m5.xlarge"
+
+
+@pytest.mark.parametrize("tag", [DEPLOYMENT_TAG, WORKER_TAG])
+async def test_what_another_deployment_or_worker_launched_is_not_adopted(service: Service, tag: str):
+    await service.ec2.launch(launch(tags={**launch().tags, tag: "another's"}))
+    await service.happened(CREATED, LAUNCH)
+    assert await service.wake() == Later()
+    (refused,) = service.reports(AttemptRefused)
+    await service.happened(OperationRefused(operation_id="create", problem=refused.problem))
+    service.now += timedelta(hours=1)
+    assert await service.wake() == Done()
+    assert len(service.reports(OperationFailed)) == 1
+    assert service.reports(OperationSucceeded) == []
 
 
 async def test_a_launch_that_was_terminated_meanwhile_is_reported_so(service: Service):

@@ -419,13 +419,19 @@ class Attack:
         return found
 
     async def _followers(self, last: str) -> list[str]:
-        """The read model and the relay have taken every event."""
+        """The read model and the relay take every event, if later than the queues are empty."""
         wanted = {READ_MODEL: int(last), RELAY: int(last) - SAVE_EVERY}
+        end = time.monotonic() + QUIET
         database = open_database(self._database_url)
-        async with transaction(database) as connection:
-            at = {name: int(await load_checkpoint(connection, name) or 0) for name in wanted}
+        while True:
+            async with transaction(database) as connection:
+                at = {name: int(await load_checkpoint(connection, name) or 0) for name in wanted}
+            behind = [f"{name} is at {at[name]} of {last}" for name in wanted if at[name] < wanted[name]]
+            if not behind or time.monotonic() > end:
+                break
+            await asyncio.sleep(1)
         await database.dispose()
-        return [f"{name} is at {at[name]} of {last}" for name in wanted if at[name] < wanted[name]]
+        return behind
 
 
 def _number(identity: str | None) -> int | None:

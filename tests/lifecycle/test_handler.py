@@ -157,7 +157,7 @@ async def test_commands_that_race_for_a_worker_are_decided_one_after_the_other(s
     )
     types = await service.types()
     assert types.count("worker.stop_requested") == 1
-    assert types.count("command.skipped") == 7
+    assert types.count("command.rejected") == 7
 
 
 async def test_a_rejection_is_final_even_if_the_worker_changes_meanwhile(service: Service):

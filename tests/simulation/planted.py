@@ -17,7 +17,7 @@ import structlog
 from cml_contracts.commands import UpdateCMLWorkerTags
 from cml_contracts.envelope import worker_of
 from cml_contracts.events import WorkerEvent
-from cml_contracts.instance import Ec2Instance, LaunchParameters
+from cml_contracts.instance import Ec2Instance, LaunchParameters, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.reports import AttemptRefused, OperationFailed
 from cml_workers import stream
@@ -277,6 +277,15 @@ def owed_tags_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "_update_tags", update_tags)
 
 
+def owed_power_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """What was asked of EC2 counts as done."""
+
+    def status(worker: Worker) -> WorkerStatus:
+        return worker.status
+
+    patch.setattr(rules, "_at_rest", status)
+
+
 PLANTED: Mapping[str, Plant] = {
     each.__name__: each
     for each in (
@@ -297,5 +306,6 @@ PLANTED: Mapping[str, Plant] = {
         no_reminders,
         status_decided_anew,
         owed_tags_forgotten,
+        owed_power_forgotten,
     )
 }

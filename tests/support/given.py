@@ -58,7 +58,7 @@ def launch(**changes: Any) -> LaunchParameters:
         "instance_type": "m5.large",
         "tags": {"Name": "lab", WORKER_TAG: str(WORKER), DEPLOYMENT_TAG: "default"},
         "generation": 1,
-        "client_token": launch_token(WORKER, 1),
+        "client_token": launch_token("default", WORKER, 1),
     }
     return LaunchParameters.model_validate(fields | changes)
 

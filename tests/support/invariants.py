@@ -13,7 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from cml_contracts.commands import UpdateCMLWorkerTags
+from cml_contracts.commands import StartCMLWorker, StopCMLWorker, UpdateCMLWorkerTags
 from cml_contracts.envelope import WORKER_STREAMS, EventEnvelope, worker_of
 from cml_contracts.events import (
     CommandRejected,
@@ -57,6 +57,14 @@ OUTCOMES: Mapping[type[Intent], tuple[type[Any], ...]] = {
     TerminationRequested: (WorkerTerminated, TerminationFailed),
     TagsUpdateRequested: (TagsUpdated, TagsUpdateFailed),
 }
+
+POWER = (StartRequested, StopRequested, TerminationRequested)
+SAME_LANE: Mapping[str, tuple[type[Intent], ...]] = {
+    StartCMLWorker.TYPE: POWER,
+    StopCMLWorker.TYPE: POWER,
+    UpdateCMLWorkerTags.TYPE: (TagsUpdateRequested,),
+}
+"""What must not be owed when such a command is told that its wish is met."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +230,9 @@ def _of_stream(
                 if there is not None:
                     yield f"7: launch recorded as failed, but {there.instance_id} was launched, {at}"
         elif isinstance(event, CommandRejected | CommandSkipped | WorkerImported):
-            if isinstance(event, CommandSkipped) and event.command_type == UpdateCMLWorkerTags.TYPE:
-                for owed in open_intents.values():
-                    if isinstance(owed, TagsUpdateRequested) and not owed.tags.items() <= event.data.items():
-                        yield f"6: {event.operation_id} was told of tags that {owed.operation_id} replaces, {at}"
+            lane = SAME_LANE.get(event.command_type) if isinstance(event, CommandSkipped) else None
+            if lane and any(isinstance(owed, lane) for owed in open_intents.values()):
+                yield f"6: {event.operation_id} was told that it is so while something else is owed, {at}"
             if event.operation_id in settled or event.operation_id in open_intents:
                 yield f"3: command {event.operation_id} decided twice, {at}"
             settled.add(event.operation_id)

@@ -162,7 +162,7 @@ class KurrentDbStandIn:
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
             ]
         )
         streams_pb2_grpc.add_StreamsServicer_to_server(_Streams(self), self._server)  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """Collects dead letters into the archive, and does with them what operators ask for."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -67,6 +68,7 @@ class DeadLetters:
         self._own_user = own_user
         self._access = access
         self._now = now
+        self._doing = asyncio.Lock()
 
     async def collect(self, message: Message) -> Verdict:
         """Keep what came out of the dead-letter queue; it is acknowledged when it is on disk."""
@@ -121,15 +123,22 @@ class DeadLetters:
                 if details is None:
                     raise _unknown(request.dead_letter_id)
                 return details
+            case RedriveDeadLetter() | EditDeadLetter() | DiscardDeadLetter():
+                async with self._doing:  # of two operators at one letter, the second sees what the first did
+                    return await self._do(request, await self._find(request.dead_letter_id), user)
+
+    async def _do(
+        self, request: RedriveDeadLetter | EditDeadLetter | DiscardDeadLetter, kept: Kept, user: str | None
+    ) -> DeadLetterView:
+        match request:
             case RedriveDeadLetter():
-                kept = await self._find(request.dead_letter_id)
                 return await self._redrive(kept, kept.letter, self._deed("redriven", request, user))
             case EditDeadLetter():
-                kept = await self._find(request.dead_letter_id)
-                edited = await self._edited(kept, request)
+                _not_on_its_way(kept, "edited")
+                edited = await self._edited(kept.letter, request)
                 return await self._redrive(kept, edited, self._deed("edited", request, user))
             case DiscardDeadLetter():
-                kept = await self._find(request.dead_letter_id)
+                _not_on_its_way(kept, "discarded")
                 await self._archive.discarded(kept, self._deed("discarded", request, user))
                 return (await self._find(request.dead_letter_id)).view
 
@@ -164,20 +173,14 @@ class DeadLetters:
         log.info(deed.what, dead_letter_id=str(letter.id), queue=letter.queue, user=deed.user, by=deed.by)
         return (await self._find(letter.id)).view
 
-    async def _edited(self, kept: Kept, request: EditDeadLetter) -> DeadLetter:
-        letter = kept.letter
-        if kept.view.state in (DeadLetterState.REDRIVEN, DeadLetterState.EDITED):
-            raise RefusedError(
-                ProblemCode.CONFLICT,
-                "it is in its queue again as it is; it can be edited when it has died there",
-            )
+    async def _edited(self, letter: DeadLetter, request: EditDeadLetter) -> DeadLetter:
         body = letter.body if request.body is None else request.body.encode()
         edited = replace(letter, body=body, type=request.type or letter.type)
         if letter.queue != LIFECYCLE_COMMANDS.name or await self._keeps_its_id(letter):
             return edited
         return replace(
             edited,
-            # One id for each death: of two operators who edit it at once, one is told that the id is taken.
+            # One id for each death: if we die before this is recorded, another edit cannot make a second command.
             message_id=str(uuid5(letter.id, letter.death)),
             # By this the sender knows its reply, and the audit what the new command came from.
             correlation_id=letter.correlation_id or letter.message_id,
@@ -206,6 +209,14 @@ class DeadLetters:
             ProblemCode.CONFLICT,
             f"command {command_id} {what}: an edited one would be a second command. See what became of it (cml-workers "
             f"operation {command_id}); then redrive this one as it is, to have it answered, or discard it",
+        )
+
+
+def _not_on_its_way(kept: Kept, done: str) -> None:
+    if kept.view.state in (DeadLetterState.REDRIVEN, DeadLetterState.EDITED):
+        raise RefusedError(
+            ProblemCode.CONFLICT,
+            f"it went into its queue again, and to whom it is for; it can be {done} when it has died there again",
         )
 
 

@@ -27,7 +27,7 @@ from cml_contracts.events import (
     TagsUpdateRequested,
     TerminationRequested,
 )
-from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
 from cml_contracts.reports import (
     AttemptRefused,
     Finding,
@@ -311,8 +311,8 @@ class Executor:
         """Whether the intent is fulfilled, as far as EC2 shows; nothing is done."""
         intent = turn.intent
         if isinstance(intent, LaunchRequested):
-            found = await self._ec2.find_launched(intent.launch.aws_region, intent.launch.client_token)
-            return _done(turn, found[0]) if found else None
+            launched = await self._launched(intent.launch)
+            return _done(turn, launched) if launched else None
         instance = await self._see(turn.worker)
         match intent:
             case StartRequested():
@@ -339,11 +339,20 @@ class Executor:
         except OutcomeUnknownError:
             if turn.operation.command_id not in self._in_doubt:
                 raise
-            launched = await self._ec2.find_launched(launch.aws_region, launch.client_token)
-            if not launched:
+            launched = await self._launched(launch)
+            if launched is None:
                 raise
-            log.warning("adopted what was launched before", instance_id=launched[0].instance_id)
-            return launched[0]
+            log.warning("adopted what was launched before", instance_id=launched.instance_id)
+            return launched
+
+    async def _launched(self, launch: LaunchParameters) -> Ec2Instance | None:
+        """What was launched under the token, unless its tags say that it is another worker's or deployment's."""
+        for found in await self._ec2.find_launched(launch.aws_region, launch.client_token):
+            owner = {tag: found.tags[tag] for tag in (WORKER_TAG, DEPLOYMENT_TAG) if tag in found.tags}
+            if owner.items() <= launch.tags.items():
+                return found
+            log.error("somebody else used our token", instance_id=found.instance_id, tags=found.tags)
+        return None
 
     async def _start(self, turn: Turn) -> Ec2Instance:
         instance = await self._see(turn.worker)

@@ -144,9 +144,13 @@ def already_met(message: CommandMessage, worker: Worker, finding: Finding | None
 # -- create and import ------------------------------------------------------------------------------------
 
 
-def launch_token(worker_id: UUID, generation: int) -> str:
-    """The ClientToken of a worker's launch: EC2 launches at most one instance under it (64 characters)."""
-    return hashlib.sha256(f"{worker_id}/launch/{generation}".encode()).hexdigest()
+def launch_token(deployment: str, worker_id: UUID, generation: int) -> str:
+    """The ClientToken of a worker's launch: EC2 launches at most one instance under it (64 characters).
+
+    It is the deployment's own: worker ids follow from command ids, and two deployments in one account may get the
+    same command.
+    """
+    return hashlib.sha256(f"{deployment}/{worker_id}/launch/{generation}".encode()).hexdigest()
 
 
 def _create(
@@ -213,7 +217,7 @@ def _create(
                 key_name=policy.key_name,
                 tags=tags,
                 generation=generation,
-                client_token=launch_token(worker.id, generation),
+                client_token=launch_token(policy.deployment, worker.id, generation),
             ),
         ),
     ]
@@ -278,7 +282,8 @@ def _check_region(region: str, policy: Policy) -> None:
 
 def _existing(worker: Worker) -> Worker:
     if not worker.exists:
-        raise _rejected(ProblemCode.WORKER_NOT_FOUND, f"worker {worker.id} is not known")
+        # Its creation may be on its way: commands of one worker may overtake one another.
+        raise _rejected(ProblemCode.WORKER_NOT_FOUND, f"worker {worker.id} is not known", retryable=True)
     return worker
 
 
@@ -295,19 +300,28 @@ def _with_instance(worker: Worker) -> Worker:
     return worker
 
 
+def _at_rest(worker: Worker) -> WorkerStatus:
+    """What EC2 showed last, which is what counts while nothing is owed. What is owed may still fail."""
+    if worker.pending(TerminationRequested):
+        raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being terminated")
+    for intent, done in ((StartRequested, "started"), (StopRequested, "stopped")):
+        if worker.pending(intent):
+            raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being {done}", retryable=True)
+    return worker.status
+
+
 def _start(worker: Worker, command_id: str) -> list[WorkerEvent]:
-    if worker.status in (WorkerStatus.STARTING, WorkerStatus.RUNNING):
+    status = _at_rest(worker)
+    if status in (WorkerStatus.STARTING, WorkerStatus.RUNNING):
         return []
-    if worker.status is WorkerStatus.STOPPING:
+    if status is WorkerStatus.STOPPING:
         raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} is stopping", retryable=True)
     return [StartRequested(operation_id=command_id)]
 
 
 def _stop(worker: Worker, command_id: str) -> list[WorkerEvent]:
-    if worker.status in (WorkerStatus.STOPPING, WorkerStatus.STOPPED):
+    if _at_rest(worker) in (WorkerStatus.STOPPING, WorkerStatus.STOPPED):
         return []
-    if worker.pending(StartRequested):
-        raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being started", retryable=True)
     return [StopRequested(operation_id=command_id)]
 
 
@@ -330,14 +344,14 @@ def _terminate(worker: Worker, command_id: str) -> list[WorkerEvent]:
 def _update_tags(command: UpdateCMLWorkerTags, command_id: str, worker: Worker) -> list[WorkerEvent]:
     if worker.pending(TerminationRequested):
         raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being terminated")
-    expected = dict(worker.tags)
-    for operation in worker.pending(TagsUpdateRequested):
+    owed = worker.pending(TagsUpdateRequested)
+    if not owed and {**worker.tags, **command.tags} == worker.tags:
+        return []  # while anything is owed it is not met, though it may look so
+    wanted = dict(worker.tags)
+    for operation in owed:
         assert isinstance(operation.intent, TagsUpdateRequested)  # noqa: S101 - `pending` chose it by that
-        expected.update(operation.intent.tags)
-    wanted = {**expected, **command.tags}
-    if wanted == expected == worker.tags:  # with another value still owed, it is not met, though it looks so
-        return []
-    _check_tag_count(wanted)
+        wanted.update(operation.intent.tags)
+    _check_tag_count({**wanted, **command.tags})
     return [TagsUpdateRequested(operation_id=command_id, tags=command.tags)]
 
 
