@@ -382,6 +382,12 @@ def test_an_instance_that_is_not_found_is_terminated():
     assert after.instance.state is InstanceState.TERMINATED
 
 
+def test_an_imported_instance_may_be_as_new_as_its_import():
+    given(*adoption("earlier"), worker_id=ADOPTED).soon().found().when(
+        UpdateCMLWorkerStatus(worker_id=ADOPTED)
+    ).then_rejected("EC2InstanceNotFound", outcome="failed", retryable=True)
+
+
 def test_an_instance_that_is_not_visible_yet_is_not():
     given(*IS_RUNNING).found().soon().when(STATUS).then_rejected(
         "EC2InstanceNotFound", outcome="failed", retryable=True

@@ -1,6 +1,7 @@
 """The handler on a real event store: deduplication, conflicts, replies, broken messages."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -33,6 +34,7 @@ from cml_contracts.reports import (
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
+from cml_workers.command_stream import fingerprint
 from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.handler import Lifecycle
@@ -158,6 +160,16 @@ async def test_commands_that_race_for_a_worker_are_decided_one_after_the_other(s
     types = await service.types()
     assert types.count("worker.stop_requested") == 1
     assert types.count("command.rejected") == 7
+
+
+def test_a_claim_binds_what_a_command_says_and_not_what_it_could_have_said():
+    body: dict[str, Any] = {"name": "lab", "aws_region": "us-east-1", "created_by": "ann"}
+    short, said, other = (
+        CreateCMLWorker(**body, **more) for more in ({}, {"tags": {}}, {"cml_version": "2.8"})
+    )
+    assert fingerprint(short) == fingerprint(said) != fingerprint(other)
+    bound = f"cml.worker.create.v1\n{json.dumps(body, separators=(',', ':'))}"
+    assert fingerprint(short) == hashlib.sha256(bound.encode()).hexdigest()
 
 
 async def test_a_rejection_is_final_even_if_the_worker_changes_meanwhile(service: Service):

@@ -86,6 +86,12 @@ async def test_a_worker_lives_with_least_rights_and_its_events_name_who_did_it(
                 await asyncio.sleep(0.1)
 
 
+async def test_who_may_not_have_a_reply_queue_is_told_so(rabbitmq: SpawnedRabbitMQ):
+    with pytest.raises(NotSentError, match="ACCESS_REFUSED"):
+        async with WorkerClient(url(rabbitmq, "cml-relay")):
+            pass
+
+
 async def test_strangers_forgers_and_stale_tokens_are_refused(rabbitmq: SpawnedRabbitMQ, roles: Roles):
     async with WorkerClient(url(rabbitmq, "cml-client")) as client:
         soon, late = datetime.now(UTC) + timedelta(minutes=2), datetime.now(UTC) - timedelta(minutes=1)
