@@ -22,9 +22,10 @@ from aio_pika.abc import (
     AbstractRobustConnection,
 )
 from aio_pika.exceptions import AMQPError
+from pydantic import TypeAdapter, ValidationError
 from yarl import URL
 
-from cml_contracts.commands import WorkerCommand
+from cml_contracts.commands import MAX_COMMAND_ID, CommandId, WorkerCommand
 from cml_contracts.deadletters import OperatorRequest
 from cml_contracts.envelope import JSON, EventEnvelope
 from cml_contracts.queries import (
@@ -59,6 +60,9 @@ class _Waiting:
     message: aio_pika.Message
     routing_key: str
     result: asyncio.Future[OperationResult]
+
+
+_COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
 
 
 class WorkerClient:
@@ -118,14 +122,15 @@ class WorkerClient:
         Raises:
             NoResultYetError: the deadline passed; the command stands.
             NotSentError: the broker did not take it.
+            ValueError: ``command_id`` cannot be one.
         """
         return await self._call(
-            COMMANDS, command, command_id or str(uuid4()), deadline or self._deadline, actor_token
+            COMMANDS, command, _identity(command_id), deadline or self._deadline, actor_token
         )
 
     async def post(self, command: WorkerCommand, *, command_id: str | None = None) -> str:
-        """Send a command without awaiting its result; return its id. Raises NotSentError."""
-        command_id = command_id or str(uuid4())
+        """Send a command without awaiting its result; return its id. Raises NotSentError, ValueError."""
+        command_id = _identity(command_id)
         message = self._message(command, command_id)
         await self._publish(_Waiting(COMMANDS, message, command.TYPE, asyncio.Future()))
         return command_id
@@ -250,6 +255,18 @@ async def _decoded(messages: AbstractQueueIterator) -> AsyncIterator[EventEnvelo
     async for message in messages:
         yield EventEnvelope.from_cloudevent(json.loads(message.body))
         await message.ack()
+
+
+def _identity(command_id: str | None) -> str:
+    """A new one, or the one that was given. Raises ValueError."""
+    if command_id is None:
+        return str(uuid4())
+    try:
+        return _COMMAND_ID.validate_python(command_id)
+    except ValidationError as error:
+        raise ValueError(
+            f"a command id has 1 to {MAX_COMMAND_ID} printable characters without spaces, and at most 255 bytes"
+        ) from error
 
 
 def _told(error: BaseException) -> str:

@@ -37,6 +37,13 @@ def _without_spaces(text: str) -> str:
     return text
 
 
+def as_property(text: str) -> str:
+    """A text that has been, or will be, a property of an AMQP message. Raises ValueError."""
+    if len(text.encode()) > 255:
+        raise ValueError("must not have more than 255 bytes, as an AMQP property")
+    return text
+
+
 def _usable_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
     for key, value in tags.items():
         if not 1 <= len(key) <= MAX_TAG_KEY:
@@ -62,6 +69,7 @@ CommandId = Annotated[
     StringConstraints(min_length=1, max_length=MAX_COMMAND_ID),
     AfterValidator(_printable),
     AfterValidator(_without_spaces),
+    AfterValidator(as_property),
 ]
 """The AMQP ``message_id`` of a command."""
 Actor = Text

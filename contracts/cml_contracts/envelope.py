@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import AfterValidator, Field, SerializeAsAny, model_validator
 
-from cml_contracts.commands import COMMANDS, CommandId, WorkerCommand
+from cml_contracts.commands import COMMANDS, CommandId, WorkerCommand, as_property
 from cml_contracts.events import EVENTS, EventMetadata, ReplyAddress, WorkerEvent
 from cml_contracts.model import Tolerant
 
@@ -51,19 +51,13 @@ def decode_event(event_type: str, data: bytes | str) -> WorkerEvent:
     return event.model_validate_json(data)
 
 
-def _short(text: str) -> str:
-    if len(text.encode()) > 255:
-        raise ValueError("must not have more than 255 bytes, as an AMQP property")
-    return text
-
-
 def _addressable(address: ReplyAddress) -> ReplyAddress:
-    _short(address.reply_to)
-    _short(address.correlation_id or "")
+    as_property(address.reply_to)
+    as_property(address.correlation_id or "")
     return address
 
 
-Property = Annotated[str, AfterValidator(_short)]
+Property = Annotated[str, AfterValidator(as_property)]
 """A text that has been, or will be, a property of an AMQP message."""
 
 

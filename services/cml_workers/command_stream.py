@@ -36,8 +36,11 @@ def stream_of_command(command_id: str) -> str:
 
 
 def fingerprint(command: WorkerCommand) -> str:
-    """What a claim binds the command id to; the same in a later version, which may know more optional fields."""
-    body = command.model_dump_json(exclude_defaults=True)
+    """What a claim binds the command id to.
+
+    The same in whatever order the sender writes, and in a later version, which may know more optional fields.
+    """
+    body = json.dumps(command.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
     return hashlib.sha256(f"{command.TYPE}\n{body}".encode()).hexdigest()
 
 

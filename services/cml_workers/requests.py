@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import TypeVar
+from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -96,7 +97,8 @@ def reply(result: OperationResult, address: ReplyAddress) -> Outgoing:
         routing_key=address.reply_to,
         body=result.model_dump_json().encode(),
         type=RESULT_TYPE,
-        message_id=f"{result.command_id}/result" if result.command_id else "",
+        # Of any command id, which may be as long as a property can be, and broken.
+        message_id=str(uuid5(NAMESPACE_URL, f"cml-workers/result/{result.command_id}")),
         correlation_id=address.correlation_id,
         mandatory=False,
     )

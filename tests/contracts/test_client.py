@@ -68,6 +68,14 @@ async def test_a_deadline_that_passes_names_the_command(broker: AmqpBroker):
         assert told.value.command_id == "c-1"
 
 
+@pytest.mark.parametrize("command_id", ["", "two words", "x" * 201, "中" * 86])
+async def test_an_id_that_cannot_be_one_is_refused_before_it_is_sent(broker: AmqpBroker, command_id: str):
+    async with WorkerClient(broker.url) as client:
+        for send in (client.send, client.post):
+            with pytest.raises(ValueError, match="a command id has"):
+                await send(START, command_id=command_id)
+
+
 async def test_posting_does_not_wait(broker: AmqpBroker):
     service = Service(broker.url)
     async with WorkerClient(broker.url) as client:

@@ -16,6 +16,7 @@ from cml_workers.ec2_adapter.errors import (
     EC2InstanceOperationException,
     EC2InvalidParameterException,
     EC2TagOperationException,
+    EC2ThrottledException,
     OutcomeUnknownError,
     Remedy,
 )
@@ -266,13 +267,13 @@ async def test_a_time_out_is_an_unknown_outcome(ec2: AwsEc2Client, admin: Simula
 
 
 async def test_nobody_at_the_endpoint_is_an_unknown_outcome(ec2: AwsEc2Client):
-    async with AwsEc2Client(endpoint_url="http://127.0.0.1:9", attempts=1) as nowhere:
+    async with AwsEc2Client(endpoint_url="http://127.0.0.1:9") as nowhere:
         with pytest.raises(OutcomeUnknownError):
             await call(nowhere, "RunInstances")
 
 
 async def test_a_region_that_aws_does_not_have_is_no_outage():
-    async with AwsEc2Client(attempts=1) as aws:
+    async with AwsEc2Client() as aws:
         with pytest.raises(EC2InvalidParameterException) as refused:
             await aws.launch(parameters(aws_region="us-nowhere-1"))
     assert refused.value.remedy is Remedy.FAIL
@@ -286,7 +287,7 @@ async def test_no_credentials_are_an_authentication_problem(
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
-    async with AwsEc2Client(endpoint_url=simulator.url, attempts=1) as nobody:
+    async with AwsEc2Client(endpoint_url=simulator.url) as nobody:
         with pytest.raises(EC2AuthenticationException) as refused:
             await call(nobody, "RunInstances")
         assert refused.value.remedy is Remedy.REFRESH
@@ -296,11 +297,17 @@ async def test_no_credentials_are_an_authentication_problem(
         await call(nobody, "RunInstances")
 
 
-async def test_a_throttled_call_is_tried_again_by_the_client_itself(
-    simulator: Ec2Simulator, admin: SimulatorAdmin, ec2: AwsEc2Client
+async def test_a_call_is_one_attempt_so_that_no_answer_hides_another(
+    ec2: AwsEc2Client, admin: SimulatorAdmin
 ):
-    admin.fault("RunInstances", "RequestLimitExceeded", status=503, times=1)
-    async with AwsEc2Client(endpoint_url=simulator.url, attempts=3) as patient:
-        await patient.launch(parameters())
-    tokens = {each["parameters"]["ClientToken"] for each in admin.calls("RunInstances")}
-    assert len(tokens) == 1
+    admin.fault("RunInstances", effect="after", close_connection=True, times=1)
+    admin.fault("RunInstances", "UnauthorizedOperation", status=403, times=1)
+    with pytest.raises(OutcomeUnknownError):
+        await ec2.launch(parameters())
+    admin.clear()
+    for code, status in (("RequestLimitExceeded", 503), ("InternalError", 500)):
+        admin.forget_calls()
+        admin.fault("RunInstances", code, status=status, times=1)
+        with pytest.raises((EC2ThrottledException, OutcomeUnknownError)):
+            await ec2.launch(parameters())
+        assert len(admin.calls("RunInstances")) == 1

@@ -433,6 +433,13 @@ def test_the_same_instance_twice_is_the_same_worker():
     known.when(IMPORT).then_nothing(data=known.worker.dto.model_dump(mode="json"))
 
 
+def test_an_import_is_not_met_by_a_worker_of_another_instance():
+    other = CREATED.model_copy(update={"name": "other"})
+    launched = InstanceLaunched(operation_id="create", instance=instance(instance_id="i-1111111111111111f"))
+    for history in ((other, LAUNCH_REQUESTED), (other, LAUNCH_REQUESTED, launched)):
+        given(*history, worker_id=ADOPTED).when(IMPORT).then_rejected("Conflict")
+
+
 def test_an_instance_that_is_not_there_cannot_be_imported():
     given(worker_id=ADOPTED).found().when(IMPORT).then_rejected("EC2InstanceNotFound", outcome="failed")
 

@@ -164,12 +164,15 @@ async def test_commands_that_race_for_a_worker_are_decided_one_after_the_other(s
 
 def test_a_claim_binds_what_a_command_says_and_not_what_it_could_have_said():
     body: dict[str, Any] = {"name": "lab", "aws_region": "us-east-1", "created_by": "ann"}
-    short, said, other = (
-        CreateCMLWorker(**body, **more) for more in ({}, {"tags": {}}, {"cml_version": "2.8"})
-    )
-    assert fingerprint(short) == fingerprint(said) != fingerprint(other)
-    bound = f"cml.worker.create.v1\n{json.dumps(body, separators=(',', ':'))}"
+    short, other = CreateCMLWorker(**body), CreateCMLWorker(**body, cml_version="2.8")
+    assert fingerprint(short) == fingerprint(CreateCMLWorker(**body, tags={})) != fingerprint(other)
+    bound = f"cml.worker.create.v1\n{json.dumps(body, sort_keys=True)}"
     assert fingerprint(short) == hashlib.sha256(bound.encode()).hexdigest()
+    tags = {"a": "1", "b": "2"}
+    turned = dict(reversed(tags.items()))
+    assert fingerprint(CreateCMLWorker(**body, tags=tags)) == fingerprint(
+        CreateCMLWorker(**body, tags=turned)
+    )
 
 
 async def test_a_rejection_is_final_even_if_the_worker_changes_meanwhile(service: Service):

@@ -30,5 +30,5 @@ async def ec2(simulator: Ec2Simulator, monkeypatch: pytest.MonkeyPatch) -> Async
     """The adapter's own client, over HTTP."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "simulator")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "simulator")
-    async with AwsEc2Client(endpoint_url=simulator.url, read_timeout=2, attempts=1) as client:
+    async with AwsEc2Client(endpoint_url=simulator.url, read_timeout=2) as client:
         yield client

@@ -215,6 +215,17 @@ async def test_a_launch_whose_answer_is_lost_gives_one_instance(system: System):
         assert len(system.instances_of(reply["worker_id"])) == 1
 
 
+async def test_a_launch_whose_answer_is_lost_and_whose_repetition_is_refused_is_not_leaked(system: System):
+    system.admin.fault("RunInstances", effect="after", close_connection=True, times=1)
+    system.admin.fault("RunInstances", "UnauthorizedOperation", status=403, times=1)
+    async with PlainAmqp(system.amqp) as client:
+        reply = await client.command("create", **CREATE)
+        assert reply["outcome"] == "succeeded"
+        assert len(system.instances_of(reply["worker_id"])) == 1
+        assert (await client.command("terminate", worker_id=reply["worker_id"]))["data"] is True
+        assert [each["state"] for each in system.instances_of(reply["worker_id"])] == ["terminated"]
+
+
 async def test_commands_that_race_for_a_worker_all_end_and_agree_with_ec2(system: System):
     async with PlainAmqp(system.amqp) as client:
         created = await client.command("create", **CREATE)

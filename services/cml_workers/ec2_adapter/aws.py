@@ -57,13 +57,14 @@ class AwsEc2Client:
         endpoint_url: str | None = None,
         connect_timeout: float = 5.0,
         read_timeout: float = 30.0,
-        attempts: int = 3,
     ) -> None:
         self._endpoint_url = endpoint_url
         self._config = AioConfig(
             connect_timeout=connect_timeout,
             read_timeout=read_timeout,
-            retries={"mode": "standard", "total_max_attempts": attempts},
+            # One attempt a call: of several only the last one's answer is seen, a refusal, say, after one that was
+            # carried out and whose answer was lost. Who calls tries again, and knows what may have happened.
+            retries={"mode": "standard", "total_max_attempts": 1},
             max_pool_connections=50,
             user_agent_extra="cml-workers",
         )

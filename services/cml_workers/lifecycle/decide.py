@@ -232,6 +232,10 @@ def _import(
             ProblemCode.WORKER_TERMINATED,
             f"instance {command.instance_id} was worker {worker.id}, which is terminated",
         )
+    if worker.exists and (worker.instance is None or worker.instance.instance_id != command.instance_id):
+        raise _rejected(
+            ProblemCode.CONFLICT, f"worker {worker.id} exists already, and is of another instance"
+        )
     if worker.exists:
         return []
     if finding is None:
