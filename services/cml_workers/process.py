@@ -38,7 +38,12 @@ ROLES: Mapping[str, Role] = {
 
 @asynccontextmanager
 async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequence[Running]]]:
-    """All roles in one process; what is not configured is embedded. Yields the endpoints and the roles."""
+    """All roles in one process; what is not configured is embedded. Yields the endpoints and the roles.
+
+    Raises:
+        SettingsError: before anything is opened.
+    """
+    settings.check_roles()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with _sole_owner(settings.data_dir):
         (settings.data_dir / ENDPOINTS).unlink(missing_ok=True)  # what a killed process left behind
@@ -66,6 +71,7 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
 @asynccontextmanager
 async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[Running]]:
     """One role of a system whose parts run elsewhere. Raises SettingsError."""
+    settings.check_roles()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         endpoint = ec2_endpoint(settings) if name == "ec2-adapter" else None

@@ -112,18 +112,21 @@ class Settings(BaseSettings):
         ):
             if value is not None and not value.get_secret_value().startswith(schemes):
                 raise ValueError(f"{name} must begin with {' or '.join(schemes)}")
-        if self.access.enforced and not self.command_users:
-            raise ValueError(
-                "CML_COMMAND_USERS must say who may send commands, e.g. "
-                '{"portal": ["*"]}; CML_AUTHORIZE=false lets everybody do everything'
-            )
-        if self.delegate_users and not self.actor_token_keys:
-            raise ValueError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
         if any(len(key.get_secret_value()) < 32 for key in self.actor_token_keys):
             raise ValueError("CML_ACTOR_TOKEN_KEYS must have at least 32 characters each")
         if any(key.startswith(("cml:", "aws:")) for key in self.default_tags):
             raise ValueError("CML_DEFAULT_TAGS must not use the reserved prefixes cml: and aws:")
         return self
+
+    def check_roles(self) -> None:
+        """What whoever runs roles must have settled, and a client need not know. Raises SettingsError."""
+        if self.access.enforced and not self.command_users:
+            raise SettingsError(
+                "CML_COMMAND_USERS must say who may send commands, e.g. "
+                '{"portal": ["*"]}; CML_AUTHORIZE=false lets everybody do everything'
+            )
+        if self.delegate_users and not self.actor_token_keys:
+            raise SettingsError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
 
     @property
     def access(self) -> Access:
