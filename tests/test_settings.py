@@ -35,3 +35,48 @@ async def test_who_may_command_is_asked_of_roles_and_of_no_client(
     with pytest.raises(SettingsError, match=f"^{said}"):
         async with system(loaded):
             pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CML_COMMAND_USERS", "foo", 'CML_COMMAND_USERS: must be JSON, e.g. {"portal": ["*"]}'),
+        ("CML_COMMAND_USERS", "", 'CML_COMMAND_USERS: must be JSON, e.g. {"portal": ["*"]}'),
+        ("CML_COMMAND_USERS", '["portal"]', "CML_COMMAND_USERS: Input should be a valid dictionary"),
+        ("CML_DEFAULT_TAGS", "a=1", 'CML_DEFAULT_TAGS: must be JSON, e.g. {"name": "value"}'),
+        ("CML_ACTOR_TOKEN_KEYS", "secret", 'CML_ACTOR_TOKEN_KEYS: must be JSON, e.g. ["one", "another"]'),
+        ("CML_OPERATOR_USERS", "[" * 100_000, 'CML_OPERATOR_USERS: must be JSON, e.g. ["one", "another"]'),
+        ("CML_WORKER_SUBNET_ID", "{", None),
+        ("RABBITMQ_URL", "http://nonsense", "RABBITMQ_URL must begin with amqp:// or amqps://"),
+        ("CML_PREFETCH", "0", "CML_PREFETCH: Input should be greater than or equal to 1"),
+    ],
+)
+def test_what_is_wrong_is_said_of_the_variable_it_is_in(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str | None
+) -> None:
+    monkeypatch.setenv(name, value)
+    if said is None:
+        load_settings()
+        return
+    with pytest.raises(SettingsError) as told:
+        load_settings()
+    assert str(told.value) == said
+
+
+def test_every_variable_that_is_wrong_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CML_ALLOWED_REGIONS", "us-east-1")
+    monkeypatch.setenv("CML_PREFETCH", "many")
+    with pytest.raises(SettingsError) as told:
+        load_settings()
+    assert [line.partition(":")[0] for line in str(told.value).splitlines()] == [
+        "CML_ALLOWED_REGIONS",
+        "CML_PREFETCH",
+    ]
+
+
+def test_several_values_are_read_from_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CML_COMMAND_USERS", '{"portal": ["*"]}')
+    monkeypatch.setenv("CML_WORKER_SECURITY_GROUP_IDS", '["sg-1", "sg-2"]')
+    loaded = load_settings()
+    assert loaded.command_users == {"portal": frozenset({"*"})}
+    assert loaded.worker_security_group_ids == ("sg-1", "sg-2")
