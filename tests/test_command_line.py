@@ -1,7 +1,19 @@
-"""What the command line does before it does anything."""
+"""What the command line does without a system that runs."""
 
+import os
 import subprocess
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from typer.testing import CliRunner
+
+from cml_contracts.deadletters import DeadLetterDetails, DeadLetterState
+from cml_workers.cli import deadletters
+from cml_workers.cli.app import app
+from support.running import COMMAND, CONFIGURING
 
 INTERRUPTED = """
 import sys
@@ -22,3 +34,91 @@ def test_ctrl_c_while_it_loads_ends_it_without_a_traceback() -> None:
         [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+ANSWERED = """
+from cml_contracts.queries import WorkerPage
+import cml_workers.cli.app
+from cml_workers.cli import main
+cml_workers.cli.app.with_client = lambda _: WorkerPage(workers=[])
+main()
+"""
+
+
+def alone(*command: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
+    return subprocess.run(
+        command, env={**clean, **settings}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", ["list", "list --json", "--help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_takes_is_said_in_a_line(arguments: str, unbuffered: str) -> None:
+    done = alone(
+        *("bash", "-c", f'"$0" -c "$1" {arguments} > /dev/full', sys.executable, ANSWERED),
+        PYTHONUNBUFFERED=unbuffered,
+    )
+    assert (done.returncode, done.stderr) == (1, "cml-workers: cannot write: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_not_mistaken_for_what_is_opened_next(closed: str) -> None:
+    done = alone("bash", "-c", f'"$0" list {closed}', COMMAND, RABBITMQ_URL="amqp://127.0.0.1:1/")
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/proc/x"])
+@pytest.mark.parametrize("command", ["run", "list"])
+def test_a_data_folder_that_cannot_be_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, folder: str, command: str
+) -> None:
+    for name in os.environ:
+        if name.startswith(CONFIGURING):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CML_DATA_DIR", folder)
+    done = CliRunner().invoke(app, [command])
+    assert done.exit_code == 2
+    assert isinstance(done.exception, SystemExit)
+    assert "CML_DATA_DIR" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def letter(monkeypatch: pytest.MonkeyPatch) -> DeadLetterDetails:
+    """A dead letter that can be seen; nobody answers when something is to be done about it."""
+    now = datetime.now(UTC)
+    details = DeadLetterDetails(
+        id=uuid4(),
+        state=DeadLetterState.WAITING,
+        cause="ValidationFailed",
+        reason="name: missing",
+        queue="cml.lifecycle.commands",
+        type="cml.worker.create.v1",
+        deaths=1,
+        redrives=0,
+        deliveries=1,
+        attempts=0,
+        faults=0,
+        first_died_at=now,
+        last_died_at=now,
+        body="{}",
+        encoding="utf-8",
+        size=2,
+        history=(),
+    )
+    monkeypatch.setattr(deadletters, "_details", lambda _: details)
+    return details
+
+
+@pytest.mark.parametrize("editor", ["/bin/false", "nosuch", "'", "rm"])
+def test_an_editor_that_fails_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, letter: DeadLetterDetails, editor: str
+) -> None:
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", editor)
+    done = CliRunner().invoke(app, ["deadletters", "edit", str(letter.id)])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert isinstance(done.exception, SystemExit)
+    assert "the dead letter is as it was" in done.stderr

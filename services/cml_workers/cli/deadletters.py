@@ -290,7 +290,11 @@ def _in_editor(details: DeadLetterDetails) -> str:
             "its body is no text, or too long to be edited here; give another one with --body or --file",
             REFUSED,
         )
-    edited = click.edit(_pretty(details.body), extension=".json")
+    try:
+        edited = click.edit(_pretty(details.body), extension=".json")
+    except (click.ClickException, OSError, ValueError) as error:
+        told = error.message if isinstance(error, click.ClickException) else str(error)
+        fail(f"{told}; the dead letter is as it was. Another editor: EDITOR=..., or --body, --file", REFUSED)
     if edited is None:
         fail("nothing was changed, so nothing is done; `redrive` sends it as it is", REFUSED)
     return edited.strip()
