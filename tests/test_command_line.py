@@ -8,11 +8,13 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from cml_contracts.deadletters import DeadLetterDetails, DeadLetterState
 from cml_workers.cli import deadletters
 from cml_workers.cli.app import app
+from cml_workers.cli.terminal import run_to_end
 from support.running import COMMAND, CONFIGURING
 
 INTERRUPTED = """
@@ -46,7 +48,9 @@ main()
 
 
 def alone(*command: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith((*CONFIGURING, "COLUMNS"))
+    }
     return subprocess.run(
         command, env={**clean, **settings}, capture_output=True, text=True, timeout=60, check=False
     )
@@ -122,3 +126,60 @@ def test_an_editor_that_fails_is_said_in_a_line(
     assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
     assert isinstance(done.exception, SystemExit)
     assert "the dead letter is as it was" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--body", "garbage"], "cml-workers: the body: Invalid JSON: expected value at line 1 column 1"),
+        (["--body", "{}"], "cml-workers: name: Field required; "),
+        (["--body", "{}", "--type", "cml.worker.start.v1", "--by", "x"], "cml-workers: worker_id: Field req"),
+    ],
+)
+def test_what_is_wrong_with_a_new_body_is_said_of_its_place(
+    letter: DeadLetterDetails, arguments: list[str], said: str
+) -> None:
+    done = CliRunner().invoke(app, ["deadletters", "edit", str(letter.id), *arguments])
+    assert (done.exit_code, done.stderr[: len(said)]) == (2, said)
+
+
+def test_how_long_ago_is_not_negative() -> None:
+    done = CliRunner().invoke(app, ["deadletters", "list", "--since", "-3h"])
+    assert done.exit_code == 2
+    assert done.stderr == "cml-workers: --since says how long ago; '-3h' would be in the future\n"
+
+
+def test_an_argument_that_is_no_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    async def send() -> None:
+        "\udcff".encode()
+
+    with pytest.raises(typer.Exit) as ended:
+        run_to_end(send())
+    assert (ended.value.exit_code, capsys.readouterr().err) == (2, "cml-workers: '\\udcff' is not UTF-8\n")
+
+
+TABLES = """
+from datetime import UTC, datetime
+from uuid import uuid4
+from cml_contracts.queries import WorkerPage, WorkerView
+import cml_workers.cli.app
+from cml_workers.cli import main
+now = datetime.now(UTC)
+worker = WorkerView(
+    id=uuid4(), name="lab" * 10, status="RUNNING", aws_region="ap-southeast-4", instance_type="m5zn.12xlarge",
+    owner="somebody" * 8, tags={}, created_at=now, updated_at=now, revision=1,
+)
+cml_workers.cli.app.with_client = lambda _: WorkerPage(workers=[worker])
+main()
+"""
+
+
+@pytest.mark.parametrize(("columns", "whole"), [(None, True), ("80", False), ("240", True)])
+def test_a_table_is_cut_for_terminals_only_or_for_whom_wants_it(columns: str | None, whole: bool) -> None:
+    done = alone(
+        *("bash", "-c", '"$0" -c "$1" list', sys.executable, TABLES),
+        **({"COLUMNS": columns} if columns else {}),
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("m5zn.12xlarge" in done.stdout and "lab" * 10 in done.stdout) == whole
+    assert all(len(line) < 300 for line in done.stdout.splitlines())
