@@ -183,3 +183,12 @@ def test_a_table_is_cut_for_terminals_only_or_for_whom_wants_it(columns: str | N
     assert done.returncode == 0, done.stderr
     assert ("m5zn.12xlarge" in done.stdout and "lab" * 10 in done.stdout) == whole
     assert all(len(line) < 300 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("program", ["system.chaos", "fuzz.run"])
+def test_long_tests_say_what_their_options_are_unless_given(program: str) -> None:
+    done = alone(sys.executable, "-m", program, "--help", PYTHONPATH=str(Path(__file__).parent))
+    options = done.stdout.partition("options:")[2].split("\n  --")[1:]
+    assert len(options) >= 3
+    for option in options:
+        assert "(default: " in " ".join(option.split())
