@@ -1,7 +1,21 @@
-"""What the command line does before it does anything."""
+"""What the command line does without a system that runs."""
 
+import os
 import subprocess
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cml_contracts.deadletters import DeadLetterDetails, DeadLetterState
+from cml_workers.cli import deadletters
+from cml_workers.cli.app import app
+from cml_workers.cli.terminal import run_to_end
+from support.running import COMMAND, CONFIGURING
 
 INTERRUPTED = """
 import sys
@@ -22,3 +36,159 @@ def test_ctrl_c_while_it_loads_ends_it_without_a_traceback() -> None:
         [sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+ANSWERED = """
+from cml_contracts.queries import WorkerPage
+import cml_workers.cli.app
+from cml_workers.cli import main
+cml_workers.cli.app.with_client = lambda _: WorkerPage(workers=[])
+main()
+"""
+
+
+def alone(*command: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith((*CONFIGURING, "COLUMNS"))
+    }
+    return subprocess.run(
+        command, env={**clean, **settings}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", ["list", "list --json", "--help"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_takes_is_said_in_a_line(arguments: str, unbuffered: str) -> None:
+    done = alone(
+        *("bash", "-c", f'"$0" -c "$1" {arguments} > /dev/full', sys.executable, ANSWERED),
+        PYTHONUNBUFFERED=unbuffered,
+    )
+    assert (done.returncode, done.stderr) == (1, "cml-workers: cannot write: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_not_mistaken_for_what_is_opened_next(closed: str) -> None:
+    done = alone("bash", "-c", f'"$0" list {closed}', COMMAND, RABBITMQ_URL="amqp://127.0.0.1:1/")
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/proc/x"])
+@pytest.mark.parametrize("command", ["run", "list"])
+def test_a_data_folder_that_cannot_be_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, folder: str, command: str
+) -> None:
+    for name in os.environ:
+        if name.startswith(CONFIGURING):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CML_DATA_DIR", folder)
+    done = CliRunner().invoke(app, [command])
+    assert done.exit_code == 2
+    assert isinstance(done.exception, SystemExit)
+    assert "CML_DATA_DIR" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def letter(monkeypatch: pytest.MonkeyPatch) -> DeadLetterDetails:
+    """A dead letter that can be seen; nobody answers when something is to be done about it."""
+    now = datetime.now(UTC)
+    details = DeadLetterDetails(
+        id=uuid4(),
+        state=DeadLetterState.WAITING,
+        cause="ValidationFailed",
+        reason="name: missing",
+        queue="cml.lifecycle.commands",
+        type="cml.worker.create.v1",
+        deaths=1,
+        redrives=0,
+        deliveries=1,
+        attempts=0,
+        faults=0,
+        first_died_at=now,
+        last_died_at=now,
+        body="{}",
+        encoding="utf-8",
+        size=2,
+        history=(),
+    )
+    monkeypatch.setattr(deadletters, "_details", lambda _: details)
+    return details
+
+
+@pytest.mark.parametrize("editor", ["/bin/false", "nosuch", "'", "rm"])
+def test_an_editor_that_fails_is_said_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, letter: DeadLetterDetails, editor: str
+) -> None:
+    monkeypatch.delenv("VISUAL", raising=False)
+    monkeypatch.setenv("EDITOR", editor)
+    done = CliRunner().invoke(app, ["deadletters", "edit", str(letter.id)])
+    assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
+    assert isinstance(done.exception, SystemExit)
+    assert "the dead letter is as it was" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--body", "garbage"], "cml-workers: the body: Invalid JSON: expected value at line 1 column 1"),
+        (["--body", "{}"], "cml-workers: name: Field required; "),
+        (["--body", "{}", "--type", "cml.worker.start.v1", "--by", "x"], "cml-workers: worker_id: Field req"),
+    ],
+)
+def test_what_is_wrong_with_a_new_body_is_said_of_its_place(
+    letter: DeadLetterDetails, arguments: list[str], said: str
+) -> None:
+    done = CliRunner().invoke(app, ["deadletters", "edit", str(letter.id), *arguments])
+    assert (done.exit_code, done.stderr[: len(said)]) == (2, said)
+
+
+def test_how_long_ago_is_not_negative() -> None:
+    done = CliRunner().invoke(app, ["deadletters", "list", "--since", "-3h"])
+    assert done.exit_code == 2
+    assert done.stderr == "cml-workers: --since says how long ago; '-3h' would be in the future\n"
+
+
+def test_an_argument_that_is_no_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    async def send() -> None:
+        "\udcff".encode()
+
+    with pytest.raises(typer.Exit) as ended:
+        run_to_end(send())
+    assert (ended.value.exit_code, capsys.readouterr().err) == (2, "cml-workers: '\\udcff' is not UTF-8\n")
+
+
+TABLES = """
+from datetime import UTC, datetime
+from uuid import uuid4
+from cml_contracts.queries import WorkerPage, WorkerView
+import cml_workers.cli.app
+from cml_workers.cli import main
+now = datetime.now(UTC)
+worker = WorkerView(
+    id=uuid4(), name="lab" * 10, status="RUNNING", aws_region="ap-southeast-4", instance_type="m5zn.12xlarge",
+    owner="somebody" * 8, tags={}, created_at=now, updated_at=now, revision=1,
+)
+cml_workers.cli.app.with_client = lambda _: WorkerPage(workers=[worker])
+main()
+"""
+
+
+@pytest.mark.parametrize(("columns", "whole"), [(None, True), ("80", False), ("240", True)])
+def test_a_table_is_cut_for_terminals_only_or_for_whom_wants_it(columns: str | None, whole: bool) -> None:
+    done = alone(
+        *("bash", "-c", '"$0" -c "$1" list', sys.executable, TABLES),
+        **({"COLUMNS": columns} if columns else {}),
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("m5zn.12xlarge" in done.stdout and "lab" * 10 in done.stdout) == whole
+    assert all(len(line) < 300 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("program", ["system.chaos", "fuzz.run"])
+def test_long_tests_say_what_their_options_are_unless_given(program: str) -> None:
+    done = alone(sys.executable, "-m", program, "--help", PYTHONPATH=str(Path(__file__).parent))
+    options = done.stdout.partition("options:")[2].split("\n  --")[1:]
+    assert len(options) >= 3
+    for option in options:
+        assert "(default: " in " ".join(option.split())

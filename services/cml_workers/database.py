@@ -1,6 +1,8 @@
 """The SQL database: its engine, and the checkpoints of those who follow the event store."""
 
 import asyncio
+import contextlib
+import os
 import sqlite3
 import ssl
 import time
@@ -71,14 +73,25 @@ def open_database(url: str) -> AsyncEngine:
             f"DATABASE_URL must begin with sqlite:/// or postgresql://, not {parsed.drivername}://"
         )
     if driver == "sqlite+aiosqlite":
-        if parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        if parsed.database and not parsed.database.startswith((":memory:", "file:")):
+            _make_file(Path(parsed.database))
         engine = create_async_engine(parsed.set(drivername=driver))
         sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
         return engine
     return create_async_engine(
         parsed.set(drivername=driver, query={}), pool_pre_ping=True, connect_args={"ssl": _tls(parsed)}
     )
+
+
+def _make_file(path: Path) -> None:
+    """For its owner alone: dead letters hold what others sent. SQLite's files beside it take over its mode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Never open a file that exists: closing it would drop the locks SQLite holds in this process.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError as error:
+        raise DatabaseConfigurationError(f"DATABASE_URL: {path} cannot be made: {error.strerror}") from error
 
 
 def _tls(url: URL) -> str | ssl.SSLContext:

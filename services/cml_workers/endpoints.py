@@ -22,11 +22,14 @@ def database_url(settings: Settings) -> str:
 
 
 def known_endpoints(settings: Settings) -> dict[str, str]:
-    """What a running ``cml-workers run`` wrote into the data folder; empty if there is none."""
+    """What a running ``cml-workers run`` wrote into the data folder; empty if there is none. Raises SettingsError."""
+    path = (settings.data_dir / ENDPOINTS).absolute()
     try:
-        endpoints: dict[str, str] = json.loads((settings.data_dir / ENDPOINTS).read_text())
+        endpoints: dict[str, str] = json.loads(path.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
+    except OSError as error:
+        raise SettingsError(f"CML_DATA_DIR: cannot read {path}: {error.strerror}") from error
     return endpoints
 
 

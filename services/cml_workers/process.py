@@ -22,7 +22,7 @@ from cml_workers.lifecycle.main import lifecycle
 from cml_workers.projector.main import projector
 from cml_workers.relay.main import relay
 from cml_workers.roles import Infrastructure, Running
-from cml_workers.settings import Settings
+from cml_workers.settings import Settings, SettingsError
 
 log = structlog.get_logger(__name__)
 
@@ -38,8 +38,13 @@ ROLES: Mapping[str, Role] = {
 
 @asynccontextmanager
 async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequence[Running]]]:
-    """All roles in one process; what is not configured is embedded. Yields the endpoints and the roles."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    """All roles in one process; what is not configured is embedded. Yields the endpoints and the roles.
+
+    Raises:
+        SettingsError: before anything is opened.
+    """
+    settings.check_roles()
+    _make_folder(settings.data_dir)
     with _sole_owner(settings.data_dir):
         (settings.data_dir / ENDPOINTS).unlink(missing_ok=True)  # what a killed process left behind
         async with AsyncExitStack() as stack:
@@ -66,7 +71,8 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
 @asynccontextmanager
 async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[Running]]:
     """One role of a system whose parts run elsewhere. Raises SettingsError."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.check_roles()
+    _make_folder(settings.data_dir)
     async with AsyncExitStack() as stack:
         endpoint = ec2_endpoint(settings) if name == "ec2-adapter" else None
         given = await _open(settings, amqp_url(settings), endpoint, stack)
@@ -155,10 +161,23 @@ async def _embed_ec2(settings: Settings, stack: AsyncExitStack) -> tuple[Setting
     return settings.model_copy(update={"worker_ami_names": names}), simulator.url
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"CML_DATA_DIR: {folder.absolute()} cannot be a folder: {error.strerror}"
+        ) from error
+
+
 @contextmanager
 def _sole_owner(folder: Path) -> Iterator[None]:
     """Two systems on one folder would share nothing but their files."""
-    with (folder / "lock").open("a") as lock:
+    try:
+        lock = (folder / "lock").open("a")
+    except OSError as error:
+        raise SettingsError(f"CML_DATA_DIR: cannot write to {folder.absolute()}: {error.strerror}") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,10 +1,20 @@
 """Configuration by environment, checked when a process starts; a part without its URL is embedded."""
 
+import json
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_origin
 
-from pydantic import AnyUrl, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AnyUrl,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cml_workers.failures import ConfigurationError
@@ -15,11 +25,19 @@ class SettingsError(ConfigurationError):
     """The environment does not make a valid configuration; one line for each thing to mend."""
 
 
+_JSON_EXAMPLES: Mapping[Any, str] = {
+    dict: '{"name": "value"}',
+    tuple: '["one", "another"]',
+    frozenset: '["one", "another"]',
+}
+
+
 class Settings(BaseSettings):
     """Read from the environment; field ``x`` is ``CML_X`` unless it says otherwise."""
 
     model_config = SettingsConfigDict(
         env_prefix="CML_",
+        enable_decoding=False,  # whose errors name no variable; see _json
         frozen=True,
         extra="ignore",
         populate_by_name=True,
@@ -103,6 +121,19 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = "auto"
     """auto: console on a terminal, JSON elsewhere."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _json(cls, value: Any, info: ValidationInfo) -> Any:
+        """What has several values is JSON in the environment."""
+        kind = get_origin(cls.model_fields[info.field_name or ""].annotation)
+        if not isinstance(value, str) or kind not in _JSON_EXAMPLES:
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            example = '{"portal": ["*"]}' if info.field_name == "command_users" else _JSON_EXAMPLES[kind]
+            raise ValueError(f"must be JSON, e.g. {example}") from None
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name, value, schemes in (
@@ -112,18 +143,21 @@ class Settings(BaseSettings):
         ):
             if value is not None and not value.get_secret_value().startswith(schemes):
                 raise ValueError(f"{name} must begin with {' or '.join(schemes)}")
-        if self.access.enforced and not self.command_users:
-            raise ValueError(
-                "CML_COMMAND_USERS must say who may send commands, e.g. "
-                '{"portal": ["*"]}; CML_AUTHORIZE=false lets everybody do everything'
-            )
-        if self.delegate_users and not self.actor_token_keys:
-            raise ValueError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
         if any(len(key.get_secret_value()) < 32 for key in self.actor_token_keys):
             raise ValueError("CML_ACTOR_TOKEN_KEYS must have at least 32 characters each")
         if any(key.startswith(("cml:", "aws:")) for key in self.default_tags):
             raise ValueError("CML_DEFAULT_TAGS must not use the reserved prefixes cml: and aws:")
         return self
+
+    def check_roles(self) -> None:
+        """What whoever runs roles must have settled, and a client need not know. Raises SettingsError."""
+        if self.access.enforced and not self.command_users:
+            raise SettingsError(
+                "CML_COMMAND_USERS must say who may send commands, e.g. "
+                '{"portal": ["*"]}; CML_AUTHORIZE=false lets everybody do everything'
+            )
+        if self.delegate_users and not self.actor_token_keys:
+            raise SettingsError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
 
     @property
     def access(self) -> Access:
@@ -161,14 +195,15 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         told = [
-            f"{_variable(problem['loc'])}: {problem['msg'].removeprefix('Value error, ')}"
+            f"{_variable(problem['loc'])}{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise SettingsError("\n".join(told)) from error
-    except Exception as error:  # a JSON setting that is not JSON
-        raise SettingsError(str(error)) from error
 
 
 def _variable(location: tuple[int | str, ...]) -> str:
-    name = str(location[0]) if location else "environment"
-    return name if name.isupper() else f"CML_{name.upper()}"
+    """What an error begins with; one that is of several settings names them itself."""
+    if not location:
+        return ""
+    name = str(location[0])
+    return f"{name if name.isupper() else f'CML_{name.upper()}'}: "

@@ -499,9 +499,15 @@ async def database_of_its_own(url: str) -> AsyncIterator[str]:
 
 async def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--messages", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--bodies", type=int, default=2_000, help="drawn from the contracts by Hypothesis")
+    parser.add_argument(
+        "--messages", type=int, default=100_000, help="hostile ones that are sent (default: 100000)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="the same one makes the same messages (default: 1)"
+    )
+    parser.add_argument(
+        "--bodies", type=int, default=2_000, help="drawn from the contracts by Hypothesis (default: 2000)"
+    )
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="cml-fuzz-"))
     with any_rabbitmq(folder / "rabbitmq") as (amqp, _), any_postgresql() as (postgresql, _):

@@ -1,6 +1,7 @@
 """The migrations make exactly the tables that the code uses, once, whoever starts first."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -53,3 +54,22 @@ async def test_a_schema_of_a_newer_version_is_left_alone(engine: AsyncEngine):
         await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(DatabaseConfigurationError, match="newer version"):
         await migrate(engine)
+
+
+async def test_the_file_and_those_beside_it_are_for_their_owner_alone(tmp_path: Path):
+    before = os.umask(0o022)
+    try:
+        engine = open_database(f"sqlite:///{tmp_path / 'made' / 'read-model.sqlite3'}")
+        await migrate(engine)
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("DELETE FROM checkpoints")
+            modes = {each.name: oct(each.stat().st_mode & 0o777) for each in (tmp_path / "made").iterdir()}
+        await engine.dispose()
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys((f"read-model.sqlite3{each}" for each in ("", "-wal", "-shm")), oct(0o600))
+
+
+def test_a_file_that_cannot_be_made_is_said_in_a_line():
+    with pytest.raises(DatabaseConfigurationError, match=r"^DATABASE_URL: /dev/null/x cannot be made"):
+        open_database("sqlite:////dev/null/x")

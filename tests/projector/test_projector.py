@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from cml_contracts.commands import UpdateCMLWorkerStatus
 from cml_contracts.envelope import CommandMessage
@@ -292,7 +293,9 @@ async def test_what_is_owed_for_too_long_is_reminded_of_at_every_round(service: 
         assert await reminded() == [Reminder(worker_id=owing), Reminder(worker_id=moving)]
     age = timedelta(minutes=16)
     overdue = OperationOutstanding(worker_id=owing, operation_id=f"create/{owing}")
-    assert (await reminded())[-1] == overdue
+    with capture_logs() as logged:
+        assert (await reminded())[-1] == overdue
+    assert [each["since"] for each in logged if each["event"] == "operation overdue"] == [NOW.isoformat()]
     await service.record(owing, OperationOverdue(operation_id="create"))
     await service.catch_up()
     assert await reminded() == [Reminder(worker_id=owing), Reminder(worker_id=moving)]

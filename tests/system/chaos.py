@@ -650,10 +650,19 @@ async def unleash(
 def main() -> None:
     """Exit code 1 if a promise was broken."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
-    parser.add_argument("--store", choices=("sqlite", "kurrentdb"), default="sqlite")
-    parser.add_argument("--pace", type=float, default=2.0, help="seconds between two faults, on average")
+    parser.add_argument("--kills", type=int, default=200, help="processes killed in all (default: 200)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.randrange(1_000_000),
+        help="of all that is chosen at random (default: another each time)",
+    )
+    parser.add_argument(
+        "--store", choices=("sqlite", "kurrentdb"), default="sqlite", help="the event store (default: sqlite)"
+    )
+    parser.add_argument(
+        "--pace", type=float, default=2.0, help="seconds between two faults, on average (default: 2)"
+    )
     asked = parser.parse_args()
     out = Console()
     folder = Path(tempfile.mkdtemp(prefix="cml-chaos-"))

@@ -65,7 +65,7 @@ async def test_roles_die_and_come_back_and_nothing_is_lost(rabbitmq_url: str, ro
         ("ec2-adapter", {"RABBITMQ_URL": "amqp://127.0.0.1:1/"}, "CML_AWS=true"),
         ("relay", {"RABBITMQ_URL": "amqp://127.0.0.1:1/", "KURRENTDB_URI": "mysql://x"}, "KURRENTDB_URI"),
         ("projector", {"CML_PREFETCH": "many"}, "CML_PREFETCH"),
-        ("lifecycle", {"CML_WORKER_AMI_IDS": "{"}, "worker_ami_ids"),
+        ("lifecycle", {"CML_WORKER_AMI_IDS": "{"}, "CML_WORKER_AMI_IDS: must be JSON"),
         ("lifecycle", {"RABBITMQ_URL": "amqp://127.0.0.1:1/", "CML_AUTHORIZE": "true"}, "CML_COMMAND_USERS"),
         ("lifecycle", {"CML_DELEGATE_USERS": '["portal"]'}, "CML_ACTOR_TOKEN_KEYS"),
         ("lifecycle", {"CML_DEFAULT_TAGS": '{"aws:x": "1"}'}, "reserved"),

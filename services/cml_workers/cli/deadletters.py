@@ -159,7 +159,8 @@ def redrive(
             out.print("nothing to redrive")
             return
         if dry_run or not yes:
-            (out if dry_run else err).print(dead_letter_table(letters, out.width))
+            shown_on = out if dry_run else err
+            shown_on.print(dead_letter_table(letters, shown_on.width))
         if dry_run:
             out.print(f"{len(letters)} would be redriven")
             return
@@ -274,6 +275,8 @@ def _time(text: str) -> datetime:
     unit = {"m": "minutes", "h": "hours", "d": "days"}.get(text[-1])
     try:
         if unit:
+            if float(text[:-1]) < 0:
+                fail(f"--since says how long ago; {text!r} would be in the future", USAGE)
             return datetime.now(UTC) - timedelta(**{unit: float(text[:-1])})
         time = datetime.fromisoformat(text)
     except (ValueError, OverflowError):
@@ -290,7 +293,11 @@ def _in_editor(details: DeadLetterDetails) -> str:
             "its body is no text, or too long to be edited here; give another one with --body or --file",
             REFUSED,
         )
-    edited = click.edit(_pretty(details.body), extension=".json")
+    try:
+        edited = click.edit(_pretty(details.body), extension=".json")
+    except (click.ClickException, OSError, ValueError) as error:
+        told = error.message if isinstance(error, click.ClickException) else str(error)
+        fail(f"{told}; the dead letter is as it was. Another editor: EDITOR=..., or --body, --file", REFUSED)
     if edited is None:
         fail("nothing was changed, so nothing is done; `redrive` sends it as it is", REFUSED)
     return edited.strip()
@@ -303,7 +310,7 @@ def _check(message_type: str, body: str) -> None:
         fail(
             f"there is no command {message_type!r}; --type takes one of: {', '.join(sorted(COMMANDS))}", USAGE
         )
-    valid(lambda: model.model_validate_json(body))
+    valid(lambda: model.model_validate_json(body), "the body")
 
 
 def _read(file: Path) -> str:

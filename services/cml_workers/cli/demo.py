@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from rich.console import Console
+from rich.rule import Rule
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.commands import (
@@ -25,7 +26,7 @@ from cml_contracts.commands import (
 from cml_contracts.envelope import EventEnvelope, stream_of
 from cml_contracts.instance import InstanceState, LaunchParameters, WorkerStatus
 from cml_contracts.results import OperationResult
-from cml_workers.cli.show import event_line, worker_panel, worker_table
+from cml_workers.cli.show import WIDE, event_line, worker_panel, worker_table
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.endpoints import event_store_uri
 from cml_workers.eventstore.opening import open_event_store
@@ -38,6 +39,11 @@ PATIENCE = 60.0
 ACTOR = "demo"
 
 
+def rule(out: Console, title: str = "") -> None:
+    """A line across what people see, also where ``out`` has no end."""
+    out.print(Rule(title, align="left"), width=min(out.width, WIDE))
+
+
 class _Story:
     """What is told and what is checked on the way."""
 
@@ -48,7 +54,7 @@ class _Story:
 
     @contextmanager
     def chapter(self, title: str) -> Iterator[None]:
-        self._out.rule(f"[bold]{title}", align="left")
+        rule(self._out, f"[bold]{title}")
         yield
 
     def check(self, claim: str, holds: bool) -> None:
@@ -108,7 +114,7 @@ async def show(out: Console) -> bool:
                     await _tell(out, story, client, settings, endpoints["ec2"], received)
                 finally:
                     subscriber.cancel()
-    out.rule(align="left")
+    rule(out)
     out.print(
         "[bold green]Everything is as it should be."
         if story.sound

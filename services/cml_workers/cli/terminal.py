@@ -2,8 +2,10 @@
 
 import asyncio
 import getpass
+import os
+import sys
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TextIO, TypeVar
 
 import typer
 import uvloop
@@ -23,8 +25,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 By = Annotated[str | None, typer.Option("--by", help="Who asks; an opaque id.")]
 Why = Annotated[str | None, typer.Option("--reason", help="Kept in the audit trail.")]
 
-out = Console()
-err = Console(stderr=True)
+
+UNBOUNDED = 10_000
+"""Columns for programs and files, which take lines of any length."""
+
+
+def _width(stream: TextIO) -> int | None:
+    """The terminal's own, or what COLUMNS says; elsewhere nothing is to be cut."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else UNBOUNDED
+
+
+out = Console(width=_width(sys.stdout))
+err = Console(stderr=True, width=_width(sys.stderr))
 T = TypeVar("T")
 
 
@@ -62,6 +74,8 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         fail(str(error), UNREACHABLE)
     except RoleFailedError as error:
         fail(str(error), REFUSED)
+    except UnicodeEncodeError as error:
+        fail(f"{error.object!r} is not UTF-8", USAGE)
     except ValueError as error:
         fail(str(error), USAGE)
 
@@ -72,15 +86,15 @@ def fail(sentence: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def valid(make: Callable[[], T]) -> T:
-    """What was asked for, or a line about what is wrong with it."""
+def valid(make: Callable[[], T], whole: str = "") -> T:
+    """What was asked for, or a line about what is wrong with it; ``whole``: what it is, if it is no field of it."""
     try:
         return make()
     except ValidationError as error:
-        told = [
-            f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
+        told = []
+        for problem in error.errors(include_url=False, include_input=False):
+            where = ".".join(map(str, problem["loc"])) or whole
+            told.append(f"{where}{': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}")
         fail("; ".join(told), USAGE)
 
 

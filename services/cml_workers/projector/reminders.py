@@ -53,7 +53,11 @@ class Reminders:
             await self._send(Reminder(worker_id=worker_id), f"{worker_id}/{now.isoformat()}")
         for operation in pending:
             if operation.overdue_at is None and operation.requested_at < now - self._deadline:
-                log.error("operation overdue", command_id=operation.command_id, since=operation.requested_at)
+                log.error(
+                    "operation overdue",
+                    command_id=operation.command_id,
+                    since=operation.requested_at.isoformat(),
+                )
                 outstanding = OperationOutstanding(
                     worker_id=operation.worker_id, operation_id=operation.command_id
                 )
