@@ -65,7 +65,6 @@ simulate-long: $(READY) ## simulate as many seeds as MINUTES=10 allow
 
 simulate-sweep: $(READY) ## simulate one crash at every point of a script of all commands
 	@$(SIMULATE) --sweep
-	@echo "(fewer crashes than points: the client, which is none of the roles, takes some of the steps and never dies)"
 
 simulate-planted: $(READY) ## see that the simulation catches every deliberate fault
 	@$(SIMULATE) --planted

@@ -335,7 +335,11 @@ def main() -> int:
                 seeds, first=chosen.first, seconds=60 * (chosen.minutes or float("inf")), told=told
             )
     if chosen.sweep:
-        console.print(f"{campaign.runs} points, one crash at each", highlight=False)
+        ours = campaign.runs - campaign.crashes
+        console.print(
+            f"{campaign.runs} points, one crash at each; {ours} of them the client takes, who never dies",
+            highlight=False,
+        )
     return _told(console, campaign, complete=not chosen.sweep and campaign.runs >= 500)
 
 

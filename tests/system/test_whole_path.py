@@ -392,6 +392,10 @@ def test_the_command_line_drives_a_worker_through_its_life(system: System):
     assert "STOP" in shown.stdout
     assert worker_id in cli.cli("list", "--name", "cli-", "--tag", "a=1").stdout
     assert cli.cli_json("operation", created["command_id"])["result"] == created
+    marked = cli.cli("create", "[bold]x[/y]", "--tag", "[a]=[/b]", "--command-id", "[/c]")
+    assert (marked.returncode, "[bold]x[/y]" in cli.cli("list").stdout) == (0, True)
+    assert "[a]=[/b]" in cli.cli("get", "[bold]x[/y]").stdout
+    assert "[/c]" in cli.cli("operation", "[/c]").stdout
     sent = cli.cli_json("terminate", "cli-lab", "--no-wait")
     assert sent["command_id"]
     lines = cli.cli("history", worker_id, "--json").stdout.splitlines()

@@ -11,6 +11,7 @@ from uuid import UUID
 import typer
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.commands import (
@@ -81,7 +82,7 @@ def run() -> None:
         with ended_by_signals():
             async with system(settings) as (endpoints, running):
                 for name, url in endpoints.items():
-                    out.print(f"[bold]{name:12}[/bold] {url}", soft_wrap=True, highlight=False)
+                    out.print(f"[bold]{name:12}[/bold] {escape(url)}", soft_wrap=True, highlight=False)
                 out.print("Ready. In another terminal: cml-workers create --help. Ctrl-C stops.")
                 await until_one_fails(running)
         out.print("Stopped.")
@@ -444,7 +445,9 @@ def _send(
         if as_json:
             print_json({"command_id": result})
         else:
-            out.print(f"sent; ask with: cml-workers operation {result}", soft_wrap=True, highlight=False)
+            out.print(
+                f"sent; ask with: cml-workers operation {escape(result)}", soft_wrap=True, highlight=False
+            )
         return
     if as_json:
         print_json(result.model_dump(mode="json"))
@@ -461,7 +464,8 @@ def _send(
             table = Table.grid(padding=(0, 2))
             for key, value in result.data.items():
                 if value not in (None, [], {}):
-                    table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
+                    told = json.dumps(value) if isinstance(value, dict | list) else str(value)
+                    table.add_row(Text(key), Text(told))
             out.print(table)
     if result.outcome != "succeeded":
         raise typer.Exit(REFUSED)
@@ -473,8 +477,12 @@ async def _resolve(client: WorkerClient, worker: str) -> UUID:
         return UUID(worker)
     except ValueError:
         pass
-    wanted = valid(lambda: ListCMLWorkers(name_part=worker, limit=500))
-    named = [view for view in (await client.workers(wanted)).workers if view.name == worker]
+    wanted: ListCMLWorkers | None = valid(lambda: ListCMLWorkers(name_part=worker, limit=500))
+    named = []
+    while wanted:
+        page = await client.workers(wanted)
+        named += [view for view in page.workers if view.name == worker]
+        wanted = wanted.model_copy(update={"cursor": page.next_cursor}) if page.next_cursor else None
     living = [view for view in named if view.status is not WorkerStatus.TERMINATED] or named
     if len(living) == 1:
         return living[0].id

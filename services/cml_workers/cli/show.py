@@ -1,4 +1,7 @@
-"""How workers, operations and events look on a terminal."""
+"""How workers, operations and events look on a terminal.
+
+What others named is ``Text``: in a ``str`` rich would read ``[...]`` as markup.
+"""
 
 import json
 import sys
@@ -56,12 +59,12 @@ def worker_table(workers: Iterable[WorkerView], width: int) -> Table:
     for worker in workers:
         cells: list[str | Text] = [
             str(worker.id),
-            worker.name,
+            Text(worker.name),
             Text(worker.status, style=_COLOURS[worker.status]),
-            worker.aws_region,
-            worker.instance_type,
+            Text(worker.aws_region),
+            Text(worker.instance_type),
             worker.instance.aws_instance_id if worker.instance else "",
-            worker.owner,
+            Text(worker.owner),
             f"{worker.created_at:%Y-%m-%d %H:%M}",
         ]
         table.add_row(*cells[: len(table.columns)])
@@ -91,7 +94,7 @@ def worker_panel(worker: WorkerView) -> Panel:
         "updated": f"{worker.updated_at:%Y-%m-%d %H:%M:%S %Z}",
         "revision": worker.revision,
     }
-    return Panel(_grid(facts), title=worker.name, title_align="left", expand=False)
+    return Panel(_grid(facts), title=Text(worker.name), title_align="left", expand=False)
 
 
 def operation_panel(operation: OperationView) -> Panel:
@@ -106,7 +109,7 @@ def operation_panel(operation: OperationView) -> Panel:
         "problem": result and result.problem and f"{result.problem.code}: {result.problem.detail}",
         "data": result and result.data is not None and json.dumps(result.data),
     }
-    return Panel(_grid(facts), title=operation.command_id, title_align="left", expand=False)
+    return Panel(_grid(facts), title=Text(operation.command_id), title_align="left", expand=False)
 
 
 def event_line(envelope: EventEnvelope) -> Text:
@@ -143,7 +146,7 @@ def dead_letter_table(letters: Iterable[DeadLetterView], width: int) -> Table:
         cells: list[str | Text] = [
             str(letter.id),
             Text(letter.state, style=_STATE_COLOURS[letter.state]),
-            letter.cause,
+            Text(letter.cause),
             Text(letter.type.removeprefix("cml.")),
             str(letter.deaths),
             f"{letter.last_died_at:%Y-%m-%d %H:%M}",
@@ -157,7 +160,7 @@ def counts_table(counts: Iterable[DeadLetterCount]) -> Table:
     """How many there are of each cause, on all pages."""
     table = Table("count", "cause", "queue", box=None)
     for each in counts:
-        table.add_row(str(each.count), each.cause, each.queue)
+        table.add_row(str(each.count), Text(each.cause), Text(each.queue))
     return table
 
 
@@ -206,5 +209,5 @@ def _grid(facts: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
         if value:
-            table.add_row(Text(name, style="bold"), value if isinstance(value, Text) else str(value))
+            table.add_row(Text(name, style="bold"), value if isinstance(value, Text) else Text(str(value)))
     return table
