@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from cml_contracts.deadletters import DeadLetterDetails, DeadLetterState
-from cml_workers.cli import deadletters
+from cml_workers.cli import deadletters, terminal
 from cml_workers.cli.app import app
 from cml_workers.cli.terminal import run_to_end
 from support.running import COMMAND, CONFIGURING
@@ -29,6 +29,12 @@ sys.meta_path.insert(0, Interrupted())
 from cml_workers.cli import main
 main()
 """
+
+
+@pytest.fixture(autouse=True)
+def logs_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs in this very process must not leave its logs going to a captured stream."""
+    monkeypatch.setattr(terminal, "configure_logging", lambda _: None)
 
 
 def test_ctrl_c_while_it_loads_ends_it_without_a_traceback() -> None:

@@ -80,12 +80,17 @@ class WorkerClient:
 
     async def __aenter__(self) -> Self:
         try:
-            self._connection = await aio_pika.connect_robust(
-                self._url, timeout=10, fail_fast=True, reconnect_interval=0.5
-            )
-            self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
-            replies = await self._channel.declare_queue(self._reply_queue, exclusive=True, auto_delete=True)
-            await replies.consume(self._on_reply, no_ack=True)
+            async with asyncio.timeout(
+                20
+            ):  # once connected, the library would try to open a channel for ever
+                self._connection = await aio_pika.connect_robust(
+                    self._url, timeout=10, fail_fast=True, reconnect_interval=0.5
+                )
+                self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+                replies = await self._channel.declare_queue(
+                    self._reply_queue, exclusive=True, auto_delete=True
+                )
+                await replies.consume(self._on_reply, no_ack=True)
         except (AMQPError, OSError, TimeoutError) as error:
             if self._connection is not None:
                 await self._connection.close()

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     AnyUrl,
@@ -143,6 +144,8 @@ class Settings(BaseSettings):
         ):
             if value is not None and not value.get_secret_value().startswith(schemes):
                 raise ValueError(f"{name} must begin with {' or '.join(schemes)}")
+        if self.rabbitmq_url is not None and not urlsplit(self.rabbitmq_url.get_secret_value()).hostname:
+            raise ValueError("RABBITMQ_URL names no host: amqps://user:password@host:5671/")
         if any(len(key.get_secret_value()) < 32 for key in self.actor_token_keys):
             raise ValueError("CML_ACTOR_TOKEN_KEYS must have at least 32 characters each")
         if any(key.startswith(("cml:", "aws:")) for key in self.default_tags):

@@ -2,7 +2,7 @@
 
 python -m simulation.campaign --seeds 1000          a campaign
 python -m simulation.campaign --minutes 10          as many seeds as there is time for
-python -m simulation.campaign --replay 123          one seed, with its last steps
+python -m simulation.campaign --replay 123          one seed; its last steps, if a promise was broken
 python -m simulation.campaign --sweep               one crash at every point of a script of all commands
 python -m simulation.campaign --planted             every deliberate fault must be caught
 """
@@ -296,7 +296,12 @@ def main() -> int:
         "--minutes", type=float, metavar="M", help="how long; without --seeds, as many as there is time for"
     )
     parser.add_argument("--first", type=int, default=0, metavar="SEED", help="the first seed (default: 0)")
-    parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and show its last steps")
+    parser.add_argument(
+        "--replay",
+        type=int,
+        metavar="SEED",
+        help="run one seed; shows its last steps if a promise was broken",
+    )
     parser.add_argument(
         "--sweep", action="store_true", help="one crash at every point of a script of all commands"
     )

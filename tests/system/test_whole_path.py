@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -393,7 +394,10 @@ def test_the_command_line_drives_a_worker_through_its_life(system: System):
     assert worker_id in cli.cli("list", "--name", "cli-", "--tag", "a=1").stdout
     assert cli.cli_json("operation", created["command_id"])["result"] == created
     marked = cli.cli("create", "[bold]x[/y]", "--tag", "[a]=[/b]", "--command-id", "[/c]")
-    assert (marked.returncode, "[bold]x[/y]" in cli.cli("list").stdout) == (0, True)
+    assert marked.returncode == 0, marked.stderr
+    end = time.monotonic() + 60
+    while "[bold]x[/y]" not in cli.cli("list").stdout:
+        assert time.monotonic() < end
     assert "[a]=[/b]" in cli.cli("get", "[bold]x[/y]").stdout
     assert "[/c]" in cli.cli("operation", "[/c]").stdout
     sent = cli.cli_json("terminate", "cli-lab", "--no-wait")
