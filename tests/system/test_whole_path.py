@@ -396,7 +396,7 @@ def test_the_command_line_drives_a_worker_through_its_life(system: System):
     marked = cli.cli("create", "[bold]x[/y]", "--tag", "[a]=[/b]", "--command-id", "[/c]")
     assert marked.returncode == 0, marked.stderr
     end = time.monotonic() + 60
-    while "[bold]x[/y]" not in cli.cli("list").stdout:
+    while "[bold]x[/y]" not in cli.cli("list", "--name", "[bold]").stdout:
         assert time.monotonic() < end
     assert "[a]=[/b]" in cli.cli("get", "[bold]x[/y]").stdout
     assert "[/c]" in cli.cli("operation", "[/c]").stdout
