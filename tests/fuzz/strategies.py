@@ -98,11 +98,15 @@ def commands() -> SearchStrategy[WorkerCommand]:
     )
 
 
+def _can_be_an_id(text: str) -> bool:
+    return " " not in text and len(text.encode()) <= 255
+
+
 def queries() -> SearchStrategy[Query]:
     """Valid questions."""
     return st.one_of(
         st.builds(GetCMLWorker, worker_id=st.uuids()),
-        st.builds(GetOperation, command_id=texts(200).filter(lambda text: " " not in text)),
+        st.builds(GetOperation, command_id=texts(200).filter(_can_be_an_id)),
         st.builds(
             ListCMLWorkers,
             aws_region=st.none() | st.sampled_from(REGIONS),
