@@ -438,6 +438,9 @@ class TestEveryOperation:
         assert await service.wake() == Later()
         await service.wake()
         service.ec2.settle()
+        # A tag update is not done before the call that was not answered cannot undo the next one any more.
+        assert bool(service.reports(OperationSucceeded)) == (operation in ("start", "stop"))
+        service.now += timedelta(minutes=5)
         await service.wake()
         assert service.reports(OperationSucceeded)
         assert service.reports(OperationFailed) == []

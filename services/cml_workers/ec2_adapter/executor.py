@@ -140,6 +140,8 @@ class Executor:
         """The first wake-up since we were connected: until then another may have been the active one."""
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
         self._in_doubt: dict[str, datetime] = {}
+        self._unanswered: dict[str, datetime] = {}
+        """When a call for these tag updates was last not answered: EC2 may still carry it out."""
         self._reported: OrderedDict[str, Outcome] = OrderedDict()
 
     async def call(self) -> None:
@@ -245,6 +247,7 @@ class Executor:
         if len(self._reported) > REMEMBERED:
             forgotten, _ = self._reported.popitem(last=False)
             self._in_doubt.pop(forgotten, None)
+            self._unanswered.pop(forgotten, None)
         refused = isinstance(report, AttemptRefused)
         await self._tell(report, f"{turn.worker.id}/{operation_id}/{'refusal' if refused else 'outcome'}")
 
@@ -409,8 +412,16 @@ class Executor:
         if instance.state is InstanceState.TERMINATED:
             raise _ended(turn.worker, instance)
         self._still_ours(turn)
-        await self._ec2.add_tags(instance.aws_region, instance.instance_id, intent.tags)
-        self._in_doubt[turn.operation.command_id] = self._now()
+        command_id = turn.operation.command_id
+        try:
+            await self._ec2.add_tags(instance.aws_region, instance.instance_id, intent.tags)
+        except OutcomeUnknownError:
+            self._unanswered[command_id] = self._now()
+            raise
+        self._in_doubt[command_id] = self._now()
+        unanswered = self._unanswered.get(command_id)
+        if unanswered is not None and self._now() - unanswered < self._patience(intent):
+            raise NotYet  # the next update begins when no call of this one can undo it any more
         tags = await self._ec2.tags(instance.aws_region, instance.instance_id)
         if any(tags.get(key) != value for key, value in intent.tags.items()):
             raise NotYet  # what was written is not visible yet
