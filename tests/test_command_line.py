@@ -15,7 +15,7 @@ from cml_contracts.deadletters import DeadLetterDetails, DeadLetterState
 from cml_workers.cli import deadletters, terminal
 from cml_workers.cli.app import app
 from cml_workers.cli.terminal import run_to_end
-from support.running import COMMAND, CONFIGURING
+from support.running import COMMAND, unconfigured
 
 INTERRUPTED = """
 import sys
@@ -54,11 +54,10 @@ main()
 
 
 def alone(*command: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    clean = {
-        name: value for name, value in os.environ.items() if not name.startswith((*CONFIGURING, "COLUMNS"))
-    }
+    environment = unconfigured()
+    environment.pop("COLUMNS", None)
     return subprocess.run(
-        command, env={**clean, **settings}, capture_output=True, text=True, timeout=60, check=False
+        command, env={**environment, **settings}, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -84,9 +83,8 @@ def test_closed_standard_streams_are_not_mistaken_for_what_is_opened_next(closed
 def test_a_data_folder_that_cannot_be_is_said_in_a_line(
     monkeypatch: pytest.MonkeyPatch, folder: str, command: str
 ) -> None:
-    for name in os.environ:
-        if name.startswith(CONFIGURING):
-            monkeypatch.delenv(name)
+    for name in os.environ.keys() - unconfigured().keys():
+        monkeypatch.delenv(name)
     monkeypatch.setenv("CML_DATA_DIR", folder)
     done = CliRunner().invoke(app, [command])
     assert done.exit_code == 2

@@ -6,14 +6,13 @@ import pytest
 
 from cml_workers.process import single_role, system
 from cml_workers.settings import SettingsError, load_settings
-from support.running import CONFIGURING
+from support.running import unconfigured
 
 
 @pytest.fixture(autouse=True)
-def unconfigured(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith(CONFIGURING):
-            monkeypatch.delenv(name)
+def nothing_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ.keys() - unconfigured().keys():
+        monkeypatch.delenv(name)
 
 
 @pytest.mark.parametrize(

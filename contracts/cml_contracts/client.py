@@ -80,9 +80,8 @@ class WorkerClient:
 
     async def __aenter__(self) -> Self:
         try:
-            async with asyncio.timeout(
-                20
-            ):  # once connected, the library would try to open a channel for ever
+            # Once connected, the library would try to open a channel for ever.
+            async with asyncio.timeout(20):
                 self._connection = await aio_pika.connect_robust(
                     self._url, timeout=10, fail_fast=True, reconnect_interval=0.5
                 )

@@ -1,8 +1,6 @@
 """The SQL database: its engine, and the checkpoints of those who follow the event store."""
 
 import asyncio
-import contextlib
-import os
 import sqlite3
 import ssl
 import time
@@ -21,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, Programm
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cml_workers.failures import ConfigurationError
+from cml_workers.private_file import make_private
 
 METADATA = sa.MetaData()
 
@@ -84,12 +83,10 @@ def open_database(url: str) -> AsyncEngine:
 
 
 def _make_file(path: Path) -> None:
-    """For its owner alone: dead letters hold what others sent. SQLite's files beside it take over its mode."""
+    """For its owner alone: dead letters hold what others sent."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Never open a file that exists: closing it would drop the locks SQLite holds in this process.
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        make_private(path)
     except OSError as error:
         raise DatabaseConfigurationError(f"DATABASE_URL: {path} cannot be made: {error.strerror}") from error
 

@@ -200,6 +200,10 @@ async def types(service: Service, worker_id: str = CREATE["worker_id"]) -> list[
     return [each.type.removeprefix("cml.").removesuffix(".v1") for each in stored]
 
 
+def into_a_creation(letter: DeadLetterDetails, worker_id: str) -> EditDeadLetter:
+    return EditDeadLetter(dead_letter_id=letter.id, body=json.dumps({**CREATE, "worker_id": worker_id}))
+
+
 async def nothing(*_: Any) -> None:
     """Dies before it is done."""
 
@@ -505,10 +509,7 @@ async def test_two_who_edit_it_at_once_make_one_command(service: Service):
     await service.send({**CREATE, "colour": "red"}, kind="cml.worker.create.v1", message_id=" ")
     letter = await service.the_letter()
     workers = [str(uuid4()) for _ in range(4)]
-    edits = [
-        EditDeadLetter(dead_letter_id=letter.id, body=json.dumps({**CREATE, "worker_id": worker_id}))
-        for worker_id in workers
-    ]
+    edits = [into_a_creation(letter, worker_id) for worker_id in workers]
 
     async def made() -> list[int]:
         return sorted([len(await types(service, worker_id)) for worker_id in workers])
@@ -528,10 +529,7 @@ async def test_an_edit_that_was_not_recorded_and_another_one_make_one_command(
     await service.send({**CREATE, "colour": "red"}, kind="cml.worker.create.v1", message_id=" ")
     letter = await service.the_letter()
     workers = [str(uuid4()) for _ in range(2)]
-    edits = [
-        EditDeadLetter(dead_letter_id=letter.id, body=json.dumps({**CREATE, "worker_id": worker_id}))
-        for worker_id in workers
-    ]
+    edits = [into_a_creation(letter, worker_id) for worker_id in workers]
     with monkeypatch.context() as patch:
         patch.setattr(service.archive, "redriven", nothing)
         await service.ask(edits[0])

@@ -1,14 +1,13 @@
 """The four roles, each a process of its own, as an operator runs them in production."""
 
 import asyncio
-import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from support.children import die_with_parent
-from support.running import COMMAND, CONFIGURING
+from support.running import COMMAND, unconfigured
 
 ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
@@ -30,9 +29,8 @@ class Roles:
         **settings: str,
     ) -> None:
         self._each = each
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
         self.environment = {
-            **clean,
+            **unconfigured(),
             "CML_DATA_DIR": str(folder / "data"),
             "AWS_ACCESS_KEY_ID": "simulator",
             "AWS_SECRET_ACCESS_KEY": "simulator",

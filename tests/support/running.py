@@ -13,14 +13,18 @@ COMMAND = Path(sys.executable).parent / "cml-workers"
 CONFIGURING = ("RABBITMQ_URL", "KURRENTDB_URI", "DATABASE_URL", "AWS_", "CML_")
 
 
+def unconfigured() -> dict[str, str]:
+    """The environment of this process without what would configure another."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
+
+
 class RunningSystem:
     """Start it, stop it, start it again on the same data folder; ``settings`` are environment variables."""
 
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
         self.environment = {
-            **clean,
+            **unconfigured(),
             "CML_DATA_DIR": str(data_dir),
             "CML_EC2_TRANSITION_SECONDS": "0.3",
             "CML_VISIBILITY_GRACE_SECONDS": "3",

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from support.kurrentdb_standin import KurrentDbStandIn
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
 from support.roles import ROLES
-from support.running import COMMAND, CONFIGURING
+from support.running import COMMAND, unconfigured
 
 
 @dataclass
@@ -82,11 +81,10 @@ async def parts(
 
 async def told(role: str, settings: dict[str, str]) -> tuple[int, list[str]]:
     """The exit code, and what it said besides its log."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
     process = await asyncio.create_subprocess_exec(
         COMMAND,
         *("role", role),
-        env={**clean, "GRPC_VERBOSITY": "ERROR", **settings},
+        env={**unconfigured(), "GRPC_VERBOSITY": "ERROR", **settings},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -162,9 +160,8 @@ async def test_a_role_that_still_starts_can_be_told_to_end(parts: Parts):
 
     mute = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     url = f"amqp://guest:guest@127.0.0.1:{mute.sockets[0].getsockname()[1]}/"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
     process = await asyncio.create_subprocess_exec(
-        COMMAND, "role", "lifecycle", env={**clean, **parts.settings(RABBITMQ_URL=url)}
+        COMMAND, "role", "lifecycle", env={**unconfigured(), **parts.settings(RABBITMQ_URL=url)}
     )
     try:
         async with asyncio.timeout(60):
@@ -179,11 +176,10 @@ async def test_a_role_that_still_starts_can_be_told_to_end(parts: Parts):
 
 @pytest.mark.parametrize("role", ROLES)
 async def test_every_role_runs_on_secured_parts(parts: Parts, role: str):
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
     process = await asyncio.create_subprocess_exec(
         COMMAND,
         *("role", role),
-        env={**clean, **parts.settings()},
+        env={**unconfigured(), **parts.settings()},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

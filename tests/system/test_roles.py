@@ -1,6 +1,5 @@
 """Each role in a process of its own: any may die and come back, in any order."""
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from cml_workers.bus.rabbit import declare_topology
 from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from support.plain_amqp import PlainAmqp
 from support.roles import ROLES, Roles
-from support.running import COMMAND, CONFIGURING
+from support.running import COMMAND, unconfigured
 
 
 @pytest.fixture
@@ -74,10 +73,9 @@ async def test_roles_die_and_come_back_and_nothing_is_lost(rabbitmq_url: str, ro
 def test_a_role_that_cannot_run_says_why_in_a_line(
     tmp_path: Path, name: str, settings: dict[str, str], said: str
 ):
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(CONFIGURING)}
     done = subprocess.run(
         [COMMAND, "role", name],
-        env={**clean, "CML_DATA_DIR": str(tmp_path), "CML_AUTHORIZE": "false", **settings},
+        env={**unconfigured(), "CML_DATA_DIR": str(tmp_path), "CML_AUTHORIZE": "false", **settings},
         capture_output=True,
         text=True,
         timeout=60,

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import copy
 import errno
-import os
 import queue
 import sqlite3
 import threading
@@ -36,6 +35,7 @@ from cml_workers.eventstore.port import (
     WrongExpectedVersionError,
     check_append,
 )
+from cml_workers.private_file import make_private
 
 BUSY_SECONDS = 5.0
 """How long to wait for another process that is writing."""
@@ -286,9 +286,7 @@ class SqliteEventStore(EventStore):
 
     def _connect(self) -> sqlite3.Connection:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Never open a file that exists: closing it would drop the locks SQLite holds in this process.
-        with contextlib.suppress(FileExistsError):
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        make_private(self._path)
         connection = sqlite3.connect(
             self._path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )

@@ -30,9 +30,8 @@ def worker_row(worker: Worker) -> WorkerView | None:
 def operation_rows(worker: Worker, before: Worker) -> Iterator[OperationView]:
     """The operations that the events between the two changed."""
     for operation in worker.operations.values():
-        if (
-            before.operations.get(operation.command_id) is not operation
-        ):  # the fold makes a new one of what changes
+        # The fold makes a new one of what changes.
+        if before.operations.get(operation.command_id) is not operation:
             yield OperationView(
                 command_id=operation.command_id,
                 worker_id=worker.id,
