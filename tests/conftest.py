@@ -12,7 +12,8 @@ import pytest
 
 from support.certificates import Certificates
 from support.children import module
-from support.kurrentdb import NoKurrentDBError, any_kurrentdb
+from support.containers import NoContainerError
+from support.kurrentdb import any_kurrentdb
 from support.postgresql import NoPostgreSQLError, any_postgresql
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
 from support.used import USED
@@ -65,7 +66,7 @@ def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.
         with any_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as (url, how):
             pytestconfig.stash[USED]["RabbitMQ"] = how
             yield url
-    except NoRabbitMQError as error:
+    except (NoRabbitMQError, NoContainerError) as error:
         _missing(error)
 
 
@@ -76,7 +77,7 @@ def postgresql_url(pytestconfig: pytest.Config) -> Iterator[str]:
         with any_postgresql() as (url, how):
             pytestconfig.stash[USED]["PostgreSQL"] = how
             yield url
-    except NoPostgreSQLError as error:
+    except (NoPostgreSQLError, NoContainerError) as error:
         _missing(error)
 
 
@@ -87,7 +88,7 @@ def kurrentdb_uri(pytestconfig: pytest.Config) -> Iterator[str]:
         with any_kurrentdb() as (uri, how):
             pytestconfig.stash[USED]["KurrentDB"] = how
             yield uri
-    except NoKurrentDBError as error:
+    except NoContainerError as error:
         pytest.skip(str(error))
 
 

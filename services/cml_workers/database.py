@@ -76,6 +76,7 @@ def open_database(url: str) -> AsyncEngine:
             _make_file(Path(parsed.database))
         engine = create_async_engine(parsed.set(drivername=driver))
         sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
+        sa.event.listen(engine.sync_engine, "begin", _as_durable_as_asked)
         return engine
     return create_async_engine(
         parsed.set(drivername=driver, query={}), pool_pre_ping=True, connect_args={"ssl": _tls(parsed)}
@@ -119,13 +120,22 @@ def _tls(url: URL) -> str | ssl.SSLContext:
     return context
 
 
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    """NORMAL may lose the last transactions with the machine, never corrupt.
+def durable(engine: AsyncEngine) -> AsyncEngine:
+    """The same database for what cannot be rebuilt: what is committed outlives the machine."""
+    return engine.execution_options(durable=True)
+
+
+def _as_durable_as_asked(connection: sa.Connection) -> None:
+    """NORMAL may lose the last transactions with the machine, never corrupt (https://sqlite.org/pragma.html).
 
     That is enough for what can be rebuilt from the event store: rows and checkpoint go back together.
     """
+    level = "FULL" if connection.get_execution_options().get("durable") else "NORMAL"
+    connection.exec_driver_sql(f"PRAGMA synchronous={level}")
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
-    cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_SECONDS * 1000}")
     cursor.close()
 
@@ -223,13 +233,6 @@ async def load_checkpoint(connection: AsyncConnection, follower: str) -> str | N
 async def save_checkpoint(connection: AsyncConnection, follower: str, position: str) -> None:
     """Save the follower's position, in the caller's transaction."""
     await upsert(connection, CHECKPOINTS, [{"follower": follower, "position": position}])
-
-
-async def onto_disk(engine: AsyncEngine) -> None:
-    """Have SQLite's disk hold what was committed, for what cannot be rebuilt; a commit of PostgreSQL does so."""
-    if engine.dialect.name == "sqlite":
-        async with transaction(engine) as connection:
-            await connection.exec_driver_sql("PRAGMA wal_checkpoint")
 
 
 def insert(connection: AsyncConnection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:

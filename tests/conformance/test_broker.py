@@ -506,7 +506,7 @@ class EmbeddedProcess:
         )
         assert self._process.stdout is not None
         self._process.stdout.readline()
-        assert speaks_amqp(self._port)
+        assert speaks_amqp("127.0.0.1", self._port)
 
     def close(self) -> None:
         self._process.send_signal(signal.SIGKILL)

@@ -1,5 +1,6 @@
-"""A private PostgreSQL for the tests: an address that was given, or an installed server spawned in a folder."""
+"""A private PostgreSQL for the tests: an address that was given, an installed server in a folder, or a container."""
 
+import asyncio
 import os
 import pwd
 import shutil
@@ -11,11 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import asyncpg  # type: ignore[import-untyped]
+
 from cml_workers.database import open_database
 from support.children import die_with_parent
+from support.containers import container, docker_answers
 from support.rabbitmq import free_port
 
 GIVEN = "TEST_DATABASE_URL"
+IMAGE = os.environ.get("POSTGRESQL_IMAGE", "postgres:17")
 READY = 30.0
 """Seconds a server may take to answer."""
 
@@ -126,8 +131,8 @@ def private_postgresql(
     programs = installed()
     if programs is None or (os.geteuid() == 0 and not _exists("postgres")):
         raise NoPostgreSQLError(
-            f"no PostgreSQL: set {GIVEN} to the URL of an empty database, or install the package postgresql "
-            "(on Debian as root, `make test` does that itself)"
+            f"no PostgreSQL: set {GIVEN} to the URL of an empty database, install the package postgresql "
+            "(on Debian as root, `make test` does that itself), or start a Docker engine"
         )
     # Not below pytest's folder, which the server's own user may not enter.
     folder = Path(tempfile.mkdtemp(prefix="cml-postgresql-"))
@@ -144,13 +149,31 @@ def private_postgresql(
 
 @contextmanager
 def any_postgresql() -> Iterator[tuple[str, str]]:
-    """The URL of a database, and how it was had. Raises NoPostgreSQLError."""
+    """The URL of a database, and how it was had. Raises NoPostgreSQLError, NoContainerError."""
     given = os.environ.get(GIVEN)
     if given:
         yield given, f"given by {GIVEN}"
+    elif not installed() and docker_answers():
+        with container(IMAGE, 5432, _answers, POSTGRES_USER="cml", POSTGRES_PASSWORD="cml") as (host, port):
+            yield _url(host, port), f"in a container of {IMAGE}"
     else:
         with private_postgresql() as server:
             yield server.url, f"spawned privately from {installed()}"
+
+
+def _url(host: str, port: int) -> str:
+    return f"postgresql://cml:cml@{host}:{port}/cml"
+
+
+def _answers(host: str, port: int) -> bool:
+    async def connect() -> bool:
+        try:
+            await (await asyncpg.connect(_url(host, port))).close()
+        except (asyncpg.PostgresError, OSError):
+            return False
+        return True
+
+    return asyncio.run(connect())
 
 
 def _exists(user: str) -> bool:

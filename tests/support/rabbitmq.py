@@ -14,11 +14,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from support.children import die_with_parent
+from support.containers import container, docker_answers
 
 GIVEN = "TEST_RABBITMQ_URL"
+IMAGE = os.environ.get("RABBITMQ_IMAGE", "rabbitmq:4.1")
 # The wrapper in sbin refuses other users; the script behind it does not.
 PLACES = (
     "/usr/lib/rabbitmq/bin/rabbitmq-server",
@@ -40,14 +41,6 @@ def installed() -> Path | None:
         if place and Path(place).exists():
             return Path(place)
     return None
-
-
-def docker_answers() -> bool:
-    """Whether containers can be started."""
-    if not shutil.which("docker"):
-        return False
-    done = subprocess.run(["docker", "info"], capture_output=True, timeout=20, check=False)
-    return done.returncode == 0
 
 
 class SpawnedRabbitMQ:
@@ -129,7 +122,7 @@ class SpawnedRabbitMQ:
         while time.monotonic() < end:
             if self._server is not None and self._server.poll() is not None:
                 break
-            if speaks_amqp(self.port):
+            if speaks_amqp("127.0.0.1", self.port):
                 return
             time.sleep(0.1)
         raise NoRabbitMQError(f"RabbitMQ did not start; see {self._folder / 'output.log'}")
@@ -177,7 +170,7 @@ def private_rabbitmq(
 
 @contextmanager
 def any_rabbitmq(folder: Path) -> Iterator[tuple[str, str]]:
-    """The URL of a RabbitMQ, and how it was had. Raises NoRabbitMQError."""
+    """The URL of a RabbitMQ, and how it was had. Raises NoRabbitMQError, NoContainerError."""
     given = os.environ.get(GIVEN)
     if given:
         yield given, f"given by {GIVEN}"
@@ -185,11 +178,8 @@ def any_rabbitmq(folder: Path) -> Iterator[tuple[str, str]]:
         with private_rabbitmq(folder) as server:
             yield server.url, f"spawned privately from {installed()}"
     elif docker_answers():
-        from testcontainers.rabbitmq import RabbitMqContainer  # noqa: PLC0415 - slow to load
-
-        with RabbitMqContainer("rabbitmq:4") as container:
-            parameters: Any = container.get_connection_params()
-            yield f"amqp://guest:guest@{parameters.host}:{parameters.port}/", "in a container"
+        with container(IMAGE, 5672, speaks_amqp) as (host, port):
+            yield f"amqp://guest:guest@{host}:{port}/", f"in a container of {IMAGE}"
     else:
         raise NoRabbitMQError(_how_to_get_one())
 
@@ -208,10 +198,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def speaks_amqp(port: int) -> bool:
+def speaks_amqp(host: str, port: int) -> bool:
     """Whether the protocol header is answered with a method frame (type 1)."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=2) as probe:
+        with socket.create_connection((host, port), timeout=2) as probe:
             probe.sendall(b"AMQP\x00\x00\x09\x01")
             return probe.recv(1) == b"\x01"
     except OSError:

@@ -23,7 +23,7 @@ from cml_contracts.deadletters import (
     ListDeadLetters,
 )
 from cml_contracts.envelope import MAX_BODY
-from cml_workers.database import METADATA, insert, onto_disk, transaction
+from cml_workers.database import METADATA, durable, insert, transaction
 from cml_workers.deadletters.letter import DeadLetter
 
 DEAD_LETTERS = sa.Table(
@@ -95,16 +95,14 @@ class Archive:
     """Raises DatabaseUnavailableError from everything: try again."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+        self._engine = durable(engine)
         self._writing = asyncio.Lock()
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that is on disk at the end; one at a time, as SQLite lets the others wait but not in turn."""
-        async with self._writing:
-            async with transaction(self._engine) as connection:
-                yield connection
-            await onto_disk(self._engine)
+        async with self._writing, transaction(self._engine) as connection:
+            yield connection
 
     async def keep(self, letter: DeadLetter, now: datetime) -> bool:
         """Keep it, on disk when this returns; False: this very death was kept before."""
