@@ -9,6 +9,8 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from types import CoroutineType
+from typing import Any
 
 import structlog
 
@@ -25,6 +27,9 @@ from cml_workers.roles import Infrastructure, Running
 from cml_workers.settings import Settings, SettingsError
 
 log = structlog.get_logger(__name__)
+
+ENDING = 20.0
+"""Seconds in which a process ends in good order. Then it ends as it stands: the next one goes on as after any crash."""
 
 Role = Callable[[Infrastructure], AbstractAsyncContextManager[Running]]
 
@@ -83,7 +88,10 @@ async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[R
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGINT or SIGTERM ends what runs within in good order, also while it still starts; a second one adds nothing."""
+    """SIGINT or SIGTERM ends what runs within, also while it still starts; a second one adds nothing.
+
+    In good order if it can be done within ``ENDING`` seconds.
+    """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - we are in a coroutine
     loop = asyncio.get_running_loop()
@@ -94,6 +102,7 @@ def ended_by_signals() -> Iterator[None]:
         if not received:
             received = True
             task.cancel()
+            loop.call_later(ENDING, _end_as_it_stands)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
@@ -105,15 +114,33 @@ def ended_by_signals() -> Iterator[None]:
         task.uncancel()
 
 
+def _end_as_it_stands() -> None:
+    log.error(
+        "did not end in good order", seconds=ENDING, stuck=[_place(task) for task in asyncio.all_tasks()]
+    )
+    os._exit(1)
+
+
+def _place(task: asyncio.Task[Any]) -> str:
+    """Where in its innermost coroutine the task waits."""
+    waiting: Any = task.get_coro()
+    while isinstance(inner := getattr(waiting, "cr_await", None), CoroutineType):
+        waiting = inner
+    frame = getattr(waiting, "cr_frame", None)
+    return f"{task.get_name()} at {frame.f_code.co_filename}:{frame.f_lineno}" if frame else task.get_name()
+
+
 async def until_one_fails(running: Sequence[Running]) -> None:
     """Watch the roles for as long as they run. Raises RoleFailedError when one ends by itself."""
+    if (task := asyncio.current_task()) and task.cancelling():
+        raise asyncio.CancelledError  # lost while the roles started: see ``roles.ended``
     tasks = [task for role in running for task in role.tasks]
     if not tasks:
         await asyncio.Event().wait()  # nothing of theirs can end without the process
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    task = done.pop()
-    cause = None if task.cancelled() else task.exception()
-    raise RoleFailedError(f"{task.get_name()} ended: {cause!r}") from cause
+    failed = done.pop()
+    cause = None if failed.cancelled() else failed.exception()
+    raise RoleFailedError(f"{failed.get_name()} ended: {cause!r}") from cause
 
 
 async def _open(settings: Settings, amqp: str, ec2: str | None, stack: AsyncExitStack) -> Infrastructure:

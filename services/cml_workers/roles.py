@@ -14,6 +14,9 @@ from cml_workers.eventstore.following import Following
 from cml_workers.eventstore.port import EventStore
 from cml_workers.settings import Settings
 
+CANCEL_AGAIN = 1.0
+"""Seconds a task may take to clean up before it is taken for one that missed its cancellation."""
+
 
 @dataclass(frozen=True, slots=True)
 class Infrastructure:
@@ -73,6 +76,17 @@ async def background(work: Callable[[], Awaitable[None]], name: str) -> AsyncIte
     try:
         yield task
     finally:
+        await ended(task)
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancel the task until it has ended, however it does.
+
+    Once is not enough: before Python 3.12, ``asyncio.wait_for`` loses a cancellation that comes just as what it
+    waits for is there (https://github.com/python/cpython/issues/86296), and the AMQP library waits with it.
+    """
+    while not task.done():
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+        await asyncio.wait((task,), timeout=CANCEL_AGAIN)
+    with contextlib.suppress(asyncio.CancelledError):
+        task.exception()

@@ -40,9 +40,9 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
     async def follow() -> None:
         await follow_from(given.store, load, publishing.handle, prefix=WORKER_STREAMS, following=following)
 
-    async with bus, background(follow, "relay") as task:
+    async with bus:
         try:
-            yield Running("relay", (bus.problem, partial(not_following, following)), (task,), following)
+            async with background(follow, "relay") as task:
+                yield Running("relay", (bus.problem, partial(not_following, following)), (task,), following)
         finally:
-            task.cancel()
             await publishing.save()
