@@ -9,14 +9,15 @@ READY := $(VENV)/.ready
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-# uv installs in seconds; where it cannot run, pip installs the very same locked, hashed files.
+# uv installs in seconds; where it cannot run, pip installs the very same locked, hashed files. Both compile them once:
+# the tests start hundreds of processes, and not every machine lets Python write what it compiles.
 $(READY): requirements/uv.txt requirements/dev.txt pyproject.toml contracts/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Setting up $(VENV) (once) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt || true
-	@{ test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt; } || \
+	@{ test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes -r requirements/dev.txt; } || \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e contracts -e .
 	@touch $@
@@ -29,7 +30,7 @@ run: $(READY) ## run all roles, embedded unless configured by the environment (s
 
 test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded broker
 	@tests/support/ensure-services
-	@$(BIN)/python -m pytest -n 2 --dist loadscope $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 chaos: $(READY) ## kill -9 at random among other faults, under load: KILLS=200 SEED=.. STORE=sqlite|kurrentdb
 	@tests/support/ensure-services

@@ -26,6 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[USED] = {}
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders with a test that may take long come first, so that no process works alone at the end."""
+    long = {item.path.parent for item in items if item.get_closest_marker("timeout")}
+    items.sort(key=lambda item: item.path.parent not in long)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Where tests run in several processes, what each of them used is told by the first."""
