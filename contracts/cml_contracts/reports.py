@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 from uuid import UUID
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, AwareDatetime
 
 from cml_contracts.commands import MAX_REGION, MAX_TAG_KEY, MAX_TAG_VALUE, InstanceId, Region, Text
 from cml_contracts.envelope import CommandMessage
@@ -126,10 +126,15 @@ class OperationOutstanding(Tolerant):
 
 
 class Reminder(Tolerant):
-    """Something of this worker may have been forgotten: look into its stream. Only wakes, like an event does."""
+    """Something of this worker may have been forgotten: look into its stream. Only wakes, like an event does.
+
+    ``tags_doubted_at``: when a call that writes tags was found to have come too late, maybe behind another update:
+    compare the tags with the recorded ones until no such call can come any more.
+    """
 
     TYPE: ClassVar = "cml.reminder.v1"
     worker_id: UUID
+    tags_doubted_at: AwareDatetime | None = None
 
 
 WorkerReport = OperationSucceeded | AttemptRefused | OperationFailed | InstanceObserved | OperationOutstanding

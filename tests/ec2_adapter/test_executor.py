@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -60,7 +60,7 @@ from cml_workers.ec2_adapter.errors import (
     OutcomeUnknownError,
     Remedy,
 )
-from cml_workers.ec2_adapter.executor import FRESH, LOOKUP_ATTEMPTS, UNSEEN_ATTEMPTS, Executor
+from cml_workers.ec2_adapter.executor import FRESH, LOOKUP_ATTEMPTS, SETTLING, UNSEEN_ATTEMPTS, Executor
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.stream import append, load
@@ -156,6 +156,7 @@ class Service:
         return [
             report
             for message in self.outbox.on(INTERNAL.name)
+            if message.type in REPORTS
             for report in [REPORTS[message.type].model_validate_json(message.body)]
             if isinstance(report, kind)
         ]
@@ -538,6 +539,58 @@ async def test_tag_updates_go_one_after_the_other_each_woken_by_the_outcome_befo
     await service.wake()
     assert service.reports(OperationSucceeded)[-1].operation_id == "two"
     assert service.ec2.instances[instance().instance_id].tags["a"] == "two"
+
+
+@pytest.mark.parametrize("error", [None, UNKNOWN, EC2TagOperationException("limit")])
+async def test_tags_that_a_call_changed_after_another_one_went_on_are_written_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch, error: EC2Exception | None
+):
+    """A process that stands still in its call is taken for dead; the next update is done before the call is."""
+    service.ec2.put(instance())
+    await service.happened(CREATED, LAUNCH, RUNNING, TAG.model_copy(update={"tags": {"a": "old"}}))
+    add_tags = service.ec2.add_tags
+
+    async def frozen(region: str, instance_id: str, tags: Mapping[str, str]) -> None:
+        recorded = {**instance().tags, "a": "new"}
+        await service.happened(
+            TagsUpdated(operation_id="the-operation", tags={**recorded, "a": "old"}),
+            TagsUpdateRequested(operation_id="next", tags={"a": "new"}),
+            TagsUpdated(operation_id="next", tags=recorded),
+        )
+        service.now += FRESH
+        if error is not None:
+            service.ec2.fail("add_tags", error, after=True)
+        await add_tags(region, instance_id, tags)
+
+    monkeypatch.setattr(service.ec2, "add_tags", frozen)
+    assert await service.wake() == Later()
+    assert service.ec2.instances[instance().instance_id].tags["a"] == "old"
+    assert service.reports(OperationSucceeded) == []
+    (doubt,) = service.outbox.on(INTERNAL.name)
+    assert doubt.type == Reminder.TYPE
+
+    service.restarted()  # the active one
+    monkeypatch.setattr(service.ec2, "add_tags", add_tags)
+    assert await service.executor.on_wake(Message(body=doubt.body, type=doubt.type)) == Later()
+    assert service.ec2.instances[instance().instance_id].tags["a"] == "new"
+    written = service.called("add_tags")
+    assert await service.executor.on_wake(Message(body=doubt.body, type=doubt.type)) == Later()
+    service.now += SETTLING
+    assert await service.executor.on_wake(Message(body=doubt.body, type=doubt.type)) == Done()
+    assert service.called("add_tags") == written
+
+
+async def test_doubted_tags_wait_for_the_update_that_is_owed(service: Service):
+    service.ec2.put(instance())
+    await service.happened(CREATED, LAUNCH, RUNNING, TAG)
+    doubt = Reminder(worker_id=WORKER, tags_doubted_at=NOW - SETTLING)
+    message = Message(body=doubt.model_dump_json().encode(), type=doubt.TYPE)
+    assert await service.executor.on_wake(message) == Later()
+    (report,) = service.reports(OperationSucceeded)
+    assert report.instance
+    await service.happened(TagsUpdated(operation_id="the-operation", tags=dict(report.instance.tags)))
+    assert await service.executor.on_wake(message) == Done()
+    assert service.called("add_tags") == 1
 
 
 def test_every_outcome_that_others_may_wait_for_wakes():

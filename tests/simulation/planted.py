@@ -128,10 +128,10 @@ def stale_intent(patch: pytest.MonkeyPatch) -> None:
     woken: ContextVar[int | None] = ContextVar("woken", default=None)
     original = adapter._woken
 
-    def by_message(message: Message) -> tuple[UUID, int | None]:
-        worker_id, revision = original(message)
+    def by_message(message: Message) -> tuple[UUID, int | None, datetime | None]:
+        worker_id, revision, tags_doubted_at = original(message)
         woken.set(revision)
-        return worker_id, revision
+        return worker_id, revision, tags_doubted_at
 
     async def as_of_then(store: EventStore, worker_id: UUID) -> Worker:
         return await load(store, worker_id, upto=woken.get())

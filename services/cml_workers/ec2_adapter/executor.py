@@ -9,7 +9,7 @@ through has shown its effect.
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
@@ -165,7 +165,7 @@ class Executor:
         if self._active_since is None:
             self._active_since = self._now()
         try:
-            worker_id, revision = _woken(message)
+            worker_id, revision, tags_doubted_at = _woken(message)
         except (BadMessageError, ValueError, AttributeError, TypeError, RecursionError) as error:
             return Dead(
                 f"neither a reminder nor a CloudEvent of a worker: {type(error).__name__}",
@@ -198,8 +198,11 @@ class Executor:
                             pass  # the event that showed the instance unsettled has a watch of its own
                         case _:
                             assert_never(action)
-                # The next reminder comes by itself; an event does not.
-                return Later() if again and revision is not None else Done()
+                if tags_doubted_at is not None:
+                    again |= not await self._compare_tags(worker, tags_doubted_at, read_at)
+                # The next reminder comes by itself; an event does not, nor does a doubt.
+                lasting = revision is not None or tags_doubted_at is not None
+                return Later() if again and lasting else Done()
 
     # -- acting -------------------------------------------------------------------------------------------
 
@@ -232,7 +235,9 @@ class Executor:
                 return False
             except EC2Exception as error:
                 report = await self._judge(turn, error)
-            if report is None or (not isinstance(report, OperationSucceeded) and not self._fresh(turn)):
+            if report is None or (
+                not isinstance(report, OperationSucceeded) and not self._fresh(turn.read_at)
+            ):
                 return False
             await self._report_outcome(turn, report)
             return True
@@ -263,12 +268,12 @@ class Executor:
             self._in_doubt.setdefault(operation.command_id, self._now())
         return before_us and (since is None or self._now() - since < self._takeover)
 
-    def _fresh(self, turn: Turn) -> bool:
-        return self._now() - turn.read_at < self._fresh_for
+    def _fresh(self, read_at: datetime) -> bool:
+        return self._now() - read_at < self._fresh_for
 
-    def _still_ours(self, turn: Turn) -> None:
+    def _still_ours(self, read_at: datetime) -> None:
         """Before every effect. Raises NotYet if the process stood still: the stream has to be read anew."""
-        if not self._fresh(turn):
+        if not self._fresh(read_at):
             raise NotYet
 
     async def _carry_out(self, turn: Turn) -> OperationSucceeded:
@@ -336,7 +341,7 @@ class Executor:
 
     async def _launch(self, turn: Turn, launch: LaunchParameters) -> Ec2Instance:
         """Launch under the stored token; where answers keep failing to come, see whether it was done before."""
-        self._still_ours(turn)
+        self._still_ours(turn.read_at)
         try:
             return await self._ec2.launch(launch)
         except OutcomeUnknownError:
@@ -363,7 +368,7 @@ class Executor:
             case InstanceState.PENDING | InstanceState.RUNNING:
                 return instance
             case InstanceState.STOPPED:
-                self._still_ours(turn)
+                self._still_ours(turn.read_at)
                 state = await self._ec2.start(instance.aws_region, instance.instance_id)
                 return await self._after(turn, instance, state)
             case InstanceState.STOPPING:
@@ -378,7 +383,7 @@ class Executor:
             case InstanceState.STOPPING | InstanceState.STOPPED:
                 return instance
             case InstanceState.RUNNING:
-                self._still_ours(turn)
+                self._still_ours(turn.read_at)
                 state = await self._ec2.stop(instance.aws_region, instance.instance_id)
                 return await self._after(turn, instance, state)
             case InstanceState.PENDING:
@@ -393,7 +398,7 @@ class Executor:
         try:
             instance = await self._see(worker)
             if instance.state not in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
-                self._still_ours(turn)
+                self._still_ours(turn.read_at)
                 state = await self._ec2.terminate(instance.aws_region, instance.instance_id)
                 instance = await self._after(turn, instance, state)
         except Gone:
@@ -411,10 +416,9 @@ class Executor:
         instance = await self._see(turn.worker)
         if instance.state is InstanceState.TERMINATED:
             raise _ended(turn.worker, instance)
-        self._still_ours(turn)
         command_id = turn.operation.command_id
         try:
-            await self._ec2.add_tags(instance.aws_region, instance.instance_id, intent.tags)
+            await self._write_tags(turn.worker, instance, intent.tags, turn.read_at)
         except OutcomeUnknownError:
             self._unanswered[command_id] = self._now()
             raise
@@ -426,6 +430,59 @@ class Executor:
         if any(tags.get(key) != value for key, value in intent.tags.items()):
             raise NotYet  # what was written is not visible yet
         return instance.model_copy(update={"tags": tags})
+
+    async def _write_tags(
+        self, worker: Worker, instance: Ec2Instance, tags: Mapping[str, str], read_at: datetime
+    ) -> None:
+        """Unlike other effects, tags may be undone by a call that comes too late: behind another's next update.
+
+        If the broker may have taken us for dead meanwhile, the active one is to see about them.
+        Raises NotYet, EC2Exception.
+        """
+        self._still_ours(read_at)
+        failure = None
+        try:
+            await self._ec2.add_tags(instance.aws_region, instance.instance_id, tags)
+        except EC2Exception as error:
+            failure = error
+        if not self._fresh(read_at) or self._active_since is None or self._active_since > read_at:
+            await self._doubt_tags(worker.id)
+            raise NotYet from failure
+        if failure is not None:
+            raise failure
+
+    async def _doubt_tags(self, worker_id: UUID) -> None:
+        """Have the active one compare the tags; whoever that is, and however long it takes to tell."""
+        doubted_at = self._now()
+        log.warning("a call may have come too late; the tags will be compared")
+        while True:
+            try:
+                doubt = Reminder(worker_id=worker_id, tags_doubted_at=doubted_at)
+                return await self._tell(doubt, f"{worker_id}/{doubted_at.isoformat()}/tags")
+            except BusUnavailableError:
+                await self._sleep(1.0)
+
+    async def _compare_tags(self, worker: Worker, doubted_at: datetime, read_at: datetime) -> bool:
+        """Write recorded tags again that a late call has changed; False: look again, it may still come."""
+        if worker.terminated or worker.instance is None:
+            return True
+        if worker.pending(TagsUpdateRequested):
+            return False  # not before it is known which tags are to stand
+        try:
+            instance = await self._see(worker)
+            tags = await self._ec2.tags(instance.aws_region, instance.instance_id)
+            changed = {key: value for key, value in worker.tags.items() if tags.get(key) != value}
+            if changed:
+                log.warning("tags are not as recorded and are written again", tags=sorted(changed))
+                await self._write_tags(worker, instance, changed, read_at)
+        except Gone:
+            return True
+        except OutcomeUnknownError:
+            await self._doubt_tags(worker.id)
+            return True  # the new doubt lasts longer
+        except (NotYet, EC2Exception):
+            return False
+        return not changed and self._now() - doubted_at >= min(SETTLING, self._visibility_grace)
 
     async def _after(self, turn: Turn, before: Ec2Instance, answered: InstanceState) -> Ec2Instance:
         """The instance after EC2 accepted an operation; until it is reported, the operation is in doubt."""
@@ -547,14 +604,18 @@ class Executor:
         await self._publish(internal(report, str(uuid5(_NAMESPACE, identity))))
 
 
-def _woken(message: Message) -> tuple[UUID, int | None]:
-    """The worker to look at, and the revision that must be seen. Raises BadMessageError, ValueError and the like."""
+def _woken(message: Message) -> tuple[UUID, int | None, datetime | None]:
+    """The worker to look at, the revision that must be seen, and since when its tags are doubted.
+
+    Raises BadMessageError, ValueError and the like.
+    """
     if message.type == Reminder.TYPE:
-        return read(message, {Reminder.TYPE: Reminder}).worker_id, None
+        reminder = read(message, {Reminder.TYPE: Reminder})
+        return reminder.worker_id, None, reminder.tags_doubted_at
     if len(message.body) > MAX_INTERNAL_BODY:
         raise BadMessageError(f"the body has {len(message.body)} bytes")
     event = EventEnvelope.from_cloudevent(json.loads(message.body))
-    return event.worker_id, event.revision
+    return event.worker_id, event.revision, None
 
 
 def _done(turn: Turn, instance: Ec2Instance) -> OperationSucceeded:
