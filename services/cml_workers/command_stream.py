@@ -46,11 +46,17 @@ def fingerprint(command: WorkerCommand) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Which command an id belongs to; ``answered``: here, and not by the worker's stream."""
+    """Which command an id belongs to; ``answered``: here, and not by the worker's stream.
+
+    ``user``: whom the broker vouched for when it was authorized, for ``actor``; None where nobody had to be, and in
+    claims that were written before they said so.
+    """
 
     worker_id: UUID
     fingerprint: str
     answered: bool
+    user: str | None = None
+    actor: str | None = None
 
 
 async def claim(store: EventStore, message: CommandMessage) -> bool:
@@ -65,6 +71,7 @@ async def claim(store: EventStore, message: CommandMessage) -> bool:
         "command_type": message.command_type,
         "worker_id": str(message.worker_id),
         "fingerprint": bound_to,
+        **({"user": message.user, "actor": message.actor} if message.user else {}),
     }
     event_id = uuid5(_NAMESPACE, f"{message.command_id}/claim/{bound_to}")
     event = NewEvent(event_id, CLAIMED, json.dumps(claimed).encode(), b"{}")
@@ -100,7 +107,13 @@ async def load_claim(store: EventStore, command_id: str) -> Claim | None:
     if not history:
         return None
     told = json.loads(history[0].data)
-    return Claim(UUID(told["worker_id"]), told["fingerprint"], answered=len(history) > 1)
+    return Claim(
+        UUID(told["worker_id"]),
+        told["fingerprint"],
+        answered=len(history) > 1,
+        user=told.get("user"),
+        actor=told.get("actor"),
+    )
 
 
 async def answered_operation(store: EventStore, command_id: str) -> OperationView | None:

@@ -4,10 +4,10 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -29,79 +29,23 @@ from cml_contracts.reports import (
     LookupRequested,
     OperationFailed,
     OperationSucceeded,
-    Report,
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.topology import INTERNAL
-from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
-from cml_workers.command_stream import fingerprint
+from cml_workers.bus.port import Dead, Done, Later, Message
+from cml_workers.command_stream import COMMAND_STREAMS, fingerprint
 from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError
-from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.policy import Access, Policy
-from cml_workers.stream import load
-from cml_workers.worker import Worker
-from support.buses import Outbox, command
+from support.buses import command
 from support.given import instance
-
-WORKER = UUID("22222222-2222-4222-8222-222222222222")
-CREATE = CreateCMLWorker(
-    name="lab",
-    aws_region="us-east-1",
-    ami_id="ami-11111111",
-    created_by="ann",
-    worker_id=WORKER,
-    reason="week 3",
-)
-
-
-class Service:
-    """The lifecycle role with its store and what it has sent."""
-
-    def __init__(self, store: SqliteEventStore) -> None:
-        self.store = store
-        self.outbox = Outbox()
-        self.now = datetime(2026, 1, 2, tzinfo=UTC)
-        self.handler = Lifecycle(
-            store=store,
-            publish=self.outbox,
-            policy=Policy(),
-            access=Access(),
-            now=lambda: self.now,
-            new_id=uuid4,
-        )
-
-    async def command(self, body: WorkerCommand, command_id: str | None = None, **fields: Any) -> Verdict:
-        return await self.handler.on_command(command(body, command_id, **fields))
-
-    async def report(self, report: Report, message_id: str | None = None) -> Verdict:
-        return await self.handler.on_report(
-            Message(
-                body=report.model_dump_json().encode(),
-                type=report.TYPE,
-                message_id=message_id or str(uuid4()),
-            )
-        )
-
-    async def launched(self, state: InstanceState = InstanceState.RUNNING) -> None:
-        await self.command(CREATE, "create", reply_to=None)
-        await self.report(
-            OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance(state))
-        )
-
-    async def worker(self) -> Worker:
-        return await load(self.store, WORKER)
-
-    async def types(self) -> list[str]:
-        stored = await self.store.read(f"cml_worker-{WORKER}")
-        return [each.type.removeprefix("cml.").removesuffix(".v1") for each in stored]
+from support.service import CREATE, WORKER, Service, opened
 
 
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    store = SqliteEventStore(tmp_path / "events.sqlite3")
-    yield Service(store)
-    await store.close()
+    async with opened(tmp_path) as service:
+        yield service
 
 
 async def test_the_reply_comes_after_the_outcome_and_not_before(service: Service):
@@ -329,9 +273,17 @@ async def test_who_died_between_what_a_status_update_saw_and_its_answer_goes_on_
     service.now += timedelta(hours=1)
     await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to="terminator")
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status", reply_to="asker")
-    service.outbox.broken = 1
-    with pytest.raises(ConnectionError):
-        await answer(service, None)
+    append = service.store.append
+
+    async def unavailable_for_the_answer(stream: str, *arguments: Any, **options: Any) -> int:
+        if stream.startswith(COMMAND_STREAMS):
+            raise StoreUnavailableError("planted")
+        return await append(stream, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.store, "append", unavailable_for_the_answer)
+        with pytest.raises(StoreUnavailableError):
+            await answer(service, None)
     assert service.outbox.results("asker") == []
     await answer(service, None)
     assert [result.data for result in service.outbox.results("terminator")] == [True]

@@ -35,7 +35,7 @@ from cml_workers.projector.reminders import Reminders
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.relay.relay import Relay
 from cml_workers.stream import load
-from cml_workers.worker import Worker, evolve, settled_by
+from cml_workers.worker import Worker, evolve
 from simulation.bus import Broker
 from simulation.tables import ReadModelOfProcess
 
@@ -164,7 +164,7 @@ def reply_before_append(patch: pytest.MonkeyPatch) -> None:
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(lifecycle, "append", hold)
             after = await original(self, worker, events, **circumstances)
-        await self._reply_to_all(settled_by(after, circumstances["cause"]))
+        await self._finish(after, circumstances["cause"])
         await stream.append(*held[0])
         return after
 

@@ -1,4 +1,4 @@
-"""What must be true whatever died and whenever: the nine promises, checked on what can be seen from outside.
+"""What must be true whatever died and whenever: the promises, checked on what can be seen from outside.
 
 ``safety`` holds at every moment; ``quiescence`` once nothing is under way any more.
 """
@@ -6,7 +6,7 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -88,6 +88,10 @@ class Observed:
     """By command id."""
     confirmed: frozenset[str] = frozenset()
     """Ids of the commands that the bus took."""
+    awaited: Mapping[str, str] = field(default_factory=dict)
+    """Reply addresses, each of which one message alone gave, with its command's id; of messages that the bus took."""
+    answered: Collection[str] = frozenset()
+    """The addresses at which a reply arrived."""
     rows: Sequence[WorkerView] | None = None
     """The read model's; None: not looked at."""
     operations: Sequence[OperationView] | None = None
@@ -111,6 +115,9 @@ async def observe(
     replies: Mapping[str, Sequence[OperationResult]],
     confirmed: Iterable[str],
     published: Sequence[EventEnvelope] | None = None,
+    *,
+    awaited: Mapping[str, str] | None = None,
+    answered: Collection[str] = frozenset(),
 ) -> Observed:
     """A running system from outside: its event store, EC2, its read model, and what its callers know."""
     answers: dict[str, list[OperationResult]] = {}
@@ -129,6 +136,8 @@ async def observe(
         instances=simulated_instances(await asyncio.to_thread(admin.instances)),
         replies=replies,
         confirmed=frozenset(confirmed),
+        awaited=awaited or {},
+        answered=answered,
         rows=[WorkerView.model_validate_json(view) for view in workers],
         operations=[OperationView.model_validate_json(view) for view in operations],
         answers=answers,
@@ -292,6 +301,9 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
     known = {operation_id for worker in folded.values() for operation_id in worker.operations}
     for command_id in seen.confirmed - known - seen.replies.keys():
         yield f"3: command {command_id} was taken, and neither recorded nor answered"
+    for address, command_id in seen.awaited.items():
+        if address not in seen.answered:
+            yield f"10: command {command_id} was taken, and {address} got no answer"
     for command_id, answers in (seen.answers or {}).items():
         if len(answers) + (command_id in known) != 1:
             yield f"3: command {command_id} was claimed and ended {len(answers) + (command_id in known)} times"

@@ -30,8 +30,8 @@ from cml_contracts.reports import (
 )
 from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_workers.bus.port import Dead, Done, Later, Message, Outgoing, Publish, Verdict
-from cml_workers.command_stream import answer_of, bind_answer, claim
+from cml_workers.bus.port import CallerRefusesError, Dead, Done, Later, Message, Outgoing, Publish, Verdict
+from cml_workers.command_stream import answer_of, bind_answer, claim, fingerprint, load_claim
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
 from cml_workers.lifecycle.authorization import UnauthorizedError, authorized_actor
 from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
@@ -46,6 +46,8 @@ REFUSALS = "cml_refused-"
 REFUSED_TYPE = "cml.command.unauthorized.v1"
 TRIES = 20
 """Lost races on one stream before the message is put aside for a second."""
+UNSEEN_ATTEMPTS = 10
+"""Attempts for which a replica of the store may lag behind the claim of a command."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 _TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
@@ -86,6 +88,7 @@ class Lifecycle:
             command=command.TYPE,
             worker_id=str(command.worker(command_id)),
         ):
+            user = message.user_id if self._access.enforced else None
             try:
                 actor = authorized_actor(
                     command,
@@ -96,16 +99,20 @@ class Lifecycle:
                     now=self._now(),
                 )
             except UnauthorizedError as error:
-                await self._audit(message, command, error.problem)
-                await self._refuse(message, error.problem)
-                return Dead(error.problem.detail, error.problem.code)
+                # Its token may have run out since: what was authorized once is not judged a second time.
+                before = await load_claim(self._store, command_id) if user else None
+                if before is None or (before.user, before.fingerprint) != (user, fingerprint(command)):
+                    await self._audit(message, command, error.problem)
+                    await self._refuse(message, error.problem)
+                    return Dead(error.problem.detail, error.problem.code)
+                actor = before.actor
             accepted = CommandMessage(
                 command_id=command_id,
                 command=command,
                 command_type=command.TYPE,
                 correlation_id=message.correlation_id or command_id,
                 actor=actor,
-                user=message.user_id if self._access.enforced else None,
+                user=user,
                 traceparent=_traceparent(message.headers.get("traceparent")),
                 reply=reply_address(message),
             )
@@ -113,7 +120,7 @@ class Lifecycle:
                 problem = _reused(command_id)
                 await self._refuse(message, problem)
                 return Dead(problem.detail, problem.code)
-            return await self._decide(accepted, redelivered=message.redelivered)
+            return await self._decide(accepted, attempt=message.attempt)
 
     async def on_report(self, message: Message) -> Verdict:
         """Record what the EC2 adapter did, saw or found."""
@@ -126,7 +133,7 @@ class Lifecycle:
             with structlog.contextvars.bound_contextvars(
                 command_id=report.origin.command_id, worker_id=str(report.origin.worker_id)
             ):
-                return await self._decide(report.origin, answered=report)
+                return await self._decide(report.origin, answered=report, attempt=message.attempt)
 
         with structlog.contextvars.bound_contextvars(worker_id=str(report.worker_id)):
             return await self._settle(report, report_id)
@@ -143,20 +150,19 @@ class Lifecycle:
                     worker = await self._record(worker, events, cause=report_id)
                 except WrongExpectedVersionError:
                     continue
-            await self._reply_to_all(settled_by(worker, report_id))
-            return Done()
+            return await self._finish(worker, report_id)
         return Later(1)
 
     async def _decide(
-        self, message: CommandMessage, *, answered: LookupAnswered | None = None, redelivered: bool = False
+        self, message: CommandMessage, *, answered: LookupAnswered | None = None, attempt: int = 0
     ) -> Verdict:
         if isinstance(message.command, UpdateCMLWorkerStatus):
-            return await self._decide_status(message, answered)
+            return await self._decide_status(message, answered, attempt)
         for _ in range(TRIES):
             worker = await load(self._store, message.worker_id)
             operation = worker.operations.get(message.command_id)
             if operation is not None:
-                return await self._repeat(message, worker, operation, redelivered=redelivered)
+                return await self._repeat(message, worker, operation)
             finding = _still_true(answered, worker)
             events: Sequence[WorkerEvent]
             try:
@@ -165,72 +171,83 @@ class Lifecycle:
                 events = [_refused(message, rejected)]
             else:
                 if isinstance(decision, ImageQuestion | InstanceQuestion):
-                    await self._publish(_lookup(LookupRequested(origin=message, question=decision)))
-                    return Done()
+                    return await self._finish(worker, message.command_id, _lookup(message, decision))
                 events = decision or [_skipped(message, already_met(message, worker, finding))]
             try:
                 worker = await self._record(worker, events, cause=message.command_id, origin=message)
             except WrongExpectedVersionError:
                 continue
-            await self._reply_to_all(settled_by(worker, message.command_id))
-            return Done()
+            return await self._finish(worker, message.command_id)
         return Later(1)
 
-    async def _decide_status(self, message: CommandMessage, answered: LookupAnswered | None) -> Verdict:
+    async def _repeat(self, message: CommandMessage, worker: Worker, operation: Operation) -> Verdict:
+        """A command that was accepted before: the same reply again, as soon as there is one.
+
+        While it is pending, its outcome will be sent to the address on record; only another address has to wait.
+        """
+        if operation.result is None and message.reply not in (None, operation.requested.reply):
+            return Later()
+        return await self._finish(worker, message.command_id, *_replies(operation.result, message.reply))
+
+    async def _decide_status(
+        self, message: CommandMessage, answered: LookupAnswered | None, attempt: int
+    ) -> Verdict:
         """What EC2 shows becomes an event if it is news; the answer is bound before it is sent.
 
-        Nobody but the first delivery to bind its answer decides what this command is told, now and later.
+        Nobody but the first delivery to bind its answer decides what this command is told, now and later. What a
+        lookup found is recorded whether or not another delivery has bound an answer: if an append of it timed
+        out, it either is there now or can no longer come, and only then is it known which replies are due.
         """
-        result = await answer_of(self._store, message.command_id)
-        if result is None:
-            seen = await self._see(message, answered)
-            if not isinstance(seen, OperationResult):
-                return seen
-            result = await bind_answer(self._store, seen, self._new_id())
-            if result is None:
-                return Dead(f"nobody sent the command {message.command_id!r}", ProblemCode.VALIDATION_FAILED)
-        await self._reply(result, message.reply)
-        return Done()
-
-    async def _see(
-        self, message: CommandMessage, answered: LookupAnswered | None
-    ) -> OperationResult | Verdict:
-        """The answer to a status update, or a verdict where there is none yet."""
         for _ in range(TRIES):
             worker = await load(self._store, message.worker_id)
-            await self._reply_to_all(settled_by(worker, message.command_id))
             finding = _still_true(answered, worker)
+            result: OperationResult | None
             try:
                 decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
             except Rejected as rejected:
-                return _result(message, rejected.outcome, problem=rejected.problem)
-            if isinstance(decision, ImageQuestion | InstanceQuestion):
-                await self._publish(_lookup(LookupRequested(origin=message, question=decision)))
-                return Done()
-            if decision:
-                try:
-                    worker = await self._record(worker, decision, cause=message.command_id, origin=message)
-                except WrongExpectedVersionError:
-                    continue
-                await self._reply_to_all(settled_by(worker, message.command_id))
-            return _result(message, "succeeded", data=already_met(message, worker, finding))
+                result = _result(message, rejected.outcome, problem=rejected.problem)
+            else:
+                if isinstance(decision, ImageQuestion | InstanceQuestion):
+                    result = await answer_of(self._store, message.command_id)
+                    due = _replies(result, message.reply) if result else [_lookup(message, decision)]
+                    return await self._finish(worker, message.command_id, *due)
+                if decision:
+                    try:
+                        worker = await self._record(
+                            worker, decision, cause=message.command_id, origin=message
+                        )
+                    except WrongExpectedVersionError:
+                        continue
+                result = _result(message, "succeeded", data=already_met(message, worker, finding))
+            result = await bind_answer(self._store, result, self._new_id())
+            if result is None and attempt < UNSEEN_ATTEMPTS:
+                return Later(1)  # a replica of the store that lags behind, or a command that nobody sent
+            if result is None:
+                return Dead(f"nobody sent the command {message.command_id!r}", ProblemCode.VALIDATION_FAILED)
+            return await self._finish(worker, message.command_id, *_replies(result, message.reply))
         return Later(1)
 
-    async def _repeat(
-        self, message: CommandMessage, worker: Worker, operation: Operation, *, redelivered: bool
-    ) -> Verdict:
-        """A command that was accepted before: the same reply again, as soon as there is one."""
-        if operation.result is None:
-            if message.reply is None or (redelivered and message.reply == operation.requested.reply):
-                return Done()
-            return Later()
-        others = [
-            settled
-            for settled in settled_by(worker, message.command_id)
-            if settled.command_id != message.command_id
-        ]
-        await self._reply_to_all(others)
-        await self._reply(operation.result, message.reply)
+    async def _finish(self, worker: Worker, message_id: str, *due: Outgoing) -> Done:
+        """The only way in which the message of a worker becomes ``Done``: all that it caused is out.
+
+        Which replies its events made due is read from the worker, never remembered: a delivery that finds the
+        events there, as the one that appended them died or never learned of it, sends the same replies.
+        ``due``: what else this delivery owes, e.g. a reply to an address that is not on record.
+
+        Raises:
+            BusUnavailableError: the message has to come again.
+            CallerRefusesError: a caller does not take its reply; all others have theirs.
+        """
+        settled = settled_by(worker, message_id)
+        recorded = [each for op in settled for each in _replies(op.result, op.requested.reply)]
+        refused: CallerRefusesError | None = None
+        for each in [*recorded, *(each for each in due if each not in recorded)]:
+            try:
+                await self._publish(each)
+            except CallerRefusesError as error:
+                refused = error
+        if refused is not None:
+            raise refused
         return Done()
 
     async def _audit(self, message: Message, command: WorkerCommand, problem: Problem) -> None:
@@ -278,18 +295,10 @@ class Lifecycle:
             worker = evolve(worker, each)
         return worker
 
-    async def _reply_to_all(self, operations: Sequence[Operation]) -> None:
-        for operation in operations:
-            if operation.result is not None:
-                await self._reply(operation.result, operation.requested.reply)
-
     async def _refuse(self, message: Message, problem: Problem) -> None:
         result = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
-        await self._reply(result, reply_address(message))
-
-    async def _reply(self, result: OperationResult, address: ReplyAddress | None) -> None:
-        if address is not None:
-            await self._publish(reply(result, address))
+        for each in _replies(result, reply_address(message)):
+            await self._publish(each)
 
 
 def _metadata(
@@ -334,9 +343,14 @@ def _still_true(answered: LookupAnswered | None, worker: Worker) -> Finding | No
     return answered.finding
 
 
-def _lookup(request: LookupRequested) -> Outgoing:
-    origin = request.origin
+def _lookup(origin: CommandMessage, question: ImageQuestion | InstanceQuestion) -> Outgoing:
+    request = LookupRequested(origin=origin, question=question)
     return internal(request, str(uuid5(_NAMESPACE, f"{origin.command_id}/lookup")), origin.correlation_id)
+
+
+def _replies(result: OperationResult | None, address: ReplyAddress | None) -> list[Outgoing]:
+    """The reply, if there is a result and somebody awaits it."""
+    return [reply(result, address)] if result is not None and address is not None else []
 
 
 def _refused(message: CommandMessage, rejected: Rejected) -> CommandRejected:

@@ -1,0 +1,308 @@
+"""Every caller is answered: a message is done only when each reply is out that its events made due.
+
+Each case is a message that settles operations of others, too. It is broken off at every publish and at every append
+in turn, in each way, and delivered once more; nobody sends a command again.
+"""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cml_contracts.commands import (
+    StartCMLWorker,
+    StopCMLWorker,
+    TerminateCMLWorker,
+    UpdateCMLWorkerStatus,
+    UpdateCMLWorkerTags,
+)
+from cml_contracts.instance import InstanceState
+from cml_contracts.reports import (
+    Finding,
+    InstanceObserved,
+    LookupAnswered,
+    LookupRequested,
+    OperationFailed,
+    OperationSucceeded,
+    Report,
+)
+from cml_contracts.results import Problem, ProblemCode
+from cml_contracts.tokens import TOKEN_HEADER, sign
+from cml_contracts.topology import INTERNAL
+from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Dead, Done, Message, Outgoing
+from cml_workers.eventstore.port import StoreUnavailableError, WrongExpectedVersionError
+from cml_workers.policy import Access
+from support.buses import command
+from support.given import instance
+from support.service import CREATE, WORKER, Service, opened
+
+START = StartCMLWorker(worker_id=WORKER)
+STOP = StopCMLWorker(worker_id=WORKER)
+TAGS = UpdateCMLWorkerTags(worker_id=WORKER, tags={"a": "1"})
+TERMINATE = TerminateCMLWorker(worker_id=WORKER)
+STATUS = UpdateCMLWorkerStatus(worker_id=WORKER)
+PROBLEM = Problem.of(ProblemCode.EC2_QUOTA_EXCEEDED, "no vCPU left")
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> AsyncIterator[Service]:
+    async with opened(tmp_path) as service:
+        yield service
+
+
+def _report(report: Report, message_id: str = "report") -> Message:
+    return Message(body=report.model_dump_json().encode(), type=report.TYPE, message_id=message_id)
+
+
+async def _superseded(service: Service) -> Message:
+    """A termination that is pending, and settles a start."""
+    await service.launched(InstanceState.STOPPED)
+    await service.command(START, "start", reply_to="start")
+    return command(TERMINATE, "terminate", reply_to="terminate")
+
+
+async def _nothing_to_terminate(service: Service) -> Message:
+    """A termination that is settled at once."""
+    await service.command(CREATE, "create", reply_to="create")
+    await service.report(OperationFailed(worker_id=WORKER, operation_id="create", problem=PROBLEM))
+    return command(TERMINATE, "terminate", reply_to="terminate")
+
+
+async def _rejected(service: Service) -> Message:
+    await service.launched()
+    await service.command(STOP, "stop", reply_to=None)
+    return command(START, "start", reply_to="start")
+
+
+async def _skipped(service: Service) -> Message:
+    await service.launched()
+    return command(START, "start", reply_to="start")
+
+
+async def _all_at_the_end(service: Service) -> Message:
+    """A report on one operation that settles them all."""
+    await service.launched()
+    await service.command(TAGS, "tags", reply_to="tags")
+    for name in ("terminate", "again"):
+        await service.command(TERMINATE, name, reply_to=name)
+    return _report(OperationSucceeded(worker_id=WORKER, operation_id="terminate"))
+
+
+async def _launch_failed_while_terminated(service: Service) -> Message:
+    await service.command(CREATE, "create", reply_to="create")
+    await service.command(TERMINATE, "terminate", reply_to="terminate")
+    return _report(OperationFailed(worker_id=WORKER, operation_id="create", problem=PROBLEM))
+
+
+async def _observed_gone(service: Service) -> Message:
+    await service.launched()
+    await service.command(STOP, "stop", reply_to="stop")
+    await service.command(TAGS, "tags", reply_to="tags")
+    return _report(InstanceObserved(worker_id=WORKER, seen_revision=99))
+
+
+async def _status_of_what_is_gone(service: Service) -> Message:
+    """A status update that settles what is pending, by what its lookup found."""
+    await service.launched()
+    service.now += timedelta(hours=1)
+    await service.command(STOP, "stop", reply_to="stop")
+    await service.command(STATUS, "status", reply_to="status")
+    return _found(service)
+
+
+def _found(service: Service) -> Message:
+    request = LookupRequested.model_validate_json(service.outbox.on(INTERNAL.name)[-1].body)
+    found = LookupAnswered(origin=request.origin, question=request.question, finding=Finding())
+    return _report(found)
+
+
+Case = Callable[[Service], Awaitable[Message]]
+CASES: dict[Case, set[str]] = {
+    _superseded: {"start"},
+    _nothing_to_terminate: {"terminate"},
+    _rejected: {"start"},
+    _skipped: {"start"},
+    _all_at_the_end: {"tags", "terminate", "again"},
+    _launch_failed_while_terminated: {"create", "terminate"},
+    _observed_gone: {"stop", "tags"},
+    _status_of_what_is_gone: {"stop", "status"},
+}
+"""Each with those who must be answered when its message is done."""
+
+
+async def _deliver(service: Service, message: Message) -> Any:
+    handle = service.handler.on_report if "report" in message.type else service.handler.on_command
+    return await handle(message)
+
+
+def _answered(service: Service) -> set[str]:
+    return {each.routing_key for each in service.outbox.sent if each.exchange is None}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.strip("_"))
+async def test_a_reply_that_does_not_get_out_is_sent_by_the_next_delivery(service: Service, case: Case):
+    message = await case(service)
+    before = _answered(service)
+    assert not before & CASES[case]
+    publish, broken_at = service.outbox, 0
+    while True:
+        number = 0
+
+        async def breaks(outgoing: Outgoing, /) -> None:
+            nonlocal number
+            number += 1
+            if number == broken_at + 1:  # noqa: B023 - called within this round
+                raise BusUnavailableError("planted")
+            await publish(outgoing)
+
+        service.handler._publish = breaks
+        if number <= broken_at:
+            try:
+                verdict = await _deliver(service, replace(message, redelivered=broken_at > 0))
+            except BusUnavailableError:
+                broken_at += 1
+                continue
+        break
+    assert verdict == Done()
+    assert broken_at == len(CASES[case])
+    assert _answered(service) - before == CASES[case]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["committed and the answer lost", "committed late"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.strip("_"))
+async def test_replies_are_sent_whatever_becomes_of_an_append(
+    service: Service, case: Case, late: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """``late``: the append is committed while the next delivery has decided, and before it appends."""
+    message = await case(service)
+    append = service.store.append
+    coming: list[Any] = []
+    lost = 0
+
+    async def loses(stream: str, *arguments: Any, **options: Any) -> int:
+        nonlocal lost
+        if coming and coming[0][0] == stream:
+            _, held, held_options = coming.pop()
+            await append(stream, *held, **held_options)
+            return await append(stream, *arguments, **options)
+        if stream in done:
+            return await append(stream, *arguments, **options)
+        done.add(stream)
+        lost += 1
+        if late:
+            coming.append((stream, arguments, options))
+        else:
+            await append(stream, *arguments, **options)
+        raise StoreUnavailableError("planted")
+
+    done: set[str] = set()
+    monkeypatch.setattr(service.store, "append", loses)
+    for _ in range(9):
+        try:
+            verdict = await _deliver(service, replace(message, redelivered=True))
+        except StoreUnavailableError:
+            continue
+        break
+    assert verdict == Done()
+    assert lost == (1 if "report" in message.type and case is not _status_of_what_is_gone else 2)
+    assert _answered(service) >= CASES[case]
+
+
+async def test_what_a_status_update_settled_late_is_answered_though_its_answer_was_bound_meanwhile(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    message = await _status_of_what_is_gone(service)
+    append = service.store.append
+    held: list[Any] = []
+
+    async def holds(*arguments: Any, **options: Any) -> int:
+        held.append((arguments, options))
+        raise StoreUnavailableError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.store, "append", holds)
+        with pytest.raises(StoreUnavailableError):
+            await _deliver(service, message)
+    running = json.loads(message.body) | {"finding": {"instance": instance().model_dump(mode="json")}}
+    other = replace(message, body=json.dumps(running).encode(), message_id="other")
+    assert await _deliver(service, other) == Done()  # the same command's other lookup found it running
+    [(arguments, options)] = held
+    await append(*arguments, **options)
+    assert await _deliver(service, replace(message, attempt=1)) == Done()
+    assert _answered(service) >= {"stop", "status"}
+    assert len({each.model_dump_json() for each in service.outbox.results("status")}) == 1
+
+
+async def test_an_append_that_comes_later_than_the_next_delivery_is_out_of_date(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    message = await _observed_gone(service)
+    append = service.store.append
+    held: list[Any] = []
+
+    async def holds(*arguments: Any, **options: Any) -> int:
+        held.append((arguments, options))
+        raise StoreUnavailableError("planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.store, "append", holds)
+        with pytest.raises(StoreUnavailableError):
+            await _deliver(service, message)
+    assert await _deliver(service, replace(message, attempt=1)) == Done()
+    [(arguments, options)] = held
+    with pytest.raises(WrongExpectedVersionError):
+        await append(*arguments, **options)
+    assert _answered(service) >= {"stop", "tags"}
+
+
+async def test_a_caller_that_refuses_its_reply_keeps_nobody_elses(service: Service):
+    message = await _all_at_the_end(service)
+    publish = service.outbox
+
+    async def refused(outgoing: Outgoing, /) -> None:
+        if outgoing.routing_key == "tags":
+            raise CallerRefusesError("its queue is full")
+        await publish(outgoing)
+
+    service.handler._publish = refused
+    with pytest.raises(CallerRefusesError):
+        await _deliver(service, message)
+    assert _answered(service) >= {"terminate", "again"}
+
+
+async def test_the_sender_of_a_pending_command_who_repeats_it_from_there_need_not_wait(service: Service):
+    await service.command(CREATE, "create", correlation_id="c-1")
+    assert await service.command(CREATE, "create", correlation_id="c-1") == Done()
+
+
+async def test_a_reply_goes_to_the_address_on_record_and_to_the_repetitions_own(service: Service):
+    await service.launched()
+    await service.command(START, "start", reply_to="first")
+    assert await service.command(START, "start", reply_to="second") == Done()
+    assert service.outbox.results("second") == service.outbox.results("first")[:1]
+
+
+async def test_who_was_authorized_is_not_judged_again_when_the_token_has_run_out(service: Service):
+    key = b"k" * 32
+    service.handler._access = Access(
+        enforced=True,
+        users={"portal": frozenset({"*"}), "other": frozenset({"*"})},
+        delegates=frozenset({"portal", "other"}),
+        keys=(key,),
+    )
+    token = sign(key, actor="ann", command_id="create", expires=service.now + timedelta(minutes=1))
+    headers = {TOKEN_HEADER: token}
+    service.outbox.broken = 0
+    assert await service.command(CREATE, "create", user_id="portal", headers=headers) == Done()
+    service.now += timedelta(hours=1)
+    again: dict[str, Any] = {"headers": headers, "reply_to": "elsewhere"}
+    await service.report(OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance()))
+    assert await service.command(CREATE, "create", user_id="portal", attempt=3, **again) == Done()
+    assert [each.outcome for each in service.outbox.results("elsewhere")] == ["succeeded"]
+    for user, body in (("other", CREATE), ("portal", CREATE.model_copy(update={"name": "else"}))):
+        assert isinstance(await service.command(body, "create", user_id=user, **again), Dead)
+    assert service.outbox.results("elsewhere")[-1].problem.code is ProblemCode.UNAUTHORIZED

@@ -1,0 +1,80 @@
+"""The lifecycle handler on a real event store, with a bus that keeps what is published."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+from cml_contracts.commands import CreateCMLWorker, WorkerCommand
+from cml_contracts.instance import InstanceState
+from cml_contracts.reports import OperationSucceeded, Report
+from cml_workers.bus.port import Message, Verdict
+from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.lifecycle.handler import Lifecycle
+from cml_workers.policy import Access, Policy
+from cml_workers.stream import load
+from cml_workers.worker import Worker
+from support.buses import Outbox, command
+from support.given import instance
+
+WORKER = UUID("22222222-2222-4222-8222-222222222222")
+CREATE = CreateCMLWorker(
+    name="lab",
+    aws_region="us-east-1",
+    ami_id="ami-11111111",
+    created_by="ann",
+    worker_id=WORKER,
+    reason="week 3",
+)
+
+
+class Service:
+    """The lifecycle role with its store and what it has sent."""
+
+    def __init__(self, store: SqliteEventStore) -> None:
+        self.store = store
+        self.outbox = Outbox()
+        self.now = datetime(2026, 1, 2, tzinfo=UTC)
+        self.handler = Lifecycle(
+            store=store,
+            publish=self.outbox,
+            policy=Policy(),
+            access=Access(),
+            now=lambda: self.now,
+            new_id=uuid4,
+        )
+
+    async def command(self, body: WorkerCommand, command_id: str | None = None, **fields: Any) -> Verdict:
+        return await self.handler.on_command(command(body, command_id, **fields))
+
+    async def report(self, report: Report, message_id: str | None = None) -> Verdict:
+        return await self.handler.on_report(
+            Message(
+                body=report.model_dump_json().encode(),
+                type=report.TYPE,
+                message_id=message_id or str(uuid4()),
+            )
+        )
+
+    async def launched(self, state: InstanceState = InstanceState.RUNNING) -> None:
+        await self.command(CREATE, "create", reply_to=None)
+        await self.report(
+            OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance(state))
+        )
+
+    async def worker(self) -> Worker:
+        return await load(self.store, WORKER)
+
+    async def types(self) -> list[str]:
+        stored = await self.store.read(f"cml_worker-{WORKER}")
+        return [each.type.removeprefix("cml.").removesuffix(".v1") for each in stored]
+
+
+@asynccontextmanager
+async def opened(folder: Path) -> AsyncIterator[Service]:
+    """A service on a store file in that folder."""
+    store = SqliteEventStore(folder / "events.sqlite3")
+    yield Service(store)
+    await store.close()
