@@ -123,9 +123,9 @@ async def observe(
     answers: dict[str, list[OperationResult]] = {}
     for stored in await stored_events(store, COMMAND_STREAMS):
         told = json.loads(stored.data)
-        answered = answers.setdefault(told["command_id"], [])
+        of_command = answers.setdefault(told["command_id"], [])
         if stored.type == ANSWERED:
-            answered.append(OperationResult.model_validate(told))
+            of_command.append(OperationResult.model_validate(told))
     engine = open_database(database_url)
     async with transaction(engine) as connection:
         workers = (await connection.execute(sa.select(WORKERS.c.view))).scalars().all()
