@@ -64,8 +64,8 @@ simulate: $(READY) ## the roles on parts that fail, in virtual time: SEEDS=1000 
 simulate-long: $(READY) ## simulate as many seeds as MINUTES=10 allow
 	@$(SIMULATE) --minutes $(or $(MINUTES),10) --first $(or $(FIRST),0)
 
-simulate-sweep: $(READY) ## simulate one crash at every point of a script of all commands
-	@$(SIMULATE) --sweep
+simulate-sweep: $(READY) ## every fault at every step of overlapping commands; SCRIPT="start, terminate" only those, at all steps
+	@$(SIMULATE) --sweep $(if $(SCRIPT),--script "$(SCRIPT)")
 
 simulate-planted: $(READY) ## see that the simulation catches every deliberate fault
 	@$(SIMULATE) --planted

@@ -227,9 +227,20 @@ async def test_repeated_and_stale_wakes_launch_once(service: Service):
 async def test_reports_of_one_outcome_bear_one_id(service: Service):
     await service.happened(CREATED, LAUNCH)
     await service.wake()
+    await service.wake()  # it was confirmed, and is on its way
+    (first,) = service.outbox.sent
+    await service.remind()  # it has been on its way for long
+    assert [each.message_id for each in service.outbox.sent] == [first.message_id] * 2
+
+
+async def test_a_report_that_was_not_confirmed_is_sent_by_the_next_trigger(service: Service):
+    await service.happened(CREATED, LAUNCH)
+    service.outbox.broken = 1
+    with pytest.raises(ConnectionError):
+        await service.wake()
     await service.wake()
-    first, second = service.outbox.sent
-    assert first.message_id == second.message_id
+    assert len(service.reports(OperationSucceeded)) == 1
+    assert service.called("launch") == 1
 
 
 async def test_a_wake_from_a_store_that_lags_waits(service: Service):
@@ -439,8 +450,7 @@ class TestEveryOperation:
         assert await service.wake() == Later()
         await service.wake()
         service.ec2.settle()
-        # A tag update is not done before the call that was not answered cannot undo the next one any more.
-        assert bool(service.reports(OperationSucceeded)) == (operation in ("start", "stop"))
+        assert bool(service.reports(OperationSucceeded)) == (operation in ("start", "stop", "add_tags"))
         service.now += timedelta(minutes=5)
         await service.wake()
         assert service.reports(OperationSucceeded)
@@ -578,6 +588,33 @@ async def test_tags_that_a_call_changed_after_another_one_went_on_are_written_ag
     service.now += SETTLING
     assert await service.executor.on_wake(Message(body=doubt.body, type=doubt.type)) == Done()
     assert service.called("add_tags") == written
+
+
+@pytest.mark.parametrize("ours", [True, False], ids=["not answered to us", "made by another one"])
+async def test_tags_that_a_call_without_an_answer_may_still_change_are_compared(service: Service, ours: bool):
+    """The doubt is published before the report: whoever dies in between, it is there."""
+    service.ec2.put(instance())
+    await service.happened(CREATED, LAUNCH, RUNNING, TAG.model_copy(update={"tags": {"a": "old"}}))
+    if ours:
+        service.ec2.fail("add_tags", UNKNOWN, after=False)
+        assert await service.wake() == Later()
+        assert await service.wake() == Done()
+    else:
+        assert await service.wake(redelivered=True) == Done()
+    doubt, report = service.outbox.on(INTERNAL.name)
+    assert (doubt.type, report.type) == (Reminder.TYPE, OperationSucceeded.TYPE)
+    recorded = {**instance().tags, "a": "new"}
+    await service.happened(
+        TagsUpdated(operation_id="the-operation", tags={**recorded, "a": "old"}),
+        TagsUpdateRequested(operation_id="next", tags={"a": "new"}),
+        TagsUpdated(operation_id="next", tags=recorded),
+    )
+    service.ec2.put(instance(tags={**recorded, "a": "old"}))  # the call is carried out at last
+    service.restarted()
+    assert await service.executor.on_wake(Message(body=doubt.body, type=doubt.type)) == Later()
+    assert service.ec2.instances[instance().instance_id].tags == recorded
+    service.now += SETTLING
+    assert await service.executor.on_wake(Message(body=doubt.body, type=doubt.type)) == Done()
 
 
 async def test_doubted_tags_wait_for_the_update_that_is_owed(service: Service):

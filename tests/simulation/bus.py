@@ -1,8 +1,10 @@
 """A message broker in memory with the topology that ships: it repeats, reorders, delays and loses what is unconfirmed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+from cml_contracts.reports import LookupRequested, Reminder
 from cml_contracts.topology import EC2_WAKES, EVENTS, QUEUES, Queue
 from cml_workers.bus.port import (
     BusUnavailableError,
@@ -17,8 +19,13 @@ from cml_workers.bus.port import (
 )
 from cml_workers.bus.rabbit import MAX_FAULTS, retry_delay
 from cml_workers.failures import ConfigurationError
+from simulation import nets
 from simulation.world import Process, World
 
+CLIENTS = "client."
+"""What the reply addresses of callers begin with."""
+SENT_AGAIN = "x-sent-again"
+"""The header of a command that its caller sends again, as no answer came."""
 LONGEST_DELAY = 400.0
 """Seconds a message may be on its way."""
 CROWD = 25
@@ -29,12 +36,46 @@ DELIVERY_LIMIT = 4
 
 @dataclass(eq=False)
 class Delivery:
-    """A message in a queue; ``owner``: the consumer that has it, unsettled."""
+    """A message in a queue; ``owner``: the consumer that has it, unsettled.
+
+    ``after_error``: it was put aside as a part was unavailable; ``redriven``: an operator took it from the dead letters.
+    ``effects``: what the handling of it has brought about so far.
+    """
 
     message: Message
     deliveries: int = 0
     faults: int = 0
     owner: "Consumer | None" = None
+    after_error: bool = False
+    redriven: bool = False
+    effects: int = 0
+
+    @property
+    def nets(self) -> Iterator[str]:
+        """The safety nets that have caught it."""
+        if self.message.redelivered:
+            yield nets.REDELIVERY
+        if self.after_error:
+            yield nets.PUT_ASIDE
+        if self.redriven:
+            yield nets.REDRIVE
+        if SENT_AGAIN in self.message.headers:
+            yield nets.SENT_AGAIN
+        if self.message.type == Reminder.TYPE:
+            yield nets.REMINDER
+
+
+HANDLED: ContextVar[Delivery | None] = ContextVar("handled", default=None)
+"""What the current task handles."""
+
+
+def took_effect(world: World, what: str) -> None:
+    """Something new came of what is being handled: whichever nets have caught the message saved it."""
+    delivery = HANDLED.get()
+    if delivery is not None:
+        delivery.effects += 1
+        for net in delivery.nets:
+            world.nets[net, f"{delivery.message.type}: {what}"] += 1
 
 
 @dataclass(eq=False)
@@ -66,25 +107,32 @@ class Broker:
         self.queues = {queue.name: QueueState(queue) for queue in QUEUES}
         self.on_reply: Callable[[Outgoing], object] = lambda _: None
         self.on_event: Callable[[Outgoing], object] = lambda _: None
+        self.on_lookup: Callable[[Outgoing], object] = lambda _: None
         self.dead: list[tuple[str, Message, str]] = []
         """Queue, message and reason."""
         self.put_aside = 0
         self.delayed = 0
         self.single_active = True
-        world.on_death.append(self._lost)
+        self.subscribed: list[Outgoing] = []
+        """What lies in the queue of a subscriber to all events, which nobody consumes."""
+        self._published: set[str] = set()
+        self._handled: set[tuple[str, str]] = set()
+        world.on_loss.append(self._lost)
 
     # -- publishing ---------------------------------------------------------------------------------------
 
     def route(self, message: Outgoing) -> bool:
         """Put it into every queue that takes it; False if none does."""
         if message.exchange is None:
-            if message.routing_key.startswith("client."):
+            if message.routing_key.startswith(CLIENTS):
+                self._new(f"{message.routing_key} {message.correlation_id}", "replied")
                 self.on_reply(message)
                 return True
             names = [message.routing_key]
         else:
             if message.exchange == EVENTS:
                 self.on_event(message)
+                self.to_subscriber(message)
             names = [
                 state.queue.name
                 for state in self.queues.values()
@@ -93,12 +141,24 @@ class Broker:
             ]
         for name in names:
             self._enqueue(self.queues[name], Delivery(_received(message)))
+        self._new(message.message_id, f"published {message.type}")
+        if message.type == LookupRequested.TYPE:
+            self.on_lookup(message)
         return bool(names)
+
+    def _new(self, message_id: str, what: str) -> None:
+        if message_id not in self._published:
+            self._published.add(message_id)
+            took_effect(self.world, what)
+
+    def to_subscriber(self, message: Outgoing) -> None:
+        """The queue of a subscriber to all events takes it."""
+        self.subscribed.append(message)
 
     def _enqueue(self, state: QueueState, delivery: Delivery) -> None:
         delivery.owner = None
         seconds = self.world.random.random() * 0.2
-        if self.world.happens("delayed", state.queue.name):
+        if self.world.happens("delayed", state.queue.name, lasts=LONGEST_DELAY):
             seconds += self.world.random.random() * LONGEST_DELAY
         self.delayed += 1
         self.world.loop.call_later(seconds, self._arrived, state, delivery)
@@ -112,7 +172,9 @@ class Broker:
         """Every dead letter goes back to the queue it died in, as an operator sees to it."""
         dead, self.dead = self.dead, []
         for name, message, _ in dead:
-            self._enqueue(self.queues[name], Delivery(replace(message, attempt=0, redelivered=False)))
+            self._enqueue(
+                self.queues[name], Delivery(replace(message, attempt=0, redelivered=False), redriven=True)
+            )
 
     # -- consuming ----------------------------------------------------------------------------------------
 
@@ -148,11 +210,14 @@ class Broker:
 
     async def _deliver(self, state: QueueState, consumer: Consumer, delivery: Delivery) -> None:
         process = consumer.process
+        HANDLED.set(delivery)
+        delivery.effects = 0
         await process.step(f"delivered by {state.queue.name}")
         bus = BusOfProcess(process, self)
         try:
             verdict = await consumer.handler(delivery.message)
         except (ConnectionError, ConfigurationError):
+            delivery.after_error = True
             verdict = Later()
         except Exception as error:  # noqa: BLE001 - as RabbitBus does
             delivery.faults += 1
@@ -167,6 +232,8 @@ class Broker:
         if self._crowd < CROWD and self.world.happens("lost ack", state.queue.name):
             self._give_back(state, consumer, delivery)
             return
+        if not isinstance(verdict, Later):
+            self._recognised(state, delivery)
         self.ack(state, consumer, delivery)
 
     def ack(self, state: QueueState, consumer: Consumer, delivery: Delivery) -> None:
@@ -175,6 +242,13 @@ class Broker:
             state.taken.remove(delivery)
             consumer.holding -= 1
             self.dispatch(state)
+
+    def _recognised(self, state: QueueState, delivery: Delivery) -> None:
+        """A message that was handled before, and of which nothing new came this time, was recognised."""
+        key = state.queue.name, delivery.message.message_id or ""
+        if key in self._handled and not delivery.effects and delivery.message.type != Reminder.TYPE:
+            self.world.nets[nets.DUPLICATE, delivery.message.type] += 1
+        self._handled.add(key)
 
     async def _settle(
         self, state: QueueState, delivery: Delivery, verdict: Verdict, bus: "BusOfProcess"
@@ -189,14 +263,15 @@ class Broker:
                 await bus.confirmed("put aside")
                 wait = retry_delay(seconds, delivery.message.attempt)
                 self.put_aside += 1
-                self.world.loop.call_later(wait, self._come_back, state, again, delivery.faults)
+                later = Delivery(again, faults=delivery.faults, after_error=delivery.after_error)
+                self.world.loop.call_later(wait, self._come_back, state, later)
             case Dead(reason):
                 await bus.confirmed("dead letter")
                 self.dead.append((state.queue.name, delivery.message, reason))
 
-    def _come_back(self, state: QueueState, message: Message, faults: int) -> None:
+    def _come_back(self, state: QueueState, delivery: Delivery) -> None:
         self.put_aside -= 1
-        self._enqueue(state, Delivery(message, faults=faults))
+        self._enqueue(state, delivery)
 
     def _give_back(self, state: QueueState, consumer: Consumer, delivery: Delivery) -> None:
         if delivery.owner is not consumer or delivery not in state.taken:
@@ -244,6 +319,8 @@ class BusOfProcess:
     async def __call__(self, message: Outgoing, /) -> None:
         kind = message.exchange.name if message.exchange else "reply"
         await self._process.step(f"publishes to {kind}")
+        if not self._process.connected:
+            raise BusUnavailableError("no connection")
         if self._world.happens("dropped, not confirmed", "publish"):
             raise BusUnavailableError("not confirmed")
         if not self._broker.route(message) and message.mandatory:
@@ -255,6 +332,8 @@ class BusOfProcess:
     async def confirmed(self, what: str) -> None:
         """A message of the bus's own."""
         await self._process.step(what)
+        if not self._process.connected:
+            raise BusUnavailableError("no connection")
         if self._world.happens("dropped, not confirmed", what):
             raise BusUnavailableError("not confirmed")
 

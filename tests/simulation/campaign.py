@@ -1,9 +1,9 @@
-"""Many runs: what went wrong in them, whether it was survived, and whether the faults happened that should have.
+"""Many runs: what went wrong in them, whether it was survived, what saved whom, and what was never met.
 
 python -m simulation.campaign --seeds 1000          a campaign
 python -m simulation.campaign --minutes 10          as many seeds as there is time for
 python -m simulation.campaign --replay 123          one seed; its last steps, if a promise was broken
-python -m simulation.campaign --sweep               one crash at every point of a script of all commands
+python -m simulation.campaign --sweep               every fault at every step of overlapping commands
 python -m simulation.campaign --planted             every deliberate fault must be caught
 """
 
@@ -13,33 +13,24 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import TypeVar
-from uuid import UUID
 
-import pytest
 import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cml_contracts.commands import (
-    CreateCMLWorker,
-    ImportCMLWorker,
-    StartCMLWorker,
-    StopCMLWorker,
-    TerminateCMLWorker,
-    UpdateCMLWorkerStatus,
-    UpdateCMLWorkerTags,
-    WorkerCommand,
-)
 from cml_contracts.topology import EC2_LOOKUPS, EC2_WAKES, LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
-from simulation.fleet import FOUND, IMAGE, IMAGE_NAME, REGION, Outcome, Script, simulate
-from simulation.planted import PLANTED
-from simulation.world import CALM
+from simulation import nets
+from simulation import sweep as sweeping
+from simulation.coverage import Cell
+from simulation.planted import PLANTED, caught_by
+from simulation.run import Outcome, simulate
+from simulation.world import AT_ANY_STEP, CRASH
 
 T = TypeVar("T")
 PROCESSES = os.cpu_count() or 1
@@ -84,8 +75,15 @@ class Campaign:
     launched: int = 0
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
     taken: set[str] = field(default_factory=set)
-    failed: dict[int, list[str]] = field(default_factory=dict)
-    """Violations by seed."""
+    nets: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Which safety net saved what, how often."""
+    cells: Counter[Cell] = field(default_factory=Counter)
+    """In how many runs which fault met which two commands; see ``coverage.py``."""
+    possible: set[Cell] = field(default_factory=set)
+    """Of a sweep: which cells there can be."""
+    failed: dict[str, list[str]] = field(default_factory=dict)
+    """Violations by seed, or by script and fault."""
+    planned: int = 0
     took: float = 0.0
 
     def add(self, outcome: Outcome) -> None:
@@ -97,29 +95,44 @@ class Campaign:
         self.launched += outcome.launched
         self.seen.update(outcome.seen)
         self.taken |= outcome.taken
+        self.nets.update(outcome.nets)
+        self.cells.update(dict.fromkeys(outcome.cells, 1))
         if outcome.violations:
-            self.failed[outcome.seed] = outcome.violations
+            self.failed[outcome.name] = outcome.violations
 
     @property
     def never(self) -> list[tuple[str, str]]:
         """What should have happened and did not."""
-        crashes = {("crash", label) for label in self.taken}
-        return sorted((SOMETIMES | crashes) - self.seen.keys())
+        crashes = {(CRASH, label) for label in self.taken}
+        kinds = {fault for fault, _ in self.seen}
+        others = {(fault, "any step") for fault in AT_ANY_STEP if fault not in kinds}
+        return sorted((SOMETIMES | crashes | others) - self.seen.keys())
+
+    @property
+    def idle(self) -> list[str]:
+        """Safety nets that never did anything: they are not needed, or not tested."""
+        return sorted(nets.MEANING.keys() - {net for net, _ in self.nets})
+
+    @property
+    def holes(self) -> list[Cell]:
+        """Of a sweep: what could have happened and did not."""
+        return sorted(self.possible - self.cells.keys())
 
     def __str__(self) -> str:
         return (
-            f"{self.runs} seeds, {self.steps:,} steps, {self.crashes:,} crashes, {self.commands:,} commands, "
+            f"{self.runs:,} runs, {self.steps:,} steps, {self.crashes:,} crashes, {self.commands:,} commands, "
             f"{self.launched:,} instances, {self.seconds / 3600:,.0f} virtual hours in {self.took:.0f} s "
-            f"({self.runs * 60 / max(self.took, 0.1):,.0f} seeds a minute), {len(self.failed)} with violations"
+            f"({self.runs * 60 / max(self.took, 0.1):,.0f} runs a minute), {len(self.failed)} with violations"
         )
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Log nothing."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=_quiet)
+    return ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=quiet)
 
 
 def _each(
@@ -169,92 +182,45 @@ def run(
     return campaign
 
 
-# -- one crash at every point -----------------------------------------------------------------------------
-
-SWEPT = UUID("5bee9d00-0000-4000-8000-000000000001")
-FAILED = UUID("5bee9d00-0000-4000-8000-000000000002")
+# -- every fault at every step ----------------------------------------------------------------------------
 
 
-def every_command(_: object = None) -> Script:
-    """A script in which every command is accepted, and some are refused."""
-    commands: list[WorkerCommand] = [
-        _create(SWEPT, ami_name=IMAGE_NAME),
-        _create(FAILED, ami_name="none"),
-        ImportCMLWorker(aws_region=REGION, instance_id=FOUND, created_by="ann"),
-        UpdateCMLWorkerTags(worker_id=SWEPT, tags={"a": "1"}),
-        StopCMLWorker(worker_id=SWEPT),
-        UpdateCMLWorkerStatus(worker_id=SWEPT),
-        StartCMLWorker(worker_id=SWEPT),
-        StartCMLWorker(worker_id=FAILED),
-        TerminateCMLWorker(worker_id=SWEPT),
-    ]
-    return [(number * 40.0, command) for number, command in enumerate(commands)]
-
-
-def _create(worker_id: UUID, **image: str) -> CreateCMLWorker:
-    return CreateCMLWorker.model_validate(
-        {
-            "name": "lab",
-            "aws_region": REGION,
-            "instance_type": "m5.large",
-            "created_by": "ann",
-            "worker_id": worker_id,
-            **(image or {"ami_id": IMAGE}),
-        }
-    )
-
-
-def _swept(points: range) -> list[Outcome]:
-    return [simulate(7, chances=CALM, script=every_command, meddling=0, crash_at=point) for point in points]
-
-
-def sweep(told: Callable[[Campaign], object] = lambda _: None) -> Campaign:
-    """The script once for every step of it, with a crash at just that one."""
-    points = simulate(7, chances=CALM, script=every_command, meddling=0).steps
+def sweep(
+    names: Sequence[str] | None = None,
+    *,
+    stride: int = sweeping.STRIDE,
+    told: Callable[[Campaign], object] = lambda _: None,
+) -> Campaign:
+    """The scripts of these names, or all; see ``sweep.py``."""
     campaign, began = Campaign(), time.monotonic()
+    plan = sweeping.Plan.of(list(sweeping.scripts()) if names is None else names, stride)
+    campaign.possible = plan.possible
+    campaign.planned = len(plan.points)
 
-    def done(outcomes: list[Outcome]) -> None:
+    def done(outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
-            violations, outcome.violations = outcome.violations, []
             campaign.add(outcome)
-            if violations:
-                campaign.failed[campaign.runs] = violations
         campaign.took = time.monotonic() - began
         told(campaign)
 
-    chunks = (range(start, min(start + CHUNK, points + 1)) for start in range(1, points + 1, CHUNK))
-    _each(_swept, chunks, float("inf"), done)
+    done(plan.calm)
+    size = max(CHUNK, 50)
+    chunks = (plan.points[start : start + size] for start in range(0, len(plan.points), size))
+    _each(sweeping.swept, chunks, float("inf"), done)
     return campaign
 
 
-# -- the test of the test ---------------------------------------------------------------------------------
-
-
-def catch(name: str, *, enough: int = 2, most: int = 1000) -> tuple[int, int]:
-    """Failing seeds and seeds tried with a fault planted, until enough of them fail."""
-    failing = 0
-    with pytest.MonkeyPatch.context() as patch:
-        PLANTED[name](patch)
-        for seed in range(most):
-            failing += bool(simulate(seed).violations)
-            if failing == enough:
-                return failing, seed + 1
-    return failing, most
-
-
-def catch_all(
-    told: Callable[[str, int, int], object] = lambda *_: None, *, enough: int = 2
-) -> dict[str, tuple[int, int]]:
-    """Every planted fault; failing seeds and seeds tried, until ``enough`` of them fail."""
+def catch_all(told: Callable[[str, str], object] = lambda *_: None, *, enough: int = 2) -> dict[str, str]:
+    """Every planted fault, with what caught it: empty where nothing did."""
     caught = {}
     with _pool() as pool:
-        running = {pool.submit(catch, name, enough=enough): name for name in PLANTED}
+        running = {pool.submit(caught_by, name, enough=enough): name for name in PLANTED}
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for each in done:
                 name = running.pop(each)
                 caught[name] = each.result()
-                told(name, *caught[name])
+                told(name, caught[name])
     return caught
 
 
@@ -271,17 +237,36 @@ def faults_by_operation(campaign: Campaign) -> Table:
     return table
 
 
+def saved(campaign: Campaign) -> Table:
+    """Which safety net saved what."""
+    table = Table(
+        "safety net", "times", "what it saved, the most frequent first", title="what made up for it"
+    )
+    for net, meaning in nets.MEANING.items():
+        of_net = Counter({what: times for (name, what), times in campaign.nets.items() if name == net})
+        listed = ", ".join(f"{what}: {times:,}" for what, times in of_net.most_common(8))
+        table.add_row(f"{net}\n[dim]{meaning}[/dim]", f"{of_net.total():,}", listed or "[red]never[/red]")
+    return table
+
+
 def _told(console: Console, campaign: Campaign, *, complete: bool) -> int:
     console.print(faults_by_operation(campaign))
+    console.print(saved(campaign))
+    console.print(sweeping.table(campaign.possible, campaign.cells), soft_wrap=True)
     console.print(str(campaign), highlight=False)
-    for seed, violations in sorted(campaign.failed.items()):
-        console.print(f"[red]seed {seed}[/red]", highlight=False)
-        for violation in violations:
+    for name, violations in sorted(campaign.failed.items())[:50]:
+        console.print(f"[red]{name}[/red]", highlight=False)
+        for violation in violations[:10]:
             console.print(f"   {violation}", highlight=False, soft_wrap=True, markup=False)
-        console.print(f"   again: make simulate SEED={seed}", highlight=False)
-    missing = campaign.never if complete else []
+        if name.isdigit():
+            console.print(f"   again: make simulate SEED={name}", highlight=False)
+    missing: list[object] = []
+    if complete:
+        missing = [*campaign.never, *(f"safety net: {net}" for net in campaign.idle)]
+    for hole in campaign.holes:
+        missing.append(", ".join(hole))
     if missing:
-        console.print("[red]never happened:[/red]", missing)
+        console.print("[red]never happened:[/red]", *missing, sep="\n")
     return 1 if campaign.failed or missing else 0
 
 
@@ -303,12 +288,15 @@ def main() -> int:
         help="run one seed; shows its last steps if a promise was broken",
     )
     parser.add_argument(
-        "--sweep", action="store_true", help="one crash at every point of a script of all commands"
+        "--sweep", action="store_true", help="every fault at every step of scripts of overlapping commands"
+    )
+    parser.add_argument(
+        "--script", metavar="PART", help="with --sweep: only scripts whose name contains this, at every step"
     )
     parser.add_argument("--planted", action="store_true", help="see that every deliberate fault is caught")
     chosen = parser.parse_args()
     console = Console()
-    _quiet()
+    quiet()
     if chosen.replay is not None:
         outcome = simulate(chosen.replay)
         for line in outcome.last:
@@ -318,34 +306,40 @@ def main() -> int:
         console.print(f"trace {outcome.digest}", highlight=False)
         return _told(console, campaign, complete=False)
     if chosen.planted:
-        table = Table("planted fault", "failing seeds", "of")
-        caught = catch_all(lambda name, n, of: console.print(f"{name}: {n} of {of}", highlight=False))
-        for name, (failing, tried) in sorted(caught.items()):
-            table.add_row(name if failing else f"[red]{name}[/red]", str(failing), str(tried))
-        console.print(table)
-        return 0 if all(failing for failing, _ in caught.values()) else 1
+        return _planted(console)
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
     ) as progress:
         task = progress.add_task("starting", total=chosen.seeds)
 
         def told(campaign: Campaign) -> None:
-            progress.update(task, completed=campaign.runs, description=str(campaign))
+            total = campaign.planned or chosen.seeds
+            progress.update(task, completed=campaign.runs, total=total, description=str(campaign))
 
         if chosen.sweep:
-            campaign = sweep(told)
+            part = chosen.script
+            names = [each for each in sweeping.scripts() if part in each] if part else None
+            campaign = sweep(names, stride=1 if part else sweeping.STRIDE, told=told)
         else:
             seeds = chosen.seeds if chosen.seeds or chosen.minutes else 1000
             campaign = run(
                 seeds, first=chosen.first, seconds=60 * (chosen.minutes or float("inf")), told=told
             )
     if chosen.sweep:
-        ours = campaign.runs - campaign.crashes
+        scripts = len({cell[:2] for cell in campaign.possible})
         console.print(
-            f"{campaign.runs} points, one crash at each; {ours} of them the client takes, who never dies",
-            highlight=False,
+            f"{campaign.planned:,} runs with one fault, {scripts} pairs of commands", highlight=False
         )
     return _told(console, campaign, complete=not chosen.sweep and campaign.runs >= 500)
+
+
+def _planted(console: Console) -> int:
+    table = Table("planted fault", "caught by")
+    caught = catch_all(lambda name, how: console.print(f"{name}: {how or 'NOT CAUGHT'}", highlight=False))
+    for name, how in sorted(caught.items()):
+        table.add_row(name, how or "[red]nothing[/red]")
+    console.print(table)
+    return 0 if all(caught.values()) else 1
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import structlog
+
 from cml_contracts.instance import WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
@@ -14,7 +16,9 @@ from cml_workers.ec2_adapter.errors import (
     Remedy,
 )
 from cml_workers.ec2_adapter.port import Ec2
-from simulation.world import Process, World
+from simulation.bus import took_effect
+from simulation.coverage import CALLED, UNCERTAIN
+from simulation.world import LINGERS, Process, World
 from support.fake_ec2 import FakeEc2
 
 T = TypeVar("T")
@@ -39,15 +43,20 @@ class Cloud(FakeEc2):
     world: World = field(kw_only=True)
     tokens_of: dict[str, str] = field(default_factory=dict)
     """The token each instance was launched under."""
-    launched_for: list[str] = field(default_factory=list)
+    on_call: Callable[[str, str, str], None] = field(default=lambda *_: None)
+    """Told of each call that is made for a command: the phase, the command's id, the operation at EC2."""
+    changes: int = 0
+    loses_answer: Callable[[str, str], bool] = field(default=lambda *_: False)
+    """Whether the answer to this call for a command is to be lost."""
 
     def put(self, instance: Ec2Instance) -> None:
         before = self.instances.get(instance.instance_id)
+        self.changes += before != instance
         super().put(instance)
         if before is None or before.state is not instance.state:
             self.world.trace("ec2", f"{instance.instance_id} {instance.state}")
             if instance.state in _ENDS:
-                seconds = self.world.random.random() * 30
+                seconds = self.world.random.uniform(*self.world.transition)
                 self.world.loop.call_later(seconds, self._end, instance.instance_id, instance.state)
 
     def _end(self, instance_id: str, state: InstanceState) -> None:
@@ -90,6 +99,7 @@ class Cloud(FakeEc2):
             case _:
                 return
         self.world.seen["from outside", wish] += 1
+        self.world.changed_outside = True
         self.put(instance.model_copy(update={"state": after}))
 
 
@@ -148,6 +158,21 @@ class Ec2OfProcess(Ec2):
         self, operation: str, effect: Callable[[], T], *, changes: bool = True, capacity: bool = False
     ) -> T:
         signed_at = self._world.loop.time()
+        self._phase(CALLED, operation)
+        try:
+            return await self._answered(operation, effect, changes, capacity, signed_at)
+        except OutcomeUnknownError:
+            self._phase(UNCERTAIN, operation)
+            raise
+
+    def _phase(self, phase: str, operation: str) -> None:
+        command_id = structlog.contextvars.get_contextvars().get("command_id")
+        if command_id is not None:
+            self._cloud.on_call(phase, command_id, operation)
+
+    async def _answered(
+        self, operation: str, effect: Callable[[], T], changes: bool, capacity: bool, signed_at: float
+    ) -> T:
         await self._process.step(f"{operation} begins", latency=1.0)
         if self._world.loop.time() - signed_at > SIGNED_FOR:
             raise EC2AuthenticationException("RequestExpired", remedy=Remedy.REFRESH, retryable=True)
@@ -163,11 +188,22 @@ class Ec2OfProcess(Ec2):
         if changes and self._world.happens("late effect, no answer", operation):
             self._world.loop.call_later(self._world.random.random() * LATEST, _quietly, effect)
             raise OutcomeUnknownError("time-out")
+        before = self._cloud.changes
         result = effect()
+        if self._cloud.changes > before:
+            took_effect(self._world, f"EC2 {operation}")
         await self._process.step(f"{operation} ends", latency=1.0)
-        if self._world.happens("effect, no answer", operation):
+        if self._world.happens("effect, no answer", operation) or self._planned(operation):
             raise OutcomeUnknownError("time-out")
         return result
+
+    def _planned(self, operation: str) -> bool:
+        """Whether the script wants this call to be unanswered."""
+        command_id = structlog.contextvars.get_contextvars().get("command_id")
+        if command_id is None or not self._cloud.loses_answer(command_id, operation):
+            return False
+        self._world.fault("effect, no answer", operation, LINGERS)
+        return True
 
 
 def _run(call: Coroutine[Any, Any, T]) -> T:

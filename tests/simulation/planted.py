@@ -1,12 +1,13 @@
-"""Deliberate faults, each of which a campaign must catch: the test of the test.
+"""Deliberate faults, each of which the simulation must catch: the test of the test.
 
-The first nine are classic. The others were found in code that shipped, most by the simulation, and are mended.
+Some are classic. Others were found in code that shipped, most by the simulation, and are fixed. The rest take away what a
+promise rests on: a reply on one path, a trigger, an event in one queue, a safety net.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,16 +17,39 @@ import structlog
 
 from cml_contracts.commands import UpdateCMLWorkerTags
 from cml_contracts.envelope import worker_of
-from cml_contracts.events import WorkerEvent
+from cml_contracts.events import (
+    InstanceLaunched,
+    InstanceStarting,
+    InstanceStateObserved,
+    InstanceStopping,
+    LaunchRequested,
+    OperationRefused,
+    StartRequested,
+    StopRequested,
+    TagsUpdated,
+    TagsUpdateRequested,
+    TerminationRequested,
+    WorkerEvent,
+    WorkerImported,
+)
 from cml_contracts.instance import Ec2Instance, LaunchParameters, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.reports import AttemptRefused, OperationFailed
+from cml_contracts.topology import EC2_WAKES
 from cml_workers import stream
-from cml_workers.bus.port import Done, Message, Verdict
+from cml_workers.bus.port import BusUnavailableError, Done, Later, Message, Outgoing, Verdict
 from cml_workers.ec2_adapter import executor as adapter
 from cml_workers.ec2_adapter.errors import EC2InstanceOperationException, OutcomeUnknownError
-from cml_workers.ec2_adapter.executor import Executor, Gone, Outcome, Turn
-from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
+from cml_workers.ec2_adapter.executor import Executor, Gone, Turn
+from cml_workers.ec2_adapter.executor import Outcome as ReportedOutcome
+from cml_workers.eventstore.following import follow_from
+from cml_workers.eventstore.port import (
+    CaughtUp,
+    Checkpoint,
+    EventStore,
+    StoredEvent,
+    WrongExpectedVersionError,
+)
 from cml_workers.lifecycle import decide as rules
 from cml_workers.lifecycle import handler as lifecycle
 from cml_workers.lifecycle.handler import Lifecycle
@@ -35,9 +59,13 @@ from cml_workers.projector.reminders import Reminders
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.relay.relay import Relay
 from cml_workers.stream import load
-from cml_workers.worker import Worker, evolve
-from simulation.bus import Broker
+from cml_workers.worker import Operation, Worker, evolve, settled_by
+from simulation import fleet
+from simulation.bus import Broker, Consumer, Delivery, QueueState
+from simulation.run import Outcome, simulate, simulate_script
+from simulation.sweep import Plan, scripts, swept
 from simulation.tables import ReadModelOfProcess
+from simulation.world import Process
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
@@ -114,7 +142,7 @@ def unknown_means_failed(patch: pytest.MonkeyPatch) -> None:
     """A time-out is an error like any other."""
     original = Executor._carry_out
 
-    async def carry_out(self: Executor, turn: Turn) -> Outcome:
+    async def carry_out(self: Executor, turn: Turn) -> ReportedOutcome:
         try:
             return await original(self, turn)
         except OutcomeUnknownError as error:
@@ -186,7 +214,7 @@ def refused_means_failed(patch: pytest.MonkeyPatch) -> None:
     """A definite error is the operation's failure at once, and until the stream shows it the intent is acted on again."""
     original = Executor._report_outcome
 
-    async def at_once(self: Executor, turn: Turn, report: Outcome) -> None:
+    async def at_once(self: Executor, turn: Turn, report: ReportedOutcome) -> None:
         if isinstance(report, AttemptRefused):
             report = OperationFailed(
                 worker_id=report.worker_id, operation_id=report.operation_id, problem=report.problem
@@ -201,7 +229,7 @@ def done_is_not_in_doubt(patch: pytest.MonkeyPatch) -> None:
     """What was done, but could not be reported, is not remembered when the next attempt is refused."""
     original = Executor._carry_out
 
-    async def carry_out(self: Executor, turn: Turn) -> Outcome:
+    async def carry_out(self: Executor, turn: Turn) -> ReportedOutcome:
         done = await original(self, turn)
         self._in_doubt = _Trusting()
         return done
@@ -286,26 +314,285 @@ def owed_power_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "_at_rest", status)
 
 
-PLANTED: Mapping[str, Plant] = {
-    each.__name__: each
-    for each in (
-        no_token,
-        ack_before_append,
-        checkpoint_before_rows,
-        no_deduplication,
-        not_found_means_terminated,
-        unknown_means_failed,
-        stale_intent,
-        reply_before_append,
-        two_executors,
-        refused_means_failed,
-        done_is_not_in_doubt,
-        standby_trusts_itself,
-        lagging_fold,
-        checkpoint_before_confirm,
-        no_reminders,
-        status_decided_anew,
-        owed_tags_forgotten,
-        owed_power_forgotten,
-    )
+# -- a reply that is forgotten on one path ----------------------------------------------------------------
+
+
+def reply_forgotten_while_pending(patch: pytest.MonkeyPatch) -> None:
+    """A command that is found pending is done, and what it settled of others is forgotten (found on a real store)."""
+    original = Lifecycle._repeat
+
+    async def repeat(self: Lifecycle, message: Any, worker: Worker, operation: Operation) -> Verdict:
+        if operation.result is None and message.reply in (None, operation.requested.reply):
+            return Done()
+        return await original(self, message, worker, operation)
+
+    patch.setattr(Lifecycle, "_repeat", repeat)
+
+
+def reply_forgotten_when_settled(patch: pytest.MonkeyPatch) -> None:
+    """A command that is found settled is answered, and nobody else."""
+    original = Lifecycle._repeat
+
+    async def repeat(self: Lifecycle, message: Any, worker: Worker, operation: Operation) -> Verdict:
+        nobody = replace(worker, operations={})
+        return await original(self, message, nobody, operation)
+
+    patch.setattr(Lifecycle, "_repeat", repeat)
+
+
+def reply_forgotten_by_a_report(patch: pytest.MonkeyPatch) -> None:
+    """A report that tells nothing new is done, and the replies of its first delivery are forgotten."""
+    original = Lifecycle._settle
+
+    async def settle(self: Lifecycle, report: Any, report_id: str, attempt: int) -> Verdict:
+        worker = await load(self._store, report.worker_id)
+        if settled_by(worker, report_id):
+            return Done()
+        return await original(self, report, report_id, attempt)
+
+    patch.setattr(Lifecycle, "_settle", settle)
+
+
+def reply_forgotten_of_a_rejection(patch: pytest.MonkeyPatch) -> None:
+    """A rejection that is recorded and never told."""
+    original = settled_by
+
+    def not_rejected(worker: Worker, message_id: str) -> Sequence[Operation]:
+        settled = original(worker, message_id)
+        return [each for each in settled if each.result and each.result.outcome != "rejected"]
+
+    patch.setattr(lifecycle, "settled_by", not_rejected)
+
+
+def reply_forgotten_by_a_status_update(patch: pytest.MonkeyPatch) -> None:
+    """A status update answers its own caller, and forgets whose operations it ended."""
+    original = Lifecycle._decide_status
+
+    async def decide_status(self: Lifecycle, message: Any, *arguments: Any) -> Verdict:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(lifecycle, "settled_by", lambda *_: [])
+            return await original(self, message, *arguments)
+
+    patch.setattr(Lifecycle, "_decide_status", decide_status)
+
+
+# -- an event that does not arrive ------------------------------------------------------------------------
+
+
+def event_missing_in_one_queue(patch: pytest.MonkeyPatch) -> None:
+    """The broker has the event, and one subscriber's queue never gets it."""
+    original = Broker.to_subscriber
+
+    def to_subscriber(self: Broker, message: Outgoing) -> None:
+        if message.type != InstanceStarting.TYPE:
+            original(self, message)
+
+    patch.setattr(Broker, "to_subscriber", to_subscriber)
+
+
+def _without_trigger(event: type[WorkerEvent]) -> Plant:
+    """The adapter's queue is not bound to this type of event."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        original = Broker.__init__
+
+        def init(self: Broker, *arguments: Any) -> None:
+            original(self, *arguments)
+            state = self.queues[EC2_WAKES.name]
+            left = tuple(each for each in EC2_WAKES.bindings if each.routing_key != event.TYPE)
+            assert len(left) == len(EC2_WAKES.bindings) - 1
+            state.queue = replace(EC2_WAKES, bindings=left)
+
+        patch.setattr(Broker, "__init__", init)
+
+    return plant
+
+
+# -- a safety net that is taken away ----------------------------------------------------------------------
+
+
+def no_redelivery(patch: pytest.MonkeyPatch) -> None:
+    """What a consumer had when it was lost is gone."""
+
+    def give_back(self: Broker, state: QueueState, consumer: Consumer, delivery: Delivery) -> None:
+        if delivery.owner is consumer and delivery in state.taken:
+            state.taken.remove(delivery)
+            consumer.holding -= 1
+
+    patch.setattr(Broker, "_give_back", give_back)
+
+
+def not_put_aside(patch: pytest.MonkeyPatch) -> None:
+    """What cannot be done as a part is unavailable is acknowledged all the same."""
+    original = Broker._settle
+
+    async def settle(self: Broker, state: QueueState, delivery: Delivery, verdict: Verdict, bus: Any) -> None:
+        if delivery.after_error and isinstance(verdict, Later):
+            return
+        await original(self, state, delivery, verdict, bus)
+
+    patch.setattr(Broker, "_settle", settle)
+
+
+def no_redrive(patch: pytest.MonkeyPatch) -> None:
+    """No operator ever looks at the dead letters."""
+    patch.setattr(Broker, "redrive", lambda _: None)
+
+
+def not_published_again(patch: pytest.MonkeyPatch) -> None:
+    """The relay goes on where an event was not confirmed."""
+
+    async def once(self: Relay, message: Outgoing) -> None:
+        with contextlib.suppress(BusUnavailableError):
+            await self._publish(message)
+
+    patch.setattr(Relay, "_until_confirmed", once)
+
+
+def not_decided_again(patch: pytest.MonkeyPatch) -> None:
+    """Whoever loses the race for a stream takes it for done."""
+    original = Lifecycle._record
+
+    async def record(self: Lifecycle, worker: Worker, *arguments: Any, **circumstances: Any) -> Worker:
+        try:
+            return await original(self, worker, *arguments, **circumstances)
+        except WrongExpectedVersionError:
+            return worker
+
+    patch.setattr(Lifecycle, "_record", record)
+
+
+def not_followed_again(patch: pytest.MonkeyPatch) -> None:
+    """A follower that has lost the store does not come back."""
+    original = follow_from
+
+    async def once(*arguments: Any, **options: Any) -> None:
+        def never(_: int) -> float:
+            return 1e9
+
+        await original(*arguments, **{**options, "backoff": never})
+
+    patch.setattr(fleet, "follow_from", once)
+
+
+def not_consumed_again(patch: pytest.MonkeyPatch) -> None:
+    """Who has lost the connection to the broker does not come back, and does not end either."""
+    patch.setattr(Process, "_return", lambda _: None)
+
+
+def tags_not_compared(patch: pytest.MonkeyPatch) -> None:
+    """A tag call that comes late is nobody's business."""
+
+    async def nothing(_: Executor, __: UUID) -> None:
+        return
+
+    patch.setattr(Executor, "_doubt_tags", nothing)
+
+
+# -- catching them ----------------------------------------------------------------------------------------
+
+SEEDS, SWEEP, CALM_RUNS = "seeds", "sweep", "runs without a fault"
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A fault, and how it is caught; ``script``: with the sweep, a part of the names of the scripts that catch it."""
+
+    plant: Plant
+    by: str = SEEDS
+    script: str = ""
+
+
+PLANTED: Mapping[str, Planted] = {
+    **{
+        each.__name__: Planted(each)
+        for each in (
+            no_token,
+            ack_before_append,
+            checkpoint_before_rows,
+            no_deduplication,
+            not_found_means_terminated,
+            unknown_means_failed,
+            stale_intent,
+            reply_before_append,
+            two_executors,
+            refused_means_failed,
+            done_is_not_in_doubt,
+            standby_trusts_itself,
+            lagging_fold,
+            checkpoint_before_confirm,
+            no_reminders,
+            status_decided_anew,
+            owed_tags_forgotten,
+            owed_power_forgotten,
+            no_redelivery,
+            not_put_aside,
+            no_redrive,
+            not_published_again,
+            not_decided_again,
+            not_followed_again,
+            not_consumed_again,
+        )
+    },
+    "reply_forgotten_while_pending": Planted(
+        reply_forgotten_while_pending, SWEEP, "start, terminate when it is requested"
+    ),
+    "reply_forgotten_when_settled": Planted(
+        reply_forgotten_when_settled, SWEEP, "start, terminate when it is requested"
+    ),
+    "reply_forgotten_by_a_report": Planted(reply_forgotten_by_a_report, SWEEP, "stop, terminate, terminate"),
+    "reply_forgotten_of_a_rejection": Planted(reply_forgotten_of_a_rejection, CALM_RUNS),
+    "reply_forgotten_by_a_status_update": Planted(
+        reply_forgotten_by_a_status_update, SWEEP, "terminate, update_status when it is called"
+    ),
+    "event_missing_in_one_queue": Planted(event_missing_in_one_queue, CALM_RUNS),
+    "tags_not_compared": Planted(tags_not_compared, SWEEP, "update_tags, update_tags when it is"),
+    **{
+        f"no_trigger_{event.__name__}": Planted(_without_trigger(event), CALM_RUNS)
+        for event in (
+            LaunchRequested,
+            StartRequested,
+            StopRequested,
+            TerminationRequested,
+            TagsUpdateRequested,
+            InstanceLaunched,
+            InstanceStarting,
+            InstanceStopping,
+            InstanceStateObserved,
+            WorkerImported,
+            TagsUpdated,
+        )
+    },
+    "no_trigger_OperationRefused": Planted(
+        _without_trigger(OperationRefused), SWEEP, "start, stop when it is req"
+    ),
 }
+
+
+def caught_by(name: str, *, enough: int = 2, most: int = 2000) -> str:
+    """What caught a planted fault, and how soon; empty if nothing did."""
+    planted = PLANTED[name]
+    with pytest.MonkeyPatch.context() as patch:
+        planted.plant(patch)
+        if planted.by == SEEDS:
+            runs = (simulate(seed) for seed in range(most))
+            last = most
+        else:
+            names = [each for each in scripts() if planted.script in each]
+            if planted.by == CALM_RUNS:
+                runs = (simulate_script(scripts()[each]) for each in names)
+                last = len(names)
+            else:
+                points = Plan.of(names, 1).points
+                runs = (outcome for each in points for outcome in swept([each]))
+                last = len(points)
+        failed: list[Outcome] = []
+        for tried, outcome in enumerate(runs, 1):
+            if outcome.violations:
+                failed.append(outcome)
+            if len(failed) == enough or (failed and tried == last):
+                return (
+                    f"{planted.by}: {len(failed)} of the first {tried} of {last}, e.g. {failed[0].name}: "
+                    f"{failed[0].violations[0][:100]}"
+                )
+        return ""

@@ -1,11 +1,12 @@
 """An event store in memory, as a process sees it over a network."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
 from cml_contracts.envelope import WORKER_STREAMS, worker_of
+from cml_contracts.queries import WorkerView
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -18,8 +19,11 @@ from cml_workers.eventstore.port import (
     WrongExpectedVersionError,
     check_append,
 )
+from cml_workers.projector.rows import worker_row
 from cml_workers.stream import decode
 from cml_workers.worker import Worker, evolve
+from simulation import nets
+from simulation.bus import took_effect
 from simulation.world import Process, World
 
 LONGEST_LAG = 2.0
@@ -34,6 +38,9 @@ class Log:
         self.events: list[StoredEvent] = []
         self.streams: dict[str, list[StoredEvent]] = {}
         self.workers: dict[UUID, Worker] = {}
+        self.rows: dict[UUID, list[WorkerView]] = {}
+        """Each worker's row of the read model after each of its events."""
+        self.on_append: Callable[[StoredEvent], None] = lambda _: None
         self._changed: list[asyncio.Future[None]] = []
 
     def append(self, stream: str, events: Sequence[NewEvent], expected: int) -> int:
@@ -63,7 +70,11 @@ class Log:
             if stream.startswith(WORKER_STREAMS):
                 worker_id = worker_of(stream)
                 worker = self.workers.get(worker_id) or Worker(worker_id)
-                self.workers[worker_id] = evolve(worker, decode(stored))
+                self.workers[worker_id] = worker = evolve(worker, decode(stored))
+                row = worker_row(worker)
+                if row is not None:
+                    self.rows.setdefault(worker_id, []).append(row)
+            self.on_append(stored)
         for future in self._changed:
             if not future.done():
                 future.set_result(None)
@@ -94,11 +105,15 @@ class StoreOfProcess(EventStore):
                 self._world.random.random() * 20, self._append_late, stream, list(events), expected
             )
             raise StoreUnavailableError("no answer in time")
+        before = len(self._log.events)
         try:
             last = self._log.append(stream, events, expected)
         except WrongExpectedVersionError:
             self._world.seen["conflict", "append"] += 1
+            self._world.nets[nets.CONFLICT, "worker" if stream.startswith(WORKER_STREAMS) else "command"] += 1
             raise
+        if len(self._log.events) > before:
+            took_effect(self._world, f"appended {events[0].type}")
         await self._process.step("append ends")
         if self._world.happens("lost answer", "append"):
             raise StoreUnavailableError("the answer was lost")

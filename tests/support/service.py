@@ -49,12 +49,13 @@ class Service:
     async def command(self, body: WorkerCommand, command_id: str | None = None, **fields: Any) -> Verdict:
         return await self.handler.on_command(command(body, command_id, **fields))
 
-    async def report(self, report: Report, message_id: str | None = None) -> Verdict:
+    async def report(self, report: Report, message_id: str | None = None, *, attempt: int = 0) -> Verdict:
         return await self.handler.on_report(
             Message(
                 body=report.model_dump_json().encode(),
                 type=report.TYPE,
                 message_id=message_id or str(uuid4()),
+                attempt=attempt,
             )
         )
 

@@ -140,9 +140,11 @@ class Executor:
         """The first wake-up since we were connected: until then another may have been the active one."""
         self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
         self._in_doubt: dict[str, datetime] = {}
-        self._unanswered: dict[str, datetime] = {}
-        """When a call for these tag updates was last not answered: EC2 may still carry it out."""
+        self._unanswered: set[str] = set()
+        """Tag updates of which a call was not answered, or may not have been: EC2 may carry it out late."""
         self._reported: OrderedDict[str, Outcome] = OrderedDict()
+        self._confirmed: set[str] = set()
+        """Those of the reported operations whose report the broker has confirmed."""
 
     async def call(self) -> None:
         """Wake the active one, so that it knows that it is; until it does, what fails is only reported later."""
@@ -155,6 +157,7 @@ class Executor:
         """The broker has lost us, and another may act: whatever is open is a stranger's to us."""
         self._active_since = datetime.max.replace(tzinfo=UTC)
         self._reported.clear()
+        self._confirmed.clear()
 
     def connected(self) -> None:
         """What is requested after our next wake-up is ours, until the connection is lost."""
@@ -211,7 +214,9 @@ class Executor:
         operation = turn.operation
         known = self._reported.get(operation.command_id)
         if known is not None and (operation.refusal is None or not isinstance(known, AttemptRefused)):
-            await self._report_outcome(turn, known)  # it is on its way; acting again would undo its meaning
+            # It is on its way; acting again would undo its meaning. Where it may have been lost, it is sent again.
+            if operation.command_id not in self._confirmed or message.type == Reminder.TYPE:
+                await self._report_outcome(turn, known)
             return True
         if self._suspect(operation, message):
             return False
@@ -249,12 +254,15 @@ class Executor:
         """
         operation_id = turn.operation.command_id
         self._reported[operation_id] = report
+        self._confirmed.discard(operation_id)
         if len(self._reported) > REMEMBERED:
             forgotten, _ = self._reported.popitem(last=False)
+            self._confirmed.discard(forgotten)
             self._in_doubt.pop(forgotten, None)
-            self._unanswered.pop(forgotten, None)
+            self._unanswered.discard(forgotten)
         refused = isinstance(report, AttemptRefused)
         await self._tell(report, f"{turn.worker.id}/{operation_id}/{'refusal' if refused else 'outcome'}")
+        self._confirmed.add(operation_id)
 
     def _suspect(self, operation: Operation, message: Message) -> bool:
         """An intent from before our time, or a message somebody else had, may have been acted on already.
@@ -266,6 +274,7 @@ class Executor:
         before_us = since is None or operation.requested.time < since
         if before_us or message.redelivered:
             self._in_doubt.setdefault(operation.command_id, self._now())
+            self._unanswered.add(operation.command_id)
         return before_us and (since is None or self._now() - since < self._takeover)
 
     def _fresh(self, read_at: datetime) -> bool:
@@ -420,15 +429,15 @@ class Executor:
         try:
             await self._write_tags(turn.worker, instance, intent.tags, turn.read_at)
         except OutcomeUnknownError:
-            self._unanswered[command_id] = self._now()
+            self._unanswered.add(command_id)
             raise
         self._in_doubt[command_id] = self._now()
-        unanswered = self._unanswered.get(command_id)
-        if unanswered is not None and self._now() - unanswered < self._patience(intent):
-            raise NotYet  # the next update begins when no call of this one can undo it any more
         tags = await self._ec2.tags(instance.aws_region, instance.instance_id)
         if any(tags.get(key) != value for key, value in intent.tags.items()):
             raise NotYet  # what was written is not visible yet
+        if command_id in self._unanswered:
+            # An earlier call may be carried out behind the next update. The doubt outlives us, and is there first.
+            await self._doubt_tags(turn.worker.id)
         return instance.model_copy(update={"tags": tags})
 
     async def _write_tags(

@@ -47,7 +47,7 @@ REFUSED_TYPE = "cml.command.unauthorized.v1"
 TRIES = 20
 """Lost races on one stream before the message is put aside for a second."""
 UNSEEN_ATTEMPTS = 10
-"""Attempts for which a replica of the store may lag behind the claim of a command."""
+"""Attempts, a second apart, for which a replica of the store may lag behind what a message refers to."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 _TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
@@ -136,14 +136,16 @@ class Lifecycle:
                 return await self._decide(report.origin, answered=report, attempt=message.attempt)
 
         with structlog.contextvars.bound_contextvars(worker_id=str(report.worker_id)):
-            return await self._settle(report, report_id)
+            return await self._settle(report, report_id, message.attempt)
 
-    async def _settle(self, report: WorkerReport, report_id: str) -> Verdict:
+    async def _settle(self, report: WorkerReport, report_id: str, attempt: int) -> Verdict:
         for _ in range(TRIES):
             worker = await load(self._store, report.worker_id)
             try:
                 events = decide_report(report, worker)
             except Rejected as rejected:
+                if attempt < UNSEEN_ATTEMPTS:
+                    return Later(1)
                 return Dead(rejected.problem.detail, rejected.problem.code)
             if events:
                 try:

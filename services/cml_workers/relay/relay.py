@@ -48,7 +48,7 @@ class Relay:
         """Take the next item of the store's order."""
         match item:
             case StoredEvent():
-                await self._until_confirmed(self._message(item))
+                await self._until_confirmed(event_message(self._source, item))
                 self._unsaved = item.position
                 self._published += 1
                 if self._published >= SAVE_EVERY or self._clock() - self._saved_at >= SAVE_AFTER:
@@ -80,22 +80,24 @@ class Relay:
             else:
                 return
 
-    def _message(self, stored: StoredEvent) -> Outgoing:
-        envelope = EventEnvelope.of(
-            self._source,
-            worker_of(stored.stream),
-            stored.revision,
-            EventMetadata.model_validate_json(stored.metadata),
-            stored.type,
-            json.loads(stored.data),
-        )
-        return Outgoing(
-            exchange=EVENTS,
-            routing_key=stored.type,
-            body=json.dumps(envelope.to_cloudevent(), separators=(",", ":")).encode(),
-            type=stored.type,
-            message_id=str(stored.event_id),
-            correlation_id=envelope.correlation_id,
-            content_type=CLOUDEVENTS_JSON,
-            mandatory=False,
-        )
+
+def event_message(source: str, stored: StoredEvent) -> Outgoing:
+    """A stored event as subscribers get it."""
+    envelope = EventEnvelope.of(
+        source,
+        worker_of(stored.stream),
+        stored.revision,
+        EventMetadata.model_validate_json(stored.metadata),
+        stored.type,
+        json.loads(stored.data),
+    )
+    return Outgoing(
+        exchange=EVENTS,
+        routing_key=stored.type,
+        body=json.dumps(envelope.to_cloudevent(), separators=(",", ":")).encode(),
+        type=stored.type,
+        message_id=str(stored.event_id),
+        correlation_id=envelope.correlation_id,
+        content_type=CLOUDEVENTS_JSON,
+        mandatory=False,
+    )

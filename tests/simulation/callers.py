@@ -1,0 +1,256 @@
+"""Callers: they send a command once and await its answer, and see that each answer is true and comes in time."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from cml_contracts.commands import StartCMLWorker, WorkerCommand
+from cml_contracts.queries import GetCMLWorker, GetOperation, OperationView, Query, WorkerView
+from cml_contracts.reports import LookupRequested, OperationSucceeded
+from cml_contracts.results import OperationResult, ProblemCode
+from cml_contracts.topology import COMMANDS, INTERNAL, QUERIES
+from cml_workers.bus.port import BusUnavailableError, Outgoing
+from cml_workers.command_stream import ANSWERED, stream_of_command
+from simulation import nets
+from simulation.bus import CLIENTS, SENT_AGAIN, Broker, BusOfProcess
+from simulation.coverage import Coverage
+from simulation.store import Log
+from simulation.world import Process, World
+
+IMPATIENT = 90.0
+"""Seconds after which a caller who is impatient sends its command again."""
+BOUND = 60.0
+"""Seconds within which who waits is answered: from when the outcome is recorded, or the last fault is over."""
+QUERY_AGAIN = 10.0
+"""Seconds after which a query that got no answer is asked again: it is not kept where nobody can answer it."""
+NOT_RECORDED = (ProblemCode.VALIDATION_FAILED, ProblemCode.DUPLICATE_COMMAND, ProblemCode.UNAUTHORIZED)
+
+
+@dataclass
+class Awaited:
+    """An address at which a reply is awaited, given by one message that the bus has taken."""
+
+    command_id: str
+    since: float
+    arrived: asyncio.Future[None]
+    answered_at: float | None = None
+
+
+class Callers:
+    """Everybody who sends commands and queries, on a process that never dies."""
+
+    def __init__(self, world: World, broker: Broker, log: Log, coverage: Coverage) -> None:
+        self.world = world
+        self.broker = broker
+        self.log = log
+        self.coverage = coverage
+        self.replies: dict[str, list[OperationResult]] = {}
+        """By command id."""
+        self.awaited: dict[str, Awaited] = {}
+        """By address."""
+        self.confirmed: dict[str, WorkerCommand] = {}
+        """Every command that the bus took, by its id."""
+        self.rubbish: set[str] = set()
+        self._questions: dict[str, tuple[Query, asyncio.Future[OperationResult]]] = {}
+        self._process = Process(world, "client", mortal=False)
+        self._publish = BusOfProcess(self._process, broker)
+        self._addresses = 0
+        broker.on_reply = self._on_reply
+
+    # -- sending ------------------------------------------------------------------------------------------
+
+    async def post(self, command_id: str, command: WorkerCommand) -> None:
+        """Send a command until the broker has it, and ask no more."""
+        await self._until_confirmed(_message(command_id, command), command)
+
+    async def call(self, command_id: str, command: WorkerCommand, *, impatient: bool = False) -> None:
+        """Send a command once and await its answer; again only if one is ``impatient``.
+
+        The bus may take a message and fail to say so. Who gets no confirm sends again, or gives up.
+        """
+        address = self._address()
+        message = _message(command_id, command, reply_to=address)
+        arrived = self.world.loop.create_future()
+        self.awaited[address] = Awaited(command_id, self.world.loop.time(), arrived)
+        if not await self._until_confirmed(message, command, gives_up=True):
+            del self.awaited[address]  # nobody knows whether it was taken, and nobody waits
+            return
+        self.awaited[address].since = self.world.loop.time()
+        while not arrived.done():
+            await asyncio.wait([arrived], timeout=IMPATIENT if impatient else None)
+            if not arrived.done():
+                with contextlib.suppress(BusUnavailableError):
+                    await self._publish(replace(message, headers={SENT_AGAIN: "1"}))
+
+    async def _until_confirmed(
+        self, message: Outgoing, command: WorkerCommand, *, gives_up: bool = False
+    ) -> bool:
+        while True:
+            try:
+                await self._publish(message)
+            except BusUnavailableError:
+                self.world.nets[nets.PUBLISHED_AGAIN, "caller"] += 1
+                if gives_up and self.world.random.random() < 0.5:
+                    return False
+                await asyncio.sleep(1)
+            else:
+                self.confirmed[message.message_id] = command
+                worker_id = command.worker(message.message_id)
+                name = command.TYPE.split(".")[2]
+                self.coverage.sent(message.message_id, name, worker_id, self.world.loop.time())
+                return True
+
+    async def send_rubbish(self, name: str) -> None:
+        """Send what no handler can read, to one of the queues."""
+        exchange, kind = self.world.random.choice(
+            (
+                (COMMANDS, StartCMLWorker.TYPE),
+                (INTERNAL, OperationSucceeded.TYPE),
+                (INTERNAL, LookupRequested.TYPE),
+            )
+        )
+        message = Outgoing(exchange=exchange, routing_key=kind, body=b"{", type=kind, message_id=name)
+        self.rubbish.add(name)
+        try:
+            await self._publish(message)
+        except BusUnavailableError:
+            self.rubbish.discard(name)
+
+    # -- replies ------------------------------------------------------------------------------------------
+
+    def _on_reply(self, message: Outgoing) -> None:
+        result = OperationResult.model_validate_json(message.body)
+        question = self._questions.get(message.routing_key)
+        if question is not None:
+            self._on_answer(*question, result)
+            return
+        assert result.command_id is not None
+        self.replies.setdefault(result.command_id, []).append(result)
+        self.world.trace("client", f"{result.command_id} {result.outcome}")
+        awaited = self.awaited.get(message.routing_key)
+        if awaited is not None and awaited.answered_at is None:
+            awaited.answered_at = self.world.loop.time()
+            awaited.arrived.set_result(None)
+        if result.problem and result.problem.code in NOT_RECORDED:
+            return
+        if self.recorded_at(result.command_id) is None:
+            self.world.broken.append(f"6: {result.command_id} is answered, but not recorded: {result}")
+
+    def recorded_at(self, command_id: str) -> float | None:
+        """When the outcome of a command was recorded, in virtual seconds; None if it is not."""
+        for worker in self.log.workers.values():
+            operation = worker.operations.get(command_id)
+            if operation is not None and operation.settled_at is not None:
+                return self.world.seconds(operation.settled_at)
+        for each in self.log.streams.get(stream_of_command(command_id), []):
+            if each.type == ANSWERED:
+                return self.world.seconds(each.recorded_at)
+        return None
+
+    def late(self) -> list[str]:
+        """Who is not answered within the bound, or at all."""
+        found = []
+        for address, awaited in self.awaited.items():
+            recorded_at = self.recorded_at(awaited.command_id)
+            due = max(recorded_at or 0.0, awaited.since, self.world.trouble_until) + BOUND
+            at = awaited.answered_at
+            if at is None and self.world.loop.time() > due:
+                found.append(f"10: {awaited.command_id} is not answered at {address} by {due:.0f} s")
+            elif at is not None and recorded_at is not None and at > due:
+                found.append(f"10: {awaited.command_id} was answered at {at:.0f} s, due by {due:.0f} s")
+        return found
+
+    # -- queries ------------------------------------------------------------------------------------------
+
+    async def ask(self, query: Query) -> OperationResult:
+        """Ask until there is an answer."""
+        while True:
+            address = self._address()
+            answered: asyncio.Future[OperationResult] = self.world.loop.create_future()
+            self._questions[address] = query, answered
+            with contextlib.suppress(BusUnavailableError):
+                await self._publish(_question(address, query))
+                await asyncio.wait([answered], timeout=QUERY_AGAIN)
+            if answered.done():
+                return answered.result()
+            await asyncio.sleep(1)
+
+    async def until_shown(self, command_id: str) -> None:
+        """Ask for an operation until its outcome is shown, as a caller does who gave no address."""
+        while True:
+            result = await self.ask(GetOperation(command_id=command_id))
+            shown = result.data is not None and OperationView.model_validate(result.data).result is not None
+            now, recorded_at = self.world.loop.time(), self.recorded_at(command_id)
+            if recorded_at is not None and now > max(recorded_at, self.world.trouble_until) + BOUND:
+                self.world.broken.append(
+                    f"11: {command_id}, recorded at {recorded_at:.0f} s, is shown at {now:.0f} s"
+                )
+                return
+            if shown:
+                return
+            await asyncio.sleep(5)
+
+    def _on_answer(
+        self, query: Query, answered: asyncio.Future[OperationResult], result: OperationResult
+    ) -> None:
+        """What is shown must be what is, or was, recorded."""
+        if not answered.done():
+            answered.set_result(result)
+        if result.data is None:
+            return
+        if isinstance(query, GetOperation):
+            shown: Any = OperationView.model_validate(result.data).result
+            true = shown is None or self._is_recorded(shown)
+        else:
+            shown = WorkerView.model_validate(result.data)
+            true = shown in self.log.rows.get(shown.id, [])
+        if not true:
+            self.world.broken.append(f"11: {query} was answered {result.data}, which never was")
+
+    def _is_recorded(self, shown: OperationResult) -> bool:
+        command_id = shown.command_id or ""
+        for worker in self.log.workers.values():
+            if command_id in worker.operations:
+                recorded = worker.operations[command_id].result
+                return recorded is not None and _plain(recorded) == _plain(shown)
+        stream = self.log.streams.get(stream_of_command(command_id), [])
+        return any(
+            each.type == ANSWERED and _plain(OperationResult.model_validate_json(each.data)) == _plain(shown)
+            for each in stream
+        )
+
+    async def look_at(self, worker_id: UUID) -> None:
+        """Ask for a worker."""
+        await self.ask(GetCMLWorker(worker_id=worker_id))
+
+    def _address(self) -> str:
+        self._addresses += 1
+        return f"{CLIENTS}{self._addresses}"
+
+
+def _plain(result: OperationResult) -> Any:
+    return result.model_dump(mode="json")
+
+
+def _message(command_id: str, command: WorkerCommand, reply_to: str | None = None) -> Outgoing:
+    return Outgoing(
+        exchange=COMMANDS,
+        routing_key=command.TYPE,
+        body=command.model_dump_json(exclude_none=True).encode(),
+        type=command.TYPE,
+        message_id=command_id,
+        reply_to=reply_to,
+    )
+
+
+def _question(address: str, query: Query) -> Outgoing:
+    return Outgoing(
+        exchange=QUERIES,
+        routing_key=query.TYPE,
+        body=query.model_dump_json(exclude_none=True).encode(),
+        type=query.TYPE,
+        message_id=f"question-{address}",
+        reply_to=address,
+    )

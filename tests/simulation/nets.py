@@ -1,0 +1,30 @@
+"""The safety nets: what makes up for a fault. Each is counted, with what it saved.
+
+A net that works where nothing went wrong hides a fault of ours; one that never works in a whole campaign is not
+needed, or not tested. ``World.nets`` has the counts.
+"""
+
+REDELIVERY = "redelivered"
+PUT_ASIDE = "put aside"
+REDRIVE = "redriven by an operator"
+SENT_AGAIN = "sent again by its caller"
+REMINDER = "reminder"
+PUBLISHED_AGAIN = "published again"
+CONFLICT = "decided again"
+DUPLICATE = "recognised"
+RECONNECTED = "reconnected"
+
+MEANING = {
+    REDELIVERY: "a message came again, as its consumer was lost, and something new came of it",
+    PUT_ASIDE: "a message waited, as a part was unavailable, and something new came of it",
+    REDRIVE: "an operator took a message out of the dead letters, and something new came of it",
+    SENT_AGAIN: "a caller got no answer, sent its command again, and something new came of it",
+    REMINDER: "a reminder triggered the adapter, and something new came of it",
+    PUBLISHED_AGAIN: "a message was not confirmed, and was published again",
+    CONFLICT: "somebody else appended first, and the command was decided again",
+    DUPLICATE: "a message came again after it had been handled, and nothing new came of it",
+    RECONNECTED: "a connection was lost, and is there again",
+}
+
+OVERLAP = frozenset({CONFLICT, DUPLICATE})
+"""What commands for one worker at one time, or the same command twice, make happen without any fault."""
