@@ -35,6 +35,8 @@ from simulation.world import AT_ANY_STEP, CRASH
 T = TypeVar("T")
 PROCESSES = os.cpu_count() or 1
 CHUNK = 10
+EVERY = 30.0
+"""Seconds between two lines of progress, where nothing can be drawn over."""
 
 CHANGES = ("launch", "start", "stop", "terminate", "add_tags")
 LOOKS = ("describe", "tags", "find_launched", "find_image")
@@ -311,9 +313,14 @@ def main() -> int:
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
     ) as progress:
         task = progress.add_task("starting", total=chosen.seeds)
+        shown_at = time.monotonic()
 
         def told(campaign: Campaign) -> None:
+            nonlocal shown_at
             total = campaign.planned or chosen.seeds
+            if not console.is_terminal and time.monotonic() - shown_at > EVERY:
+                shown_at = time.monotonic()
+                console.print(f"of {total or 'as many as there is time for'}: {campaign}", highlight=False)
             progress.update(task, completed=campaign.runs, total=total, description=str(campaign))
 
         if chosen.sweep:
