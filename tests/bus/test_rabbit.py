@@ -24,7 +24,7 @@ from cml_contracts.topology import (
     PROJECTOR_QUERIES,
     QUERIES,
 )
-from cml_workers.bus import rabbit
+from cml_workers.bus import delivery, rabbit
 from cml_workers.bus.port import (
     BusUnavailableError,
     Dead,
@@ -178,7 +178,7 @@ async def test_a_message_with_which_a_handler_keeps_failing_ends_in_the_dead_let
             return Done()
         raise ValueError("a bug")
 
-    monkeypatch.setattr(rabbit, "MAX_FAULTS", 2)
+    monkeypatch.setattr(delivery, "MAX_FAULTS", 2)
     recorder.answer = fail
     for message_id in ("bad", *map(str, range(20))):
         await bus.publish(outgoing(message_id))
@@ -240,7 +240,7 @@ async def test_what_passes_by_itself_never_ends_there(
             raise ConnectionError("the store is down")
         return Done()
 
-    monkeypatch.setattr(rabbit, "MAX_FAULTS", 2)
+    monkeypatch.setattr(delivery, "MAX_FAULTS", 2)
     recorder.answer = down
     await bus.publish(outgoing())
     assert len(await recorder.until(4)) == 4

@@ -228,7 +228,7 @@ async def test_a_caller_whose_queue_refuses_replies_is_not_tried_for_ever(
         await bus.publish(Outgoing(None, message.reply_to or "", b"", "t", "m-1/result", mandatory=False))
         return Done()
 
-    monkeypatch.setattr("cml_workers.bus.rabbit.MAX_FAULTS", 3)
+    monkeypatch.setattr("cml_workers.bus.delivery.MAX_FAULTS", 3)
     await declare_topology(rabbitmq_url)
     async with await aio_pika.connect(rabbitmq_url) as connection:
         channel = await connection.channel()

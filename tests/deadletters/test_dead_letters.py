@@ -35,7 +35,7 @@ from cml_contracts.topology import (
     LIFECYCLE_COMMANDS,
     OPERATOR_REQUESTS,
 )
-from cml_workers.bus import rabbit
+from cml_workers.bus import delivery
 from cml_workers.bus.port import Message, Verdict
 from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.database import DatabaseUnavailableError, durable, migrate, open_database, transaction
@@ -172,7 +172,7 @@ async def service(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Service]:
     """On the embedded parts, and on RabbitMQ with PostgreSQL. One failure of a handler is enough."""
-    monkeypatch.setattr(rabbit, "MAX_FAULTS", 1)
+    monkeypatch.setattr(delivery, "MAX_FAULTS", 1)
     broker, database = request.param
     url = await emptied(request.getfixturevalue(broker))
     engine = open_database(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from cml_contracts.reports import LookupRequested, Reminder
 from cml_contracts.topology import EC2_WAKES, EVENTS, QUEUES, Queue
+from cml_workers.bus.delivery import settle
 from cml_workers.bus.port import (
     BusUnavailableError,
     Dead,
@@ -17,8 +18,6 @@ from cml_workers.bus.port import (
     UnroutableError,
     Verdict,
 )
-from cml_workers.bus.rabbit import MAX_FAULTS, retry_delay
-from cml_workers.failures import ConfigurationError
 from simulation import nets
 from simulation.world import Process, World
 
@@ -214,15 +213,15 @@ class Broker:
         delivery.effects = 0
         await process.step(f"delivered by {state.queue.name}")
         bus = BusOfProcess(process, self)
+        ended: Verdict | Exception
         try:
-            verdict = await consumer.handler(delivery.message)
-        except (ConnectionError, ConfigurationError):
-            delivery.after_error = True
-            verdict = Later()
-        except Exception as error:  # noqa: BLE001 - as RabbitBus does
-            delivery.faults += 1
-            self.world.trace(process.name, f"fails: {error!r}")
-            verdict = Dead(f"handler failed: {error!r}") if delivery.faults >= MAX_FAULTS else Later()
+            ended = await consumer.handler(delivery.message)
+        except Exception as error:  # noqa: BLE001 - the delivery policy knows what it means
+            self.world.trace(process.name, f"raises {error!r}")
+            delivery.after_error |= isinstance(error, ConnectionError)
+            ended = error
+        settlement = settle(state.queue, ended, attempt=delivery.message.attempt, faults=delivery.faults)
+        verdict, delivery.faults = settlement.verdict, settlement.faults
         try:
             await self._settle(state, delivery, verdict, bus)
         except BusUnavailableError:
@@ -256,12 +255,10 @@ class Broker:
         match verdict:
             case Done():
                 return
-            case Later(seconds):
-                if not state.queue.retries:
-                    return
+            case Later(wait):
+                assert wait is not None  # the delivery policy has chosen one
                 again = replace(delivery.message, attempt=delivery.message.attempt + 1, redelivered=False)
                 await bus.confirmed("put aside")
-                wait = retry_delay(seconds, delivery.message.attempt)
                 self.put_aside += 1
                 later = Delivery(again, faults=delivery.faults, after_error=delivery.after_error)
                 self.world.loop.call_later(wait, self._come_back, state, later)

@@ -36,6 +36,7 @@ from cml_contracts.topology import (
     Queue,
     retry_arguments,
 )
+from cml_workers.bus.delivery import settle
 from cml_workers.bus.direct_reply import DirectReplies
 from cml_workers.bus.port import (
     ATTEMPT_HEADER,
@@ -68,8 +69,6 @@ log = structlog.get_logger(__name__)
 
 CONFIRM_TIMEOUT = 15.0
 """Seconds to wait for a publisher confirm before it counts as missing."""
-MAX_FAULTS = 8
-"""Unexpected errors of a handler with one message before the message counts as poison."""
 UNSETTLED_PAUSE = 1.0
 """Seconds before a message whose verdict could not be carried out goes back: no hot loop."""
 MAX_HEADER_NAME = 128
@@ -261,7 +260,7 @@ class RabbitBus:
     ) -> None:
         message = _message(received, self._ours)
         headers = _carried(message.headers)
-        verdict: Verdict
+        ended: Verdict | Exception
         try:
             async with contextlib.AsyncExitStack() as turn:
                 if message.deliveries >= SUSPECT:
@@ -270,21 +269,17 @@ class RabbitBus:
                     await asyncio.sleep(random.uniform(0, SUSPENSE))  # noqa: S311 - shuffles, guards nothing
                     await turn.enter_async_context(alone)
                 if UNREADABLE_HEADER in headers and queue is not DEAD_LETTER_QUEUE:
-                    verdict = _unreadable(headers)
+                    ended = _unreadable(headers)
                 else:
-                    verdict = await handler(message)
-        except (ConnectionError, ConfigurationError) as error:
-            # Not the message's fault, however long it takes to mend: this never makes it a dead letter.
-            log.warning("put aside", queue=queue.name, message_id=message.message_id, cause=str(error))
-            verdict = Later()
-        except CallerRefusesError as error:
-            log.warning("reply refused", queue=queue.name, message_id=message.message_id, cause=str(error))
-            verdict = self._fault(queue, headers, f"no reply: {error}")
-        except Exception as error:
-            log.exception("handler failed", queue=queue.name, message_id=message.message_id)
-            verdict = self._fault(queue, headers, f"handler failed: {error!r}")
+                    ended = await handler(message)
+        except Exception as error:  # noqa: BLE001 - the delivery policy knows what it means
+            _tell_why(queue, message, error)
+            ended = error
+        settlement = settle(queue, ended, attempt=message.attempt, faults=_count(headers.get(FAULT_HEADER)))
+        if settlement.faults:
+            headers[FAULT_HEADER] = settlement.faults
         try:
-            await self._settle(queue, message, headers, verdict)
+            await self._settle(queue, message, headers, settlement.verdict)
             await received.ack()
         except Exception as error:  # noqa: BLE001 - whatever it is, the message comes back
             log.warning("not settled", queue=queue.name, message_id=message.message_id, cause=str(error))
@@ -292,26 +287,16 @@ class RabbitBus:
             with contextlib.suppress(Exception):
                 await received.nack(requeue=True)
 
-    def _fault(self, queue: Queue, headers: dict[str, object], reason: str) -> Verdict:
-        """Once more, while there is hope for the message; at once to the dead letters where it cannot wait."""
-        faults = _count(headers.get(FAULT_HEADER)) + 1
-        headers[FAULT_HEADER] = faults
-        if queue is DEAD_LETTER_QUEUE or (queue.retries and faults < MAX_FAULTS):
-            return Later()  # the dead-letter queue is the last resort
-        return Dead(f"{reason} ({faults} times)", "HandlerFailed")
-
     async def _settle(
         self, queue: Queue, message: Message, headers: dict[str, object], verdict: Verdict
     ) -> None:
         match verdict:
             case Done():
                 return
-            case Later(seconds):
-                if not queue.retries:
-                    return
+            case Later(delay):
+                assert delay is not None  # noqa: S101 - the delivery policy has chosen one
                 headers[ATTEMPT_HEADER] = message.attempt + 1
-                target = queue.retry_queue(retry_delay(seconds, message.attempt))
-                await self.publish(_again(message, headers, target, self.user))
+                await self.publish(_again(message, headers, queue.retry_queue(delay), self.user))
             case Dead(reason, cause):
                 log.warning("dead letter", queue=queue.name, message_id=message.message_id, reason=reason)
                 headers |= {
@@ -323,6 +308,17 @@ class RabbitBus:
                 }
                 headers.pop(TOKEN_HEADER, None)  # a secret, and of no use for longer than minutes
                 await self.publish(_again(message, headers, None, self.user))
+
+
+def _tell_why(queue: Queue, message: Message, error: Exception) -> None:
+    about = {"queue": queue.name, "message_id": message.message_id}
+    match error:
+        case ConnectionError() | ConfigurationError():
+            log.warning("put aside", **about, cause=str(error))
+        case CallerRefusesError():
+            log.warning("reply refused", **about, cause=str(error))
+        case _:
+            log.error("handler failed", **about, exc_info=error)
 
 
 def _carried(headers: Mapping[str, object]) -> dict[str, object]:
@@ -362,13 +358,6 @@ def _again(
         headers={**headers, USER_HEADER: message.user_id or ""},
         user_id=own_user,
     )
-
-
-def retry_delay(seconds: int | None, attempt: int) -> int:
-    """The shortest waiting queue that is long enough; without a wish: 1 s, then 5 s, then 30 s."""
-    if seconds is None:
-        return RETRY_DELAYS[0] if attempt < 5 else RETRY_DELAYS[1] if attempt < 15 else RETRY_DELAYS[2]
-    return next((delay for delay in RETRY_DELAYS if delay >= seconds), RETRY_DELAYS[-1])
 
 
 def _message(received: RabbitMessage, ours: Collection[str]) -> Message:

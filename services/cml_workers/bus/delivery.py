@@ -1,0 +1,59 @@
+"""The delivery policy: what becomes of a message, as a plain function of how its handling ended.
+
+The RabbitMQ adapter and the simulation both settle deliveries by it.
+"""
+
+from dataclasses import dataclass
+
+from cml_contracts.topology import DEAD_LETTER_QUEUE, RETRY_DELAYS, Queue
+from cml_workers.bus.port import CallerRefusesError, Dead, Done, Later, Verdict
+from cml_workers.failures import ConfigurationError
+
+MAX_FAULTS = 8
+"""Unexpected errors of a handler with one message before the message counts as poison."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a delivery is settled; ``faults``: what the message has on its account by now.
+
+    ``Done``: acknowledge it. ``Later``: to the retry queue of that delay, one of ``RETRY_DELAYS``. ``Dead``: to the dead
+    letters. The latter two are acknowledged when what takes their place has been confirmed.
+    """
+
+    verdict: Verdict
+    faults: int
+
+
+def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: int) -> Settlement:
+    """``ended``: the handler's verdict, or what it raised; ``attempt``: how often the message was retried before."""
+    verdict: Verdict
+    match ended:
+        case ConnectionError() | ConfigurationError():
+            # Not the message's fault, however long it lasts: this never makes it a dead letter.
+            verdict = Later()
+        case CallerRefusesError():
+            faults += 1
+            verdict = _fault(queue, faults, f"no reply: {ended}")
+        case Exception():
+            faults += 1
+            verdict = _fault(queue, faults, f"handler failed: {ended!r}")
+        case _:
+            verdict = ended
+    if isinstance(verdict, Later):
+        verdict = Later(retry_delay(verdict.seconds, attempt)) if queue.retries else Done()
+    return Settlement(verdict, faults)
+
+
+def _fault(queue: Queue, faults: int, reason: str) -> Verdict:
+    """Once more, while there is hope for the message; at once to the dead letters where it cannot wait."""
+    if queue is DEAD_LETTER_QUEUE or (queue.retries and faults < MAX_FAULTS):
+        return Later()  # the dead-letter queue is the last resort
+    return Dead(f"{reason} ({faults} times)", "HandlerFailed")
+
+
+def retry_delay(seconds: int | None, attempt: int) -> int:
+    """The shortest delay of a retry queue that is long enough; by default 1 s, then 5 s, then 30 s."""
+    if seconds is None:
+        return RETRY_DELAYS[0] if attempt < 5 else RETRY_DELAYS[1] if attempt < 15 else RETRY_DELAYS[2]
+    return next((delay for delay in RETRY_DELAYS if delay >= seconds), RETRY_DELAYS[-1])

@@ -1,0 +1,67 @@
+"""The delivery policy: what becomes of a message, by how its handling ended."""
+
+import pytest
+
+from cml_contracts.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, QUEUES
+from cml_workers.bus.delivery import MAX_FAULTS, settle
+from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Dead, Done, Later, Verdict
+from cml_workers.failures import ConfigurationError
+
+WORK, QUESTIONS = LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
+BROKEN = Dead("no JSON", "ValidationFailed")
+
+
+@pytest.mark.parametrize("queue", QUEUES, ids=lambda queue: queue.name)
+@pytest.mark.parametrize("verdict", [Done(), BROKEN])
+def test_a_final_verdict_stands(queue, verdict: Verdict):
+    assert settle(queue, verdict, attempt=3, faults=2).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("asked", "attempt", "delay"),
+    [
+        (None, 0, 1),
+        (None, 4, 1),
+        (None, 5, 5),
+        (None, 14, 5),
+        (None, 15, 30),
+        (None, 999, 30),
+        (1, 99, 1),
+        (2, 0, 5),
+        (30, 0, 30),
+        (31, 0, 30),
+    ],
+)
+def test_a_retry_waits_longer_from_attempt_to_attempt_or_as_long_as_asked(asked, attempt, delay):
+    assert settle(WORK, Later(asked), attempt=attempt, faults=0).verdict == Later(delay)
+
+
+@pytest.mark.parametrize("error", [BusUnavailableError("x"), ConnectionError("x"), ConfigurationError("x")])
+def test_what_is_not_the_messages_fault_never_counts_against_it(error: Exception):
+    settled = settle(WORK, error, attempt=10_000, faults=MAX_FAULTS - 1)
+    assert settled.verdict == Later(30)
+    assert settled.faults == MAX_FAULTS - 1
+
+
+@pytest.mark.parametrize("error", [CallerRefusesError("full"), RuntimeError("a bug")])
+def test_a_message_that_fails_again_and_again_becomes_a_dead_letter(error: Exception):
+    faults = 0
+    for _ in range(MAX_FAULTS - 1):
+        settled = settle(WORK, error, attempt=0, faults=faults)
+        assert settled.verdict == Later(1)
+        assert settled.faults == faults + 1
+        faults = settled.faults
+    last = settle(WORK, error, attempt=0, faults=faults).verdict
+    assert isinstance(last, Dead)
+    assert last.cause == "HandlerFailed"
+    assert str(error) in last.reason
+
+
+def test_what_cannot_wait_is_dropped_or_kept_at_once():
+    assert settle(QUESTIONS, ConnectionError(), attempt=0, faults=0).verdict == Done()
+    assert isinstance(settle(QUESTIONS, RuntimeError(), attempt=0, faults=0).verdict, Dead)
+
+
+def test_the_dead_letter_queue_is_the_last_resort():
+    settled = settle(DEAD_LETTER_QUEUE, RuntimeError(), attempt=0, faults=10 * MAX_FAULTS)
+    assert settled.verdict == Later(1)
