@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ _DRIVERS = {
 }
 
 
-def open_database(url: str) -> AsyncEngine:
+def open_database(url: str, *, durable: bool = False) -> AsyncEngine:
     """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``.
+
+    ``durable``: for what cannot be rebuilt from the event store: what is committed outlives the machine, in SQLite
+    too. That costs an fsync for each transaction, so what can be rebuilt goes without.
 
     For PostgreSQL, ``?sslmode=verify-full&sslrootcert=ca.pem`` and ``sslcert``, ``sslkey`` mean what they mean to
     libpq (https://www.postgresql.org/docs/current/libpq-ssl.html).
@@ -75,8 +79,7 @@ def open_database(url: str) -> AsyncEngine:
         if parsed.database and not parsed.database.startswith((":memory:", "file:")):
             _make_file(Path(parsed.database))
         engine = create_async_engine(parsed.set(drivername=driver))
-        sa.event.listen(engine.sync_engine, "connect", _tune_sqlite)
-        sa.event.listen(engine.sync_engine, "begin", _as_durable_as_asked)
+        sa.event.listen(engine.sync_engine, "connect", partial(_tune_sqlite, durable=durable))
         return engine
     return create_async_engine(
         parsed.set(drivername=driver, query={}), pool_pre_ping=True, connect_args={"ssl": _tls(parsed)}
@@ -120,23 +123,14 @@ def _tls(url: URL) -> str | ssl.SSLContext:
     return context
 
 
-def durable(engine: AsyncEngine) -> AsyncEngine:
-    """The same database for what cannot be rebuilt: what is committed outlives the machine."""
-    return engine.execution_options(durable=True)
-
-
-def _as_durable_as_asked(connection: sa.Connection) -> None:
+def _tune_sqlite(connection: Any, _record: Any, *, durable: bool) -> None:
     """NORMAL may lose the last transactions with the machine, never corrupt (https://sqlite.org/pragma.html).
 
     That is enough for what can be rebuilt from the event store: rows and checkpoint go back together.
     """
-    level = "FULL" if connection.get_execution_options().get("durable") else "NORMAL"
-    connection.exec_driver_sql(f"PRAGMA synchronous={level}")
-
-
-def _tune_sqlite(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_SECONDS * 1000}")
+    cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
     cursor.close()
 
 

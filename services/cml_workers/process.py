@@ -149,9 +149,11 @@ async def _open(settings: Settings, amqp: str, ec2: str | None, stack: AsyncExit
     store = open_event_store(event_store_uri(settings))
     stack.push_async_callback(store.close)
     await store.ping()
-    database = open_database(database_url(settings))
-    stack.push_async_callback(database.dispose)
-    return Infrastructure(settings, amqp, store, database, ec2)
+    url = database_url(settings)
+    database, archive = open_database(url), open_database(url, durable=True)
+    for engine in (database, archive):
+        stack.push_async_callback(engine.dispose)
+    return Infrastructure(settings, amqp, store, database, archive, ec2)
 
 
 def _probes(

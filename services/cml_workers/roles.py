@@ -20,12 +20,16 @@ CANCEL_AGAIN = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Infrastructure:
-    """What a process has opened; each role takes from it what it needs."""
+    """What a process has opened; each role takes from it what it needs.
+
+    ``archive``: the same database as ``database``, for what cannot be rebuilt.
+    """
 
     settings: Settings
     amqp_url: str
     store: EventStore
     database: AsyncEngine
+    archive: AsyncEngine
     ec2_endpoint: str | None
 
     def bus(self, name: str) -> RabbitBus:

@@ -38,7 +38,7 @@ from cml_contracts.topology import (
 from cml_workers.bus import delivery
 from cml_workers.bus.port import Message, Verdict
 from cml_workers.bus.rabbit import RabbitBus
-from cml_workers.database import DatabaseUnavailableError, durable, migrate, open_database, transaction
+from cml_workers.database import DatabaseUnavailableError, migrate, open_database, transaction
 from cml_workers.deadletters.archive import DEAD_LETTERS, OUTCOMES, Archive
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.eventstore.port import StreamNotFoundError
@@ -178,7 +178,8 @@ async def service(
     engine = open_database(
         f"sqlite:///{tmp_path / 'read-model.sqlite3'}"
         if database == "sqlite"
-        else await emptied_database(request.getfixturevalue("postgresql_url"))
+        else await emptied_database(request.getfixturevalue("postgresql_url")),
+        durable=True,
     )
     await migrate(engine)
     store = SqliteEventStore(tmp_path / "events.sqlite3")
@@ -218,14 +219,15 @@ async def until(get: Callable[[], Awaitable[Any]], expected: Any) -> None:
 
 
 async def test_what_cannot_be_rebuilt_is_on_disk_when_it_is_committed(tmp_path: Path):
-    engine = open_database(f"sqlite:///{tmp_path / 'read-model.sqlite3'}")
     levels = []
-    for each in (engine, durable(engine), engine):  # all on one pooled connection
-        async with transaction(each) as connection:
-            levels.append(await connection.scalar(sa.text("PRAGMA synchronous")))
-    await engine.dispose()
+    for durable in (False, True):
+        engine = open_database(f"sqlite:///{tmp_path / 'read-model.sqlite3'}", durable=durable)
+        for _ in range(2):
+            async with transaction(engine) as connection:
+                levels.append(await connection.scalar(sa.text("PRAGMA synchronous")))
+        await engine.dispose()
     normal, full = 1, 2
-    assert levels == [normal, full, normal]
+    assert levels == [normal, normal, full, full]
 
 
 async def test_a_broken_message_is_kept_with_all_that_came_with_it_but_the_secret(service: Service):

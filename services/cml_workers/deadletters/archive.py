@@ -23,7 +23,7 @@ from cml_contracts.deadletters import (
     ListDeadLetters,
 )
 from cml_contracts.envelope import MAX_BODY
-from cml_workers.database import METADATA, durable, insert, transaction
+from cml_workers.database import METADATA, insert, transaction
 from cml_workers.deadletters.letter import DeadLetter
 
 DEAD_LETTERS = sa.Table(
@@ -92,10 +92,10 @@ class Kept:
 
 
 class Archive:
-    """Raises DatabaseUnavailableError from everything: try again."""
+    """Raises DatabaseUnavailableError from everything: try again. ``engine``: one that is ``durable``."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = durable(engine)
+        self._engine = engine
         self._writing = asyncio.Lock()
 
     @asynccontextmanager

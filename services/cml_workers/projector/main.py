@@ -34,7 +34,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     bus = given.bus("cml-projector")
     projecting = Projector(store=given.store, read_model=read_model)
 
-    archive = Archive(given.database)
+    archive = Archive(given.archive)
     dead_letters = DeadLetters(
         archive=archive,
         store=given.store,
