@@ -1,12 +1,18 @@
-"""A worker's stream in the event store: loading the aggregate and appending its events."""
+"""Workers' streams in the event store: loading an aggregate, appending its events, and keeping it at hand."""
 
+import asyncio
+from collections import OrderedDict
 from collections.abc import Sequence
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from cml_contracts.envelope import decode_event, stream_of
 from cml_contracts.events import EventMetadata, WorkerEvent
 from cml_workers.eventstore.port import EventStore, NewEvent, StoredEvent, StreamNotFoundError
-from cml_workers.worker import Recorded, Worker, fold
+from cml_workers.worker import Recorded, Worker, advance, fold
+
+AT_HAND = 2_000
+"""Workers that a process keeps in memory; any other is read from its stream again."""
 
 
 def decode(stored: StoredEvent) -> Recorded:
@@ -54,3 +60,51 @@ async def append(
         ],
         expected=worker.revision,
     )
+
+
+class Workers:
+    """Workers as their streams tell. Those used lately are kept, and only what is newer is read.
+
+    What is kept may be old: others append as well. Whoever appends finds out by the expected version; whoever does not
+    has to ask for the newest.
+    """
+
+    def __init__(self, store: EventStore, *, at_hand: int = AT_HAND) -> None:
+        self._store = store
+        self._most = at_hand
+        self._known: OrderedDict[UUID, Worker] = OrderedDict()
+        self._turns: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+
+    def turn(self, worker_id: UUID) -> asyncio.Lock:
+        """Held by whoever handles a message of the worker: one after another within a process, none races another."""
+        return self._turns.setdefault(worker_id, asyncio.Lock())
+
+    def at_hand(self, worker_id: UUID) -> Worker | None:
+        """The worker as it was when it was used last; None if it is not kept."""
+        return self._known.get(worker_id)
+
+    async def newest(self, worker_id: UUID) -> Worker:
+        """The worker as its stream tells now; a blank one if there is none.
+
+        Raises:
+            StoreUnavailableError: try again.
+            UnknownEventError: a newer version of the system wrote the stream; update this one.
+        """
+        worker = self._known.get(worker_id) or Worker(worker_id)
+        try:
+            newer = await self._store.read(stream_of(worker_id), after=worker.revision)
+        except StreamNotFoundError:
+            newer = []
+        return self._keep(advance(worker, map(decode, newer))) if newer else worker
+
+    async def append(self, worker: Worker, recorded: Sequence[Recorded]) -> Worker:
+        """The worker after these events are appended behind what ``worker`` has seen. Raises as ``append`` does."""
+        await append(self._store, worker, [(each.event, each.metadata) for each in recorded])
+        return self._keep(advance(worker, recorded))
+
+    def _keep(self, worker: Worker) -> Worker:
+        self._known[worker.id] = worker
+        self._known.move_to_end(worker.id)
+        if len(self._known) > self._most:
+            self._known.popitem(last=False)
+        return worker

@@ -159,15 +159,20 @@ class Recorded:
 
 def fold(worker_id: UUID, history: Iterable[Recorded]) -> Worker:
     """The worker from its whole stream, in time that grows with its length."""
-    worker = Worker(worker_id)
-    for recorded in history:
-        worker = _advanced(worker, recorded)
-    return worker
+    return advance(Worker(worker_id), history)
 
 
 def evolve(worker: Worker, recorded: Recorded) -> Worker:
     """The worker after one more event; the one given stays as it is."""
-    return _advanced(replace(worker, operations=dict(worker.operations)), recorded)
+    return advance(worker, (recorded,))
+
+
+def advance(worker: Worker, history: Iterable[Recorded]) -> Worker:
+    """The worker after these events; the one given stays as it is."""
+    worker = replace(worker, operations=dict(worker.operations))
+    for recorded in history:
+        worker = _advanced(worker, recorded)
+    return worker
 
 
 def _advanced(worker: Worker, recorded: Recorded) -> Worker:

@@ -40,7 +40,7 @@ from cml_contracts.tokens import InvalidTokenError, sign, verify
 from cml_workers.bus.port import Message
 from cml_workers.bus.properties import UNREADABLE_HEADER, read_tolerantly
 from cml_workers.ec2_adapter.next_action import next_actions
-from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
+from cml_workers.lifecycle.decide import Decision, Record, decide, decide_report
 from cml_workers.policy import Policy
 from cml_workers.projector.read_model import InvalidCursorError, _read_cursor
 from cml_workers.projector.rows import operation_rows, worker_row
@@ -239,17 +239,14 @@ STEP = st.one_of(
 )
 
 
-def events_of(step: tuple[str, Any, Any], number: int, worker: Worker, policy: Policy, at: Any) -> list[Any]:
-    """What the rules make of it; Rejected is the one error they may raise."""
+def decision_on(step: tuple[str, Any, Any], number: int, worker: Worker, policy: Policy, at: Any) -> Decision:
+    """What the rules make of it; they raise nothing."""
     kind, what, more = step
     if kind == "command":
         message = CommandMessage(
             command_id=f"c-{number}", command=what, command_type=what.TYPE, correlation_id="thread"
         )
-        decided = decide(message, worker, policy=policy, now=at, finding=more)
-        if decided == []:
-            already_met(message, worker, more)
-        return decided if isinstance(decided, list) else []
+        return decide(message, worker, policy=policy, now=at, finding=more)
     if kind == "observed":
         return decide_report(InstanceObserved(worker_id=WORKER, seen_revision=more, instance=what), worker)
     pending = [operation for operation in worker.operations.values() if operation.result is None]
@@ -281,10 +278,10 @@ def test_whatever_is_decided_can_be_folded_shown_and_decided_upon(life: list[Wor
     worker = evolved(Worker(WORKER), life)
     for number, (step, at) in enumerate(steps):
         before = worker
-        try:
-            events = events_of(step, number, worker, POLICY, at)
-        except Rejected:
+        decision = decision_on(step, number, worker, POLICY, at)
+        if not isinstance(decision, Record):
             continue
+        events = list(decision.events)
         assert [
             decode_event(event.TYPE, event.model_dump_json(exclude_none=True)) for event in events
         ] == events

@@ -13,7 +13,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-import structlog
 
 from cml_contracts.commands import UpdateCMLWorkerTags
 from cml_contracts.envelope import worker_of
@@ -59,7 +58,7 @@ from cml_workers.projector.reminders import Reminders
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.relay.relay import Relay
 from cml_workers.stream import load
-from cml_workers.worker import Operation, Worker, evolve, settled_by
+from cml_workers.worker import Operation, Worker, advance, evolve, settled_by
 from simulation import fleet
 from simulation.bus import Broker, Consumer, Delivery, QueueState
 from simulation.run import Outcome, simulate, simulate_script
@@ -116,13 +115,16 @@ def checkpoint_before_rows(patch: pytest.MonkeyPatch) -> None:
 def no_deduplication(patch: pytest.MonkeyPatch) -> None:
     """A repetition is decided as if it were new."""
 
-    async def forgetful(store: EventStore, worker_id: UUID, *, upto: int | None = None) -> Worker:
-        worker = await load(store, worker_id, upto=upto)
-        command_id = structlog.contextvars.get_contextvars().get("command_id")
-        others = {name: each for name, each in worker.operations.items() if name != command_id}
-        return replace(worker, operations=others)
+    original = Lifecycle._transact
 
-    patch.setattr(lifecycle, "load", forgetful)
+    async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Verdict:
+        def forgetful(worker: Worker) -> Any:
+            others = {name: each for name, each in worker.operations.items() if name != cause}
+            return judge(replace(worker, operations=others))
+
+        return await original(self, worker_id, cause, forgetful, *origin)
+
+    patch.setattr(Lifecycle, "_transact", transact)
 
 
 def not_found_means_terminated(patch: pytest.MonkeyPatch) -> None:
@@ -161,11 +163,11 @@ def stale_intent(patch: pytest.MonkeyPatch) -> None:
         woken.set(revision)
         return worker_id, revision, tags_doubted_at
 
-    async def as_of_then(store: EventStore, worker_id: UUID) -> Worker:
-        return await load(store, worker_id, upto=woken.get())
+    async def as_of_then(self: stream.Workers, worker_id: UUID) -> Worker:
+        return await load(self._store, worker_id, upto=woken.get())
 
     patch.setattr(adapter, "_woken", by_message)
-    patch.setattr(adapter, "load", as_of_then)
+    patch.setattr(adapter, "Workers", type("Workers", (stream.Workers,), {"newest": as_of_then}))
     _forget_reports(patch)
 
 
@@ -186,15 +188,15 @@ def reply_before_append(patch: pytest.MonkeyPatch) -> None:
     async def record(self: Lifecycle, worker: Worker, events: Any, **circumstances: Any) -> Worker:
         held: list[Any] = []
 
-        async def hold(*arguments: Any) -> None:
-            held.append(arguments)
+        async def hold(_: stream.Workers, worker: Worker, recorded: Any) -> Worker:
+            held.extend(recorded)
+            return advance(worker, recorded)
 
         with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(lifecycle, "append", hold)
+            inner.setattr(stream.Workers, "append", hold)
             after = await original(self, worker, events, **circumstances)
         await self._finish(after, circumstances["cause"])
-        await stream.append(*held[0])
-        return after
+        return await self._workers.append(worker, held)
 
     patch.setattr(Lifecycle, "_record", record)
 
@@ -317,27 +319,42 @@ def owed_power_forgotten(patch: pytest.MonkeyPatch) -> None:
 # -- a reply that is forgotten on one path ----------------------------------------------------------------
 
 
+_FORGETFUL: ContextVar[bool] = ContextVar("forgetful", default=False)
+
+
+def _forget_others(patch: pytest.MonkeyPatch) -> None:
+    """Whoever handles a message while ``_FORGETFUL`` is set does not see what it settled."""
+
+    def forgetful(worker: Worker, message_id: str) -> Sequence[Operation]:
+        return [] if _FORGETFUL.get() else settled_by(worker, message_id)
+
+    patch.setattr(lifecycle, "settled_by", forgetful)
+
+
+def _finishes_without_others(patch: pytest.MonkeyPatch, *, pending: bool) -> None:
+    original = Lifecycle._transact
+
+    async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Verdict:
+        worker = await self._workers.newest(worker_id)
+        found = worker.operations.get(cause)
+        token = _FORGETFUL.set(found is not None and (found.result is None) is pending)
+        try:
+            return await original(self, worker_id, cause, judge, *origin)
+        finally:
+            _FORGETFUL.reset(token)
+
+    _forget_others(patch)
+    patch.setattr(Lifecycle, "_transact", transact)
+
+
 def reply_forgotten_while_pending(patch: pytest.MonkeyPatch) -> None:
     """A command that is found pending is done, and what it settled of others is forgotten (found on a real store)."""
-    original = Lifecycle._repeat
-
-    async def repeat(self: Lifecycle, message: Any, worker: Worker, operation: Operation) -> Verdict:
-        if operation.result is None and message.reply in (None, operation.requested.reply):
-            return Done()
-        return await original(self, message, worker, operation)
-
-    patch.setattr(Lifecycle, "_repeat", repeat)
+    _finishes_without_others(patch, pending=True)
 
 
 def reply_forgotten_when_settled(patch: pytest.MonkeyPatch) -> None:
     """A command that is found settled is answered, and nobody else."""
-    original = Lifecycle._repeat
-
-    async def repeat(self: Lifecycle, message: Any, worker: Worker, operation: Operation) -> Verdict:
-        nobody = replace(worker, operations={})
-        return await original(self, message, nobody, operation)
-
-    patch.setattr(Lifecycle, "_repeat", repeat)
+    _finishes_without_others(patch, pending=False)
 
 
 def reply_forgotten_by_a_report(patch: pytest.MonkeyPatch) -> None:
@@ -369,10 +386,13 @@ def reply_forgotten_by_a_status_update(patch: pytest.MonkeyPatch) -> None:
     original = Lifecycle._decide_status
 
     async def decide_status(self: Lifecycle, message: Any, *arguments: Any) -> Verdict:
-        with pytest.MonkeyPatch.context() as inner:
-            inner.setattr(lifecycle, "settled_by", lambda *_: [])
+        token = _FORGETFUL.set(True)
+        try:
             return await original(self, message, *arguments)
+        finally:
+            _FORGETFUL.reset(token)
 
+    _forget_others(patch)
     patch.setattr(Lifecycle, "_decide_status", decide_status)
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 from uuid import NAMESPACE_URL, UUID, uuid5
-from weakref import WeakValueDictionary
 
 import structlog
 
@@ -62,7 +61,7 @@ from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.ec2_adapter.port import Ec2
 from cml_workers.eventstore.port import EventStore
 from cml_workers.requests import BadMessageError, internal, read
-from cml_workers.stream import load
+from cml_workers.stream import Workers
 from cml_workers.worker import Operation, Worker
 
 log = structlog.get_logger(__name__)
@@ -127,7 +126,7 @@ class Executor:
         fresh: timedelta = FRESH,
         takeover: timedelta = TAKEOVER,
     ) -> None:
-        self._store = store
+        self._workers = Workers(store)
         self._ec2 = ec2
         self._publish = publish
         self._now = now
@@ -138,7 +137,6 @@ class Executor:
         self._takeover = takeover
         self._active_since: datetime | None = None
         """The first wake-up since we were connected: until then another may have been the active one."""
-        self._locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
         self._in_doubt: dict[str, datetime] = {}
         self._unanswered: set[str] = set()
         """Tag updates of which a call was not answered, or may not have been: EC2 may carry it out late."""
@@ -174,11 +172,10 @@ class Executor:
                 f"neither a reminder nor a CloudEvent of a worker: {type(error).__name__}",
                 ProblemCode.VALIDATION_FAILED,
             )
-        lock = self._locks.setdefault(worker_id, asyncio.Lock())
         with structlog.contextvars.bound_contextvars(worker_id=str(worker_id), instance_id=None):
-            async with lock:
+            async with self._workers.turn(worker_id):
                 read_at = self._now()
-                worker = await load(self._store, worker_id)
+                worker = await self._workers.newest(worker_id)
                 if revision is not None and worker.revision < revision:
                     if message.attempt < UNSEEN_ATTEMPTS:
                         return Later(1)  # a replica of the store that lags behind

@@ -1,12 +1,12 @@
 """The rules: what a command or a report does to a worker. Plain functions of what is known.
 
-``decide`` answers with events; with none where the wish is already met; with a question where EC2 has to be
-asked first; or raises ``Rejected``. Commands are judged, observations never: what EC2 shows is recorded as it
-is, and marked as drift where nothing that was decided explains it.
+Each answers with a ``Decision``: record events, no change, ask EC2 first, or reject. Commands are judged, observations
+never: what EC2 shows is recorded as it is, and marked as drift where nothing that was decided explains it.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, assert_never
 from uuid import UUID
@@ -69,36 +69,72 @@ from cml_workers.policy import Policy
 from cml_workers.worker import Operation, Worker
 
 
-class Rejected(Exception):  # noqa: N818 - an answer of the domain, not an error of the program
-    """The command is refused, or cannot be done as AWS is set up; nothing changes."""
+@dataclass(frozen=True, slots=True)
+class Record:
+    """These events happen; never none."""
 
+    events: Sequence[WorkerEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class NoChange:
+    """What is asked for is so already, or is known; ``data``: of the reply to a command."""
+
+    data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """EC2 has to be asked before this can be decided."""
+
+    question: ImageQuestion | InstanceQuestion
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Nothing happens. ``failed`` instead of ``rejected``: it cannot be done as AWS is set up."""
+
+    problem: Problem
+    outcome: Outcome = "rejected"
+
+
+Decision = Record | NoChange | Ask | Reject
+Question = ImageQuestion | InstanceQuestion
+
+
+class _Rejected(Exception):  # noqa: N818 - how a rule says no, wherever it stands
     def __init__(self, problem: Problem, outcome: Outcome = "rejected") -> None:
         super().__init__(problem.detail)
-        self.problem = problem
-        self.outcome: Outcome = outcome
+        self.decision = Reject(problem, outcome)
 
 
-def _rejected(code: ProblemCode, detail: str, *, retryable: bool = False) -> Rejected:
+def _rejected(code: ProblemCode, detail: str, *, retryable: bool = False) -> _Rejected:
     """A rule of ours says no."""
-    return Rejected(Problem.of(code, detail, retryable=retryable))
+    return _Rejected(Problem.of(code, detail, retryable=retryable))
 
 
-def _failed(code: ProblemCode, detail: str, *, retryable: bool = False) -> Rejected:
+def _failed(code: ProblemCode, detail: str, *, retryable: bool = False) -> _Rejected:
     """It cannot be done as AWS is set up."""
-    return Rejected(Problem.of(code, detail, retryable=retryable), "failed")
-
-
-Question = ImageQuestion | InstanceQuestion
+    return _Rejected(Problem.of(code, detail, retryable=retryable), "failed")
 
 
 def decide(
     message: CommandMessage, worker: Worker, *, policy: Policy, now: datetime, finding: Finding | None = None
-) -> list[WorkerEvent] | Question:
-    """What happens; [] when the wish is already met; a question when EC2 has to be asked first.
+) -> Decision:
+    """What a command does; ``finding``: what EC2 answered, where it was asked."""
+    try:
+        decided = _events(message, worker, policy, now, finding)
+    except _Rejected as rejected:
+        return rejected.decision
+    if isinstance(decided, ImageQuestion | InstanceQuestion):
+        return Ask(decided)
+    return Record(decided) if decided else NoChange(already_so(message, worker, finding))
 
-    Raises:
-        Rejected: it must not be, or cannot be.
-    """
+
+def _events(
+    message: CommandMessage, worker: Worker, policy: Policy, now: datetime, finding: Finding | None
+) -> list[WorkerEvent] | Question:
+    """[] where it is so already."""
     command, command_id = message.command, message.command_id
     match command:
         case CreateCMLWorker():
@@ -120,8 +156,8 @@ def decide(
     assert_never(command)
 
 
-def already_met(message: CommandMessage, worker: Worker, finding: Finding | None) -> Any:
-    """The reply data of a command whose wish was met before it came."""
+def already_so(message: CommandMessage, worker: Worker, finding: Finding | None) -> Any:
+    """The reply data of a command that changes nothing, and of every status update."""
     command = message.command
     match command:
         case StartCMLWorker() | StopCMLWorker() | TerminateCMLWorker():
@@ -185,7 +221,7 @@ def _create(
         if finding is None:
             return ImageQuestion(aws_region=command.aws_region, ami_name=ami_name)
         if finding.problem:
-            raise Rejected(finding.problem, "failed")
+            raise _Rejected(finding.problem, "failed")
         if finding.image_id is None:
             raise _failed(
                 ProblemCode.EC2_INVALID_PARAMETER,
@@ -245,7 +281,7 @@ def _import(
             seen_revision=worker.observed_revision,
         )
     if finding.problem:
-        raise Rejected(finding.problem, "failed")
+        raise _Rejected(finding.problem, "failed")
     instance = finding.instance
     if instance is None:
         raise _failed(
@@ -380,7 +416,7 @@ def _update_status(
             seen_revision=worker.observed_revision,
         )
     if finding.problem:
-        raise Rejected(finding.problem, "failed")
+        raise _Rejected(finding.problem, "failed")
     if finding.instance is None and worker.launched_at and now - worker.launched_at < policy.visibility_grace:
         raise _failed(
             ProblemCode.EC2_INSTANCE_NOT_FOUND,
@@ -393,12 +429,19 @@ def _update_status(
 # -- what the adapter reports -----------------------------------------------------------------------------
 
 
-def decide_report(report: WorkerReport, worker: Worker) -> list[WorkerEvent]:
-    """What an outcome or an observation adds; [] when it is known already or overtaken.
+def decide_report(report: WorkerReport, worker: Worker) -> Record | NoChange | Reject:
+    """What an outcome or an observation adds: nothing if it is known or superseded.
 
-    Raises:
-        Rejected: it names an operation that the worker never had.
+    Rejected is what names an operation that the worker does not have.
     """
+    try:
+        events = _reported(report, worker)
+    except _Rejected as rejected:
+        return rejected.decision
+    return Record(events) if events else NoChange()
+
+
+def _reported(report: WorkerReport, worker: Worker) -> list[WorkerEvent]:
     if worker.terminated:
         return []
     match report:

@@ -8,9 +8,10 @@ has its answer in the command's own stream.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, assert_never
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
@@ -34,11 +35,20 @@ from cml_workers.bus.port import CallerRefusesError, Dead, Done, Later, Message,
 from cml_workers.command_stream import answer_of, bind_answer, claim, fingerprint, load_claim
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
 from cml_workers.lifecycle.authorization import UnauthorizedError, authorized_actor
-from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
+from cml_workers.lifecycle.decide import (
+    Ask,
+    NoChange,
+    Question,
+    Record,
+    Reject,
+    already_so,
+    decide,
+    decide_report,
+)
 from cml_workers.policy import Access, Policy
 from cml_workers.requests import BadMessageError, identity, internal, read, reply, reply_address
-from cml_workers.stream import append, load
-from cml_workers.worker import Operation, Recorded, Worker, evolve, settled_by
+from cml_workers.stream import Workers
+from cml_workers.worker import Operation, Recorded, Worker, settled_by
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +62,40 @@ UNSEEN_ATTEMPTS = 10
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 _TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
 """https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is left away."""
+
+
+class UnclaimedError(Exception):
+    """Nobody has claimed the command: it was never sent, or a replica of the store lags behind."""
+
+
+Due = Callable[[Worker], Awaitable[Sequence[Outgoing]]]
+"""What a message owes beside the replies that its events made due, given the worker after them."""
+
+
+def _these(*outgoing: Outgoing) -> Due:
+    async def due(_: Worker) -> Sequence[Outgoing]:
+        return outgoing
+
+    return due
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Record these events, then finish."""
+
+    events: Sequence[WorkerEvent]
+    due: Due = field(default_factory=_these)
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing is recorded; send what is due."""
+
+    due: Due = field(default_factory=_these)
+
+
+Step = Append | Finish | Later | Dead
+"""What is to be done about a message, given its worker."""
 
 
 class Lifecycle:
@@ -68,6 +112,7 @@ class Lifecycle:
         new_id: Callable[[], UUID],
     ) -> None:
         self._store = store
+        self._workers = Workers(store)
         self._publish = publish
         self._policy = policy
         self._access = access
@@ -139,57 +184,53 @@ class Lifecycle:
             return await self._settle(report, report_id, message.attempt)
 
     async def _settle(self, report: WorkerReport, report_id: str, attempt: int) -> Verdict:
-        for _ in range(TRIES):
-            worker = await load(self._store, report.worker_id)
-            try:
-                events = decide_report(report, worker)
-            except Rejected as rejected:
-                if attempt < UNSEEN_ATTEMPTS:
-                    return Later(1)
-                return Dead(rejected.problem.detail, rejected.problem.code)
-            if events:
-                try:
-                    worker = await self._record(worker, events, cause=report_id)
-                except WrongExpectedVersionError:
-                    continue
-            return await self._finish(worker, report_id)
-        return Later(1)
+        def judge(worker: Worker) -> Step:
+            decision = decide_report(report, worker)
+            match decision:
+                case Record(events):
+                    return Append(events)
+                case NoChange():
+                    return Finish()
+                case Reject(problem):
+                    # A replica of the store that lags behind may not have the operation yet.
+                    return Later(1) if attempt < UNSEEN_ATTEMPTS else Dead(problem.detail, problem.code)
+            assert_never(decision)
+
+        return await self._transact(report.worker_id, report_id, judge)
 
     async def _decide(
         self, message: CommandMessage, *, answered: LookupAnswered | None = None, attempt: int = 0
     ) -> Verdict:
         if isinstance(message.command, UpdateCMLWorkerStatus):
             return await self._decide_status(message, answered, attempt)
-        for _ in range(TRIES):
-            worker = await load(self._store, message.worker_id)
+
+        def judge(worker: Worker) -> Step:
             operation = worker.operations.get(message.command_id)
             if operation is not None:
-                return await self._repeat(message, worker, operation)
+                return self._repeat(message, operation)
             finding = _still_true(answered, worker)
-            events: Sequence[WorkerEvent]
-            try:
-                decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
-            except Rejected as rejected:
-                events = [_refused(message, rejected)]
-            else:
-                if isinstance(decision, ImageQuestion | InstanceQuestion):
-                    return await self._finish(worker, message.command_id, _lookup(message, decision))
-                events = decision or [_skipped(message, already_met(message, worker, finding))]
-            try:
-                worker = await self._record(worker, events, cause=message.command_id, origin=message)
-            except WrongExpectedVersionError:
-                continue
-            return await self._finish(worker, message.command_id)
-        return Later(1)
+            decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
+            match decision:
+                case Record(events):
+                    return Append(events)
+                case NoChange(data):
+                    return Append([_skipped(message, data)])
+                case Reject():
+                    return Append([_refused(message, decision)])
+                case Ask(question):
+                    return Finish(_these(_lookup(message, question)))
+            assert_never(decision)
 
-    async def _repeat(self, message: CommandMessage, worker: Worker, operation: Operation) -> Verdict:
+        return await self._transact(message.worker_id, message.command_id, judge, message)
+
+    def _repeat(self, message: CommandMessage, operation: Operation) -> Step:
         """A command that was accepted before: the same reply again, as soon as there is one.
 
         While it is pending, its outcome will be sent to the address on record; only another address has to wait.
         """
         if operation.result is None and message.reply not in (None, operation.requested.reply):
             return Later()
-        return await self._finish(worker, message.command_id, *_replies(operation.result, message.reply))
+        return Finish(_these(*_replies(operation.result, message.reply)))
 
     async def _decide_status(
         self, message: CommandMessage, answered: LookupAnswered | None, attempt: int
@@ -200,34 +241,83 @@ class Lifecycle:
         lookup found is recorded whether or not another delivery has bound an answer: if an append of it timed
         out, it either is there now or can no longer come, and only then is it known which replies are due.
         """
-        for _ in range(TRIES):
-            worker = await load(self._store, message.worker_id)
+
+        def judge(worker: Worker) -> Step:
             finding = _still_true(answered, worker)
-            result: OperationResult | None
-            try:
-                decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
-            except Rejected as rejected:
-                result = _result(message, rejected.outcome, problem=rejected.problem)
-            else:
-                if isinstance(decision, ImageQuestion | InstanceQuestion):
-                    result = await answer_of(self._store, message.command_id)
-                    due = _replies(result, message.reply) if result else [_lookup(message, decision)]
-                    return await self._finish(worker, message.command_id, *due)
-                if decision:
+
+            def shown(after: Worker) -> OperationResult:
+                return _result(message, "succeeded", data=already_so(message, after, finding))
+
+            decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
+            match decision:
+                case Record(events):
+                    return Append(events, self._bound(message, shown))
+                case NoChange():
+                    return Finish(self._bound(message, shown))
+                case Reject(problem, outcome):
+                    rejected = _result(message, outcome, problem=problem)
+                    return Finish(self._bound(message, lambda _: rejected))
+                case Ask(question):
+                    return Finish(self._bound_or_asked(message, question))
+            assert_never(decision)
+
+        try:
+            return await self._transact(message.worker_id, message.command_id, judge, message)
+        except UnclaimedError:
+            if attempt < UNSEEN_ATTEMPTS:
+                return Later(1)  # a replica of the store that lags behind
+            return Dead(f"nobody sent the command {message.command_id!r}", ProblemCode.VALIDATION_FAILED)
+
+    def _bound(self, message: CommandMessage, result: Callable[[Worker], OperationResult]) -> Due:
+        async def due(worker: Worker) -> Sequence[Outgoing]:
+            bound = await bind_answer(self._store, result(worker), self._new_id())
+            if bound is None:
+                raise UnclaimedError
+            return _replies(bound, message.reply)
+
+        return due
+
+    def _bound_or_asked(self, message: CommandMessage, question: Question) -> Due:
+        async def due(_: Worker) -> Sequence[Outgoing]:
+            bound = await answer_of(self._store, message.command_id)
+            return _replies(bound, message.reply) if bound else [_lookup(message, question)]
+
+        return due
+
+    async def _transact(
+        self,
+        worker_id: UUID,
+        cause: str,
+        judge: Callable[[Worker], Step],
+        origin: CommandMessage | None = None,
+    ) -> Verdict:
+        """Take the worker at hand, judge, append at the expected version, and finish; all ways go through here.
+
+        A worker that is kept may be old. An append shows that by its conflict; where nothing is appended, the
+        newest is read first.
+        """
+        async with self._workers.turn(worker_id):
+            worker = self._workers.at_hand(worker_id)
+            read = worker is None
+            if worker is None:
+                worker = await self._workers.newest(worker_id)
+            for _ in range(TRIES):
+                step = judge(worker)
+                if isinstance(step, Append):
                     try:
-                        worker = await self._record(
-                            worker, decision, cause=message.command_id, origin=message
-                        )
+                        worker = await self._record(worker, step.events, cause=cause, origin=origin)
+                        break
                     except WrongExpectedVersionError:
-                        continue
-                result = _result(message, "succeeded", data=already_met(message, worker, finding))
-            result = await bind_answer(self._store, result, self._new_id())
-            if result is None and attempt < UNSEEN_ATTEMPTS:
-                return Later(1)  # a replica of the store that lags behind, or a command that nobody sent
-            if result is None:
-                return Dead(f"nobody sent the command {message.command_id!r}", ProblemCode.VALIDATION_FAILED)
-            return await self._finish(worker, message.command_id, *_replies(result, message.reply))
-        return Later(1)
+                        worker, read = await self._workers.newest(worker_id), True
+                elif read:
+                    break
+                else:
+                    worker, read = await self._workers.newest(worker_id), True
+            else:
+                return Later(1)
+        if isinstance(step, Later | Dead):
+            return step
+        return await self._finish(worker, cause, *await step.due(worker))
 
     async def _finish(self, worker: Worker, message_id: str, *due: Outgoing) -> Done:
         """The only way in which the message of a worker becomes ``Done``: all that it caused is out.
@@ -291,10 +381,8 @@ class Lifecycle:
             )
             for index, event in enumerate(events)
         ]
-        await append(self._store, worker, [(each.event, each.metadata) for each in recorded])
+        worker = await self._workers.append(worker, recorded)
         log.info("recorded", events=[event.TYPE for event in events], cause=cause)
-        for each in recorded:
-            worker = evolve(worker, each)
         return worker
 
     async def _refuse(self, message: Message, problem: Problem) -> None:
@@ -355,7 +443,7 @@ def _replies(result: OperationResult | None, address: ReplyAddress | None) -> li
     return [reply(result, address)] if result is not None and address is not None else []
 
 
-def _refused(message: CommandMessage, rejected: Rejected) -> CommandRejected:
+def _refused(message: CommandMessage, rejected: Reject) -> CommandRejected:
     log.info("rejected", code=rejected.problem.code)
     return CommandRejected(
         operation_id=message.command_id,
