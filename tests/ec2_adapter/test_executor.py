@@ -19,11 +19,10 @@ from cml_contracts.events import (
     LaunchRequested,
     OperationRefused,
     StartRequested,
+    StopFailed,
     StopRequested,
     TagsUpdated,
-    TagsUpdateFailed,
     TagsUpdateRequested,
-    TerminationFailed,
     TerminationRequested,
     WorkerCreated,
     WorkerEvent,
@@ -45,7 +44,7 @@ from cml_contracts.reports import (
     Report,
 )
 from cml_contracts.results import ProblemCode
-from cml_contracts.topology import EC2_WAKES, INTERNAL
+from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
@@ -593,13 +592,6 @@ async def test_doubted_tags_wait_for_the_update_that_is_owed(service: Service):
     assert service.called("add_tags") == 1
 
 
-def test_every_outcome_that_others_may_wait_for_wakes():
-    woken_by = {binding.routing_key for binding in EC2_WAKES.bindings}
-    assert {
-        each.TYPE for each in (TagsUpdated, TagsUpdateFailed, TerminationFailed, InstanceLaunched)
-    } <= woken_by
-
-
 # -- watching and looking up ------------------------------------------------------------------------------
 
 
@@ -624,6 +616,18 @@ async def test_a_watch_ends_when_a_later_event_showed_the_instance(service: Serv
     )
     assert await service.wake(revision=2) == Done()
     assert service.ec2.calls == []
+
+
+@pytest.mark.xfail(strict=True, reason="known fault: only a reminder looks at the instance again")
+async def test_an_instance_whose_stop_was_refused_is_still_watched(service: Service):
+    """The watch's own message carries out the stop, is done with it, and nobody is left to watch."""
+    service.ec2.put(instance())
+    await service.happened(CREATED, LAUNCH, PENDING, STOP)
+    service.ec2.fail("stop", EC2InstanceOperationException("protected"))
+    verdicts = [await service.wake(revision=2), await service.wake(revision=3)]
+    (failed,) = {report.operation_id: report for report in service.reports(OperationFailed)}.values()
+    await service.happened(StopFailed(operation_id=failed.operation_id, problem=failed.problem))
+    assert Later() in verdicts or service.reports(InstanceObserved)
 
 
 async def test_a_lasting_describe_failure_changes_nothing_and_is_tried_again(service: Service):
