@@ -81,7 +81,9 @@ class PlainAmqp:
             raise AssertionError("\n".join(wrong))
 
     async def _all_of_it(self) -> None:
-        """Wait until what is in our queues now has arrived."""
+        """Wait until what must come and what is in our queues now has arrived."""
+        async with asyncio.timeout(30), self.arrived:
+            await self.arrived.wait_for(lambda: len(self.dead) >= self.dead_expected)
         for name in self._queues:
             await self.channel.default_exchange.publish(aio_pika.Message(b"", message_id=LAST), name)
         async with asyncio.timeout(60), self.arrived:
