@@ -578,6 +578,7 @@ async def test_what_was_confirmed_survives_a_crash(request: pytest.FixtureReques
             channel = await connection.channel()
             queue = await channel.get_queue("work")
             seen = [await take(queue, 20) for _ in range(3)]
+            assert await queue.get(fail=False) is None
             assert sorted(message.body for message in seen) == [b"b", b"c", b"later"]
             assert {m.body: m.redelivered for m in seen}[b"b"]
             exchange = await channel.declare_exchange("kept", "topic", durable=True)

@@ -45,7 +45,7 @@ from cml_workers.eventstore.port import StreamNotFoundError
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.policy import Access, Policy
-from support.buses import emptied
+from support.buses import emptied, left_behind
 from support.deadletters import dead_letters
 from support.plain_amqp import PlainAmqp
 from support.postgresql import emptied as emptied_database
@@ -190,6 +190,7 @@ async def service(
         service.operator = await stack.enter_async_context(WorkerClient(url, deadline=20))
         yield service
     await engine.dispose()
+    assert await left_behind(url) == {}
     await store.close()
 
 

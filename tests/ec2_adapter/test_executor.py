@@ -19,11 +19,10 @@ from cml_contracts.events import (
     LaunchRequested,
     OperationRefused,
     StartRequested,
+    StopFailed,
     StopRequested,
     TagsUpdated,
-    TagsUpdateFailed,
     TagsUpdateRequested,
-    TerminationFailed,
     TerminationRequested,
     WorkerCreated,
     WorkerEvent,
@@ -68,6 +67,7 @@ from support.buses import Outbox, delivered
 from support.fake_ec2 import FakeEc2
 from support.given import NOW, WORKER, given, instance, launch, recorded
 
+TRIGGERS = {binding.routing_key for binding in EC2_WAKES.bindings}
 SECOND = timedelta(seconds=1)
 CREATED = WorkerCreated(
     name="lab", aws_region="us-east-1", instance_type="m5.large", ami_id="ami-11111111", created_by="ann"
@@ -123,27 +123,28 @@ class Service:
     async def wake(
         self, *, redelivered: bool = False, revision: int | None = None, attempt: int = 0
     ) -> Verdict:
-        """A wake-up, by the newest event unless another one is named."""
-        worker = await load(self.store, WORKER)
+        """The message of the newest event that triggers, unless another one is named."""
+        triggering = [each for each in await self.store.read(f"cml_worker-{WORKER}") if each.type in TRIGGERS]
         envelope = EventEnvelope(
             id=WORKER,
             source="/test",
-            type="any",
+            type=triggering[-1].type,
             worker_id=WORKER,
-            revision=worker.revision if revision is None else revision,
+            revision=triggering[-1].revision if revision is None else revision,
             time=NOW,
             data={},
         )
         body = json.dumps(envelope.to_cloudevent()).encode()
         verdict = await self.executor.on_wake(
-            Message(body=body, type="any", redelivered=redelivered, attempt=attempt)
+            Message(body=body, type=envelope.type, redelivered=redelivered, attempt=attempt)
         )
         for refused in self.reports(AttemptRefused):
             if (await load(self.store, WORKER)).operations[refused.operation_id].refusal is None:
                 await self.happened(
                     OperationRefused(operation_id=refused.operation_id, problem=refused.problem)
                 )
-                verdict = await self.wake(redelivered=redelivered)
+                if OperationRefused.TYPE in TRIGGERS:  # as the broker would, and nobody else
+                    verdict = await self.wake(redelivered=redelivered)
         return verdict
 
     async def remind(self) -> Verdict:
@@ -160,6 +161,10 @@ class Service:
             for report in [REPORTS[message.type].model_validate_json(message.body)]
             if isinstance(report, kind)
         ]
+
+    def outcomes(self, kind: type[R]) -> list[R]:
+        """The reports of this kind, each once: the same one is sent again until the stream shows it."""
+        return list({report.model_dump_json(): report for report in self.reports(kind)}.values())
 
     def called(self, operation: str) -> int:
         return self.ec2.calls.count(operation)
@@ -453,7 +458,9 @@ class TestEveryOperation:
         assert bool(service.reports(OperationSucceeded)) == (operation in ("start", "stop", "add_tags"))
         service.now += timedelta(minutes=5)
         await service.wake()
-        assert service.reports(OperationSucceeded)
+        assert len(service.outcomes(OperationSucceeded)) == 1
+        # Tags are written again at each attempt; what changes a state is not done a second time.
+        assert service.called(operation) == (3 if operation == "add_tags" else 1 if after else 2)
         assert service.reports(OperationFailed) == []
 
     async def test_a_definite_refusal_is_its_failure(self, service: Service, intent, operation, state):
@@ -486,7 +493,8 @@ class TestEveryOperation:
         await service.wake()
         service.ec2.settle()
         await service.wake()
-        assert service.reports(OperationSucceeded)
+        assert len(service.outcomes(OperationSucceeded)) == 1
+        assert service.called(operation) == 1
         assert service.reports(OperationFailed) == []
 
     async def test_an_instance_gone_from_ec2_is_looked_for_twice(
@@ -517,7 +525,8 @@ class TestEveryOperation:
             await service.wake()
         service.ec2.settle()
         await service.wake(redelivered=True)
-        assert service.reports(OperationSucceeded)
+        assert len(service.outcomes(OperationSucceeded)) == 1
+        assert service.called(operation) == 1
 
 
 async def test_a_start_of_an_ended_instance_fails(service: Service):
@@ -630,13 +639,6 @@ async def test_doubted_tags_wait_for_the_update_that_is_owed(service: Service):
     assert service.called("add_tags") == 1
 
 
-def test_every_outcome_that_others_may_wait_for_wakes():
-    woken_by = {binding.routing_key for binding in EC2_WAKES.bindings}
-    assert {
-        each.TYPE for each in (TagsUpdated, TagsUpdateFailed, TerminationFailed, InstanceLaunched)
-    } <= woken_by
-
-
 # -- watching and looking up ------------------------------------------------------------------------------
 
 
@@ -661,6 +663,18 @@ async def test_a_watch_ends_when_a_later_event_showed_the_instance(service: Serv
     )
     assert await service.wake(revision=2) == Done()
     assert service.ec2.calls == []
+
+
+@pytest.mark.xfail(strict=True, reason="known fault: only a reminder looks at the instance again")
+async def test_an_instance_whose_stop_was_refused_is_still_watched(service: Service):
+    """The watch's own message carries out the stop, is done with it, and nobody is left to watch."""
+    service.ec2.put(instance())
+    await service.happened(CREATED, LAUNCH, PENDING, STOP)
+    service.ec2.fail("stop", EC2InstanceOperationException("protected"))
+    verdicts = [await service.wake(revision=2), await service.wake(revision=3)]
+    (failed,) = {report.operation_id: report for report in service.reports(OperationFailed)}.values()
+    await service.happened(StopFailed(operation_id=failed.operation_id, problem=failed.problem))
+    assert Later() in verdicts or service.reports(InstanceObserved)
 
 
 async def test_a_lasting_describe_failure_changes_nothing_and_is_tried_again(service: Service):

@@ -215,6 +215,7 @@ class Attack:
                 CML_VISIBILITY_GRACE_SECONDS="3",
                 CML_COMMAND_USERS=json.dumps({USER: ["*"]}),
                 CML_LOG_FORMAT="json",
+                CML_REMINDER_SECONDS="3600",
             )
             stack.callback(self.roles.kill)
             self._raw = await stack.enter_async_context(RawAmqp(self._url))

@@ -140,7 +140,13 @@ async def _deliver(service: Service, message: Message) -> Any:
 
 
 def _answered(service: Service) -> set[str]:
-    return {each.routing_key for each in service.outbox.sent if each.exchange is None}
+    """The addresses that have a reply: always the same one, however often."""
+    addresses = {each.routing_key for each in service.outbox.sent if each.exchange is None}
+    for address in addresses:
+        first, *others = service.outbox.results(address)
+        assert others == [first] * len(others)
+        assert first.command_id == address  # each caller of this module listens where its command's name says
+    return addresses
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.strip("_"))

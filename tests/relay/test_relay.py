@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from cml_contracts.envelope import EventEnvelope
+from cml_contracts.envelope import EventEnvelope, worker_of
 from cml_contracts.events import StartRequested, WorkerCreated
-from cml_workers.eventstore.port import CaughtUp
+from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.relay.relay import SAVE_EVERY, Relay
 from cml_workers.stream import append, load
@@ -64,6 +64,14 @@ class Service:
         return [message.message_id for message in self.outbox.sent]
 
 
+async def until_caught_up(store: SqliteEventStore) -> AsyncIterator[StoredEvent]:
+    async for item in store.follow(after=None, prefix="cml_worker-"):
+        if isinstance(item, CaughtUp):
+            return
+        if isinstance(item, StoredEvent):
+            yield item
+
+
 @pytest.fixture
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     store = SqliteEventStore(tmp_path / "events.sqlite3")
@@ -79,6 +87,10 @@ async def test_every_event_is_published_in_order_as_a_cloudevent(service: Servic
         (CREATED.TYPE, 0),
         (StartRequested.TYPE, 1),
     ] * 3
+    stored = [item async for item in until_caught_up(service.store)]
+    assert [each.worker_id for each in envelopes] == [worker_of(each.stream) for each in stored]
+    assert service.published == [str(each.event_id) for each in stored]
+    assert [each.id for each in envelopes] == [each.event_id for each in stored]
     first = service.outbox.sent[0]
     assert (first.routing_key, first.type) == (CREATED.TYPE, CREATED.TYPE)
     assert first.exchange is not None
@@ -91,7 +103,8 @@ async def test_an_event_that_is_not_confirmed_is_published_again_before_the_next
     await service.happen(2)
     service.outbox.broken = 3
     await service.catch_up()
-    assert len(service.published) == len(set(service.published)) == 4
+    stored = [str(item.event_id) async for item in until_caught_up(service.store)]
+    assert service.published == stored
     assert service.pauses == [0.1, 0.2, 0.4]
 
 
@@ -102,6 +115,10 @@ async def test_nothing_is_skipped_after_a_crash_and_little_is_repeated(service: 
         service.restarted()
     await service.catch_up()
     first_seen = list(dict.fromkeys(service.published))
+    # Every death but the one right behind a saved checkpoint repeats what was published since; each with its own id.
+    assert len(service.published) == len(first_seen) + 1 + 30 + 20
+    bodies = {(message.message_id, message.body) for message in service.outbox.sent}
+    assert len(bodies) == len(first_seen)
     service.restarted()
     service.saved.clear()
     service.outbox.sent.clear()

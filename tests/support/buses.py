@@ -1,10 +1,12 @@
 """A bus of one process for handler tests: what was published stays in a list; and a broker's queues, emptied."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
 import aio_pika
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.results import OperationResult
@@ -64,6 +66,20 @@ def delivered(message: Outgoing, **fields: Any) -> Message:
         headers=message.headers,
         **fields,
     )
+
+
+async def left_behind(url: str) -> dict[str, int]:
+    """Messages in the queues of the topology that nobody settled: all should be done when nobody consumes any more."""
+    found = {}
+    async with await aio_pika.connect(url) as connection:
+        for queue in QUEUES:
+            for name in (queue.name, *(queue.retry_queue(d) for d in RETRY_DELAYS if queue.retries)):
+                channel = await connection.channel()
+                with suppress(ChannelNotFoundEntity):  # a test deleted it
+                    found[name] = (
+                        await channel.declare_queue(name, passive=True)
+                    ).declaration_result.message_count
+    return {name: count for name, count in found.items() if count}
 
 
 async def emptied(url: str) -> str:

@@ -29,19 +29,21 @@ class RunningSystem:
             "CML_EC2_TRANSITION_SECONDS": "0.3",
             "CML_VISIBILITY_GRACE_SECONDS": "3",
             "CML_AUTHORIZE": "false",
+            # What a wait waits for comes by its own path, or the test fails: no reminder makes up for it.
+            "CML_REMINDER_SECONDS": "3600",
             **settings,
         }
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, *, patience: float = 90.0) -> dict[str, str]:
         """Start and wait until it is ready; the endpoints it wrote."""
-        log = (self.data_dir.parent / f"{self.data_dir.name}.log").open("a")
-        self.process = subprocess.Popen(
-            [COMMAND, "run"], env=self.environment, stdout=log, stderr=log, text=True
-        )
-        log.close()
-        end = time.monotonic() + patience
         path = self.data_dir / "endpoints.json"
+        path.unlink(missing_ok=True)  # one that was killed leaves it behind
+        with self._file("out").open("a") as told, self._file("log").open("a") as log:
+            self.process = subprocess.Popen(
+                [COMMAND, "run"], env=self.environment, stdout=told, stderr=log, text=True
+            )
+        end = time.monotonic() + patience
         while time.monotonic() < end:
             if path.exists():
                 endpoints: dict[str, str] = json.loads(path.read_text())
@@ -83,4 +85,11 @@ class RunningSystem:
 
     def log(self) -> str:
         """What it has said so far."""
-        return (self.data_dir.parent / f"{self.data_dir.name}.log").read_text()
+        return self._file("log").read_text()
+
+    def told(self) -> str:
+        """What it has printed so far."""
+        return self._file("out").read_text()
+
+    def _file(self, kind: str) -> Path:
+        return self.data_dir.parent / f"{self.data_dir.name}.{kind}"

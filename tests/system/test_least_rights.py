@@ -55,6 +55,7 @@ def roles(rabbitmq: SpawnedRabbitMQ, tmp_path_factory: pytest.TempPathFactory) -
             CML_OPERATOR_USERS='["cml-operator"]',
             CML_DELEGATE_USERS='["cml-client"]',
             CML_ACTOR_TOKEN_KEYS=json.dumps([KEY]),
+            CML_REMINDER_SECONDS="3600",
         )
         yield roles
         roles.kill()
@@ -132,7 +133,7 @@ async def test_an_operator_redrives_in_the_senders_name_and_nobody_else_does(
     rabbitmq: SpawnedRabbitMQ, roles: Roles
 ):
     async with (
-        PlainAmqp(url(rabbitmq, "cml-client")) as sender,
+        PlainAmqp(url(rabbitmq, "cml-client"), disturbed=True) as sender,
         WorkerClient(url(rabbitmq, "cml-operator"), deadline=20) as operator,
     ):
         sent = await sender.publish(

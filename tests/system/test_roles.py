@@ -1,13 +1,15 @@
 """Each role in a process of its own: any may die and come back, in any order."""
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cml_workers.bus.rabbit import declare_topology
 from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from support.buses import emptied
+from support.nets import warnings
 from support.plain_amqp import PlainAmqp
 from support.roles import ROLES, Roles
 from support.running import COMMAND, unconfigured
@@ -21,20 +23,21 @@ def simulator() -> Iterator[Ec2Simulator]:
 
 @pytest.fixture
 def roles(rabbitmq_url: str, simulator: Ec2Simulator, tmp_path: Path) -> Iterator[Roles]:
+    asyncio.run(emptied(rabbitmq_url))
     roles = Roles(
         tmp_path,
         RABBITMQ_URL=rabbitmq_url,
         AWS_ENDPOINT_URL=simulator.url,
         CML_VISIBILITY_GRACE_SECONDS="3",
         CML_AUTHORIZE="false",
+        CML_REMINDER_SECONDS="3600",
     )
     yield roles
     roles.kill()
 
 
 async def test_roles_die_and_come_back_and_nothing_is_lost(rabbitmq_url: str, roles: Roles):
-    await declare_topology(rabbitmq_url)
-    async with PlainAmqp(rabbitmq_url) as client:
+    async with PlainAmqp(rabbitmq_url, disturbed=True, inside=True) as client:
         workers = []
         for name in (None, *ROLES):
             if name:
@@ -51,8 +54,9 @@ async def test_roles_die_and_come_back_and_nothing_is_lost(rabbitmq_url: str, ro
         for worker_id in workers:
             await client.until_status(worker_id, "RUNNING")
             assert (await client.command("terminate", worker_id=worker_id))["data"] is True
+        assert (client.reminded, client.dead) == ([], [])
     assert roles.stop() == [0, 0, 0, 0]
-    assert "Traceback" not in roles.log()
+    assert warnings(roles.log(), *(f"{role} is ready" for role in ROLES)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,107 @@
+"""Which events trigger the EC2 adapter: those after which it has something to do that it had not before, and no others.
+
+What is needed follows from the rules and the next action alone; the list it is compared with is in the topology.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from cml_contracts.envelope import EventEnvelope
+from cml_contracts.events import WorkerEvent
+from cml_contracts.topology import EC2_WAKES, EVENTS
+from cml_workers.bus.port import Message
+from cml_workers.ec2_adapter.executor import Executor
+from cml_workers.ec2_adapter.next_action import Act, next_actions
+from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.stream import append, load
+from cml_workers.worker import Worker
+from support.buses import Outbox
+from support.fake_ec2 import FakeEc2
+from support.given import NOW, WORKER, evolved, recorded
+from support.walk import walk
+
+EVENT_TYPES: tuple[type[WorkerEvent], ...] = get_args(WorkerEvent)
+TRIGGERS = [binding.routing_key for binding in EC2_WAKES.bindings if binding.exchange is EVENTS]
+
+
+def due(worker: Worker) -> set[object]:
+    """What is to be done: an operation, anew once it is refused; a watch on what an event showed."""
+    return {
+        (action.operation.command_id, action.operation.refusal is not None)
+        if isinstance(action, Act)
+        else worker.observed_revision
+        for action in next_actions(worker)
+    }
+
+
+def newly_due(before: Worker, after: Worker) -> set[object]:
+    """A watch belongs to the event that showed the instance; no other event's message begins it."""
+    new = due(after) - due(before)
+    return new if after.observed_revision == after.revision else new - {after.observed_revision}
+
+
+@cache
+def needed() -> Mapping[str, tuple[WorkerEvent, ...]]:
+    """The events that must trigger, each with a history whose last one it is."""
+    found: dict[str, tuple[WorkerEvent, ...]] = {}
+    for step in walk():
+        worker, history = step.worker, step.history
+        for event in step.appended:
+            before, worker = worker, evolved(worker, [event])
+            history = (*history, event)
+            if newly_due(before, worker):
+                found.setdefault(event.TYPE, history)
+    return found
+
+
+def wrong(triggers: Collection[str]) -> set[str]:
+    """What is left out, and what is too much."""
+    return set(triggers) ^ set(needed())
+
+
+def test_every_event_happens_in_the_histories_that_are_looked_at():
+    assert {type(event) for step in walk() for event in step.appended} == set(EVENT_TYPES)
+
+
+def test_what_makes_something_due_triggers_and_nothing_else_does():
+    assert wrong(TRIGGERS) == set()
+    assert len(TRIGGERS) == len(set(TRIGGERS))
+
+
+@pytest.mark.parametrize("event", EVENT_TYPES, ids=lambda event: event.__name__)
+def test_each_one_left_out_or_added_is_seen(event: type[WorkerEvent]):
+    assert wrong(set(TRIGGERS) ^ {event.TYPE}) == {event.TYPE}
+
+
+@pytest.mark.parametrize("trigger", sorted(TRIGGERS))
+async def test_the_adapter_does_something_when_it_is_triggered(tmp_path: Path, trigger: str):
+    """What is due here is what the adapter itself takes for due: at the least it looks at EC2."""
+    store = SqliteEventStore(tmp_path / "events.sqlite3")
+    ec2 = FakeEc2()
+    executor = Executor(
+        store=store, ec2=ec2, publish=Outbox(), now=lambda: NOW + timedelta(hours=1), takeover=timedelta()
+    )
+    for event in needed()[trigger]:
+        worker = await load(store, WORKER)
+        await append(store, worker, [(event, recorded(worker, event, NOW, "cause").metadata)])
+    worker = await load(store, WORKER)
+    if worker.instance is not None:
+        ec2.put(worker.instance)
+    envelope = EventEnvelope(
+        id=WORKER,
+        source="/test",
+        type=trigger,
+        worker_id=WORKER,
+        revision=worker.revision,
+        time=NOW,
+        data={},
+    )
+    await executor.on_wake(Message(body=json.dumps(envelope.to_cloudevent()).encode(), type=trigger))
+    await store.close()
+    assert ec2.calls
