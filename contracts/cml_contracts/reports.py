@@ -128,13 +128,13 @@ class OperationOutstanding(Tolerant):
 class Reminder(Tolerant):
     """Something of this worker may have been forgotten: look into its stream. Only wakes, like an event does.
 
-    ``tags_doubted_at``: when a call that writes tags was found to have come too late, maybe behind another update:
-    compare the tags with the recorded ones until no such call can come any more.
+    ``recheck_since``: when a call was done of which an earlier attempt may be carried out late, behind whatever comes
+    next: compare the instance with what is recorded until no such call can come any more.
     """
 
     TYPE: ClassVar = "cml.reminder.v1"
     worker_id: UUID
-    tags_doubted_at: AwareDatetime | None = None
+    recheck_since: AwareDatetime | None = None
 
 
 WorkerReport = OperationSucceeded | AttemptRefused | OperationFailed | InstanceObserved | OperationOutstanding

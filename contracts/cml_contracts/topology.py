@@ -17,7 +17,9 @@ from cml_contracts.events import (
     InstanceStopping,
     LaunchRequested,
     OperationRefused,
+    StartFailed,
     StartRequested,
+    StopFailed,
     StopRequested,
     TagsUpdated,
     TagsUpdateFailed,
@@ -95,6 +97,8 @@ _WAKING = (
     WorkerImported,
     TagsUpdated,
     TagsUpdateFailed,
+    StartFailed,
+    StopFailed,
     TerminationFailed,
 )
 EC2_WAKES = Queue(

@@ -41,9 +41,8 @@ def due(worker: Worker) -> set[object]:
 
 
 def newly_due(before: Worker, after: Worker) -> set[object]:
-    """A watch belongs to the event that showed the instance; no other event's message begins it."""
-    new = due(after) - due(before)
-    return new if after.observed_revision == after.revision else new - {after.observed_revision}
+    """Also a watch that something else came before, which has ended."""
+    return due(after) - due(before)
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from simulation.world import AT_ANY_STEP
+from simulation.world import AT_ANY_STEP, Pair
 
 SENT = "sent"
 REQUESTED = "requested"
@@ -33,7 +33,6 @@ JUST = 5.0
 PARTS = ("append", "read", "follow", "publish", "put aside", "dead letter", "rows", "checkpoint", "query")
 """The operations of store, broker and database that fail; any other is one of EC2."""
 
-Pair = tuple[str, str, str]
 Cell = tuple[str, str, str, str]
 """The first operation, the second, the phase of the first, the fault."""
 
@@ -107,8 +106,8 @@ class Coverage:
 
 def kind_of(fault: str, operation: str) -> str:
     """A fault as a column of the table: what can happen to a process at any step, or where a call of which part fails."""
+    if fault in AT_ANY_STEP:
+        return fault
     if operation in PARTS:
         return f"{operation}: {fault}"
-    if operation.startswith("cml."):
-        return f"queue: {fault}"
-    return fault if fault in AT_ANY_STEP else f"EC2: {fault}"
+    return f"queue: {fault}" if operation.startswith("cml.") else f"EC2: {fault}"

@@ -159,9 +159,9 @@ def stale_intent(patch: pytest.MonkeyPatch) -> None:
     original = adapter._woken
 
     def by_message(message: Message) -> tuple[UUID, int | None, datetime | None]:
-        worker_id, revision, tags_doubted_at = original(message)
+        worker_id, revision, recheck_since = original(message)
         woken.set(revision)
-        return worker_id, revision, tags_doubted_at
+        return worker_id, revision, recheck_since
 
     async def as_of_then(self: stream.Workers, worker_id: UUID) -> Worker:
         return await load(self._store, worker_id, upto=woken.get())
@@ -500,13 +500,13 @@ def not_consumed_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Process, "_return", lambda _: None)
 
 
-def tags_not_compared(patch: pytest.MonkeyPatch) -> None:
-    """A tag call that comes late is nobody's business."""
+def not_rechecked(patch: pytest.MonkeyPatch) -> None:
+    """A call that is carried out late is nobody's business."""
 
     async def nothing(_: Executor, __: UUID) -> None:
         return
 
-    patch.setattr(Executor, "_doubt_tags", nothing)
+    patch.setattr(Executor, "_recheck_later", nothing)
 
 
 # -- catching them ----------------------------------------------------------------------------------------
@@ -566,7 +566,7 @@ PLANTED: Mapping[str, Planted] = {
         reply_forgotten_by_a_status_update, SWEEP, "terminate, update_status when it is called"
     ),
     "event_missing_in_one_queue": Planted(event_missing_in_one_queue, CALM_RUNS),
-    "tags_not_compared": Planted(tags_not_compared, SWEEP, "update_tags, update_tags when it is"),
+    "not_rechecked": Planted(not_rechecked, SWEEP, "update_tags, update_tags when it is"),
     **{
         f"no_trigger_{event.__name__}": Planted(_without_trigger(event), CALM_RUNS)
         for event in (

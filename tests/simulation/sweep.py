@@ -34,14 +34,15 @@ def scripts() -> dict[str, Script]:
     return {each.name: each for each in (every_command(), *overlapping())}
 
 
-def _faults(offer: Offer) -> dict[str, str]:
-    """What can happen at a step, and to which operation."""
-    return {**dict.fromkeys(AT_ANY_STEP, offer.label), **offer.faults}
-
-
-def _cells(offer: Offer, fault: str, operation: str) -> Iterator[Cell]:
-    for pair in offer.pairs:
-        yield (*pair, kind_of(fault, operation))
+def _faults(script: Script, offer: Offer) -> Iterator[tuple[str, set[Cell]]]:
+    """What can happen at a step, and which cells of the table that fills."""
+    for fault in AT_ANY_STEP:
+        yield fault, {(*pair, fault) for pair in offer.pairs}
+    for fault, (operation, pairs) in offer.faults.items():
+        if fault == "stale" and script.outside:
+            continue  # it is told that there is no worker, and nobody looks again (docs/guarantees.md)
+        kind = kind_of(fault, operation)
+        yield fault, {(*pair, kind) for pair in pairs}
 
 
 @dataclass
@@ -59,12 +60,12 @@ class Plan:
         plan, chosen = cls(), set[Cell]()
         spare: list[tuple[Point, set[Cell]]] = []
         for number, name in enumerate(names):
-            calm = simulate_script(scripts()[name], recording=True)
+            script = scripts()[name]
+            calm = simulate_script(script, recording=True)
             plan.calm.append(calm)
             for step, offer in calm.offered.items():
-                for place, (fault, operation) in enumerate(_faults(offer).items()):
+                for place, (fault, cells) in enumerate(_faults(script, offer)):
                     point = Point(name, Target(step, fault))
-                    cells = set(_cells(offer, fault, operation))
                     plan.possible |= cells
                     if fault == CRASH or fault not in AT_ANY_STEP or (step + place + number) % stride == 0:
                         plan.points.append(point)
@@ -81,11 +82,6 @@ class Plan:
 def swept(chunk: Sequence[Point]) -> list[Outcome]:
     """These runs."""
     return [simulate_script(scripts()[each.script], each.target) for each in chunk]
-
-
-def holes(possible: set[Cell], cells: Counter[Cell]) -> list[Cell]:
-    """What could have happened and did not."""
-    return sorted(possible - cells.keys())
 
 
 def table(possible: set[Cell], cells: Counter[Cell]) -> Table:

@@ -44,7 +44,7 @@ def test_a_campaign(pytestconfig: pytest.Config):
 
 @pytest.mark.timeout(400)
 def test_every_fault_at_every_step_of_some_overlapping_commands(pytestconfig: pytest.Config):
-    done = campaign.sweep(CHOSEN)
+    done = campaign.sweep(CHOSEN, stride=8)
     pytestconfig.stash[USED]["simulation, every fault at every step"] = str(done)
     assert done.failed == {}, "again: make simulate-sweep SCRIPT=..."
     assert done.holes == []

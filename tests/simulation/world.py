@@ -60,16 +60,20 @@ class Target:
     fault: str
 
 
+Pair = tuple[str, str, str]
+"""Two commands for one worker, and the phase of the first."""
+
+
 @dataclass
 class Offer:
     """A step of a process that may die, and the faults of a call that could have met it there."""
 
     label: str
     process: str
-    pairs: list[tuple[str, str, str]]
-    """Which commands were under way; see ``coverage.py``."""
-    faults: dict[str, str] = field(default_factory=dict)
-    """Each with the operation that it would have met."""
+    pairs: list[Pair]
+    """Which commands were under way when it began; see ``coverage.py``."""
+    faults: dict[str, tuple[str, list[Pair]]] = field(default_factory=dict)
+    """Each with the operation that it would have met, and which commands were under way then."""
 
 
 _AT: ContextVar[int] = ContextVar("at", default=0)
@@ -110,7 +114,7 @@ class World:
         self.nets: Counter[tuple[str, str]] = Counter()
         """How often which safety net saved what; see ``nets.py``."""
         self.on_fault: Callable[[str, str], None] = lambda *_: None
-        self.pairs: Callable[[], list[tuple[str, str, str]]] = list
+        self.pairs: Callable[[], list[Pair]] = list
         self.on_loss: list[Callable[[Process], None]] = []
         """Who is told when a process has died or has lost its connection to the broker."""
         self.last: deque[str] = deque(maxlen=100_000)
@@ -150,7 +154,7 @@ class World:
             self.met = True
         else:
             if self.recording and _AT.get() in self.offered:
-                self.offered[_AT.get()].faults[fault] = operation
+                self.offered[_AT.get()].faults.setdefault(fault, (operation, self.pairs()))
             chance = self.chances.fault * weight
             if not chance or self.random.random() >= chance * self.weight_of(fault, operation):
                 return False

@@ -22,16 +22,14 @@ from cml_contracts.instance import InstanceState
 from cml_contracts.reports import (
     AttemptRefused,
     Finding,
-    ImageQuestion,
     InstanceObserved,
-    InstanceQuestion,
     OperationFailed,
     OperationOutstanding,
     OperationSucceeded,
     WorkerReport,
 )
 from cml_contracts.results import Problem, ProblemCode
-from cml_workers.lifecycle.decide import Rejected, already_met, decide, decide_report
+from cml_workers.lifecycle.decide import Ask, NoChange, Record, Reject, decide, decide_report
 from cml_workers.worker import Worker
 from support.given import NOW, POLICY, WORKER, evolved, instance
 
@@ -107,23 +105,18 @@ def _commanded(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Ste
                 correlation_id="thread",
             )
             named = {"operation_id": message.command_id, "command_type": command.TYPE}
-            try:
-                decision = decide(
-                    message, worker, policy=POLICY, now=NOW + timedelta(hours=1), finding=finding
-                )
-            except Rejected as rejected:
-                problem = rejected.problem
-                event = CommandRejected.model_validate(
-                    {**named, "outcome": rejected.outcome, "problem": problem}
-                )
-                yield Step(history, worker, command, (event,), problem)
-                continue
-            if isinstance(decision, ImageQuestion | InstanceQuestion):
-                continue
-            if not decision:
-                data = already_met(message, worker, finding)
-                decision = [CommandSkipped.model_validate({**named, "data": data})]
-            yield Step(history, worker, command, tuple(decision))
+            decision = decide(message, worker, policy=POLICY, now=NOW + timedelta(hours=1), finding=finding)
+            match decision:
+                case Record(events):
+                    yield Step(history, worker, command, tuple(events))
+                case NoChange(data):
+                    skipped = CommandSkipped.model_validate({**named, "data": data})
+                    yield Step(history, worker, command, (skipped,))
+                case Reject(problem, outcome):
+                    rejected = {**named, "outcome": outcome, "problem": problem}
+                    yield Step(history, worker, command, (CommandRejected.model_validate(rejected),), problem)
+                case Ask():
+                    continue
 
 
 def _reported(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Step]:
@@ -139,9 +132,9 @@ def _reported(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Step
             reports += [kind.model_validate({**named, "problem": PROBLEM}) for kind in _REFUSALS]
             reports += [OperationOutstanding.model_validate(named)]
     for report in reports:
-        appended = decide_report(report, worker)
-        if appended:
-            yield Step(history, worker, report, tuple(appended))
+        decision = decide_report(report, worker)
+        if isinstance(decision, Record):
+            yield Step(history, worker, report, tuple(decision.events))
 
 
 _REFUSALS = (AttemptRefused, OperationFailed)

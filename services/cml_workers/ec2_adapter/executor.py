@@ -9,10 +9,10 @@ through has shown its effect.
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import assert_never
+from typing import Any, TypeVar, assert_never
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
@@ -21,9 +21,12 @@ from cml_contracts.envelope import MAX_INTERNAL_BODY, EventEnvelope
 from cml_contracts.events import (
     Intent,
     LaunchRequested,
+    StartFailed,
     StartRequested,
+    StopFailed,
     StopRequested,
     TagsUpdateRequested,
+    TerminationFailed,
     TerminationRequested,
 )
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
@@ -81,6 +84,8 @@ TAKEOVER = timedelta(seconds=3)
 also where a store that changes its leader shows an old state for a moment."""
 NOBODY = UUID(int=0)
 """The worker that a reminder names which is only meant to arrive."""
+RESUME_WATCHING = frozenset({StartFailed.TYPE, StopFailed.TYPE, TerminationFailed.TYPE})
+"""Events after which an unsettled instance is watched again: the operation that ended by them came before that."""
 REMEMBERED = 10_000
 """Reported outcomes kept until the stream shows them."""
 UNSEEN_ATTEMPTS = 10
@@ -89,7 +94,10 @@ UNSEEN_ATTEMPTS = 10
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/report")
 
 
+T = TypeVar("T")
 Outcome = OperationSucceeded | AttemptRefused | OperationFailed
+Final = LaunchRequested | TerminationRequested
+"""What no later call can undo: a launch has its token, and after a termination there is nothing."""
 
 
 class NotYet(Exception):  # noqa: N818 - a state of affairs, not an error
@@ -139,7 +147,7 @@ class Executor:
         """The first wake-up since we were connected: until then another may have been the active one."""
         self._in_doubt: dict[str, datetime] = {}
         self._unanswered: set[str] = set()
-        """Tag updates of which a call was not answered, or may not have been: EC2 may carry it out late."""
+        """Operations of which a call was not answered, or may not have been: EC2 may carry it out late."""
         self._reported: OrderedDict[str, Outcome] = OrderedDict()
         self._confirmed: set[str] = set()
         """Those of the reported operations whose report the broker has confirmed."""
@@ -166,7 +174,8 @@ class Executor:
         if self._active_since is None:
             self._active_since = self._now()
         try:
-            worker_id, revision, tags_doubted_at = _woken(message)
+            worker_id, revision, recheck_since = _woken(message)
+            resumes = message.type in RESUME_WATCHING
         except (BadMessageError, ValueError, AttributeError, TypeError, RecursionError) as error:
             return Dead(
                 f"neither a reminder nor a CloudEvent of a worker: {type(error).__name__}",
@@ -192,16 +201,16 @@ class Executor:
                             turn = Turn(worker, operation, intent, read_at)
                             again |= not await self._act(turn, message)
                             log.debug("acted", operation=operation.command_id, again=again)
-                        case Watch() if revision in (None, worker.observed_revision):
+                        case Watch() if resumes or revision in (None, worker.observed_revision):
                             again |= not await self._watch(worker)
                         case Watch():
                             pass  # the event that showed the instance unsettled has a watch of its own
                         case _:
                             assert_never(action)
-                if tags_doubted_at is not None:
-                    again |= not await self._compare_tags(worker, tags_doubted_at, read_at)
-                # The next reminder comes by itself; an event does not, nor does a doubt.
-                lasting = revision is not None or tags_doubted_at is not None
+                if recheck_since is not None:
+                    again |= not await self._recheck(worker, recheck_since, read_at)
+                # The next reminder comes by itself; an event does not, nor does a recheck.
+                lasting = revision is not None or recheck_since is not None
                 return Later() if again and lasting else Done()
 
     # -- acting -------------------------------------------------------------------------------------------
@@ -224,6 +233,9 @@ class Executor:
                     report = await self._carry_out(turn)
                     # Until it is reported: whatever an attempt after this one is told, this one did it.
                     self._in_doubt[operation.command_id] = self._now()
+                    if operation.command_id in self._unanswered and not isinstance(turn.intent, Final):
+                        # Published before the report: whoever dies in between, it is there.
+                        await self._recheck_later(turn.worker.id)
                 else:
                     report = await self._after_refusal(turn, operation.refusal)
             except NotYet:
@@ -232,6 +244,7 @@ class Executor:
                 report = await self._gone(turn.worker, operation)
             except OutcomeUnknownError as error:
                 log.warning("outcome unknown, asking again", cause=str(error))
+                self._unanswered.add(operation.command_id)
                 if operation.refusal is None:
                     self._in_doubt[operation.command_id] = self._now()
                 return False
@@ -374,8 +387,8 @@ class Executor:
             case InstanceState.PENDING | InstanceState.RUNNING:
                 return instance
             case InstanceState.STOPPED:
-                self._still_ours(turn.read_at)
-                state = await self._ec2.start(instance.aws_region, instance.instance_id)
+                start = self._ec2.start(instance.aws_region, instance.instance_id)
+                state = await self._change(turn.worker, turn.read_at, start)
                 return await self._after(turn, instance, state)
             case InstanceState.STOPPING:
                 raise NotYet
@@ -389,8 +402,8 @@ class Executor:
             case InstanceState.STOPPING | InstanceState.STOPPED:
                 return instance
             case InstanceState.RUNNING:
-                self._still_ours(turn.read_at)
-                state = await self._ec2.stop(instance.aws_region, instance.instance_id)
+                stop = self._ec2.stop(instance.aws_region, instance.instance_id)
+                state = await self._change(turn.worker, turn.read_at, stop)
                 return await self._after(turn, instance, state)
             case InstanceState.PENDING:
                 raise NotYet
@@ -422,73 +435,72 @@ class Executor:
         instance = await self._see(turn.worker)
         if instance.state is InstanceState.TERMINATED:
             raise _ended(turn.worker, instance)
-        command_id = turn.operation.command_id
-        try:
-            await self._write_tags(turn.worker, instance, intent.tags, turn.read_at)
-        except OutcomeUnknownError:
-            self._unanswered.add(command_id)
-            raise
-        self._in_doubt[command_id] = self._now()
+        write = self._ec2.add_tags(instance.aws_region, instance.instance_id, intent.tags)
+        await self._change(turn.worker, turn.read_at, write)
+        self._in_doubt[turn.operation.command_id] = self._now()
         tags = await self._ec2.tags(instance.aws_region, instance.instance_id)
         if any(tags.get(key) != value for key, value in intent.tags.items()):
             raise NotYet  # what was written is not visible yet
-        if command_id in self._unanswered:
-            # An earlier call may be carried out behind the next update. The doubt outlives us, and is there first.
-            await self._doubt_tags(turn.worker.id)
         return instance.model_copy(update={"tags": tags})
 
-    async def _write_tags(
-        self, worker: Worker, instance: Ec2Instance, tags: Mapping[str, str], read_at: datetime
-    ) -> None:
-        """Unlike other effects, tags may be undone by a call that comes too late: behind another's next update.
+    async def _change(self, worker: Worker, read_at: datetime, call: Coroutine[Any, Any, T]) -> T:
+        """Make a call that a later one may come before: it would undo what was done meanwhile.
 
-        If the broker may have taken us for dead meanwhile, the active one is to see about them.
+        If the broker may have taken us for dead during the call, the active one rechecks the instance.
         Raises NotYet, EC2Exception.
         """
-        self._still_ours(read_at)
         failure = None
         try:
-            await self._ec2.add_tags(instance.aws_region, instance.instance_id, tags)
+            self._still_ours(read_at)
+            result = await call
         except EC2Exception as error:
             failure = error
+        finally:
+            call.close()
         if not self._fresh(read_at) or self._active_since is None or self._active_since > read_at:
-            await self._doubt_tags(worker.id)
+            await self._recheck_later(worker.id)
             raise NotYet from failure
         if failure is not None:
             raise failure
+        return result
 
-    async def _doubt_tags(self, worker_id: UUID) -> None:
-        """Have the active one compare the tags; whoever that is, and however long it takes to tell."""
-        doubted_at = self._now()
-        log.warning("a call may have come too late; the tags will be compared")
+    async def _recheck_later(self, worker_id: UUID) -> None:
+        """Have the active one compare the instance; whoever that is, and however long it takes to publish that."""
+        since = self._now()
+        log.warning("a call may be carried out late; the instance will be rechecked")
         while True:
             try:
-                doubt = Reminder(worker_id=worker_id, tags_doubted_at=doubted_at)
-                return await self._tell(doubt, f"{worker_id}/{doubted_at.isoformat()}/tags")
+                recheck = Reminder(worker_id=worker_id, recheck_since=since)
+                return await self._tell(recheck, f"{worker_id}/{since.isoformat()}/recheck")
             except BusUnavailableError:
                 await self._sleep(1.0)
 
-    async def _compare_tags(self, worker: Worker, doubted_at: datetime, read_at: datetime) -> bool:
-        """Write recorded tags again that a late call has changed; False: look again, it may still come."""
+    async def _recheck(self, worker: Worker, since: datetime, read_at: datetime) -> bool:
+        """Compare the instance with what is recorded, as a call may be carried out late; False: look again.
+
+        Recorded tags are written again. A state that nobody asked for is reported, and not undone.
+        """
         if worker.terminated or worker.instance is None:
             return True
-        if worker.pending(TagsUpdateRequested):
-            return False  # not before it is known which tags are to stand
+        if worker.pending(StartRequested, StopRequested, TagsUpdateRequested):
+            return False  # not before it is known what is to stand
         try:
             instance = await self._see(worker)
+            moved = await self._observe(worker, instance)
             tags = await self._ec2.tags(instance.aws_region, instance.instance_id)
             changed = {key: value for key, value in worker.tags.items() if tags.get(key) != value}
             if changed:
                 log.warning("tags are not as recorded and are written again", tags=sorted(changed))
-                await self._write_tags(worker, instance, changed, read_at)
+                write = self._ec2.add_tags(instance.aws_region, instance.instance_id, changed)
+                await self._change(worker, read_at, write)
         except Gone:
             return True
         except OutcomeUnknownError:
-            await self._doubt_tags(worker.id)
-            return True  # the new doubt lasts longer
+            await self._recheck_later(worker.id)
+            return True  # the new recheck lasts longer
         except (NotYet, EC2Exception):
             return False
-        return not changed and self._now() - doubted_at >= min(SETTLING, self._visibility_grace)
+        return not (moved or changed) and self._now() - since >= min(SETTLING, self._visibility_grace)
 
     async def _after(self, turn: Turn, before: Ec2Instance, answered: InstanceState) -> Ec2Instance:
         """The instance after EC2 accepted an operation; until it is reported, the operation is in doubt."""
@@ -611,13 +623,13 @@ class Executor:
 
 
 def _woken(message: Message) -> tuple[UUID, int | None, datetime | None]:
-    """The worker to look at, the revision that must be seen, and since when its tags are doubted.
+    """The worker to look at, the revision that must be seen, and since when it is to be rechecked.
 
     Raises BadMessageError, ValueError and the like.
     """
     if message.type == Reminder.TYPE:
         reminder = read(message, {Reminder.TYPE: Reminder})
-        return reminder.worker_id, None, reminder.tags_doubted_at
+        return reminder.worker_id, None, reminder.recheck_since
     if len(message.body) > MAX_INTERNAL_BODY:
         raise BadMessageError(f"the body has {len(message.body)} bytes")
     event = EventEnvelope.from_cloudevent(json.loads(message.body))
