@@ -1,7 +1,6 @@
 """What every role's composition shares: the infrastructure it is given, and how it runs."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,9 +12,7 @@ from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.eventstore.following import Following
 from cml_workers.eventstore.port import EventStore
 from cml_workers.settings import Settings
-
-CANCEL_AGAIN = 1.0
-"""Seconds a task may take to clean up before it is taken for one that missed its cancellation."""
+from cml_workers.tasks import ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +78,3 @@ async def background(work: Callable[[], Awaitable[None]], name: str) -> AsyncIte
         yield task
     finally:
         await ended(task)
-
-
-async def ended(task: asyncio.Task[None]) -> None:
-    """Cancel the task until it has ended, however it does.
-
-    Once is not enough: before Python 3.12, ``asyncio.wait_for`` loses a cancellation that comes just as what it
-    waits for is there (https://github.com/python/cpython/issues/86296), and the AMQP library waits with it.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait((task,), timeout=CANCEL_AGAIN)
-    with contextlib.suppress(asyncio.CancelledError):
-        task.exception()

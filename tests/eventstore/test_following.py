@@ -44,14 +44,16 @@ class ScriptedStore:
 
 
 class Follower:
-    """Handles and saves, and counts the pauses."""
+    """Handles and saves, and counts the pauses. Gets one item at a time, unless ``most`` says otherwise."""
 
-    def __init__(self, *, save_every=1):
+    def __init__(self, *, save_every=1, most=1):
         self.handled = []
+        self.batches = []
         self.saved_position = None
         self.pauses = []
         self.following = Following()
         self._save_every = save_every
+        self._most = most
 
     async def run(self, store, handle=None, prefix="p-"):
         await follow_from(
@@ -59,6 +61,7 @@ class Follower:
             self.saved,
             handle or self.handle,
             prefix=prefix,
+            most=self._most,
             following=self.following,
             backoff=float,
             sleep=self.sleep,
@@ -67,10 +70,12 @@ class Follower:
     async def saved(self):
         return self.saved_position
 
-    async def handle(self, item):
-        self.handled.append(item)
-        if isinstance(item, StoredEvent) and len(self.handled) % self._save_every == 0:
-            self.saved_position = item.position
+    async def handle(self, items):
+        self.batches.append(len(items))
+        for item in items:
+            self.handled.append(item)
+            if isinstance(item, StoredEvent) and len(self.handled) % self._save_every == 0:
+                self.saved_position = item.position
 
     async def sleep(self, seconds):
         self.pauses.append(seconds)
@@ -83,6 +88,27 @@ async def test_items_are_handed_over_until_the_store_closes():
     assert follower.handled == items
     assert store.asked == [(None, "p-")]
     assert follower.pauses == []
+
+
+async def test_what_is_at_hand_is_handed_over_together():
+    items = [event(str(number)) for number in range(1, 8)]
+    follower = Follower(most=3)
+    await follower.run(ScriptedStore([*items, CaughtUp(), LOST], []))
+    assert follower.handled == [*items, CaughtUp()]
+    assert max(follower.batches) == 3
+    assert follower.pauses == [1]  # the error comes behind what was delivered before it
+
+
+async def test_little_is_handed_over_at_once():
+    class Slow(ScriptedStore):
+        async def follow(self, *, after, prefix=""):
+            async for item in super().follow(after=after, prefix=prefix):
+                yield item
+                await asyncio.sleep(0.001)
+
+    follower = Follower(most=100)
+    await follower.run(Slow([event("1"), event("2"), event("3")]))
+    assert follower.batches == [1, 1, 1]
 
 
 async def test_a_lost_subscription_is_resumed_behind_the_saved_position():
@@ -128,8 +154,8 @@ async def test_an_error_of_the_handler_ends_it_and_closes_the_subscription():
 async def test_a_handler_that_found_the_store_gone_gets_the_item_again():
     items = []
 
-    async def handle(item):
-        items.append(item)
+    async def handle(arrived):
+        items.extend(arrived)
         if len(items) < 3:
             raise StoreUnavailableError("gone while reading")
 

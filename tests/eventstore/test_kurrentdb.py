@@ -85,11 +85,12 @@ class Tail:
     async def _saved(self):
         return self.saved
 
-    async def _handle(self, item):
-        if isinstance(item, StoredEvent):
-            self.positions.append(item.position)
-        if not isinstance(item, CaughtUp):
-            self.saved = item.position
+    async def _handle(self, items):
+        for item in items:
+            if isinstance(item, StoredEvent):
+                self.positions.append(item.position)
+            if not isinstance(item, CaughtUp):
+                self.saved = item.position
 
     async def stop(self):
         self.task.cancel()

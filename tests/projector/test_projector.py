@@ -86,7 +86,7 @@ class Service:
         """Follow from the saved checkpoint until there is no more, or die after so many events."""
         seen = 0
         async for item in self.store.follow(after=await self.projector.resumed(), prefix="cml_worker-"):
-            await self.projector.handle(item)
+            await self.projector.handle([item])
             seen += isinstance(item, StoredEvent)
             if isinstance(item, CaughtUp) or seen == items:
                 return
@@ -176,7 +176,7 @@ async def test_events_delivered_again_change_nothing(service: Service):
     await service.catch_up()
     events = [item async for item in _until_caught_up(service.store) if isinstance(item, StoredEvent)]
     for event in (*events, *events[:1]):
-        await service.projector.handle(event)
+        await service.projector.handle([event])
     assert await service.read_model.worker(worker_id) == worker_row(await load(service.store, worker_id))
 
 

@@ -1,5 +1,6 @@
 """The relay: in order, confirmed, at least once."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from cml_contracts.envelope import EventEnvelope, worker_of
 from cml_contracts.events import StartRequested, WorkerCreated
+from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.relay.relay import SAVE_EVERY, Relay
@@ -54,7 +56,7 @@ class Service:
         seen = 0
         after = self.saved[-1] if self.saved else None
         async for item in self.store.follow(after=after, prefix="cml_worker-"):
-            await self.relay.handle(item)
+            await self.relay.handle([item])
             seen += 1
             if isinstance(item, CaughtUp) or seen == items:
                 return
@@ -106,6 +108,33 @@ async def test_an_event_that_is_not_confirmed_is_published_again_before_the_next
     stored = [str(item.event_id) async for item in until_caught_up(service.store)]
     assert service.published == stored
     assert service.pauses == [0.1, 0.2, 0.4]
+
+
+async def test_a_worker_whose_event_is_not_confirmed_keeps_its_order_and_nobody_else(service: Service):
+    await service.happen(3)
+    items = [item async for item in until_caught_up(service.store)]
+    stuck, *others = dict.fromkeys(item.stream for item in items)
+    publish, released = service.outbox, asyncio.Event()
+
+    async def slow(message: Outgoing, /) -> None:
+        if str(worker_of(stuck)) in message.body.decode() and not released.is_set():
+            raise BusUnavailableError("planted")
+        await publish(message)
+
+    async def sleep(_: float) -> None:
+        if len(service.published) == 4:
+            released.set()
+        await asyncio.sleep(0)
+
+    service.relay._publish, service.relay._sleep = slow, sleep
+    await service.relay.handle(items)
+    of = {
+        stream: [str(each.event_id) for each in items if each.stream == stream] for stream in (stuck, *others)
+    }
+    assert {*service.published[:4]} == {each for stream in others for each in of[stream]}
+    assert service.published[4:] == of[stuck]
+    for stream in others:
+        assert [each for each in service.published if each in of[stream]] == of[stream]
 
 
 async def test_nothing_is_skipped_after_a_crash_and_little_is_repeated(service: Service):

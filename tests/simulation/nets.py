@@ -26,5 +26,6 @@ MEANING = {
     RECONNECTED: "a connection was lost, and is there again",
 }
 
-OVERLAP = frozenset({CONFLICT, DUPLICATE})
-"""What commands for one worker at one time, or the same command twice, make happen without any fault."""
+ORDINARY = frozenset({CONFLICT, DUPLICATE})
+"""What happens without any fault where commands overlap, where the same one is sent twice, and where two lifecycles
+each keep a worker, of which one copy is old."""

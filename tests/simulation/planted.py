@@ -270,10 +270,11 @@ def checkpoint_before_confirm(patch: pytest.MonkeyPatch) -> None:
     """The relay saves how far it is before the broker has confirmed."""
     original = Relay.handle
 
-    async def handle(self: Relay, item: StoredEvent | Checkpoint | CaughtUp) -> None:
-        if isinstance(item, StoredEvent):
-            await self._save(item.position)
-        await original(self, item)
+    async def handle(self: Relay, items: Sequence[StoredEvent | Checkpoint | CaughtUp]) -> None:
+        for item in items:
+            if isinstance(item, StoredEvent):
+                await self._save(item.position)
+        await original(self, items)
 
     patch.setattr(Relay, "handle", handle)
 

@@ -93,7 +93,9 @@ def simulate(seed: int, setting: Setting | None = None) -> Outcome:
     )
 
 
-def simulate_script(script: Script, target: Target | None = None, *, recording: bool = False) -> Outcome:
+def simulate_script(
+    script: Script, target: Target | None = None, *, recording: bool = False, lifecycles: int = 2
+) -> Outcome:
     """A script, with one fault or with none."""
     world = World(SWEEP_SEED, target=target, recording=recording)
     name = script.name if target is None else f"{script.name}: {target.fault} at step {target.step}"
@@ -101,17 +103,21 @@ def simulate_script(script: Script, target: Target | None = None, *, recording: 
     def reminders() -> bool:
         return world.met and target is not None and target.fault == LOST
 
-    return _simulated(world, name, lambda fleet: _by_script(fleet, script), reminders=reminders)
+    return _simulated(
+        world, name, lambda fleet: _by_script(fleet, script), reminders=reminders, lifecycles=lifecycles
+    )
 
 
-def _simulated(world: World, name: str, work: Any, *, reminders: Callable[[], bool]) -> Outcome:
+def _simulated(
+    world: World, name: str, work: Any, *, reminders: Callable[[], bool], lifecycles: int = 2
+) -> Outcome:
     loop = VirtualLoop()
     try:
         fleet: Fleet | None = None
 
         async def run() -> None:
             nonlocal fleet
-            fleet = Fleet(world, reminders=reminders)
+            fleet = Fleet(world, reminders=reminders, lifecycles=lifecycles)
             await work(fleet)
 
         try:
@@ -187,7 +193,7 @@ async def _by_chance(fleet: Fleet, setting: Setting) -> None:
         fleet.broker.redrive()
     await _until_quiet(fleet, work)
     if setting.faultless:
-        allowed = nets.OVERLAP | ({nets.SENT_AGAIN} if again else set())
+        allowed = nets.ORDINARY | ({nets.SENT_AGAIN} if again else set())
         needless(fleet, allowed)
 
 
@@ -216,8 +222,7 @@ async def _by_script(fleet: Fleet, script: Script) -> None:
 
     await _until_quiet(fleet, [world.start(caller(*each)) for each in enumerate(script.sends)])
     if world.target is None and not script.uncertain:
-        sequential = all(send.behind is None and send.at for send in script.sends[1:])
-        needless(fleet, frozenset() if sequential else nets.OVERLAP)
+        needless(fleet, nets.ORDINARY)
 
 
 def _names(script: Script) -> list[str]:

@@ -61,7 +61,7 @@ def test_without_a_fault_no_safety_net_does_anything():
 
 
 def test_commands_that_do_not_overlap_are_not_even_decided_twice():
-    done = simulate_script(scripts()["one after the other"])
+    done = simulate_script(scripts()["one after the other"], lifecycles=1)
     assert done.violations == []
     assert done.nets == {}
 

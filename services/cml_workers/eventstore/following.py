@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,12 +15,15 @@ from cml_workers.eventstore.port import (
     EventStore,
     StoredEvent,
 )
+from cml_workers.tasks import ended
 
 log = structlog.get_logger(__name__)
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 15.0
 """Seconds before following again, after the first failure and after many."""
+MOST = 200
+"""Items that are handed over together."""
 
 
 @dataclass(slots=True)
@@ -43,19 +46,25 @@ def backoff(attempt: int, *, spread: Callable[[], float] = random.random) -> flo
     return pause * (0.5 + 0.5 * spread())
 
 
+Item = StoredEvent | Checkpoint | CaughtUp
+
+
 async def follow_from(
     store: EventStore,
     saved: Callable[[], Awaitable[str | None]],
-    handle: Callable[[StoredEvent | Checkpoint | CaughtUp], Awaitable[None]],
+    handle: Callable[[Sequence[Item]], Awaitable[None]],
     *,
     prefix: str = "",
+    most: int = MOST,
     following: Following | None = None,
     backoff: Callable[[int], float] = backoff,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
     """Hand every item behind the ``saved`` position to ``handle``; return when the store is closed.
 
-    ``saved`` is asked again after each failure, so what was handled but not saved is handled again.
+    Whatever is at hand when ``handle`` returns is handed over together, at most ``most`` items: one at a time while
+    little happens, many while it catches up. ``saved`` is asked again after each failure, so what was handled but not
+    saved is handled again.
 
     Raises:
         StoreConfigurationError: trying again is of no use.
@@ -65,10 +74,11 @@ async def follow_from(
     following = following or Following()
     while True:
         try:
-            async with aclosing(store.follow(after=await saved(), prefix=prefix)) as items:
-                async for item in items:
-                    await handle(item)
-                    _advance(following, item)
+            async with aclosing(_at_hand(store, await saved(), prefix, most)) as batches:
+                async for batch in batches:
+                    await handle(batch)
+                    for item in batch:
+                        _advance(following, item)
             return
         except ConnectionError as error:
             following.caught_up = False
@@ -80,7 +90,38 @@ async def follow_from(
         await sleep(pause)
 
 
-def _advance(following: Following, item: StoredEvent | Checkpoint | CaughtUp) -> None:
+async def _at_hand(
+    store: EventStore, after: str | None, prefix: str, most: int
+) -> AsyncGenerator[list[Item], None]:
+    """Read ahead, and deliver what has come since the last batch. What came before an error is delivered before it."""
+    arrived: asyncio.Queue[Item | None] = asyncio.Queue(most)
+
+    async def read() -> None:
+        try:
+            async with aclosing(store.follow(after=after, prefix=prefix)) as items:
+                async for item in items:
+                    await arrived.put(item)
+        finally:
+            if not arrived.full():
+                arrived.put_nowait(None)  # wakes whoever waits; where it is full nobody does
+
+    reading = asyncio.create_task(read(), name=f"reads {prefix}")
+    try:
+        while True:
+            if arrived.empty() and reading.done():
+                reading.result()
+                return
+            batch = [await arrived.get()]
+            while len(batch) < most and not arrived.empty():
+                batch.append(arrived.get_nowait())
+            items = [item for item in batch if item is not None]
+            if items:
+                yield items
+    finally:
+        await ended(reading)
+
+
+def _advance(following: Following, item: Item) -> None:
     following.attempts = 0
     match item:
         case StoredEvent():

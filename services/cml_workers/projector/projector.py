@@ -1,6 +1,7 @@
 """Follows the event store into the read model, and answers queries from it."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from uuid import UUID
 
 from cml_contracts.envelope import worker_of
@@ -31,15 +32,10 @@ from cml_workers.worker import Worker, evolve
 
 REMEMBERED = 10_000
 """Folded workers kept in memory; any other is folded again from its stream when its next event comes."""
-BATCH = 200
-"""Events of one transaction while catching up."""
 
 
 class Projector:
-    """Applies events in the store's order.
-
-    While it catches up, a batch of events is one transaction; live, each event is.
-    """
+    """Applies events in the store's order."""
 
     def __init__(self, *, store: EventStore, read_model: ReadModel) -> None:
         self._store = store
@@ -48,36 +44,30 @@ class Projector:
         self._workers: dict[UUID, WorkerView] = {}
         self._operations: dict[str, OperationView] = {}
         self._position: str | None = None
-        self._unwritten = 0
-        self._live = False
 
-    async def handle(self, item: StoredEvent | Checkpoint | CaughtUp) -> None:
-        """Take the next item of the store's order."""
-        match item:
-            case StoredEvent():
-                await self._apply(item)
-                self._position = item.position
-                self._unwritten += 1
-                if self._live or self._unwritten >= BATCH:
-                    await self.flush()
-            case Checkpoint(position):
-                self._position = position
-                await self.flush()
-            case CaughtUp():
-                self._live = True
-                await self.flush()
+    async def handle(self, items: Sequence[StoredEvent | Checkpoint | CaughtUp]) -> None:
+        """Take the next items of the store's order: one transaction, however many they are."""
+        for item in items:
+            match item:
+                case StoredEvent():
+                    await self._apply(item)
+                    self._position = item.position
+                case Checkpoint(position):
+                    self._position = position
+                case CaughtUp():
+                    pass
+        await self.flush()
 
     async def flush(self) -> None:
         """Write what has been applied. If that fails it stays, and is written with the next."""
         if self._position is None:
             return
         await self._read_model.write(self._workers.values(), self._operations.values(), self._position)
-        self._workers, self._operations, self._position, self._unwritten = {}, {}, None, 0
+        self._workers, self._operations, self._position = {}, {}, None
 
     async def resumed(self) -> str | None:
         """Begin anew behind the saved checkpoint; what was not written is delivered again."""
-        self._workers, self._operations, self._position, self._unwritten = {}, {}, None, 0
-        self._live = False
+        self._workers, self._operations, self._position = {}, {}, None
         self._folded.clear()
         return await self._read_model.checkpoint()
 

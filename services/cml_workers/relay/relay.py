@@ -1,11 +1,11 @@
-"""Publishes every event of every worker, in order and confirmed, from a saved checkpoint: at least once.
+"""Publishes every event, in the order of its worker and confirmed, from a saved checkpoint: at least once.
 
 The store is the outbox: nothing else publishes events, and nothing that appends publishes.
 """
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -44,20 +44,29 @@ class Relay:
         self._published = 0
         self._saved_at = clock()
 
-    async def handle(self, item: StoredEvent | Checkpoint | CaughtUp) -> None:
-        """Take the next item of the store's order."""
-        match item:
-            case StoredEvent():
-                await self._until_confirmed(event_message(self._source, item))
-                self._unsaved = item.position
-                self._published += 1
-                if self._published >= SAVE_EVERY or self._clock() - self._saved_at >= SAVE_AFTER:
-                    await self.save()
-            case Checkpoint(position):
-                self._unsaved = position
-                await self.save()
-            case CaughtUp():
-                await self.save()
+    async def handle(self, items: Sequence[StoredEvent | Checkpoint | CaughtUp]) -> None:
+        """Take the next items of the store's order.
+
+        Workers do not wait for one another: of each worker, an event is published when the one before is confirmed.
+        """
+        streams: dict[str, list[StoredEvent]] = {}
+        for item in items:
+            if isinstance(item, StoredEvent):
+                streams.setdefault(item.stream, []).append(item)
+        async with asyncio.TaskGroup() as publishing:
+            for events in streams.values():
+                publishing.create_task(self._in_order(events))
+        positions = [item.position for item in items if not isinstance(item, CaughtUp)]
+        if positions:
+            self._unsaved = positions[-1]
+        self._published += sum(map(len, streams.values()))
+        due = self._published >= SAVE_EVERY or self._clock() - self._saved_at >= SAVE_AFTER
+        if due or not isinstance(items[-1], StoredEvent):
+            await self.save()
+
+    async def _in_order(self, events: Sequence[StoredEvent]) -> None:
+        for event in events:
+            await self._until_confirmed(event_message(self._source, event))
 
     async def save(self) -> None:
         """Save how far we are."""
@@ -66,7 +75,7 @@ class Relay:
         self._unsaved, self._published, self._saved_at = None, 0, self._clock()
 
     async def _until_confirmed(self, message: Outgoing) -> None:
-        """Order is kept by never going on to the next event before this one is confirmed."""
+        """A worker's order is kept by never going on to its next event before this one is confirmed."""
         pause = 0.1
         while True:
             try:
