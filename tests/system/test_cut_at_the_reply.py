@@ -57,23 +57,24 @@ class Parts:
 
     async def pending_stop(self) -> TerminateCMLWorker:
         """A worker whose stop nobody carries out; the command that supersedes it."""
+        worker_id = uuid4()
         create = CreateCMLWorker(
             name="lab",
             aws_region="us-east-1",
             ami_id=DEMO_IMAGES["us-east-1"],
             created_by="ann",
-            worker_id=uuid4(),
+            worker_id=worker_id,
         )
         await self.callers.send(create, str(uuid4()), "create")
         assert await self.callers.answer("create", BOUND), self.roles.log()
         adapter = self.roles.processes["ec2-adapter"]
         adapter.kill()
         adapter.wait()
-        await self.callers.send(StopCMLWorker(worker_id=create.worker_id), "the-stop", "stop")
+        await self.callers.send(StopCMLWorker(worker_id=worker_id), "the-stop", "stop")
         async with asyncio.timeout(BOUND):
             while StopRequested.TYPE not in [each.type for each in await stored_events(self.store)]:
                 await asyncio.sleep(0.1)
-        return TerminateCMLWorker(worker_id=create.worker_id)
+        return TerminateCMLWorker(worker_id=worker_id)
 
     async def terminate(self, command: TerminateCMLWorker, armed: Armed) -> None:
         await self.callers.send(command, "the-termination", "terminate")
@@ -95,7 +96,8 @@ class Parts:
 
 @pytest.fixture(params=[None, PLANT], ids=["shipped", "planted"])
 def plant(request: pytest.FixtureRequest) -> str | None:
-    return request.param
+    plant: str | None = request.param
+    return plant
 
 
 @pytest.fixture
