@@ -41,7 +41,7 @@ class Callers:
         self.unconfirmed = 0
         """Messages that were published again, as they were not confirmed. One that was taken all the same comes
         twice, which can make up for a loss: too many of them, and nothing is tested."""
-        self._url, self._queue = url, queue
+        self._url, self.queue = url, queue
         self._channel: AbstractChannel | None = None
         self._connected = asyncio.Event()
         self._arrived = asyncio.Condition()
@@ -72,7 +72,7 @@ class Callers:
             command.model_dump_json(exclude_none=True).encode(),
             message_id=command_id,
             type=command.TYPE,
-            reply_to=self._queue if address else None,
+            reply_to=self.queue if address else None,
             correlation_id=address,
             content_type=JSON,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
@@ -133,7 +133,7 @@ class Callers:
         for closable in (connection, channel):
             closable.close_callbacks.add(lambda *_: lost.set())
         await channel.set_qos(prefetch_count=100)
-        queue = await channel.declare_queue(self._queue, durable=True, arguments=dict(_QUORUM))
+        queue = await channel.declare_queue(self.queue, durable=True, arguments=dict(_QUORUM))
         await queue.consume(self._on_reply)
         self._channel = channel
 

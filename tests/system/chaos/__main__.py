@@ -73,7 +73,8 @@ def main() -> None:
             out.print(violation, style="red", markup=False, highlight=False, soft_wrap=True)
         out.print(f"Logs and store files are kept in {folder}.")
         plant = f" PLANT={asked.plant}" if asked.plant else ""
-        out.print(f"Again: make chaos KILLS={asked.kills} SEED={asked.seed} STORE={asked.store}{plant}")
+        again = f"KILLS={asked.kills} SEED={asked.seed} STORE={asked.store} PACE={asked.pace:g}{plant}"
+        out.print(f"Again: make chaos {again}")
         sys.exit(1)
     shutil.rmtree(folder)
 

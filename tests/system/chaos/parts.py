@@ -40,7 +40,7 @@ from system.chaos.schedule import (
 HEARTBEAT = 2
 """Seconds, of every connection to RabbitMQ, which gives up a silent one after two to three of them."""
 GRACE = 20.0
-"""Seconds that EC2 may hide an instance. No faults hold back what is on its way to EC2 for as long: the promise that
+"""Seconds that EC2 may hide an instance. No fault holds back what is on its way to EC2 for as long: the promise that
 nothing is launched behind a recorded failure rests on that (in production they are 300)."""
 MEETING = 12.0
 """Seconds that a trap waits for its message."""
