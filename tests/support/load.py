@@ -31,7 +31,7 @@ MANNERS: dict[Manner, int] = {"once": 80, "impatient": 8, "post": 7, "client": 5
 IMPATIENCE = 15.0
 TURN = 60.0
 """Seconds after which a caller goes on with another command; the answer is awaited all the same."""
-RIVALS = 0.05
+RIVALS = 0.1
 """The share of commands that are a start or stop whose worker is terminated at the same time by another caller."""
 
 
@@ -113,20 +113,26 @@ class Load:
                 return
 
     def _script(self, total: int, seed: int) -> list[tuple[str, WorkerCommand, Manner]]:
-        """Creates are spread over the first half, what follows goes to workers created by then."""
+        """Creates are spread over the first half, what follows goes to workers created by then, few of them terminated."""
         commands: list[WorkerCommand] = []
         created = 0
+        alive: list[UUID] = []
         while len(commands) < total:
             share = created / len(self._workers)
             if not created or (share < 1 and len(commands) / total > share / 2):
                 commands.append(self._create(created))
+                alive.append(self._workers[created])
                 created += 1
-            elif self._random.random() < RIVALS and len(commands) + 2 <= total:
-                worker_id = self._random.choice(self._workers[:created])
+            elif self._random.random() < RIVALS and len(commands) + 2 <= total and len(alive) > 2:
+                worker_id = alive.pop(self._random.randrange((len(alive) + 1) // 2))  # one that runs by now
                 first = self._random.choice((StopCMLWorker, StopCMLWorker, StartCMLWorker))
                 commands += first(worker_id=worker_id), TerminateCMLWorker(worker_id=worker_id)
             else:
-                commands.append(self._wish(self._random.choice(self._workers[:created])))
+                anyone = self._random.random() < 0.2 or not alive
+                wish = self._wish(self._random.choice(self._workers[:created] if anyone else alive))
+                if isinstance(wish, TerminateCMLWorker) and wish.worker_id in alive:
+                    alive.remove(wish.worker_id)
+                commands.append(wish)
         manners = self._random.choices(list(MANNERS), list(MANNERS.values()), k=len(commands))
         return [
             (str(uuid5(_NAMES, f"{seed}/command/{n}")), command, manner)

@@ -54,6 +54,7 @@ EVENTS = (
 REPORTS = (OperationSucceeded, InstanceObserved, LookupAnswered)
 SUPERSEDED_REPLY = b"superseded by the termination"
 """In the body of a reply to the caller of a start or stop: sent by whoever handles another caller's termination."""
+TERMINATION_APPENDED = TerminationRequested.TYPE.encode()
 
 
 def _all(towards: Towards, *types: type) -> list[Passing]:

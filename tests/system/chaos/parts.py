@@ -42,8 +42,6 @@ HEARTBEAT = 2
 GRACE = 20.0
 """Seconds that EC2 may hide an instance. No fault holds back what is on its way to EC2 for as long: the promise that
 nothing is launched behind a recorded failure rests on that (in production they are 300)."""
-MEETING = 12.0
-"""Seconds that a trap waits for its message."""
 
 
 @dataclass
@@ -163,7 +161,7 @@ class System:
             for who in fault.who
         }
         fired = [asyncio.create_task(each.fired.wait()) for each in armed.values()]
-        await asyncio.wait(fired, timeout=MEETING, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(fired, timeout=fault.seconds, return_when=asyncio.FIRST_COMPLETED)
         for network, each in armed.items():
             network.disarm(each)
         if any(each.fired.is_set() for each in armed.values()):

@@ -38,7 +38,9 @@ STARTING = 2
 BREATH = 5.0
 """Seconds at most that the next fault waits for these, and as long again for RabbitMQ."""
 WAVE = 100
-"""Commands after which callers turn to workers of a new fleet, of which there are an eighth as many."""
+"""Commands after which callers turn to workers of a new fleet."""
+FLEET = 5
+"""Commands for each worker."""
 PATIENCE = 240.0
 """Seconds in which all must be answered and at rest once the faults are over."""
 STILL = 75.0
@@ -117,7 +119,7 @@ class Chaos:
                     self._callers[lane],
                     client,
                     total=self._wave,
-                    fleet=self._wave // 8,
+                    fleet=self._wave // FLEET,
                     seed=(self._seed * LANES + lane) * 10_000 + wave,
                     lanes=12,
                 )

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from support.tcp_proxy import WHAT, Trap, What
-from system.chaos.messages import MESSAGES, SILENCES, SUPERSEDED_REPLY, Part
+from system.chaos.messages import MESSAGES, SILENCES, SUPERSEDED_REPLY, TERMINATION_APPENDED, Part
 
 Store = Literal["sqlite", "kurrentdb"]
 
@@ -90,6 +90,8 @@ class AtMessage:
     who: tuple[str, ...]
     part: Part
     trap: Trap
+    seconds: float = 12.0
+    """How long it waits for the message."""
 
     @property
     def kind(self) -> str:
@@ -178,11 +180,15 @@ def schedule(seed: int, store: Store) -> Iterator[Fault]:
         return AtMessage(who, part, Trap(pattern, towards, what, seconds=chance.uniform(*SILENCES[part])))
 
     def at_superseded_reply() -> AtMessage:
-        what = chance.choice(WHAT)
+        what = chance.choice((*WHAT, "cut before"))
         seconds = chance.uniform(*SILENCES["rabbitmq"])
-        return AtMessage(
-            ("lifecycle", "lifecycle.2"), "rabbitmq", Trap(SUPERSEDED_REPLY, "server", what, seconds)
-        )
+        trap = Trap(SUPERSEDED_REPLY, "server", what, seconds)
+        return AtMessage(("lifecycle", "lifecycle.2"), "rabbitmq", trap, seconds=30.0)
+
+    def store_silent_at_termination() -> AtMessage:
+        """Committed when its caller has given up: what it settled is due all the same."""
+        silence = Trap(TERMINATION_APPENDED, "server", "silence", chance.uniform(*SILENCES["kurrentdb"]))
+        return AtMessage(("lifecycle", "lifecycle.2"), "kurrentdb", silence, seconds=30.0)
 
     deck: list[Callable[[], Fault]] = [
         *[lambda: Kill((chance.choice(PROCESSES),))] * 8,
@@ -193,6 +199,7 @@ def schedule(seed: int, store: Store) -> Iterator[Fault]:
         *[lambda: network("slowed", 2, 6)] * 2,
         *[partial(trap, part, what) for part in sorted(at_parts) for what in WHAT],
         *[at_superseded_reply] * 3,
+        *([store_silent_at_termination] * 2 if store == "kurrentdb" else []),
         *[lambda: AtEc2(chance.choice(AT_EC2))] * 3,
         lambda: freeze(chance.choice(adapters), 7, 10),
         lambda: freeze(chance.choice(PROCESSES), 1, 10),
