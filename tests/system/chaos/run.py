@@ -6,6 +6,7 @@ import json
 import logging
 import random
 import time
+import traceback
 from collections import Counter
 from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
@@ -102,8 +103,10 @@ class Chaos:
                 self.stage = "quiet"
                 await asyncio.to_thread(self.system.heal)
                 self._end = time.monotonic() + PATIENCE
-                await asyncio.wait(calling, timeout=PATIENCE)
-                return await self._judge()
+                ended, _ = await asyncio.wait(calling, timeout=PATIENCE)
+                outcome = await self._judge()
+                outcome.violations += [told for each in ended for told in _ended_early(each)]
+                return outcome
             finally:
                 for lane_of_calls in calling:
                     lane_of_calls.cancel()
@@ -252,6 +255,14 @@ class Chaos:
             for command_id, results in known.items():
                 replies.setdefault(command_id, []).extend(results)
         return replies
+
+
+def _ended_early(calling: asyncio.Task[None]) -> list[str]:
+    """Callers bear every outage; one that does not leaves its commands behind, and the rest unsent."""
+    if calling.cancelled():
+        return ["callers were cancelled by what they called"]
+    error = calling.exception()
+    return ["callers ended: " + "".join(traceback.format_exception(error))] if error else []
 
 
 def _how_many(table: sa.Table, holding: str) -> sa.Select[int]:
