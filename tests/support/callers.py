@@ -8,7 +8,6 @@ from typing import Self
 
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
-from aio_pika.exceptions import AMQPError
 
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.envelope import JSON
@@ -18,8 +17,8 @@ from cml_contracts.topology import COMMANDS
 CONFIRM_SECONDS = 20.0
 """How long to wait for the broker's confirm before the message is published again."""
 _QUORUM = {"x-queue-type": "quorum"}
-_LOST = (AMQPError, OSError, RuntimeError, StopAsyncIteration)
-"""What the library raises where the connection is gone; TimeoutError is one of them."""
+_LOST = (Exception,)
+"""The library raises a plain ``Exception``, among others, where the connection is gone."""
 
 
 class Callers:
