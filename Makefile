@@ -32,10 +32,10 @@ test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded br
 	@tests/support/ensure-services
 	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
-chaos: $(READY) ## kill -9 at random among other faults, under load: KILLS=200 SEED=.. STORE=sqlite|kurrentdb
+chaos: $(READY) ## kill -9, freeze and cut off at random and at chosen messages, under load: KILLS=200 SEED=.. STORE=sqlite|kurrentdb PACE=2 PLANT=..
 	@tests/support/ensure-services
 	@cd tests && exec ../$(BIN)/python -m system.chaos --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED)) \
-		$(if $(STORE),--store $(STORE))
+		$(if $(STORE),--store $(STORE)) $(if $(PACE),--pace $(PACE)) $(if $(PLANT),--plant $(PLANT))
 
 fuzz: $(READY) ## hostile messages against the roles, each accounted for (MESSAGES=100000 SEED=1)
 	@tests/support/ensure-services

@@ -236,8 +236,11 @@ class WorkerClient:
         try:
             exchange = await self._channel.get_exchange(waiting.exchange.name, ensure=False)
             await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
-        except (AMQPError, OSError, RuntimeError) as error:
-            raise NotSentError(f"{waiting.routing_key} was not taken: {_told(error)}") from error
+        except Exception as error:
+            # aiormq raises a plain ``Exception`` from a call under way when it closes the connection.
+            if isinstance(error, AMQPError | OSError | RuntimeError) or type(error) is Exception:
+                raise NotSentError(f"{waiting.routing_key} was not taken: {_told(error)}") from error
+            raise
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:
         waiting = self._waiting.get(message.correlation_id or "")

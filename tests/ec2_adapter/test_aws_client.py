@@ -1,6 +1,7 @@
 """The EC2 client over HTTP: what it asks, what it understands, and every error of the table as it arrives."""
 
 import asyncio
+import gc
 from typing import Any
 from uuid import uuid4
 
@@ -153,6 +154,23 @@ async def test_describes_that_come_together_share_their_requests(ec2: AwsEc2Clie
     seen = await asyncio.gather(*(ec2.describe(REGION, each) for each in wanted))
     assert [each and each.instance_id for each in seen] == [one.instance_id, two.instance_id, None] * 20
     assert len(admin.calls()) <= 4
+
+
+async def test_a_describe_that_fails_when_its_caller_has_given_up_is_no_error_of_the_program(
+    ec2: AwsEc2Client, admin: SimulatorAdmin
+):
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+    admin.fault("DescribeInstances", "RequestLimitExceeded", status=503, times=1)
+    impatient = asyncio.create_task(ec2.describe(REGION, "i-00000000000000001"))
+    await asyncio.sleep(0)
+    failing = ec2._describing[REGION].found
+    impatient.cancel()
+    await asyncio.wait({impatient, failing})
+    assert failing.done()
+    del failing, impatient
+    gc.collect()
+    assert errors == []
 
 
 async def test_one_caller_that_gives_up_does_not_take_the_others_describe_with_it(ec2: AwsEc2Client):

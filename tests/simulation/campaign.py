@@ -36,7 +36,7 @@ T = TypeVar("T")
 PROCESSES = os.cpu_count() or 1
 CHUNK = 10
 WIDE = 240
-"""Columns of the table of pairs and faults."""
+"""Columns of the tables."""
 EVERY = 30.0
 """Seconds between two lines of progress, where nothing can be drawn over."""
 
@@ -254,10 +254,13 @@ def saved(campaign: Campaign) -> Table:
 
 
 def _told(console: Console, campaign: Campaign, *, complete: bool) -> int:
-    console.print(faults_by_operation(campaign))
-    console.print(saved(campaign))
     wide = Console(width=max(console.width, WIDE))  # to be read with a pager, or in a file
-    wide.print(sweeping.table(campaign.possible, campaign.cells))
+    for table in (
+        faults_by_operation(campaign),
+        saved(campaign),
+        sweeping.table(campaign.possible, campaign.cells),
+    ):
+        wide.print(table)
     console.print(str(campaign), highlight=False)
     for name, violations in sorted(campaign.failed.items())[:50]:
         console.print(f"[red]{name}[/red]", highlight=False)

@@ -299,7 +299,8 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
         elif worker.instance.instance_id != instance.instance_id:
             yield f"2: {instance.instance_id} is {instance.state}, its worker {owner} has another one"
     known = {operation_id for worker in folded.values() for operation_id in worker.operations}
-    for command_id in seen.confirmed - known - seen.replies.keys():
+    bound = {command_id for command_id, answers in (seen.answers or {}).items() if answers}
+    for command_id in seen.confirmed - known - bound - seen.replies.keys():
         yield f"3: command {command_id} was taken, and neither recorded nor answered"
     for address, command_id in seen.awaited.items():
         if address not in seen.answered:

@@ -1,8 +1,10 @@
-"""Mixed commands on a fleet, by callers who do not give up: each is repeated under its own id until it is answered."""
+"""Mixed commands on a fleet. Most callers send once and wait; a few are impatient, do not wait, or use our client."""
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
+from typing import Literal
 from uuid import UUID, uuid5
 
 from cml_contracts.client import NoResultYetError, NotSentError, WorkerClient
@@ -17,69 +19,125 @@ from cml_contracts.commands import (
 )
 from cml_contracts.results import OperationResult
 from cml_workers.embedded.ec2_simulator import DEMO_IMAGES
+from support.callers import Callers
 
 _NAMES = UUID("6d1f27a4-9c1c-4f34-8a5d-1d6a3a3a9d11")
 REGION = "us-east-1"
 
+Manner = Literal["once", "impatient", "post", "client"]
+MANNERS: dict[Manner, int] = {"once": 80, "impatient": 8, "post": 7, "client": 5}
+"""How callers send, of a hundred: once, and wait; again after ``IMPATIENCE``, at another address; without an address; by
+``WorkerClient``, which sends again by itself."""
+IMPATIENCE = 15.0
+TURN = 60.0
+"""Seconds after which a caller goes on with another command; the answer is awaited all the same."""
+RIVALS = 0.1
+"""The share of commands that are a start or stop whose worker is terminated at the same time by another caller."""
+
 
 class Load:
-    """``total`` commands of which about ``fleet`` are creates, ``callers`` at once; the same for the same seed."""
+    """``total`` commands of which about ``fleet`` are creates, ``callers`` at once; the same for the same seed.
+
+    ``client``: for the callers that use it; without one they are callers like most.
+    """
 
     def __init__(
-        self, client: WorkerClient, *, total: int, fleet: int, seed: int = 1, callers: int = 24
+        self,
+        callers: Callers,
+        client: WorkerClient | None = None,
+        *,
+        total: int,
+        fleet: int,
+        seed: int = 1,
+        lanes: int = 24,
     ) -> None:
-        self.replies: dict[str, list[OperationResult]] = {}
         self.sent: dict[str, str] = {}
+        """The types of all commands that were begun, by id."""
+        self.manners: Counter[Manner] = Counter()
         self.repeated = 0
-        self.finished = asyncio.Event()
-        self._client = client
+        """Messages of those who did not wait for long enough, those of the client included."""
+        self.of_client: dict[str, list[OperationResult]] = {}
+        """What the client's commands were answered; empty as long as they were not."""
         self._callers = callers
+        self._client = client
+        self._lanes = lanes
         self._random = random.Random(seed)
         self._workers = [uuid5(_NAMES, f"{seed}/worker/{n}") for n in range(fleet)]
         self._commands = self._script(total, seed)
 
     @property
     def answered(self) -> int:
-        return len(self.replies)
+        """Commands of which a caller knows the end."""
+        return sum(bool(self.of_client.get(each) or self._callers.replies.get(each)) for each in self.sent)
 
-    async def run(self, on_answer: Callable[[], None] = lambda: None, patience: float = 240.0) -> None:
-        """Send everything and await every result. Raises TimeoutError."""
+    async def run(self, on_answer: Callable[[], None] = lambda: None) -> None:
+        """Send everything. Most is answered by the end, see ``TURN``."""
 
-        async def caller() -> None:
+        async def lane() -> None:
             while self._commands:
-                command_id, command = self._commands.pop(0)
+                command_id, command, manner = self._commands.pop(0)
                 self.sent[command_id] = command.TYPE
-                await self._until_answered(command_id, command)
+                self.manners[manner] += 1
+                await self._send(command_id, command, manner)
                 on_answer()
 
-        async with asyncio.timeout(patience):
-            await asyncio.gather(*(caller() for _ in range(self._callers)))
-        self.finished.set()
+        await asyncio.gather(*(lane() for _ in range(self._lanes)))
 
-    async def _until_answered(self, command_id: str, command: WorkerCommand) -> None:
+    async def _send(self, command_id: str, command: WorkerCommand, manner: Manner) -> None:
+        if manner == "client" and self._client is not None:
+            await self._by_client(self._client, command_id, command)
+        elif manner == "post":
+            await self._callers.send(command, command_id, None)
+        elif manner == "impatient":
+            for attempt in range(int(TURN / IMPATIENCE)):
+                self.repeated += attempt > 0
+                address = f"{command_id}/{attempt}"
+                await self._callers.send(command, command_id, address)
+                if await self._callers.answer(address, IMPATIENCE):
+                    return
+        else:
+            await self._callers.send(command, command_id, command_id)
+            await self._callers.answer(command_id, TURN)
+
+    async def _by_client(self, client: WorkerClient, command_id: str, command: WorkerCommand) -> None:
+        self.of_client[command_id] = []
         while True:
             try:
-                result = await self._client.send(command, command_id=command_id, deadline=15)
+                result = await client.send(command, command_id=command_id, deadline=IMPATIENCE)
             except NotSentError:
                 await asyncio.sleep(0.2)
             except NoResultYetError:
                 self.repeated += 1
             else:
-                self.replies.setdefault(command_id, []).append(result)
+                self.of_client[command_id].append(result)
                 return
 
-    def _script(self, total: int, seed: int) -> list[tuple[str, WorkerCommand]]:
-        """Creates are spread over the first half, what follows goes to workers created by then."""
+    def _script(self, total: int, seed: int) -> list[tuple[str, WorkerCommand, Manner]]:
+        """Creates are spread over the first half, what follows goes to workers created by then, few of them terminated."""
         commands: list[WorkerCommand] = []
         created = 0
+        alive: list[UUID] = []
         while len(commands) < total:
             share = created / len(self._workers)
             if not created or (share < 1 and len(commands) / total > share / 2):
                 commands.append(self._create(created))
+                alive.append(self._workers[created])
                 created += 1
+            elif self._random.random() < RIVALS and len(commands) + 2 <= total and len(alive) > 2:
+                worker_id = alive.pop(self._random.randrange((len(alive) + 1) // 2))  # one that runs by now
+                first = self._random.choice((StopCMLWorker, StopCMLWorker, StartCMLWorker))
+                commands += first(worker_id=worker_id), TerminateCMLWorker(worker_id=worker_id)
             else:
-                commands.append(self._wish(self._random.choice(self._workers[:created])))
-        return [(str(uuid5(_NAMES, f"{seed}/command/{n}")), command) for n, command in enumerate(commands)]
+                anyone = self._random.random() < 0.2 or not alive
+                wish = self._wish(self._random.choice(self._workers[:created] if anyone else alive))
+                if isinstance(wish, TerminateCMLWorker) and wish.worker_id in alive:
+                    alive.remove(wish.worker_id)
+                commands.append(wish)
+        manners = self._random.choices(list(MANNERS), list(MANNERS.values()), k=len(commands))
+        return [
+            (str(uuid5(_NAMES, f"{seed}/command/{n}")), command, manner)
+            for n, (command, manner) in enumerate(zip(commands, manners, strict=True))
+        ]
 
     def _create(self, number: int) -> CreateCMLWorker:
         return CreateCMLWorker(
@@ -92,7 +150,7 @@ class Load:
         )
 
     def _wish(self, worker_id: UUID) -> WorkerCommand:
-        kind = self._random.choices(("start", "stop", "tags", "status", "terminate"), (28, 28, 24, 14, 6))[0]
+        kind = self._random.choices(("start", "stop", "tags", "status", "terminate"), (28, 28, 26, 14, 4))[0]
         match kind:
             case "start":
                 return StartCMLWorker(worker_id=worker_id)

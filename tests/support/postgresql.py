@@ -1,6 +1,7 @@
 """A private PostgreSQL for the tests: an address that was given, an installed server in a folder, or a container."""
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
@@ -97,6 +98,17 @@ class SpawnedPostgreSQL:
         if self._server is not None and self._server.poll() is None:
             self._server.send_signal(number)
             self._server.wait(timeout=30)
+
+    def signal(self, number: int) -> None:
+        """To all its processes, e.g. SIGSTOP: each connection has one, in a group of its own."""
+        if self._server is not None:
+            os.kill(self._server.pid, number)  # first: it starts no more of them
+            found = subprocess.run(
+                ["pgrep", "-P", str(self._server.pid)], capture_output=True, text=True, check=False
+            )
+            for child in found.stdout.split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(child), number)
 
     def restart(self) -> None:
         """Stop and start on the same data and port."""

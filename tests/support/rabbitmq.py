@@ -135,6 +135,11 @@ class SpawnedRabbitMQ:
                 os.killpg(self._server.pid, number)
             self._server.wait(timeout=60)
 
+    def signal(self, number: int) -> None:
+        """To all its processes, e.g. SIGSTOP."""
+        if self._server is not None:
+            os.killpg(self._server.pid, number)
+
     def kill(self) -> None:
         """A crash."""
         self.stop(signal.SIGKILL)

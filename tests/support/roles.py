@@ -3,12 +3,15 @@
 import asyncio
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from support.children import die_with_parent
 from support.running import COMMAND, unconfigured
 
+TESTS = Path(__file__).parents[1]
+"""Where they are started: what is planted is a module of the tests."""
 ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
 """Seconds before a process that ended by itself is started again: at first, and when it keeps ending."""
@@ -18,6 +21,7 @@ class Roles:
     """The roles on parts that they share; ``each`` gives a process settings of its own, e.g. its user.
 
     ``processes``: their names, which begin with the role's; a second one of a role is e.g. ``ec2-adapter.2``.
+    ``plant``: a deliberate fault that they run with, see ``support.planted_role``.
     """
 
     def __init__(
@@ -26,9 +30,11 @@ class Roles:
         *,
         processes: Sequence[str] = ROLES,
         each: Callable[[str], dict[str, str]] = lambda _process: {},
+        plant: str | None = None,
         **settings: str,
     ) -> None:
         self._each = each
+        self._command = [sys.executable, "-m", "support.planted_role", plant] if plant else [str(COMMAND)]
         self.environment = {
             **unconfigured(),
             "CML_DATA_DIR": str(folder / "data"),
@@ -47,7 +53,8 @@ class Roles:
         with self.logs[name].open("ab") as log:
             self._said_before[name] = log.tell()
             return subprocess.Popen(
-                [COMMAND, "role", name.partition(".")[0]],
+                [*self._command, "role", name.partition(".")[0]],
+                cwd=TESTS,
                 env={**self.environment, **self._each(name)},
                 stdout=log,
                 stderr=log,

@@ -1,16 +1,55 @@
-"""A network between a service and its clients that can be cut, closed, stalled and slowed."""
+"""A network between a service and its clients that can be cut, closed, stalled and slowed, at chosen messages too."""
 
 import asyncio
 import contextlib
+from collections import Counter
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
+
+Towards = Literal["server", "client"]
+What = Literal["cut before", "cut after", "cut the answer", "silence"]
+WHAT: tuple[What, ...] = ("cut before", "cut after", "cut the answer", "silence")
+
+LONGEST_PATTERN = 128
+"""Bytes; so many less one are remembered of what has passed, so that a pattern in two pieces is found."""
+
+_Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """What happens to the connection on which these bytes pass in this direction, ``times`` times in all.
+
+    ``cut before``: it is reset, and they do not arrive. ``cut after``: they are passed on, and it is reset at once.
+    ``cut the answer``: they are passed on, and it is reset instead of passing on the first bytes that come back.
+    ``silence``: it stays open, nothing passes in either direction for ``seconds``, then all of it does.
+    """
+
+    pattern: bytes
+    towards: Towards
+    what: What
+    seconds: float = 0.0
+    times: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 < len(self.pattern) <= LONGEST_PATTERN
+
+
+@dataclass(eq=False)
+class Armed:
+    """A trap that waits; ``fired`` is set when it has caught something."""
+
+    trap: Trap
+    left: int
+    fired: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class TcpProxy:
     """Passes bytes to ``port`` on loopback; in the running event loop.
 
     ``delay``: seconds that every piece of data takes longer, in both directions. ``closed``: new connections are
-    refused as soon as they are made.
+    refused as soon as they are made. ``fired``: how often traps did what.
     """
 
     def __init__(self, port: int) -> None:
@@ -18,12 +57,14 @@ class TcpProxy:
         self.delay = 0.0
         self.closed = False
         self.cuts = 0
+        self.fired: Counter[What] = Counter()
         self._target = port
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.StreamWriter] = set()
+        self._connections: set[_Connection] = set()
         self._passing: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._armed: list[Armed] = []
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
@@ -46,8 +87,8 @@ class TcpProxy:
     def cut(self) -> None:
         """Reset every connection there is."""
         self.cuts += 1
-        for writer in list(self._open):
-            writer.transport.abort()
+        for connection in list(self._connections):
+            connection.reset()
 
     async def outage(self, seconds: float) -> None:
         """Cut, and let nobody in for a while."""
@@ -62,33 +103,127 @@ class TcpProxy:
         await asyncio.sleep(seconds)
         self._flowing.set()
 
+    def arm(self, trap: Trap) -> Armed:
+        """Watch for the bytes of a trap, on every connection, from now on."""
+        armed = Armed(trap, trap.times)
+        self._armed.append(armed)
+        return armed
+
+    def disarm(self, armed: Armed) -> None:
+        """Watch for them no longer."""
+        if armed in self._armed:
+            self._armed.remove(armed)
+
     def heal(self) -> None:
         """Whatever was wrong is over."""
         self.closed, self.delay = False, 0.0
+        self._armed.clear()
         self._flowing.set()
+        for connection in self._connections:
+            connection.flowing.set()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.closed:
             writer.transport.abort()
             return
         try:
-            there, back = await asyncio.open_connection("127.0.0.1", self._target)
+            server = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.transport.abort()
             return
-        self._open |= {writer, back}
-        for source, sink in ((reader, back), (there, writer)):
-            task = asyncio.create_task(self._pass(source, sink))
+        connection = _Connection((reader, writer), server)
+        self._connections.add(connection)
+        for towards in ("server", "client"):
+            task = asyncio.create_task(self._pass(connection, towards))
             self._passing.add(task)
             task.add_done_callback(self._passing.discard)
 
-    async def _pass(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pass(self, connection: "_Connection", towards: Towards) -> None:
+        source, sink = connection.ends(towards)
+        passed = b""
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 await self._flowing.wait()
-                sink.write(data)
-                await sink.drain()
-        self._open.discard(sink)
+                await connection.flowing.wait()
+                if connection.answer_to_cut == towards:
+                    connection.reset()
+                    break
+                found = self._caught(passed, data, towards)
+                if found is not None:
+                    await self._fire(*found, connection, data, sink)
+                else:
+                    await _write(sink, data)
+                passed = (passed + data)[1 - LONGEST_PATTERN :]
+        connection.ended += 1
+        if connection.ended == 2:
+            self._connections.discard(connection)
         sink.close()  # after what was written; a connection that was cut is closed already
+
+    def _caught(self, passed: bytes, data: bytes, towards: Towards) -> tuple[Armed, int] | None:
+        """The first trap for these bytes, and where in ``data`` its pattern begins: below 0 if before."""
+        for armed in self._armed:
+            pattern = armed.trap.pattern
+            if armed.trap.towards != towards:
+                continue
+            # What has been passed on already is no new occurrence.
+            before = passed[len(passed) - len(pattern) + 1 :] if len(passed) >= len(pattern) else passed
+            place = (before + data).find(pattern)
+            if place >= 0 and place + len(pattern) > len(before):
+                return armed, place - len(before)
+        return None
+
+    async def _fire(
+        self, armed: Armed, place: int, connection: "_Connection", data: bytes, sink: asyncio.StreamWriter
+    ) -> None:
+        trap = armed.trap
+        armed.left -= 1
+        if armed.left <= 0:
+            self.disarm(armed)
+        self.fired[trap.what] += 1
+        armed.fired.set()
+        if trap.what == "silence":
+            await connection.silence(trap.seconds)
+        if trap.what == "cut the answer":
+            connection.answer_to_cut = "client" if trap.towards == "server" else "server"
+        await _write(sink, data[: max(0, place)] if trap.what == "cut before" else data)
+        if trap.what in ("cut before", "cut after"):
+            connection.reset()
+
+
+class _Connection:
+    """A client's connection and ours to the server."""
+
+    def __init__(self, client: _Stream, server: _Stream) -> None:
+        self._client, self._server = client, server
+        self.flowing = asyncio.Event()
+        self.flowing.set()
+        self.answer_to_cut: Towards | None = None
+        self.ended = 0
+        """Directions in which nothing passes any more."""
+        for _, writer in (client, server):
+            writer.transport.set_write_buffer_limits(high=0)  # what was drained is sent
+
+    def ends(self, towards: Towards) -> _Stream:
+        """Where to read and where to write."""
+        if towards == "server":
+            return self._client[0], self._server[1]
+        return self._server[0], self._client[1]
+
+    def reset(self) -> None:
+        for _, writer in (self._client, self._server):
+            writer.transport.abort()
+        self.flowing.set()
+
+    async def silence(self, seconds: float) -> None:
+        self.flowing.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.flowing.wait()
+        self.flowing.set()
+
+
+async def _write(sink: asyncio.StreamWriter, data: bytes) -> None:
+    sink.write(data)
+    await sink.drain()

@@ -6,22 +6,41 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from system.chaos import Broker, Kill, Locked, Network, links, schedule, unleash
+from support.tcp_proxy import WHAT
+from system.chaos.messages import MESSAGES
+from system.chaos.run import unleash
+from system.chaos.schedule import AtMessage, Freeze, Kill, Network, frozen_parts, kinds, links, schedule
 
 
-@pytest.mark.timeout(400)
-async def test_kills_among_other_faults_lose_nothing_and_double_nothing(tmp_path: Path):
+@pytest.mark.timeout(600)
+async def test_every_kind_of_fault_loses_nothing_and_doubles_nothing(tmp_path: Path):
+    """On the store that has a network and a process of its own; callers send once."""
     out = Console(width=200)
-    outcome = await unleash(tmp_path, kills=8, seed=31, store="sqlite", pace=1.0, wave=40, out=out)
+    every = kinds("kurrentdb")
+    outcome = await unleash(
+        tmp_path, kills=8, seed=31, store="kurrentdb", pace=0.7, wave=60, must_meet=every, out=out
+    )
     out.print(outcome.table())
     assert outcome.violations == []
     assert outcome.kills.total() == 8
-    assert outcome.faults.keys() == {
-        *("kill", "kill of two at once", "kill while it starts", "freeze", "broker restarted"),
-        *("network cut", "network stalled", "network slowed", "store file locked", "fault of EC2"),
-    }
-    assert outcome.sent == outcome.answered >= 40
+    assert outcome.faults.keys() == every
+    assert outcome.awaited >= 40
+    assert outcome.unanswered == 0
     assert outcome.launched > 0
+
+
+@pytest.mark.timeout(400)
+async def test_kills_on_a_shared_store_file_lose_nothing_and_double_nothing(tmp_path: Path):
+    out = Console(width=200)
+    must = {"kill", "freeze", "store file locked", "rabbitmq: cut before"}
+    outcome = await unleash(
+        tmp_path, kills=4, seed=32, store="sqlite", pace=0.7, wave=40, must_meet=must, out=out
+    )
+    out.print(outcome.table())
+    assert outcome.violations == []
+    assert outcome.kills.total() == 4
+    assert outcome.faults.keys() >= must
+    assert outcome.unanswered == 0 < outcome.awaited
 
 
 def test_the_same_seed_gives_the_same_faults_and_another_one_others():
@@ -29,10 +48,20 @@ def test_the_same_seed_gives_the_same_faults_and_another_one_others():
     assert first == again != other
 
 
-def test_every_kind_of_fault_comes_and_the_network_of_everybody_is_hit():
-    faults = list(islice(schedule(1, "kurrentdb"), 2000))
+@pytest.mark.parametrize("store", ["sqlite", "kurrentdb"])
+def test_every_kind_of_fault_comes_and_the_network_of_everybody_is_hit(store):
+    faults = list(islice(schedule(1, store), 4000))
+    assert {fault.kind for fault in faults} == kinds(store)
     hit = {(fault.who, fault.part, fault.how) for fault in faults if isinstance(fault, Network)}
-    assert hit == {(*link, how) for link in links("kurrentdb") for how in ("cut", "stalled", "slowed")}
-    assert {fault.crash for fault in faults if isinstance(fault, Broker)} == {True, False}
+    assert hit == {(*link, how) for link in links(store) for how in ("cut", "stalled", "slowed")}
     assert {len(fault.victims) for fault in faults if isinstance(fault, Kill)} == {1, 2}
-    assert not [fault for fault in faults if isinstance(fault, Locked)]  # there is no file
+    assert {fault.victim for fault in faults if isinstance(fault, Freeze)} >= frozen_parts(store).keys()
+
+
+def test_the_network_breaks_at_every_chosen_message_of_everybody():
+    faults = [fault for fault in islice(schedule(1, "kurrentdb"), 20_000) if isinstance(fault, AtMessage)]
+    caught = {(fault.part, fault.trap.pattern, fault.trap.towards) for fault in faults}
+    assert caught >= {(part, *each) for (_, part), messages in MESSAGES.items() for each in messages}
+    broken = {(who, fault.part) for fault in faults for who in fault.who}
+    assert broken == set(links("kurrentdb")) - {("projector", "rabbitmq")}  # nobody asks it anything there
+    assert {fault.trap.what for fault in faults} == set(WHAT)

@@ -10,6 +10,7 @@ from cml_contracts.client import WorkerClient
 from cml_workers.bus.rabbit import declare_topology
 from cml_workers.embedded.ec2_simulator import Ec2Simulator
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from support.callers import Callers
 from support.children import module
 from support.ec2 import SimulatorAdmin
 from support.invariants import observe, violations
@@ -20,6 +21,8 @@ from support.roles import Roles
 from support.tcp_proxy import TcpProxy
 
 COMMANDS = 500
+PATIENCE = 240.0
+"""Seconds in which all is sent, and as many again in which all must be answered."""
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ async def kurrentdb() -> AsyncIterator[TcpProxy]:
             yield proxy
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(700)
 async def test_500_mixed_commands_while_the_broker_restarts_and_the_store_is_cut_off(
     rabbitmq: SpawnedRabbitMQ,
     kurrentdb: TcpProxy,
@@ -68,34 +71,46 @@ async def test_500_mixed_commands_while_the_broker_restarts_and_the_store_is_cut
         CML_AUTHORIZE="false",
     )
     try:
-        async with WorkerClient(rabbitmq.url) as client:
-            load = Load(client, total=COMMANDS, fleet=60)
+        async with Callers(rabbitmq.url, "callers") as callers, WorkerClient(rabbitmq.url) as client:
+            load = Load(callers, client, total=COMMANDS, fleet=60)
             running = asyncio.create_task(load.run())
             for number, fault in enumerate(("store", "broker", "store", "broker", "store"), 1):
                 async with asyncio.timeout(120):
-                    while load.answered < number * COMMANDS // 6 and not running.done():
+                    while load.answered < number * COMMANDS // 8 and not running.done():
                         await asyncio.sleep(0.05)
                 if fault == "broker":
                     await asyncio.to_thread(rabbitmq.restart)
                 else:
                     await kurrentdb.outage(1.0)
-            await running
-        assert load.answered == COMMANDS
+            async with asyncio.timeout(PATIENCE):
+                await running
+            await callers.all_answers(PATIENCE)
+        assert len(load.sent) == COMMANDS
         store = KurrentDbEventStore(roles.environment["KURRENTDB_URI"])
         admin = SimulatorAdmin(simulator.url)
 
         for _ in range(60):
-            seen = await observe(store, admin, postgresql.url, load.replies, load.sent)
+            seen = await observe(
+                store,
+                admin,
+                postgresql.url,
+                {**callers.replies, **load.of_client},
+                load.sent,
+                awaited=callers.awaited,
+                answered=callers.answered,
+            )
             if not (broken := violations(seen)):
                 break
             await asyncio.sleep(1)
         await store.close()
         assert broken == []
         print(
-            f"{load.answered} of {COMMANDS} commands answered, {load.repeated} of them repeated, "
+            f"{load.answered} of {COMMANDS} commands answered, {load.repeated} repetitions; how they were sent: "
+            f"{dict(load.manners)}; {callers.unconfirmed} published again as they were not confirmed; "
             f"{len(seen.events)} events, {len(seen.instances)} instances launched for 60 workers"
         )
         assert kurrentdb.cuts == 3
+        assert load.answered == COMMANDS - load.manners["post"]
         assert len(seen.instances) == len(seen.rows or ()) == 60
         assert all(process.poll() is None for process in roles.processes.values()), roles.log()
     finally:

@@ -177,8 +177,10 @@ class RabbitBus:
                 f"RabbitMQ does not allow user {self.user!r} what it needs ({error}); see "
                 "deploy/rabbitmq/definitions.json for the rights of each role"
             ) from error
-        except (AMQPError, OSError, TimeoutError, StopAsyncIteration) as error:
-            raise _unreachable(error, redacted(self._url)) from error
+        except Exception as error:
+            if isinstance(error, AMQPError | OSError | TimeoutError | StopAsyncIteration) or _bare(error):
+                raise _unreachable(error, redacted(self._url)) from error
+            raise
 
     async def stop(self, *, grace: float = 2.0) -> None:
         """Stop consuming first, give handlers ``grace`` seconds to end, then disconnect.
@@ -249,7 +251,9 @@ class RabbitBus:
             if message.exchange is None and not message.mandatory:
                 raise CallerRefusesError(f"the caller's queue {message.routing_key!r} refuses it") from error
             raise BusUnavailableError(f"not confirmed: {_told(error)}") from error
-        except (AMQPError, OSError, TimeoutError, RuntimeError) as error:
+        except Exception as error:
+            if not (isinstance(error, AMQPError | OSError | TimeoutError | RuntimeError) or _bare(error)):
+                raise
             self._direct_replies.forget()
             raise BusUnavailableError(f"not confirmed: {_told(error)}") from error
         if confirmation is not None and type(confirmation).__name__ != "Ack":
@@ -468,6 +472,11 @@ def _unreachable(error: BaseException, url: str) -> Exception:
             f"server ({told})"
         )
     return BusUnavailableError(f"no RabbitMQ at {url}: {told}")
+
+
+def _bare(error: Exception) -> bool:
+    """The library raises a plain ``Exception`` from a call under way when it closes the connection."""
+    return type(error) is Exception
 
 
 def _tell(those: Sequence[Callable[[], None]]) -> None:

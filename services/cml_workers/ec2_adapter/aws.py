@@ -300,6 +300,13 @@ class _Describing:
     def __init__(self, found: "asyncio.Task[Mapping[str, Ec2Instance]]") -> None:
         self.found = found
         self.wanted: set[str] = set()
+        found.add_done_callback(_retrieve_error)
+
+
+def _retrieve_error(found: "asyncio.Task[Mapping[str, Ec2Instance]]") -> None:
+    """Where all who asked have given up, nobody else does, and it would be logged as an error of the program."""
+    if not found.cancelled():
+        found.exception()
 
 
 @functools.cache

@@ -1,0 +1,39 @@
+"""aiormq raises a plain Exception from a call under way when it closes the connection: an outage, and no fault of ours."""
+
+from uuid import uuid4
+
+import pytest
+from faststream.rabbit import RabbitBroker
+
+from cml_contracts.client import NotSentError, WorkerClient
+from cml_contracts.commands import StopCMLWorker
+from cml_workers.bus.port import BusUnavailableError, Outgoing
+from cml_workers.bus.rabbit import RabbitBus, declare_topology
+
+REPLY = Outgoing(
+    exchange=None, routing_key="callers", body=b"{}", type="reply", message_id="1", mandatory=False
+)
+
+
+async def lost(*_: object, **__: object) -> None:
+    raise Exception  # noqa: TRY002 - as the library does
+
+
+async def test_a_role_that_starts_cannot_reach_the_broker(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(RabbitBroker, "start", lost)
+    with pytest.raises(BusUnavailableError):
+        await RabbitBus(rabbitmq_url, name="test").start()
+
+
+async def test_a_message_is_not_confirmed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(RabbitBroker, "publish", lost)
+    with pytest.raises(BusUnavailableError):
+        await RabbitBus("amqp://127.0.0.1:1/", name="test").publish(REPLY)
+
+
+async def test_a_command_is_not_sent(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch):
+    await declare_topology(rabbitmq_url)
+    async with WorkerClient(rabbitmq_url) as client:
+        monkeypatch.setattr(client._channel, "get_exchange", lost)
+        with pytest.raises(NotSentError):
+            await client.post(StopCMLWorker(worker_id=uuid4()))

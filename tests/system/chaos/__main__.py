@@ -1,0 +1,83 @@
+"""Chaos: real processes on a real RabbitMQ, a real store and PostgreSQL, killed, frozen and cut off under load.
+
+Two lifecycles and two EC2 adapters, relay and projector, each with a network of its own to each part. Faults follow a
+seeded schedule and overlap; some wait for a chosen message. Callers send once and wait. Then all is quiet, and what must
+be true is checked.
+
+Run it with ``make chaos KILLS=200``, or in ``tests``: ``python -m system.chaos --kills 200 --seed 1``.
+"""
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from cml_workers.process import ended_by_signals
+from support.planted_role import PLANTS
+from system.chaos.outcome import Outcome
+from system.chaos.run import unleash
+
+
+def main() -> None:
+    """Exit code 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200, help="processes killed in all (default: 200)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.randrange(1_000_000),
+        help="of all that is chosen at random (default: another each time)",
+    )
+    parser.add_argument(
+        "--store", choices=("sqlite", "kurrentdb"), default="sqlite", help="the event store (default: sqlite)"
+    )
+    parser.add_argument(
+        "--pace", type=float, default=2.0, help="seconds between two faults, on average (default: 2)"
+    )
+    parser.add_argument(
+        "--plant", choices=sorted(PLANTS), help="run the roles with this deliberate fault, to see it caught"
+    )
+    asked = parser.parse_args()
+    out = Console()
+    folder = Path(tempfile.mkdtemp(prefix="cml-chaos-"))
+
+    outcomes: list[Outcome] = []
+
+    async def run() -> None:
+        with ended_by_signals():
+            outcomes.append(
+                await unleash(
+                    folder,
+                    kills=asked.kills,
+                    seed=asked.seed,
+                    store=asked.store,
+                    pace=asked.pace,
+                    plant=asked.plant,
+                    out=out,
+                )
+            )
+
+    asyncio.run(run())
+    if not outcomes:
+        out.print(f"interrupted; logs and store files are in {folder}")
+        sys.exit(130)
+    [outcome] = outcomes
+    out.print(outcome.table())
+    if outcome.violations:
+        for violation in outcome.violations[:50]:
+            out.print(violation, style="red", markup=False, highlight=False, soft_wrap=True)
+        out.print(f"Logs and store files are kept in {folder}.")
+        plant = f" PLANT={asked.plant}" if asked.plant else ""
+        again = f"KILLS={asked.kills} SEED={asked.seed} STORE={asked.store} PACE={asked.pace:g}{plant}"
+        out.print(f"Again: make chaos {again}")
+        sys.exit(1)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""What came of a run: what its subscribers got, the figures, and every promise that was broken."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import aio_pika
+from rich.table import Table
+
+from cml_contracts.topology import DEAD_LETTERS, EVENTS
+from cml_workers.bus.port import REASON_HEADER
+from support.load import Manner
+
+SUBSCRIBER = "chaos.events"
+MOURNER = "chaos.dead-letters"
+_QUORUM = {"x-queue-type": "quorum"}
+
+
+async def subscribe(url: str) -> None:
+    """Keep every event that is published, and every dead letter, until the end."""
+    async with await aio_pika.connect(url) as connection:
+        channel = await connection.channel()
+        for name, exchange in ((SUBSCRIBER, EVENTS), (MOURNER, DEAD_LETTERS)):
+            queue = await channel.declare_queue(name, durable=True, arguments=dict(_QUORUM))
+            await queue.bind(exchange.name, "#")
+
+
+async def taken(url: str, name: str) -> list[aio_pika.abc.AbstractIncomingMessage]:
+    """Everything that lies in a queue."""
+    async with await aio_pika.connect(url) as connection:
+        queue = await (await connection.channel()).get_queue(name)
+        messages: list[aio_pika.abc.AbstractIncomingMessage] = []
+        while (message := await queue.get(no_ack=True, fail=False)) is not None:
+            messages.append(message)
+        return messages
+
+
+async def dead_letters(url: str) -> list[str]:
+    """Nobody sends anything broken, so there must be none."""
+    return [
+        f"9: {each.type} {each.message_id} became a dead letter: {each.headers.get(REASON_HEADER)!r}"
+        for each in await taken(url, MOURNER)
+    ]
+
+
+@dataclass
+class Outcome:
+    """The figures, and every promise that was broken."""
+
+    seed: int
+    kills: Counter[str]
+    faults: Counter[str]
+    gave_up: Counter[str]
+    missed: int
+    sent: int
+    manners: Counter[Manner]
+    awaited: int
+    """Addresses at which callers who send once wait."""
+    unanswered: int
+    repeated: int
+    unconfirmed: int
+    launched: int
+    events: int
+    seconds: float
+    violations: list[str]
+
+    @property
+    def doubled(self) -> int:
+        """Instances and decisions that were there twice."""
+        return sum(each.startswith("1:") or "twice" in each for each in self.violations)
+
+    @property
+    def at_messages(self) -> dict[str, Counter[str]]:
+        """The traps that fired, by part and kind."""
+        fired: dict[str, Counter[str]] = {}
+        for kind, number in sorted(self.faults.items()):
+            part, found, what = kind.partition(": ")
+            if found:
+                fired.setdefault(part, Counter())[what] += number
+        return fired
+
+    @property
+    def _but_at_messages(self) -> Counter[str]:
+        return Counter({kind: number for kind, number in self.faults.items() if ": " not in kind})
+
+    def table(self) -> Table:
+        """For people."""
+        table = Table(box=None, show_header=False)
+        for name, figure in (
+            ("kills", f"{self.kills.total()}: {_listed(self.kills)}"),
+            ("faults", f"{self.faults.total()}: {_listed(self._but_at_messages)}"),
+            *((f"at {part}'s messages", _listed(fired)) for part, fired in self.at_messages.items()),
+            ("traps no message met", self.missed),
+            ("ended by themselves", _listed(self.gave_up) or "none"),
+            ("commands sent", f"{self.sent}: {_listed(self.manners)}"),
+            ("replies awaited", self.awaited),
+            ("unanswered", self.unanswered),
+            # Nets that hide losses: what comes twice makes up for what was lost the first time.
+            ("sent again", f"{self.repeated} by callers who did not wait, {self.unconfirmed} unconfirmed"),
+            ("doubled", self.doubled),
+            ("instances launched", self.launched),
+            ("events", self.events),
+            ("violations", len(self.violations)),
+            ("seconds", f"{self.seconds:.0f}"),
+        ):
+            table.add_row(name, str(figure))
+        return table
+
+
+def _listed(counted: Counter[Any]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in sorted(counted.items()))
