@@ -31,7 +31,7 @@ def forgotten_reply() -> None:
             return Done()
         return await transact(self, worker_id, cause, judge, *origin)
 
-    Lifecycle._transact = _transact  # type: ignore[method-assign]
+    Lifecycle._transact = _transact  # type: ignore[assignment, method-assign]
 
 
 PLANTS: Mapping[str, Callable[[], None]] = {"forgotten_reply": forgotten_reply}
