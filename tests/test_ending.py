@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cml_workers import roles
+from cml_workers import tasks
 from cml_workers.process import ended_by_signals, until_one_fails
 from cml_workers.roles import background
 
@@ -41,7 +41,7 @@ async def test_a_signal_that_is_lost_while_the_roles_start_ends_them_as_soon_as_
 async def test_a_task_that_misses_its_cancellation_is_cancelled_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(roles, "CANCEL_AGAIN", 0.01)
+    monkeypatch.setattr(tasks, "CANCEL_AGAIN", 0.01)
     missed = []
 
     async def work() -> None:

@@ -1,13 +1,11 @@
 """A stop is pending, its worker's termination supersedes it, and the reply to the stop is lost on its way: nobody sends
 anything again, and the caller is answered all the same.
 
-Real processes; a network that breaks at just that message, or a store that stands still in just that append. With the
-fault that was here put back into the process, the caller stays without an answer: these tests see it.
+Real processes; a network that breaks at just that message, or a store whose answer to just that append comes too late.
+With the fault that was here put back into the process, the caller stays without an answer: these tests see it.
 """
 
 import asyncio
-import signal
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import aio_pika
 import pytest
 
 from cml_contracts.commands import CreateCMLWorker, StopCMLWorker, TerminateCMLWorker
+from cml_contracts.envelope import WORKER_STREAMS
 from cml_contracts.events import StopRequested, TerminationRequested
 from cml_contracts.topology import LIFECYCLE_COMMANDS, RETRY_DELAYS
 from cml_workers.bus.rabbit import declare_topology
@@ -50,7 +49,6 @@ class Parts:
 
     lifecycle_to_bus: TcpProxy
     lifecycle_to_store: TcpProxy
-    store_process: subprocess.Popen[str]
     store: KurrentDbEventStore
     roles: Roles
     callers: Callers
@@ -86,12 +84,11 @@ class Parts:
         assert await self.callers.answer("terminate", BOUND), self.roles.log()
         assert [each.outcome for each in self.callers.replies["the-termination"]] == ["succeeded"]
 
-    async def freeze_store(self, armed: Armed) -> None:
-        """SIGSTOP while the append is on its way to it, until its caller has given up."""
-        await asyncio.wait_for(armed.fired.wait(), BOUND)
-        self.store_process.send_signal(signal.SIGSTOP)
-        await asyncio.sleep(DEADLINE * 1.5 + 2)
-        self.store_process.send_signal(signal.SIGCONT)
+    async def hold_the_answer_back(self, append: Armed) -> None:
+        """While the append is held: its answer comes when its caller has given up, and that it is committed at once."""
+        await asyncio.wait_for(append.fired.wait(), BOUND)
+        answer = Trap(WORKER_STREAMS.encode(), "client", "silence", seconds=DEADLINE * 1.5 + 2)
+        await asyncio.wait_for(self.lifecycle_to_store.arm(answer).fired.wait(), BOUND)
 
 
 @pytest.fixture(params=[None, PLANT], ids=["shipped", "planted"])
@@ -104,7 +101,7 @@ def plant(request: pytest.FixtureRequest) -> str | None:
 async def parts(plant: str | None, rabbitmq: SpawnedRabbitMQ, tmp_path: Path) -> AsyncIterator[Parts]:
     await declare_topology(rabbitmq.url)
     port = free_port()
-    with module("support.kurrentdb_standin", "--port", str(port)) as store_process, Ec2Simulator() as ec2:
+    with module("support.kurrentdb_standin", "--port", str(port)), Ec2Simulator() as ec2:
         async with (
             TcpProxy(rabbitmq.port) as bus,
             TcpProxy(port) as store,
@@ -129,10 +126,9 @@ async def parts(plant: str | None, rabbitmq: SpawnedRabbitMQ, tmp_path: Path) ->
             )
             looking = KurrentDbEventStore(f"esdb://127.0.0.1:{port}?tls=false")
             try:
-                yield Parts(bus, store, store_process, looking, roles, callers)
+                yield Parts(bus, store, looking, roles, callers)
                 assert callers.unconfirmed == 0  # nobody sent anything twice
             finally:
-                store_process.send_signal(signal.SIGCONT)
                 await looking.close()
                 roles.kill()
     if plant is None:
@@ -183,9 +179,9 @@ async def test_the_store_commits_what_its_caller_has_given_up(
     armed = parts.lifecycle_to_store.arm(
         Trap(TerminationRequested.TYPE.encode(), "server", "silence", seconds=1.0)
     )
-    freezing = asyncio.create_task(parts.freeze_store(armed))
+    held = asyncio.create_task(parts.hold_the_answer_back(armed))
     await parts.terminate(terminate, armed)
-    await freezing
+    await held
     await seen(plant, parts, rabbitmq.url)
 
 

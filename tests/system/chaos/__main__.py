@@ -40,7 +40,9 @@ def main() -> None:
         "--pace", type=float, default=2.0, help="seconds between two faults, on average (default: 2)"
     )
     parser.add_argument(
-        "--plant", choices=sorted(PLANTS), help="run the roles with this deliberate fault, to see it caught"
+        "--plant",
+        choices=sorted(PLANTS),
+        help="run the roles with this deliberate fault, to see it caught (default: none)",
     )
     asked = parser.parse_args()
     out = Console()

@@ -42,10 +42,12 @@ WAVE = 100
 """Commands after which callers turn to workers of a new fleet."""
 FLEET = 5
 """Commands for each worker."""
-PATIENCE = 240.0
+PATIENCE = 400.0
 """Seconds in which all must be answered and at rest once the faults are over."""
-STILL = 75.0
-"""Seconds after which an answer does not come any more where everything else is at rest: twice the longest retry."""
+STILL = 200.0
+"""Seconds after which an answer does not come any more where everything else is at rest. RabbitMQ itself holds a message in
+a retry queue back for three minutes, if it had no confirm of its own when the broker died or was frozen
+(``dead_letter_worker_publisher_confirm_timeout``, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering)."""
 LANES = 2
 
 
