@@ -39,6 +39,7 @@ class System:
 @contextmanager
 def system(folder: Path, *, postgresql: bool = False) -> Iterator[System]:
     """Everything on loopback, files in ``folder``; a store and a database that the environment gives are used."""
+    folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         before = set(_children_of_everybody())
         amqp_url, _ = stack.enter_context(any_rabbitmq(folder / "rabbitmq"))
