@@ -42,7 +42,7 @@ fuzz: $(READY) ## hostile messages against the roles, each accounted for (MESSAG
 	@PYTHONPATH=tests $(BIN)/python -m fuzz.run --messages $(or $(MESSAGES),100000) --seed $(or $(SEED),1)
 
 BENCH := PYTHONPATH=tests $(BIN)/python -m bench.run
-bench: $(READY) ## measure beside an echo: SECONDS=3 ROUNDS=5 ONLY=latency,calls JSON=out.json CHECKOUT=.. AGAINST=../other
+bench: $(READY) ## measure beside an echo: SECONDS=2 ROUNDS=5 ONLY=latency,calls JSON=out.json CHECKOUT=.. AGAINST=../other
 	@tests/support/ensure-services
 	@$(BENCH) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(JSON),--json $(JSON)) $(if $(CHECKOUT),--checkout $(CHECKOUT)) $(if $(AGAINST),--against $(AGAINST)) \

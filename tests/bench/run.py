@@ -40,7 +40,7 @@ console = Console(width=None if sys.stdout.isatty() else 180)
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; each is a variable of ``make bench``."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each measure in each round")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each measure in each round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help=f"of {', '.join(SECTIONS)}; separated by commas")
     parser.add_argument("--json", type=Path, help="write the result there")
