@@ -70,8 +70,13 @@ class Fleet:
             expect(outcome, "succeeded")
         async with asyncio.timeout(120):
             for each in everyone:
-                while json.loads(await self.query(GET, worker_id=str(each)))["data"]["status"] != "RUNNING":
+                while await self._status(each) != "RUNNING":
                     await asyncio.sleep(0.2)
+
+    async def _status(self, worker_id: UUID) -> str | None:
+        """As the read model has it, which may not know the worker yet."""
+        found = json.loads(await self.query(GET, worker_id=str(worker_id)))["data"]
+        return found["status"] if found else None
 
     async def send(self, kind: str, worker_id: UUID, **fields: Any) -> bytes:
         """A command, to its reply."""
