@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test chaos fuzz check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
+.PHONY: help demo run test chaos fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -40,6 +40,19 @@ chaos: $(READY) ## kill -9, freeze and cut off at random and at chosen messages,
 fuzz: $(READY) ## hostile messages against the roles, each accounted for (MESSAGES=100000 SEED=1)
 	@tests/support/ensure-services
 	@PYTHONPATH=tests $(BIN)/python -m fuzz.run --messages $(or $(MESSAGES),100000) --seed $(or $(SEED),1)
+
+BENCH := PYTHONPATH=tests $(BIN)/python -m bench.run
+bench: $(READY) ## measure beside an echo: SECONDS=2 ROUNDS=5 ONLY=latency,calls JSON=out.json CHECKOUT=.. AGAINST=../other
+	@tests/support/ensure-services
+	@$(BENCH) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(JSON),--json $(JSON)) $(if $(CHECKOUT),--checkout $(CHECKOUT)) $(if $(AGAINST),--against $(AGAINST)) \
+		$(if $(POSTGRESQL),--postgresql)
+
+bench-report: $(READY) ## write tests/bench/before.json, and after.json if there is one, into docs/performance.md
+	@$(BENCH) --document docs/performance.md tests/bench/before.json $(wildcard tests/bench/after.json)
+
+bench-compare: $(READY) ## two results side by side: BEFORE=before.json AFTER=after.json
+	@$(BENCH) --compare $(or $(BEFORE),tests/bench/before.json) $(AFTER)
 
 check: $(READY) ## format, lint, strict types, import rules, generated documents
 	@$(BIN)/ruff format --check .
