@@ -9,8 +9,9 @@ import sys
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Self, cast
@@ -22,7 +23,6 @@ from cml_contracts.envelope import stream_of
 from cml_contracts.topology import QUEUES, Queue
 from cml_workers import cli, stream
 from cml_workers.bus.port import Dead, Done, Handler, Later, Message, Outgoing, UnroutableError, Verdict
-from cml_workers.bus.rabbit import retry_delay
 from cml_workers.database import open_database
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.endpoints import database_url, event_store_uri
@@ -40,6 +40,13 @@ from cml_workers.process import ROLES
 from cml_workers.roles import Infrastructure
 from cml_workers.settings import load_settings
 from cml_workers.worker import fold
+
+# Where it is after 65339c3, and where it was then.
+try:
+    _policy = import_module("cml_workers.bus.delivery")
+except ImportError:
+    _policy = import_module("cml_workers.bus.rabbit")
+retry_delay: Callable[[int | None, int], int] = _policy.retry_delay
 
 NEW = NO_STREAM
 APART = 0.001
@@ -310,15 +317,17 @@ async def counted_roles(counts: Counts, clock: Callable[[], float]) -> AsyncGene
             database = open_database(database_url(settings))
             stack.push_async_callback(database.dispose)
             _count_sql(database.sync_engine, name, counts)
-            given = _Given(
-                settings=settings,
-                amqp_url="",
-                store=CountingStore(store, name, counts),
-                database=database,
-                ec2_endpoint=None,
-                broker=broker,
-                role=name,
-            )
+            parts: dict[str, Any] = {
+                "settings": settings,
+                "amqp_url": "",
+                "store": CountingStore(store, name, counts),
+                "database": database,
+                "archive": database,
+                "ec2_endpoint": None,
+                "broker": broker,
+                "role": name,
+            }
+            given = _Given(**{part: value for part, value in parts.items() if part in _PARTS})
             await stack.enter_async_context(ROLES[name](given))
         yield broker
 
@@ -331,6 +340,9 @@ class _Given(Infrastructure):
     def bus(self, name: str) -> Any:
         assert name
         return self.broker.bus(self.role)
+
+
+_PARTS = {part.name for part in fields(_Given)}
 
 
 def _count_sql(engine: sa.Engine, role: str, counts: Counts) -> None:
