@@ -78,7 +78,7 @@ simulate-long: $(READY) ## simulate as many seeds as MINUTES=10 allow
 	@$(SIMULATE) --minutes $(or $(MINUTES),10) --first $(or $(FIRST),0)
 
 simulate-sweep: $(READY) ## every fault at every step of overlapping commands; SCRIPT="start, terminate" only those, at all steps
-	@$(SIMULATE) --sweep $(if $(SCRIPT),--script "$(SCRIPT)")
+	@$(SIMULATE) --sweep $(if $(SCRIPT),--script "$(SCRIPT)") $(if $(STRIDE),--stride $(STRIDE))
 
 simulate-planted: $(READY) ## see that the simulation catches every deliberate fault
 	@$(SIMULATE) --planted

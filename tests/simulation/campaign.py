@@ -301,6 +301,12 @@ def main() -> int:
     parser.add_argument(
         "--script", metavar="PART", help="with --sweep: only scripts whose name contains this, at every step"
     )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="with --sweep: what can happen at any step comes at one of N steps (default: 4; 1 with --script)",
+    )
     parser.add_argument("--planted", action="store_true", help="see that every deliberate fault is caught")
     chosen = parser.parse_args()
     console = Console()
@@ -332,7 +338,7 @@ def main() -> int:
         if chosen.sweep:
             part = chosen.script
             names = [each for each in sweeping.scripts() if part in each] if part else None
-            campaign = sweep(names, stride=1 if part else sweeping.STRIDE, told=told)
+            campaign = sweep(names, stride=chosen.stride or (1 if part else sweeping.STRIDE), told=told)
         else:
             seeds = chosen.seeds if chosen.seeds or chosen.minutes else 1000
             campaign = run(
