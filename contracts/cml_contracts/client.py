@@ -236,6 +236,11 @@ class WorkerClient:
         try:
             exchange = await self._channel.get_exchange(waiting.exchange.name, ensure=False)
             await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
+        except asyncio.CancelledError as error:
+            # So aiormq ends a call under way when it gives the connection up; our caller was not cancelled.
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise NotSentError(f"{waiting.routing_key} was not taken: the connection was closed") from error
         except Exception as error:
             # aiormq raises a plain ``Exception`` from a call under way when it closes the connection.
             if isinstance(error, AMQPError | OSError | RuntimeError) or type(error) is Exception:

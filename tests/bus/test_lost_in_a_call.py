@@ -1,5 +1,6 @@
-"""aiormq raises a plain Exception from a call under way when it closes the connection: an outage, and no fault of ours."""
+"""aiormq ends a call under way by a plain Exception, or a CancelledError, when it closes the connection: an outage."""
 
+import asyncio
 from uuid import uuid4
 
 import pytest
@@ -31,9 +32,14 @@ async def test_a_message_is_not_confirmed(monkeypatch: pytest.MonkeyPatch):
         await RabbitBus("amqp://127.0.0.1:1/", name="test").publish(REPLY)
 
 
-async def test_a_command_is_not_sent(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch):
+async def cancelled(*_: object, **__: object) -> None:
+    raise asyncio.CancelledError
+
+
+@pytest.mark.parametrize("ended", [lost, cancelled])
+async def test_a_command_is_not_sent(ended: object, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch):
     await declare_topology(rabbitmq_url)
     async with WorkerClient(rabbitmq_url) as client:
-        monkeypatch.setattr(client._channel, "get_exchange", lost)
+        monkeypatch.setattr(client._channel, "get_exchange", ended)
         with pytest.raises(NotSentError):
             await client.post(StopCMLWorker(worker_id=uuid4()))

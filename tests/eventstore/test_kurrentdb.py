@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import grpc  # type: ignore[import-untyped]
@@ -25,6 +26,7 @@ from cml_workers.eventstore.port import (
     WrongExpectedVersionError,
 )
 from support.kurrentdb_standin import KurrentDbStandIn
+from support.tcp_proxy import TcpProxy
 
 
 @pytest.fixture
@@ -390,6 +392,24 @@ async def test_a_refused_user_is_a_matter_of_configuration(node, store):
     ):
         with pytest.raises(StoreConfigurationError, match="user name and password"):
             await call
+
+
+async def test_a_read_during_which_the_client_reconnects_is_never_cut_short(node):
+    """As it is when another call on the same client fails: what was read by then looks like a whole stream."""
+    async with TcpProxy(node.port) as network:
+        store = KurrentDbEventStore(f"esdb://127.0.0.1:{network.port}?tls=false")
+        await store.append("s", events(200), expected=NO_STREAM)
+        for _ in range(20):
+            network.delay = 0.01
+            reading = asyncio.create_task(store.read("s"))
+            while store._client._connection is None or not list(store._client.connection._grpc_streamers):
+                await asyncio.sleep(0)
+            response: Any = next(iter(store._client.connection._grpc_streamers))
+            while response._read_resp_queue.empty() and not reading.done():
+                await asyncio.sleep(0)
+            await store._client.reconnect()
+            assert len(await reading) == 200
+        await store.close()
 
 
 @pytest.fixture

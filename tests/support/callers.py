@@ -104,6 +104,11 @@ class Callers:
             exchange = await self._channel.get_exchange(COMMANDS.name, ensure=False)
             published = True
             await exchange.publish(message, routing_key, mandatory=True, timeout=CONFIRM_SECONDS)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            self.unconfirmed += published  # the library gave the connection up
+            return False
         except _LOST:
             self.unconfirmed += published
             return False

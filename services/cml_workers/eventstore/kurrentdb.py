@@ -8,6 +8,7 @@ The hazards, found by running kurrentdbclient 1.3.5 and by reading its source:
   closing of the channel. So it is never cancelled; its caller just stops waiting.
 - When it reconnects, it closes the old channel and all calls on it, and the awaiting tasks get a
   CancelledError that nobody asked for. So every follower has a client of its own.
+- A read that is under way then ends as if the stream ended there: what it returns may be only the stream's beginning.
 - A subscription ends with the connection, sometimes without an error, and does not resume.
 - A read or subscription without keep-alive waits for ever on a connection that died silently.
 """
@@ -17,12 +18,14 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import grpc  # type: ignore[import-untyped]  # it ships no types
 import grpc.aio  # type: ignore[import-untyped]
 from kurrentdbclient import AsyncKurrentDBClient, RecordedEvent, StreamState
 from kurrentdbclient import NewEvent as ClientEvent
+from kurrentdbclient.asyncio_client import autoreconnect, retrygrpc
 from kurrentdbclient.common import AbstractAsyncCatchupSubscription
 from kurrentdbclient.exceptions import (
     AccessDeniedError,
@@ -33,6 +36,7 @@ from kurrentdbclient.exceptions import (
     NodeIsNotLeaderError,
     NotFoundError,
     ProgrammingError,
+    ServiceUnavailableError,
     SSLError,
     StreamIsDeletedError,
     UnauthenticatedError,
@@ -67,6 +71,20 @@ _POSITION = re.compile(r"C:(\d+)/P:\d+", re.ASCII)
 _TLS_IS_MISCONFIGURED = re.compile(
     "CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|security handshaker|empty address list", re.IGNORECASE
 )
+
+
+class _Client(AsyncKurrentDBClient):
+    """The client, whose reads are whole or fail."""
+
+    @retrygrpc
+    @autoreconnect
+    async def get_stream(self, stream_name: str, **how: Any) -> tuple[RecordedEvent, ...]:
+        response = await self.read_stream(stream_name, **how)
+        async with response:
+            found = tuple([event async for event in response])
+        if await response._unary_stream_call.code() is not grpc.StatusCode.OK:  # noqa: SLF001 - it tells in no other way
+            raise ServiceUnavailableError(f"the connection was closed while {stream_name} was read")
+        return found
 
 
 class KurrentDbEventStore(EventStore):
@@ -236,7 +254,7 @@ class KurrentDbEventStore(EventStore):
 
     def _new_client(self) -> AsyncKurrentDBClient:
         try:
-            return AsyncKurrentDBClient(self._uri)
+            return _Client(self._uri)
         except (ValueError, OSError) as error:
             # The client's messages repeat the address with its password.
             reason = str(error).replace(self._uri, self._address)

@@ -242,7 +242,10 @@ class Chaos:
             self.system.admin,
             self.system.database_url,
             replies=self._replies(),
-            confirmed=[command_id for load in self._loads for command_id in load.sent],
+            confirmed={
+                *(command_id for callers in self._callers for command_id in callers.confirmed),
+                *(command_id for load in self._loads for command_id, got in load.of_client.items() if got),
+            },
             awaited={address: of for callers in self._callers for address, of in callers.awaited.items()},
             answered={address for callers in self._callers for address in callers.answered},
             published=published,
