@@ -273,11 +273,12 @@ async def test_a_verdict_that_cannot_be_carried_out_is_a_redelivery(
     assert not failing
 
 
-async def test_what_nobody_takes_is_said_so(bus: RabbitBus):
+async def test_what_nobody_takes_is_said_so(bus: RabbitBus, recorder: Recorder):
     with pytest.raises(UnroutableError):
         await bus.publish(outgoing(exchange=None, routing_key="no such queue"))
     await bus.publish(outgoing(exchange=None, routing_key="no such queue", mandatory=False))
     await bus.publish(outgoing())
+    await recorder.until(1)
 
 
 async def test_many_at_once_and_no_more_than_asked_for(empty: str, recorder: Recorder):
