@@ -25,7 +25,7 @@ from cml_workers.projector.projector import Projector
 from cml_workers.projector.reminders import Reminders
 from cml_workers.relay.relay import Relay
 from simulation import nets
-from simulation.bus import Broker, BusOfProcess
+from simulation.bus import HANDLED, Broker, BusOfProcess
 from simulation.callers import Callers
 from simulation.coverage import REQUESTED, SETTLED, Coverage, kind_of
 from simulation.ec2 import Cloud, Ec2OfProcess
@@ -82,6 +82,7 @@ class Fleet:
             self._begin(name)
 
     def _begin(self, name: str) -> None:
+        HANDLED.set(None)  # whoever died had a message in hand; what starts now has none
         self._roles[name](Process(self.world, name))
 
     def _restart(self, process: Process) -> None:
