@@ -273,6 +273,18 @@ async def test_a_verdict_that_cannot_be_carried_out_is_a_redelivery(
     assert not failing
 
 
+async def test_a_cancellation_of_the_librarys_own_is_an_outage(
+    bus: RabbitBus, monkeypatch: pytest.MonkeyPatch
+):
+    async def given_up(*_: object, **__: object) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bus._broker, "publish", given_up)
+        with pytest.raises(BusUnavailableError):
+            await bus.publish(outgoing())
+
+
 async def test_what_nobody_takes_is_said_so(bus: RabbitBus, recorder: Recorder):
     with pytest.raises(UnroutableError):
         await bus.publish(outgoing(exchange=None, routing_key="no such queue"))

@@ -626,6 +626,16 @@ async def test_tags_that_a_call_without_an_answer_may_still_change_are_compared(
     assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Done()
 
 
+async def test_a_recheck_while_ec2_does_not_answer_waits_and_publishes_nothing(service: Service):
+    service.ec2.put(instance())
+    await service.happened(CREATED, LAUNCH, RUNNING)
+    recheck = Reminder(worker_id=WORKER, recheck_since=NOW)
+    message = Message(body=recheck.model_dump_json().encode(), type=recheck.TYPE)
+    service.ec2.fail("describe", UNKNOWN)
+    assert await service.executor.on_wake(message) == Later()
+    assert service.outbox.sent == []
+
+
 async def test_rechecked_tags_wait_for_the_update_that_is_owed(service: Service):
     service.ec2.put(instance())
     await service.happened(CREATED, LAUNCH, RUNNING, TAG)

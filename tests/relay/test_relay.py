@@ -137,6 +137,30 @@ async def test_a_worker_whose_event_is_not_confirmed_keeps_its_order_and_nobody_
         assert [each for each in service.published if each in of[stream]] == of[stream]
 
 
+async def test_what_a_library_cancels_is_not_taken_for_published(service: Service):
+    """As the AMQP library does with whoever waits for a confirm when it gives the connection up."""
+    await service.happen(2)
+    items = [item async for item in until_caught_up(service.store)]
+    cancelled = asyncio.get_running_loop().create_future()
+    cancelled.set_exception(asyncio.CancelledError())
+    lost = iter([items[0].event_id])
+    publish = service.outbox
+
+    async def cut_off_once(message: Outgoing, /) -> None:
+        if message.message_id == str(next(lost, None)):
+            await cancelled
+        await publish(message)
+
+    service.relay._publish = cut_off_once
+    with pytest.raises(BusUnavailableError):
+        await service.relay.handle(items)
+    assert service.saved == []
+    await service.relay.handle(items)
+    assert {str(each.event_id) for each in items} <= {*service.published}
+    await service.relay.save()
+    assert service.saved == [items[-1].position]
+
+
 async def test_nothing_is_skipped_after_a_crash_and_little_is_repeated(service: Service):
     await service.happen(SAVE_EVERY)
     for items in (1, 30, SAVE_EVERY, 20):

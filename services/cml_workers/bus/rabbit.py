@@ -224,6 +224,17 @@ class RabbitBus:
 
     async def publish(self, message: Outgoing) -> None:
         """See ``Publish``. A direct reply that would end the connection is dropped, as nobody can await it."""
+        try:
+            await self._publish(message)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # The library ends what waits for a confirm so when it gives the connection up.
+            self._direct_replies.forget()
+            raise BusUnavailableError("not confirmed: the connection was closed") from error
+
+    async def _publish(self, message: Outgoing) -> None:
         if message.exchange is None and not await self._direct_replies.reach(message.routing_key):
             if message.mandatory:
                 raise UnroutableError(f"nobody is at {message.routing_key}")

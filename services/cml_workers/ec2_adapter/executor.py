@@ -489,17 +489,24 @@ class Executor:
             moved = await self._observe(worker, instance)
             tags = await self._ec2.tags(instance.aws_region, instance.instance_id)
             changed = {key: value for key, value in worker.tags.items() if tags.get(key) != value}
-            if changed:
-                log.warning("tags are not as recorded and are written again", tags=sorted(changed))
-                write = self._ec2.add_tags(instance.aws_region, instance.instance_id, changed)
-                await self._change(worker, read_at, write)
         except Gone:
             return True
-        except OutcomeUnknownError:
-            await self._recheck_later(worker.id)
-            return True  # the new recheck lasts longer
         except (NotYet, EC2Exception):
             return False
+        if changed:
+            log.warning("tags are not as recorded and are written again", tags=sorted(changed))
+            if not self._fresh(read_at):
+                return False
+            write = self._ec2.add_tags(instance.aws_region, instance.instance_id, changed)
+            try:
+                await self._change(worker, read_at, write)
+            except OutcomeUnknownError:
+                await self._recheck_later(worker.id)
+                return True  # the new recheck lasts longer
+            except NotYet:
+                return True  # a new one was published, as this came too late
+            except EC2Exception:
+                return False
         return not (moved or changed) and self._now() - since >= min(SETTLING, self._visibility_grace)
 
     async def _after(self, turn: Turn, before: Ec2Instance, answered: InstanceState) -> Ec2Instance:

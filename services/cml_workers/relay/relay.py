@@ -5,7 +5,7 @@ The store is the outbox: nothing else publishes events, and nothing that appends
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
@@ -14,6 +14,7 @@ from cml_contracts.events import EventMetadata
 from cml_contracts.topology import EVENTS
 from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, StoredEvent
+from cml_workers.tasks import ended
 
 log = structlog.get_logger(__name__)
 
@@ -53,9 +54,7 @@ class Relay:
         for item in items:
             if isinstance(item, StoredEvent):
                 streams.setdefault(item.stream, []).append(item)
-        async with asyncio.TaskGroup() as publishing:
-            for events in streams.values():
-                publishing.create_task(self._in_order(events))
+        await self._publish_all(streams.values())
         positions = [item.position for item in items if not isinstance(item, CaughtUp)]
         if positions:
             self._unsaved = positions[-1]
@@ -63,6 +62,20 @@ class Relay:
         due = self._published >= SAVE_EVERY or self._clock() - self._saved_at >= SAVE_AFTER
         if due or not isinstance(items[-1], StoredEvent):
             await self.save()
+
+    async def _publish_all(self, streams: Iterable[Sequence[StoredEvent]]) -> None:
+        """Return when every one is published. Raises BusUnavailableError if that is not sure."""
+        tasks = [asyncio.create_task(self._in_order(events)) for events in streams]
+        try:
+            if tasks:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in tasks:
+                await ended(task)
+        for task in tasks:
+            if task.cancelled():  # by a library, as nobody else has it: its events are not out
+                raise BusUnavailableError("publishing was cut off")
+            task.result()
 
     async def _in_order(self, events: Sequence[StoredEvent]) -> None:
         for event in events:
