@@ -218,10 +218,10 @@ async def test_replies_are_sent_whatever_becomes_of_an_append(
     assert _answered(service) >= CASES[case]
 
 
-async def test_what_a_status_update_settled_late_is_answered_though_its_answer_was_bound_meanwhile(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-):
-    message = await _status_of_what_is_gone(service)
+async def _append_held_back(
+    service: Service, message: Message, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Awaitable[int]]:
+    """Deliver the message, whose one append gets no answer; calling what is returned commits it."""
     append = service.store.append
     held: list[Any] = []
 
@@ -233,11 +233,19 @@ async def test_what_a_status_update_settled_late_is_answered_though_its_answer_w
         patch.setattr(service.store, "append", holds)
         with pytest.raises(StoreUnavailableError):
             await _deliver(service, message)
+    [(arguments, options)] = held
+    return lambda: append(*arguments, **options)
+
+
+async def test_what_a_status_update_settled_late_is_answered_though_its_answer_was_bound_meanwhile(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    message = await _status_of_what_is_gone(service)
+    held = await _append_held_back(service, message, monkeypatch)
     running = json.loads(message.body) | {"finding": {"instance": instance().model_dump(mode="json")}}
     other = replace(message, body=json.dumps(running).encode(), message_id="other")
     assert await _deliver(service, other) == Done()  # the same command's other lookup found it running
-    [(arguments, options)] = held
-    await append(*arguments, **options)
+    await held()
     assert await _deliver(service, replace(message, attempt=1)) == Done()
     assert _answered(service) >= {"stop", "status"}
     assert len({each.model_dump_json() for each in service.outbox.results("status")}) == 1
@@ -247,21 +255,10 @@ async def test_an_append_that_comes_later_than_the_next_delivery_is_out_of_date(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ):
     message = await _observed_gone(service)
-    append = service.store.append
-    held: list[Any] = []
-
-    async def holds(*arguments: Any, **options: Any) -> int:
-        held.append((arguments, options))
-        raise StoreUnavailableError("planted")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(service.store, "append", holds)
-        with pytest.raises(StoreUnavailableError):
-            await _deliver(service, message)
+    held = await _append_held_back(service, message, monkeypatch)
     assert await _deliver(service, replace(message, attempt=1)) == Done()
-    [(arguments, options)] = held
     with pytest.raises(WrongExpectedVersionError):
-        await append(*arguments, **options)
+        await held()
     assert _answered(service) >= {"stop", "tags"}
 
 
