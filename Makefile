@@ -59,16 +59,16 @@ check: $(READY) ## format, lint, strict types, import rules, generated documents
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m cml_workers.asyncapi --check docs/asyncapi.json
-	@$(BIN)/python -m cml_workers.bus.definitions --check deploy/rabbitmq/definitions.json
-	@$(BIN)/python -m cml_workers.configuration --check docs/configuration.md
+	@$(BIN)/python -m cml_tools.asyncapi --check docs/asyncapi.json
+	@$(BIN)/python -m cml_tools.definitions --check deploy/rabbitmq/definitions.json
+	@$(BIN)/python -m cml_tools.configuration --check docs/configuration.md
 
 format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
-	@$(BIN)/python -m cml_workers.asyncapi --write docs/asyncapi.json
-	@$(BIN)/python -m cml_workers.bus.definitions > deploy/rabbitmq/definitions.json
-	@$(BIN)/python -m cml_workers.configuration --write docs/configuration.md
+	@$(BIN)/python -m cml_tools.asyncapi --write docs/asyncapi.json
+	@$(BIN)/python -m cml_tools.definitions > deploy/rabbitmq/definitions.json
+	@$(BIN)/python -m cml_tools.configuration --write docs/configuration.md
 
 SIMULATE := cd tests && ../$(BIN)/python -m simulation.campaign
 simulate: $(READY) ## the roles on parts that fail, in virtual time: SEEDS=1000 runs, or one again: SEED=7

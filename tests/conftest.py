@@ -108,7 +108,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture(scope="session")
 def embedded_amqp_url(pytestconfig: pytest.Config) -> Iterator[str]:
     """The embedded broker, in a process of its own."""
-    with module("cml_workers.embedded.amqp_broker") as broker:
+    with module("cml_embedded.amqp_broker") as broker:
         assert broker.stdout is not None
         url = broker.stdout.readline().strip()
         pytestconfig.stash[USED]["embedded broker"] = f"on pamqp {version('pamqp')}"

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from cml_workers import tasks
-from cml_workers.process import ended_by_signals, until_one_fails
-from cml_workers.roles import background
+from cml_workers.foundation import tasks
+from cml_workers.runtime.process import ended_by_signals, until_one_fails
+from cml_workers.runtime.roles import background
 
 
 async def _loses_a_cancellation() -> None:
@@ -72,7 +72,7 @@ async def test_a_task_that_fails_while_it_is_ended_harms_nobody() -> None:
 def test_what_does_not_end_in_good_order_ends_all_the_same_and_says_where_it_was() -> None:
     stuck = """
 import asyncio, os, signal
-from cml_workers import process
+from cml_workers.runtime import process
 
 async def never():
     await asyncio.Event().wait()

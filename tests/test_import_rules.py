@@ -10,15 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BREACHES = [
-    ("lifecycle/decide.py", "import aio_pika"),
-    ("lifecycle/decide.py", "from cml_workers.eventstore import sqlite"),
-    ("worker.py", "import sqlalchemy"),
+    ("domain/decide.py", "import aio_pika"),
+    ("domain/decide.py", "from cml_workers.eventstore import sqlite"),
+    ("domain/worker.py", "import sqlalchemy"),
     ("ec2_adapter/next_action.py", "from cml_workers.ec2_adapter import aws"),
-    ("projector/rows.py", "from cml_workers import database"),
+    ("projector/rows.py", "from cml_workers import sql"),
     ("lifecycle/handler.py", "from cml_workers.bus import rabbit"),
     ("relay/relay.py", "from cml_workers.projector import rows"),
     ("eventstore/port.py", "from cml_workers.lifecycle import handler"),
-    ("bus/rabbit.py", "from cml_workers.embedded import amqp_broker"),
+    ("bus/rabbit.py", "from cml_embedded import amqp_broker"),
 ]
 
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from cml_workers.process import single_role, system
-from cml_workers.settings import SettingsError, load_settings
+from cml_workers.runtime.process import single_role, system
+from cml_workers.runtime.settings import SettingsError, load_settings
 from support.running import unconfigured
 
 

@@ -39,7 +39,13 @@ from cml_contracts.queries import (
 )
 from cml_contracts.results import OperationResult
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_contracts.topology import COMMANDS, EVENTS, OPERATOR, QUERIES, Exchange
+from cml_contracts.topology import (
+    COMMANDS_EXCHANGE,
+    EVENTS_EXCHANGE,
+    OPERATOR_EXCHANGE,
+    QUERIES_EXCHANGE,
+    Exchange,
+)
 
 
 class NoResultYetError(TimeoutError):
@@ -129,23 +135,23 @@ class WorkerClient:
             ValueError: ``command_id`` cannot be one.
         """
         return await self._call(
-            COMMANDS, command, _identity(command_id), deadline or self._deadline, actor_token
+            COMMANDS_EXCHANGE, command, _identity(command_id), deadline or self._deadline, actor_token
         )
 
     async def post(self, command: WorkerCommand, *, command_id: str | None = None) -> str:
         """Send a command without awaiting its result; return its id. Raises NotSentError, ValueError."""
         command_id = _identity(command_id)
         message = self._message(command, command_id)
-        await self._publish(_Waiting(COMMANDS, message, command.TYPE, asyncio.Future()))
+        await self._publish(_Waiting(COMMANDS_EXCHANGE, message, command.TYPE, asyncio.Future()))
         return command_id
 
     async def query(self, query: Query, *, deadline: float | None = None) -> OperationResult:
         """Ask the read model. Raises NoResultYetError, NotSentError."""
-        return await self._call(QUERIES, query, str(uuid4()), deadline or self._deadline)
+        return await self._call(QUERIES_EXCHANGE, query, str(uuid4()), deadline or self._deadline)
 
     async def operate(self, request: OperatorRequest, *, deadline: float | None = None) -> OperationResult:
         """Ask something about dead letters; needs the right to. Raises NoResultYetError, NotSentError."""
-        return await self._call(OPERATOR, request, str(uuid4()), deadline or self._deadline)
+        return await self._call(OPERATOR_EXCHANGE, request, str(uuid4()), deadline or self._deadline)
 
     async def worker(self, worker_id: UUID) -> WorkerView | None:
         """A worker as the read model shows it; None if it is not there (yet)."""
@@ -183,7 +189,7 @@ class WorkerClient:
                 exclusive=not queue,
                 auto_delete=not queue,
             )
-            await events.bind(EVENTS.name, pattern)
+            await events.bind(EVENTS_EXCHANGE.name, pattern)
             async with events.iterator() as messages:
                 yield _decoded(messages)
         finally:

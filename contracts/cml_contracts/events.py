@@ -5,41 +5,11 @@ answers it. Both carry the ``operation_id``, which is the id of the command that
 """
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, ClassVar
-from uuid import UUID
 
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
 from cml_contracts.model import Tolerant
 from cml_contracts.results import Outcome, Problem
-
-
-class ReplyAddress(Tolerant):
-    """Where the caller awaits the result: AMQP ``reply_to`` and ``correlation_id`` of its message."""
-
-    reply_to: str
-    correlation_id: str | None = None
-
-
-class EventMetadata(Tolerant):
-    """What surrounds an event.
-
-    ``command_id``: the command whose operation it belongs to; None for a plain observation.
-    ``causation_id``: the message that was being handled; ``correlation_id``: the caller's thread of work.
-    ``actor``: opaque id of who wished it, None if unknown (drift); ``user``: the broker's user that sent it,
-    if that was checked. ``reply``: stays in the store, is never published.
-    """
-
-    event_id: UUID
-    time: datetime
-    command_id: str | None = None
-    correlation_id: str | None = None
-    causation_id: str | None = None
-    actor: str | None = None
-    user: str | None = None
-    reason: str | None = None
-    traceparent: str | None = None
-    reply: ReplyAddress | None = None
 
 
 class WorkerCreated(Tolerant):

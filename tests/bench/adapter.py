@@ -19,13 +19,12 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from cml_contracts.envelope import stream_of
-from cml_contracts.topology import QUEUES, Queue
-from cml_workers import cli, stream
+from cml_workers import cli
 from cml_workers.bus.port import Dead, Done, Handler, Later, Message, Outgoing, UnroutableError, Verdict
-from cml_workers.database import open_database
+from cml_workers.bus.topology import QUEUES, Queue
+from cml_workers.domain.worker import fold
 from cml_workers.ec2_adapter.executor import Executor
-from cml_workers.endpoints import database_url, event_store_uri
+from cml_workers.eventstore import worker_streams as stream
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import (
     NO_STREAM,
@@ -36,10 +35,12 @@ from cml_workers.eventstore.port import (
     StoredEvent,
     StreamNotFoundError,
 )
-from cml_workers.process import ROLES
-from cml_workers.roles import Infrastructure
-from cml_workers.settings import load_settings
-from cml_workers.worker import fold
+from cml_workers.eventstore.worker_streams import stream_of
+from cml_workers.runtime.endpoints import database_url, event_store_uri
+from cml_workers.runtime.process import ROLES
+from cml_workers.runtime.roles import Infrastructure
+from cml_workers.runtime.settings import load_settings
+from cml_workers.sql.database import open_database
 
 # Where it is after 65339c3, and where it was then.
 try:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cml_contracts.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, QUEUES
 from cml_workers.bus.delivery import MAX_FAULTS, settle
 from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Dead, Done, Later, Verdict
-from cml_workers.failures import ConfigurationError
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, QUEUES
+from cml_workers.foundation.failures import ConfigurationError
 
 WORK, QUESTIONS = LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
 BROKEN = Dead("no JSON", "ValidationFailed")

@@ -16,14 +16,7 @@ import aio_pika
 import pytest
 import uvloop
 
-from cml_contracts.topology import (
-    COMMANDS,
-    DEAD_LETTER_QUEUE,
-    DELIVERY_LIMIT,
-    LIFECYCLE_COMMANDS,
-    PROJECTOR_QUERIES,
-    QUERIES,
-)
+from cml_contracts.topology import COMMANDS_EXCHANGE, QUERIES_EXCHANGE
 from cml_workers.bus import delivery, rabbit
 from cml_workers.bus.port import (
     BusUnavailableError,
@@ -37,6 +30,7 @@ from cml_workers.bus.port import (
     Verdict,
 )
 from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, DELIVERY_LIMIT, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
 from support import mortal
 from support.buses import emptied, left_behind
 
@@ -88,7 +82,7 @@ async def bus(empty: str, recorder: Recorder) -> AsyncIterator[RabbitBus]:
 
 def outgoing(message_id: str | None = None, **fields: object) -> Outgoing:
     values: dict[str, object] = {
-        "exchange": COMMANDS,
+        "exchange": COMMANDS_EXCHANGE,
         "routing_key": "cml.worker.start.v1",
         "body": b"{}",
         "type": "cml.worker.start.v1",
@@ -199,7 +193,7 @@ async def test_a_message_that_kills_its_consumer_ends_in_the_dead_letters_and_ta
     said = tmp_path / "said"
     async with await aio_pika.connect(empty) as connection:
         channel = await connection.channel()
-        commands = await channel.get_exchange(COMMANDS.name)
+        commands = await channel.get_exchange(COMMANDS_EXCHANGE.name)
 
         async def send(*ids: str) -> None:
             for message_id in ids:
@@ -345,7 +339,7 @@ async def test_a_question_that_nobody_can_answer_now_is_dropped(empty: str, reco
     bus = RabbitBus(empty, name="test")
     bus.consume(PROJECTOR_QUERIES, recorder, prefetch=5)
     async with bus:
-        await bus.publish(outgoing(exchange=QUERIES, routing_key="cml.worker.get.v1"))
+        await bus.publish(outgoing(exchange=QUERIES_EXCHANGE, routing_key="cml.worker.get.v1"))
         await recorder.until(1)
         await asyncio.sleep(0.3)
     assert len(recorder.seen) == 1
@@ -358,7 +352,7 @@ async def test_declaring_again_changes_nothing(empty: str):
 
 @pytest.mark.parametrize("kind", ["queue", "exchange"])
 async def test_what_exists_with_other_arguments_is_named_with_its_remedy(empty: str, kind: str):
-    name = PROJECTOR_QUERIES.name if kind == "queue" else QUERIES.name
+    name = PROJECTOR_QUERIES.name if kind == "queue" else QUERIES_EXCHANGE.name
     async with await aio_pika.connect(empty) as connection:
         channel = await connection.channel()
         if kind == "queue":

@@ -9,10 +9,10 @@ from uuid import uuid4
 import aio_pika
 import pytest
 
-from cml_contracts.topology import DEAD_LETTERS, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, Queue
 from cml_workers.bus.direct_reply import DirectReplies
 from cml_workers.bus.port import Dead, Done, Message, Outgoing, Verdict
 from cml_workers.bus.rabbit import RabbitBus, declare_topology
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, Queue
 from support.plain_amqp import PlainAmqp
 from support.raw_amqp import Bytes, RawAmqp, Seconds, nested
 
@@ -63,7 +63,7 @@ async def consumer(rabbitmq_url: str, queue: Queue) -> AsyncIterator[Consumer]:
         channel = await connection.channel()
         await (await channel.get_queue(queue.name)).purge()
         dead = await channel.declare_queue(exclusive=True)
-        await dead.bind(DEAD_LETTERS.name)
+        await dead.bind(DEAD_LETTER_EXCHANGE.name)
         consumer = Consumer(dead)
         consumer.bus = bus = RabbitBus(rabbitmq_url, name="test")
         bus.consume(queue, consumer, prefetch=10)
@@ -210,7 +210,7 @@ async def test_a_handler_that_fails_where_nothing_waits_leaves_a_dead_letter(
     await declare_topology(rabbitmq_url)
     async with await aio_pika.connect(rabbitmq_url) as connection:
         dead = await (await connection.channel()).declare_queue(exclusive=True)
-        await dead.bind(DEAD_LETTERS.name)
+        await dead.bind(DEAD_LETTER_EXCHANGE.name)
         bus = RabbitBus(rabbitmq_url, name="test")
         bus.consume(PROJECTOR_QUERIES, broken, prefetch=1)
         async with bus:
@@ -233,7 +233,7 @@ async def test_a_caller_whose_queue_refuses_replies_is_not_tried_for_ever(
     async with await aio_pika.connect(rabbitmq_url) as connection:
         channel = await connection.channel()
         dead = await channel.declare_queue(exclusive=True)
-        await dead.bind(DEAD_LETTERS.name)
+        await dead.bind(DEAD_LETTER_EXCHANGE.name)
         full = await channel.declare_queue(
             exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
         )

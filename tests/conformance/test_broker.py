@@ -496,7 +496,7 @@ class EmbeddedProcess:
             [
                 sys.executable,
                 "-m",
-                "cml_workers.embedded.amqp_broker",
+                "cml_embedded.amqp_broker",
                 "--port",
                 str(self._port),
                 "--data-dir",

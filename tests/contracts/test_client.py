@@ -13,11 +13,12 @@ from cml_contracts.commands import StartCMLWorker
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.queries import ListCMLWorkers
 from cml_contracts.results import OperationResult
-from cml_contracts.topology import EVENTS, LIFECYCLE_COMMANDS
+from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_embedded.amqp_broker import AmqpBroker
+from cml_workers.bus.codec import reply, reply_address
 from cml_workers.bus.port import Done, Message, Outgoing, Verdict
 from cml_workers.bus.rabbit import RabbitBus, declare_topology
-from cml_workers.embedded.amqp_broker import AmqpBroker
-from cml_workers.requests import reply, reply_address
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 
 START = StartCMLWorker(worker_id=uuid4())
 
@@ -129,5 +130,5 @@ async def test_events_are_followed(broker: AmqpBroker):
     async with bus, WorkerClient(broker.url) as client, client.events("cml.worker.#") as events:
         for message_id in ("one", "two"):
             body = json.dumps(envelope.to_cloudevent()).encode()
-            await bus.publish(Outgoing(EVENTS, envelope.type, body, envelope.type, message_id))
+            await bus.publish(Outgoing(EVENTS_EXCHANGE, envelope.type, body, envelope.type, message_id))
         assert [await anext(events), await anext(events)] == [envelope, envelope]

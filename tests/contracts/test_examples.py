@@ -12,8 +12,8 @@ from cml_contracts.deadletters import OPERATOR_REQUESTS, DeadLetterDetails, Dead
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import EVENTS
 from cml_contracts.queries import QUERIES, OperationView, WorkerPage, WorkerView
-from cml_contracts.reports import REPORTS, LookupRequested, Reminder
 from cml_contracts.results import OperationResult
+from cml_workers.domain.messages import REPORTS, LookupRequested, Reminder
 
 EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples"
 TYPES: dict[str, type[BaseModel]] = {

@@ -29,22 +29,17 @@ from cml_contracts.deadletters import (
 )
 from cml_contracts.results import OperationResult
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_contracts.topology import (
-    DEAD_LETTER_QUEUE,
-    DELIVERY_LIMIT,
-    LIFECYCLE_COMMANDS,
-    OPERATOR_REQUESTS,
-)
 from cml_workers.bus import delivery
 from cml_workers.bus.port import Message, Verdict
 from cml_workers.bus.rabbit import RabbitBus
-from cml_workers.database import DatabaseUnavailableError, migrate, open_database, transaction
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, DELIVERY_LIMIT, LIFECYCLE_COMMANDS, PROJECTOR_OPERATOR
 from cml_workers.deadletters.archive import DEAD_LETTERS, OUTCOMES, Archive
 from cml_workers.deadletters.handler import DeadLetters
+from cml_workers.domain.policy import Access, Policy
 from cml_workers.eventstore.port import StreamNotFoundError
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.handler import Lifecycle
-from cml_workers.policy import Access, Policy
+from cml_workers.sql.database import DatabaseUnavailableError, migrate, open_database, transaction
 from support.buses import emptied, left_behind
 from support.deadletters import dead_letters
 from support.plain_amqp import PlainAmqp
@@ -82,7 +77,7 @@ class Service:
             now=lambda: datetime.now(UTC),
         )
         self.bus.consume(DEAD_LETTER_QUEUE, self.collect, prefetch=10)
-        self.bus.consume(OPERATOR_REQUESTS, self.on_request, prefetch=10)
+        self.bus.consume(PROJECTOR_OPERATOR, self.on_request, prefetch=10)
         self.seen: list[Message] = []
         self.let(Access())
 
@@ -642,7 +637,7 @@ async def test_only_an_operator_may(service: Service):
         assert "CML_OPERATOR_USERS" in result.problem.detail
     service.letters._access = Access(enforced=True, operators=frozenset({"guest"}))
     await service.until(letter, state=DeadLetterState.WAITING, deaths=1, redrives=0)
-    tried = await dead_letters(service.operator, 5, queue=OPERATOR_REQUESTS.name)
+    tried = await dead_letters(service.operator, 5, queue=PROJECTOR_OPERATOR.name)
     assert {each.cause for each in tried} == {"Unauthorized"}
 
 

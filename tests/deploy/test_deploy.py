@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cml_workers.configuration import variable
-from cml_workers.settings import Settings
+from cml_tools.configuration import variable
+from cml_workers.runtime.settings import Settings
 from support.kurrentdb_standin import KurrentDbStandIn
 from support.roles import ROLES
 

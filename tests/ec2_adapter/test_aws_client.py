@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
+from cml_embedded.ec2_simulator import DEMO_IMAGE_NAME, DEMO_IMAGES, Ec2Simulator
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
@@ -21,7 +22,6 @@ from cml_workers.ec2_adapter.errors import (
     OutcomeUnknownError,
     Remedy,
 )
-from cml_workers.embedded.ec2_simulator import DEMO_IMAGE_NAME, DEMO_IMAGES, Ec2Simulator
 from ec2_adapter.test_errors import TABLE, UNKNOWN
 from support.ec2 import SimulatorAdmin
 from support.simulated import admin, ec2, simulator

@@ -11,7 +11,7 @@ from typing import TypeVar
 import pytest
 
 from cml_contracts.commands import UpdateCMLWorkerStatus
-from cml_contracts.envelope import MAX_BODY, CommandMessage, EventEnvelope
+from cml_contracts.envelope import MAX_BODY, EventEnvelope
 from cml_contracts.events import (
     InstanceLaunched,
     InstanceStateObserved,
@@ -29,9 +29,13 @@ from cml_contracts.events import (
     WorkerTerminated,
 )
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState
-from cml_contracts.reports import (
+from cml_contracts.results import ProblemCode
+from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
+from cml_workers.bus.topology import EC2_TRIGGERS, INTERNAL_EXCHANGE
+from cml_workers.domain.messages import (
     REPORTS,
     AttemptRefused,
+    CommandMessage,
     Finding,
     ImageQuestion,
     InstanceObserved,
@@ -43,9 +47,6 @@ from cml_contracts.reports import (
     Reminder,
     Report,
 )
-from cml_contracts.results import ProblemCode
-from cml_contracts.topology import EC2_WAKES, INTERNAL
-from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
     EC2CapacityException,
@@ -62,12 +63,12 @@ from cml_workers.ec2_adapter.errors import (
 from cml_workers.ec2_adapter.executor import FRESH, LOOKUP_ATTEMPTS, SETTLING, UNSEEN_ATTEMPTS, Executor
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.stream import append, load
+from cml_workers.eventstore.worker_streams import append, load
 from support.buses import Outbox, delivered
 from support.fake_ec2 import FakeEc2
 from support.given import NOW, WORKER, given, instance, launch, recorded
 
-TRIGGERS = {binding.routing_key for binding in EC2_WAKES.bindings}
+TRIGGERS = {binding.routing_key for binding in EC2_TRIGGERS.bindings}
 SECOND = timedelta(seconds=1)
 CREATED = WorkerCreated(
     name="lab", aws_region="us-east-1", instance_type="m5.large", ami_id="ami-11111111", created_by="ann"
@@ -156,7 +157,7 @@ class Service:
     def reports(self, kind: type[R]) -> list[R]:
         return [
             report
-            for message in self.outbox.on(INTERNAL.name)
+            for message in self.outbox.on(INTERNAL_EXCHANGE.name)
             if message.type in REPORTS
             for report in [REPORTS[message.type].model_validate_json(message.body)]
             if isinstance(report, kind)
@@ -585,7 +586,7 @@ async def test_tags_that_a_call_changed_after_another_one_went_on_are_written_ag
     assert await service.wake() == Later()
     assert service.ec2.instances[instance().instance_id].tags["a"] == "old"
     assert service.reports(OperationSucceeded) == []
-    (recheck,) = service.outbox.on(INTERNAL.name)
+    (recheck,) = service.outbox.on(INTERNAL_EXCHANGE.name)
     assert recheck.type == Reminder.TYPE
 
     service.restarted()  # the active one
@@ -610,7 +611,7 @@ async def test_tags_that_a_call_without_an_answer_may_still_change_are_compared(
         assert await service.wake() == Done()
     else:
         assert await service.wake(redelivered=True) == Done()
-    recheck, report = service.outbox.on(INTERNAL.name)
+    recheck, report = service.outbox.on(INTERNAL_EXCHANGE.name)
     assert (recheck.type, report.type) == (Reminder.TYPE, OperationSucceeded.TYPE)
     recorded = {**instance().tags, "a": "new"}
     await service.happened(

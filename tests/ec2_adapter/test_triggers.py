@@ -14,20 +14,21 @@ import pytest
 
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import WorkerEvent
-from cml_contracts.topology import EC2_WAKES, EVENTS
+from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import Message
+from cml_workers.bus.topology import EC2_TRIGGERS
+from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.ec2_adapter.next_action import Act, next_actions
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.stream import append, load
-from cml_workers.worker import Worker
+from cml_workers.eventstore.worker_streams import append, load
 from support.buses import Outbox
 from support.fake_ec2 import FakeEc2
 from support.given import NOW, WORKER, evolved, recorded
 from support.walk import walk
 
 EVENT_TYPES: tuple[type[WorkerEvent], ...] = get_args(WorkerEvent)
-TRIGGERS = [binding.routing_key for binding in EC2_WAKES.bindings if binding.exchange is EVENTS]
+TRIGGERS = [binding.routing_key for binding in EC2_TRIGGERS.bindings if binding.exchange is EVENTS_EXCHANGE]
 
 
 def due(worker: Worker) -> set[object]:

@@ -13,7 +13,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError
 
-from cml_workers.embedded.ec2_simulator import DEMO_IMAGE_NAME, DEMO_IMAGES, Ec2Simulator
+from cml_embedded.ec2_simulator import DEMO_IMAGE_NAME, DEMO_IMAGES, Ec2Simulator
 from support.ec2 import SimulatorAdmin
 
 REGION = "us-east-1"
@@ -323,7 +323,7 @@ class Process:
             [
                 sys.executable,
                 "-m",
-                "cml_workers.embedded.ec2_simulator",
+                "cml_embedded.ec2_simulator",
                 "--data-dir",
                 folder,
                 "--transition-seconds",

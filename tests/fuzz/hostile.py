@@ -20,11 +20,10 @@ from hypothesis import strategies as st
 from cml_contracts.commands import COMMANDS
 from cml_contracts.envelope import CLOUDEVENTS_JSON, JSON, MAX_BODY
 from cml_contracts.queries import QUERIES
-from cml_contracts.reports import REPORTS, LookupRequested
-from cml_contracts.topology import COMMANDS as COMMANDS_EXCHANGE
-from cml_contracts.topology import EC2_WAKES, INTERNAL, Exchange
-from cml_contracts.topology import QUERIES as QUERIES_EXCHANGE
-from cml_workers.embedded.ec2_simulator import DEMO_IMAGES
+from cml_contracts.topology import COMMANDS_EXCHANGE, QUERIES_EXCHANGE, Exchange
+from cml_embedded.ec2_simulator import DEMO_IMAGES
+from cml_workers.bus.topology import EC2_TRIGGERS, INTERNAL_EXCHANGE
+from cml_workers.domain.messages import REPORTS, LookupRequested
 from fuzz.strategies import ODD, STEADY, commands, nearly, queries
 from support.raw_amqp import Bytes, Seconds, nested
 
@@ -50,9 +49,9 @@ class Target:
 TARGETS = (
     Target("commands", COMMANDS_EXCHANGE, tuple(COMMANDS), 50),
     Target("queries", QUERIES_EXCHANGE, tuple(QUERIES), 22),
-    Target("reports", INTERNAL, tuple(REPORTS), 12, "cml.report.x"),
-    Target("lookups", INTERNAL, (LookupRequested.TYPE,), 4, "cml.lookup.x"),
-    Target("wake-ups", EC2_WAKES.bindings[0].exchange, ("any",), 12, EC2_WAKES.bindings[0].routing_key),
+    Target("reports", INTERNAL_EXCHANGE, tuple(REPORTS), 12, "cml.report.x"),
+    Target("lookups", INTERNAL_EXCHANGE, (LookupRequested.TYPE,), 4, "cml.lookup.x"),
+    Target("wake-ups", EC2_TRIGGERS.bindings[0].exchange, ("any",), 12, EC2_TRIGGERS.bindings[0].routing_key),
 )
 
 

@@ -30,19 +30,19 @@ from cml_contracts.client import WorkerClient
 from cml_contracts.commands import COMMANDS, CreateCMLWorker, UpdateCMLWorkerStatus, UpdateCMLWorkerTags
 from cml_contracts.envelope import MAX_BODY, EventEnvelope
 from cml_contracts.queries import QUERIES, GetCMLWorker
-from cml_contracts.reports import REPORTS, InstanceObserved
 from cml_contracts.results import OperationResult
-from cml_contracts.topology import DEAD_LETTER_QUEUE, DEAD_LETTERS, QUEUES, RETRY_DELAYS
+from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from cml_workers.bus.codec import RESULT_TYPE
 from cml_workers.bus.properties import read_tolerantly
 from cml_workers.bus.rabbit import declare_topology
-from cml_workers.database import load_checkpoint, open_database, transaction
-from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, QUEUES, RETRY_DELAYS
+from cml_workers.domain.messages import REPORTS, InstanceObserved
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.eventstore.worker_streams import decode
 from cml_workers.projector.read_model import FOLLOWER as READ_MODEL
 from cml_workers.relay.main import FOLLOWER as RELAY
 from cml_workers.relay.relay import SAVE_EVERY
-from cml_workers.requests import RESULT_TYPE
-from cml_workers.stream import decode
+from cml_workers.sql.database import load_checkpoint, open_database, transaction
 from fuzz.hostile import NUMBER_HEADER, REGION, USER, Hostile, Stranger
 from support.ec2 import SimulatorAdmin
 from support.invariants import Observed, simulated_instances, stored_events, violations
@@ -199,7 +199,9 @@ class Attack:
                 ):
                     await self._watching.queue_purge(name)
             self._reply_to = await self._listening(await connection.channel(), "", self.books.reply)
-            await self._listening(await connection.channel(), DEAD_LETTERS.name, self.books.dead_letter)
+            await self._listening(
+                await connection.channel(), DEAD_LETTER_EXCHANGE.name, self.books.dead_letter
+            )
             self._full = str(
                 (
                     await self._watching.queue_declare(

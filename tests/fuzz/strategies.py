@@ -20,8 +20,8 @@ from cml_contracts.commands import (
 )
 from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, Query
-from cml_contracts.reports import Finding
 from cml_contracts.results import Problem, ProblemCode
+from cml_workers.domain.messages import Finding
 from support.given import NOW, WORKER
 
 STEADY = settings(

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from cml_contracts.commands import COMMANDS
-from cml_contracts.envelope import CommandMessage, EventEnvelope, decode_event
+from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import (
     EVENTS,
     InstanceLaunched,
     InstanceStopping,
     LaunchRequested,
-    ReplyAddress,
     StartRequested,
     StopRequested,
     TagsUpdateRequested,
@@ -28,24 +27,26 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import InstanceState
 from cml_contracts.queries import QUERIES, ListCMLWorkers
-from cml_contracts.reports import (
+from cml_contracts.results import OperationResult
+from cml_contracts.tokens import InvalidTokenError, sign, verify
+from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
+from cml_workers.bus.port import Message
+from cml_workers.bus.properties import UNREADABLE_HEADER, read_tolerantly
+from cml_workers.domain.decide import Decision, Record, decide, decide_report
+from cml_workers.domain.history import ReplyAddress, decode_event
+from cml_workers.domain.messages import (
     REPORTS,
+    CommandMessage,
     InstanceObserved,
     LookupRequested,
     OperationFailed,
     OperationSucceeded,
 )
-from cml_contracts.results import OperationResult
-from cml_contracts.tokens import InvalidTokenError, sign, verify
-from cml_workers.bus.port import Message
-from cml_workers.bus.properties import UNREADABLE_HEADER, read_tolerantly
+from cml_workers.domain.policy import Policy
+from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.next_action import next_actions
-from cml_workers.lifecycle.decide import Decision, Record, decide, decide_report
-from cml_workers.policy import Policy
 from cml_workers.projector.read_model import InvalidCursorError, _read_cursor
 from cml_workers.projector.rows import operation_rows, worker_row
-from cml_workers.requests import BadMessageError, identity, read, reply, reply_address
-from cml_workers.worker import Worker
 from fuzz.strategies import (
     STEADY,
     anything,

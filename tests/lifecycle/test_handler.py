@@ -22,7 +22,10 @@ from cml_contracts.commands import (
 )
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.instance import Ec2Instance, InstanceState
-from cml_contracts.reports import (
+from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_workers.bus.port import Dead, Done, Later, Message
+from cml_workers.bus.topology import INTERNAL_EXCHANGE
+from cml_workers.domain.messages import (
     Finding,
     InstanceObserved,
     LookupAnswered,
@@ -30,13 +33,10 @@ from cml_contracts.reports import (
     OperationFailed,
     OperationSucceeded,
 )
-from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_contracts.topology import INTERNAL
-from cml_workers.bus.port import Dead, Done, Later, Message
-from cml_workers.command_stream import COMMAND_STREAMS, fingerprint
+from cml_workers.domain.policy import Access, Policy
+from cml_workers.eventstore.command_streams import COMMAND_STREAMS, fingerprint
 from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError
 from cml_workers.lifecycle.handler import UNSEEN_ATTEMPTS, Lifecycle
-from cml_workers.policy import Access, Policy
 from support.buses import command
 from support.given import instance
 from support.service import CREATE, WORKER, Service, opened
@@ -214,7 +214,7 @@ async def test_two_terminations_are_both_answered_by_the_one_end(service: Servic
 
 
 async def lookup(service: Service) -> LookupRequested:
-    (asked,) = service.outbox.on(INTERNAL.name)[-1:]
+    (asked,) = service.outbox.on(INTERNAL_EXCHANGE.name)[-1:]
     return LookupRequested.model_validate_json(asked.body)
 
 

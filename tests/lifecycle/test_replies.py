@@ -21,7 +21,11 @@ from cml_contracts.commands import (
     UpdateCMLWorkerTags,
 )
 from cml_contracts.instance import InstanceState
-from cml_contracts.reports import (
+from cml_contracts.results import Problem, ProblemCode
+from cml_contracts.tokens import TOKEN_HEADER, sign
+from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Dead, Done, Message, Outgoing
+from cml_workers.bus.topology import INTERNAL_EXCHANGE
+from cml_workers.domain.messages import (
     Finding,
     InstanceObserved,
     LookupAnswered,
@@ -30,12 +34,8 @@ from cml_contracts.reports import (
     OperationSucceeded,
     Report,
 )
-from cml_contracts.results import Problem, ProblemCode
-from cml_contracts.tokens import TOKEN_HEADER, sign
-from cml_contracts.topology import INTERNAL
-from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Dead, Done, Message, Outgoing
+from cml_workers.domain.policy import Access
 from cml_workers.eventstore.port import StoreUnavailableError, WrongExpectedVersionError
-from cml_workers.policy import Access
 from support.buses import command
 from support.given import instance
 from support.service import CREATE, WORKER, Service, opened
@@ -115,7 +115,7 @@ async def _status_of_what_is_gone(service: Service) -> Message:
 
 
 def _found(service: Service) -> Message:
-    request = LookupRequested.model_validate_json(service.outbox.on(INTERNAL.name)[-1].body)
+    request = LookupRequested.model_validate_json(service.outbox.on(INTERNAL_EXCHANGE.name)[-1].body)
     found = LookupAnswered(origin=request.origin, question=request.question, finding=Finding())
     return _report(found)
 

@@ -10,9 +10,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from cml_workers.database import METADATA, DatabaseConfigurationError, migrate, open_database
 from cml_workers.deadletters import archive
 from cml_workers.projector import read_model
+from cml_workers.sql.database import METADATA, DatabaseConfigurationError, migrate, open_database
 from support.postgresql import emptied
 
 

@@ -12,7 +12,6 @@ import pytest
 from structlog.testing import capture_logs
 
 from cml_contracts.commands import UpdateCMLWorkerStatus
-from cml_contracts.envelope import CommandMessage
 from cml_contracts.events import (
     CommandRejected,
     InstanceLaunched,
@@ -26,20 +25,20 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import InstanceState, WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, OperationView, WorkerPage
-from cml_contracts.reports import REPORTS, OperationOutstanding, Reminder
 from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_contracts.topology import INTERNAL
 from cml_workers.bus.port import Dead, Done, Message
-from cml_workers.command_stream import bind_answer, claim
-from cml_workers.database import DatabaseUnavailableError, migrate, open_database
+from cml_workers.bus.topology import INTERNAL_EXCHANGE
+from cml_workers.domain.messages import REPORTS, CommandMessage, OperationOutstanding, Reminder
+from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.command_streams import bind_answer, claim
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.eventstore.worker_streams import append, load
 from cml_workers.projector.projector import Projector
 from cml_workers.projector.read_model import ReadModel
 from cml_workers.projector.reminders import Reminders
 from cml_workers.projector.rows import operation_rows, worker_row
-from cml_workers.stream import append, load
-from cml_workers.worker import Worker
+from cml_workers.sql.database import DatabaseUnavailableError, migrate, open_database
 from support.buses import Outbox
 from support.given import NOW, given, instance, launch, recorded
 from support.postgresql import emptied
@@ -284,7 +283,7 @@ async def test_what_is_owed_for_too_long_is_reminded_of_at_every_round(service: 
         await reminders.round()
         return [
             {**REPORTS, Reminder.TYPE: Reminder}[each.type].model_validate_json(each.body)
-            for each in outbox.on(INTERNAL.name)
+            for each in outbox.on(INTERNAL_EXCHANGE.name)
         ]
 
     assert await reminded() == [Reminder(worker_id=moving)]

@@ -8,14 +8,14 @@ from uuid import uuid4
 
 import pytest
 
-from cml_contracts.envelope import EventEnvelope, worker_of
+from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import StartRequested, WorkerCreated
 from cml_workers.bus.port import BusUnavailableError, Outgoing
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.eventstore.worker_streams import append, load, worker_of
 from cml_workers.relay.relay import SAVE_EVERY, Relay
-from cml_workers.stream import append, load
-from cml_workers.worker import Worker
 from support.buses import Outbox
 from support.given import NOW, recorded
 

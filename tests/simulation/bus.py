@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
-from cml_contracts.reports import LookupRequested, Reminder
-from cml_contracts.topology import EC2_WAKES, EVENTS, QUEUES, Queue
+from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.delivery import settle
 from cml_workers.bus.port import (
     BusUnavailableError,
@@ -18,6 +17,8 @@ from cml_workers.bus.port import (
     UnroutableError,
     Verdict,
 )
+from cml_workers.bus.topology import EC2_TRIGGERS, QUEUES, Queue
+from cml_workers.domain.messages import LookupRequested, Reminder
 from simulation import nets
 from simulation.world import Process, World
 
@@ -129,7 +130,7 @@ class Broker:
                 return True
             names = [message.routing_key]
         else:
-            if message.exchange == EVENTS:
+            if message.exchange == EVENTS_EXCHANGE:
                 self.on_event(message)
                 self.to_subscriber(message)
             names = [
@@ -200,7 +201,7 @@ class Broker:
             if place:
                 self.world.seen["reordered", state.queue.name] += 1
             delivery = state.waiting.pop(place)
-            if state.queue is EC2_WAKES and self.world.happens("lost", state.queue.name, 0.3):
+            if state.queue is EC2_TRIGGERS and self.world.happens("lost", state.queue.name, 0.3):
                 continue  # purged, or dead-lettered and never redriven: reminders make up for it
             delivery.owner = consumer
             consumer.holding += 1

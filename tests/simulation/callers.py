@@ -8,11 +8,12 @@ from uuid import UUID
 
 from cml_contracts.commands import StartCMLWorker, WorkerCommand
 from cml_contracts.queries import GetCMLWorker, GetOperation, OperationView, Query, WorkerView
-from cml_contracts.reports import LookupRequested, OperationSucceeded
 from cml_contracts.results import OperationResult, ProblemCode
-from cml_contracts.topology import COMMANDS, INTERNAL, QUERIES
+from cml_contracts.topology import COMMANDS_EXCHANGE, QUERIES_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing
-from cml_workers.command_stream import ANSWERED, stream_of_command
+from cml_workers.bus.topology import INTERNAL_EXCHANGE
+from cml_workers.domain.messages import LookupRequested, OperationSucceeded
+from cml_workers.eventstore.command_streams import ANSWERED, stream_of_command
 from simulation import nets
 from simulation.bus import CLIENTS, SENT_AGAIN, Broker, BusOfProcess
 from simulation.coverage import Coverage
@@ -106,9 +107,9 @@ class Callers:
         """Send what no handler can read, to one of the queues."""
         exchange, kind = self.world.random.choice(
             (
-                (COMMANDS, StartCMLWorker.TYPE),
-                (INTERNAL, OperationSucceeded.TYPE),
-                (INTERNAL, LookupRequested.TYPE),
+                (COMMANDS_EXCHANGE, StartCMLWorker.TYPE),
+                (INTERNAL_EXCHANGE, OperationSucceeded.TYPE),
+                (INTERNAL_EXCHANGE, LookupRequested.TYPE),
             )
         )
         message = Outgoing(exchange=exchange, routing_key=kind, body=b"{", type=kind, message_id=name)
@@ -236,7 +237,7 @@ def _plain(result: OperationResult) -> Any:
 
 def _message(command_id: str, command: WorkerCommand, reply_to: str | None = None) -> Outgoing:
     return Outgoing(
-        exchange=COMMANDS,
+        exchange=COMMANDS_EXCHANGE,
         routing_key=command.TYPE,
         body=command.model_dump_json(exclude_none=True).encode(),
         type=command.TYPE,
@@ -247,7 +248,7 @@ def _message(command_id: str, command: WorkerCommand, reply_to: str | None = Non
 
 def _question(address: str, query: Query) -> Outgoing:
     return Outgoing(
-        exchange=QUERIES,
+        exchange=QUERIES_EXCHANGE,
         routing_key=query.TYPE,
         body=query.model_dump_json(exclude_none=True).encode(),
         type=query.TYPE,

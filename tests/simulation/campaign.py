@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cml_contracts.topology import EC2_LOOKUPS, EC2_WAKES, LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
+from cml_workers.bus.topology import EC2_LOOKUPS, EC2_TRIGGERS, LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
 from simulation import nets
 from simulation import sweep as sweeping
 from simulation.coverage import Cell
@@ -42,7 +42,7 @@ EVERY = 30.0
 
 CHANGES = ("launch", "start", "stop", "terminate", "add_tags")
 LOOKS = ("describe", "tags", "find_launched", "find_image")
-CONSUMED = tuple(q.name for q in (LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS, EC2_WAKES, EC2_LOOKUPS))
+CONSUMED = tuple(q.name for q in (LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS, EC2_TRIGGERS, EC2_LOOKUPS))
 SOMETIMES = frozenset(
     [
         *itertools.product(
@@ -61,7 +61,7 @@ SOMETIMES = frozenset(
         *itertools.product(("dropped, not confirmed", "taken, not confirmed"), ("publish",)),
         *itertools.product(("dropped, not confirmed",), ("put aside",)),
         *itertools.product(("lost ack", "delayed", "redelivered", "reordered"), CONSUMED),
-        ("lost", EC2_WAKES.name),
+        ("lost", EC2_TRIGGERS.name),
     ]
 )
 """Each must have happened in a campaign: what never happened was not survived. So must a crash at every step."""

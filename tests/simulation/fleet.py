@@ -5,22 +5,23 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 
-from cml_contracts.envelope import WORKER_STREAMS, EventEnvelope, worker_of
-from cml_contracts.reports import LookupRequested
-from cml_contracts.topology import (
+from cml_contracts.envelope import EventEnvelope
+from cml_workers.bus.port import Outgoing
+from cml_workers.bus.topology import (
     EC2_LOOKUPS,
-    EC2_WAKES,
+    EC2_TRIGGERS,
     LIFECYCLE_COMMANDS,
     LIFECYCLE_REPORTS,
     PROJECTOR_QUERIES,
 )
-from cml_workers.bus.port import Outgoing
-from cml_workers.command_stream import ANSWERED
+from cml_workers.domain.messages import LookupRequested
+from cml_workers.domain.policy import Access, Policy
 from cml_workers.ec2_adapter.executor import Executor
+from cml_workers.eventstore.command_streams import ANSWERED
 from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import StoredEvent
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS, worker_of
 from cml_workers.lifecycle.handler import Lifecycle
-from cml_workers.policy import Access, Policy
 from cml_workers.projector.projector import Projector
 from cml_workers.projector.reminders import Reminders
 from cml_workers.relay.relay import Relay
@@ -113,7 +114,7 @@ class Fleet:
         process.on_loss.append(executor.disconnected)
         process.on_return.append(executor.connected)
         process.start(executor.call())
-        self.broker.consume(process, EC2_WAKES, executor.on_wake, prefetch=PREFETCH)
+        self.broker.consume(process, EC2_TRIGGERS, executor.on_wake, prefetch=PREFETCH)
         self.broker.consume(process, EC2_LOOKUPS, executor.on_lookup, prefetch=PREFETCH)
 
     def _relay(self, process: Process) -> None:

@@ -3,15 +3,16 @@
 from datetime import timedelta
 from uuid import UUID
 
-from cml_contracts.envelope import stream_of
-from cml_contracts.events import EventMetadata, InstanceLaunched, LaunchRequested, WorkerCreated, WorkerEvent
+from cml_contracts.events import InstanceLaunched, LaunchRequested, WorkerCreated, WorkerEvent
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
+from cml_workers.domain.decide import launch_token
+from cml_workers.domain.history import EventMetadata
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import NO_STREAM, NewEvent
-from cml_workers.lifecycle.decide import launch_token
+from cml_workers.eventstore.worker_streams import stream_of
 from cml_workers.projector.read_model import FOLLOWER
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.relay.relay import event_message
-from cml_workers.worker import Worker
 from simulation.fleet import POLICY, SOURCE, Fleet
 from simulation.scripts import FOUND, IMAGE, REGION
 

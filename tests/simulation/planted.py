@@ -15,7 +15,6 @@ from uuid import UUID
 import pytest
 
 from cml_contracts.commands import UpdateCMLWorkerTags
-from cml_contracts.envelope import worker_of
 from cml_contracts.events import (
     InstanceLaunched,
     InstanceStarting,
@@ -33,14 +32,16 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import Ec2Instance, LaunchParameters, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
-from cml_contracts.reports import AttemptRefused, OperationFailed
-from cml_contracts.topology import EC2_WAKES
-from cml_workers import stream
 from cml_workers.bus.port import BusUnavailableError, Done, Later, Message, Outgoing, Verdict
+from cml_workers.bus.topology import EC2_TRIGGERS
+from cml_workers.domain import decide as rules
+from cml_workers.domain.messages import AttemptRefused, OperationFailed
+from cml_workers.domain.worker import Operation, Worker, advance, evolve, settled_by
 from cml_workers.ec2_adapter import executor as adapter
 from cml_workers.ec2_adapter.errors import EC2InstanceOperationException, OutcomeUnknownError
 from cml_workers.ec2_adapter.executor import Executor, Gone, Turn
 from cml_workers.ec2_adapter.executor import Outcome as ReportedOutcome
+from cml_workers.eventstore import worker_streams as stream
 from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import (
     CaughtUp,
@@ -49,7 +50,7 @@ from cml_workers.eventstore.port import (
     StoredEvent,
     WrongExpectedVersionError,
 )
-from cml_workers.lifecycle import decide as rules
+from cml_workers.eventstore.worker_streams import load, worker_of
 from cml_workers.lifecycle import handler as lifecycle
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector import projector
@@ -57,8 +58,6 @@ from cml_workers.projector.read_model import FOLLOWER
 from cml_workers.projector.reminders import Reminders
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.relay.relay import Relay
-from cml_workers.stream import load
-from cml_workers.worker import Operation, Worker, advance, evolve, settled_by
 from simulation import fleet
 from simulation.bus import Broker, Consumer, Delivery, QueueState
 from simulation.run import Outcome, simulate, simulate_script
@@ -419,10 +418,10 @@ def _without_trigger(event: type[WorkerEvent]) -> Plant:
 
         def init(self: Broker, *arguments: Any) -> None:
             original(self, *arguments)
-            state = self.queues[EC2_WAKES.name]
-            left = tuple(each for each in EC2_WAKES.bindings if each.routing_key != event.TYPE)
-            assert len(left) == len(EC2_WAKES.bindings) - 1
-            state.queue = replace(EC2_WAKES, bindings=left)
+            state = self.queues[EC2_TRIGGERS.name]
+            left = tuple(each for each in EC2_TRIGGERS.bindings if each.routing_key != event.TYPE)
+            assert len(left) == len(EC2_TRIGGERS.bindings) - 1
+            state.queue = replace(EC2_TRIGGERS, bindings=left)
 
         patch.setattr(Broker, "__init__", init)
 

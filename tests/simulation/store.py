@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
 
-from cml_contracts.envelope import WORKER_STREAMS, worker_of
 from cml_contracts.queries import WorkerView
+from cml_workers.domain.worker import Worker, evolve
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -19,9 +19,8 @@ from cml_workers.eventstore.port import (
     WrongExpectedVersionError,
     check_append,
 )
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
 from cml_workers.projector.rows import worker_row
-from cml_workers.stream import decode
-from cml_workers.worker import Worker, evolve
 from simulation import nets
 from simulation.bus import took_effect
 from simulation.world import Process, World

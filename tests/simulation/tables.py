@@ -7,8 +7,8 @@ from uuid import UUID
 
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
-from cml_workers.database import DatabaseUnavailableError
 from cml_workers.projector.read_model import FOLLOWER, ReadModel
+from cml_workers.sql.database import DatabaseUnavailableError
 from simulation.world import Process
 
 

@@ -10,9 +10,9 @@ from aio_pika.exceptions import ChannelNotFoundEntity
 
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.results import OperationResult
-from cml_contracts.topology import QUEUES, RETRY_DELAYS
 from cml_workers.bus.port import BusUnavailableError, Message, Outgoing
 from cml_workers.bus.rabbit import declare_topology
+from cml_workers.bus.topology import QUEUES, RETRY_DELAYS
 
 
 @dataclass

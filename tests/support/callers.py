@@ -12,7 +12,7 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.envelope import JSON
 from cml_contracts.results import OperationResult
-from cml_contracts.topology import COMMANDS
+from cml_contracts.topology import COMMANDS_EXCHANGE
 
 CONFIRM_SECONDS = 20.0
 """How long to wait for the broker's confirm before the message is published again."""
@@ -101,7 +101,7 @@ class Callers:
         assert self._channel is not None
         published = False
         try:
-            exchange = await self._channel.get_exchange(COMMANDS.name, ensure=False)
+            exchange = await self._channel.get_exchange(COMMANDS_EXCHANGE.name, ensure=False)
             published = True
             await exchange.publish(message, routing_key, mandatory=True, timeout=CONFIRM_SECONDS)
         except asyncio.CancelledError:

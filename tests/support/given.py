@@ -10,8 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from cml_contracts.commands import UpdateCMLWorkerStatus, WorkerCommand
-from cml_contracts.envelope import CommandMessage
-from cml_contracts.events import EventMetadata, ReplyAddress, WorkerEvent
+from cml_contracts.events import WorkerEvent
 from cml_contracts.instance import (
     DEPLOYMENT_TAG,
     WORKER_TAG,
@@ -19,13 +18,7 @@ from cml_contracts.instance import (
     InstanceState,
     LaunchParameters,
 )
-from cml_contracts.reports import (
-    Finding,
-    ImageQuestion,
-    InstanceQuestion,
-    WorkerReport,
-)
-from cml_workers.lifecycle.decide import (
+from cml_workers.domain.decide import (
     Ask,
     Decision,
     NoChange,
@@ -35,8 +28,16 @@ from cml_workers.lifecycle.decide import (
     decide_report,
     launch_token,
 )
-from cml_workers.policy import Policy
-from cml_workers.worker import Recorded, Worker, evolve
+from cml_workers.domain.history import EventMetadata, Recorded, ReplyAddress
+from cml_workers.domain.messages import (
+    CommandMessage,
+    Finding,
+    ImageQuestion,
+    InstanceQuestion,
+    WorkerReport,
+)
+from cml_workers.domain.policy import Policy
+from cml_workers.domain.worker import Worker, evolve
 
 WORKER = UUID("11111111-1111-4111-8111-111111111111")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

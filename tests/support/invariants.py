@@ -14,7 +14,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from cml_contracts.commands import StartCMLWorker, StopCMLWorker, UpdateCMLWorkerTags
-from cml_contracts.envelope import WORKER_STREAMS, EventEnvelope, worker_of
+from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import (
     CommandRejected,
     CommandSkipped,
@@ -41,13 +41,14 @@ from cml_contracts.events import (
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.results import OperationResult
-from cml_workers.command_stream import ANSWERED, COMMAND_STREAMS
-from cml_workers.database import open_database, transaction
+from cml_workers.domain.history import Recorded
+from cml_workers.domain.worker import Worker, evolve, status_of
+from cml_workers.eventstore.command_streams import ANSWERED, COMMAND_STREAMS
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
 from cml_workers.projector.read_model import OPERATIONS, WORKERS
 from cml_workers.projector.rows import operation_rows, worker_row
-from cml_workers.stream import decode
-from cml_workers.worker import Recorded, Worker, evolve, status_of
+from cml_workers.sql.database import open_database, transaction
 from support.ec2 import SimulatorAdmin
 
 OUTCOMES: Mapping[type[Intent], tuple[type[Any], ...]] = {

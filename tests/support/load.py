@@ -18,7 +18,7 @@ from cml_contracts.commands import (
     WorkerCommand,
 )
 from cml_contracts.results import OperationResult
-from cml_workers.embedded.ec2_simulator import DEMO_IMAGES
+from cml_embedded.ec2_simulator import DEMO_IMAGES
 from support.callers import Callers
 
 _NAMES = UUID("6d1f27a4-9c1c-4f34-8a5d-1d6a3a3a9d11")

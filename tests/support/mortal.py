@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 
-from cml_contracts.topology import LIFECYCLE_COMMANDS
 from cml_workers.bus import rabbit
 from cml_workers.bus.port import Done, Message, Verdict
 from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from support.children import die_with_parent
 
 POISON = "poison"

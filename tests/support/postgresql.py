@@ -15,7 +15,7 @@ from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]
 
-from cml_workers.database import open_database
+from cml_workers.sql.database import open_database
 from support.children import die_with_parent
 from support.containers import container, docker_answers
 from support.rabbitmq import free_port

@@ -9,13 +9,13 @@ from uuid import UUID, uuid4
 
 from cml_contracts.commands import CreateCMLWorker, WorkerCommand
 from cml_contracts.instance import InstanceState
-from cml_contracts.reports import OperationSucceeded, Report
 from cml_workers.bus.port import Message, Verdict
+from cml_workers.domain.messages import OperationSucceeded, Report
+from cml_workers.domain.policy import Access, Policy
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.eventstore.worker_streams import load
 from cml_workers.lifecycle.handler import Lifecycle
-from cml_workers.policy import Access, Policy
-from cml_workers.stream import load
-from cml_workers.worker import Worker
 from support.buses import Outbox, command
 from support.given import instance
 

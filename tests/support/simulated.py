@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_workers.ec2_adapter.aws import AwsEc2Client
-from cml_workers.embedded.ec2_simulator import Ec2Simulator
 from support.ec2 import SimulatorAdmin
 
 

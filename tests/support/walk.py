@@ -16,11 +16,13 @@ from cml_contracts.commands import (
     UpdateCMLWorkerTags,
     WorkerCommand,
 )
-from cml_contracts.envelope import CommandMessage
 from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
 from cml_contracts.instance import InstanceState
-from cml_contracts.reports import (
+from cml_contracts.results import Problem, ProblemCode
+from cml_workers.domain.decide import Ask, NoChange, Record, Reject, decide, decide_report
+from cml_workers.domain.messages import (
     AttemptRefused,
+    CommandMessage,
     Finding,
     InstanceObserved,
     OperationFailed,
@@ -28,9 +30,7 @@ from cml_contracts.reports import (
     OperationSucceeded,
     WorkerReport,
 )
-from cml_contracts.results import Problem, ProblemCode
-from cml_workers.lifecycle.decide import Ask, NoChange, Record, Reject, decide, decide_report
-from cml_workers.worker import Worker
+from cml_workers.domain.worker import Worker
 from support.given import NOW, POLICY, WORKER, evolved, instance
 
 AT_ONCE = 2

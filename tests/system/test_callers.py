@@ -9,8 +9,8 @@ from yarl import URL
 
 from cml_contracts.commands import StopCMLWorker
 from cml_contracts.results import OperationResult
-from cml_contracts.topology import LIFECYCLE_COMMANDS
 from cml_workers.bus.rabbit import declare_topology
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from support.callers import Callers
 from support.tcp_proxy import TcpProxy, Trap
 

@@ -15,12 +15,12 @@ import aio_pika
 import pytest
 
 from cml_contracts.commands import CreateCMLWorker, StopCMLWorker, TerminateCMLWorker
-from cml_contracts.envelope import WORKER_STREAMS
 from cml_contracts.events import StopRequested, TerminationRequested
-from cml_contracts.topology import LIFECYCLE_COMMANDS, RETRY_DELAYS
+from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_workers.bus.rabbit import declare_topology
-from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS, RETRY_DELAYS
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from support.callers import Callers
 from support.children import module
 from support.invariants import stored_events

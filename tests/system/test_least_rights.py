@@ -14,9 +14,9 @@ from cml_contracts.client import NotSentError, WorkerClient
 from cml_contracts.commands import CreateCMLWorker, TerminateCMLWorker
 from cml_contracts.deadletters import RedriveDeadLetter
 from cml_contracts.tokens import sign
-from cml_workers.bus.definitions import PERMISSIONS, definitions
-from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
-from cml_workers.settings import Settings
+from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from cml_tools.definitions import PERMISSIONS, definitions
+from cml_workers.runtime.settings import Settings
 from support.deadletters import dead_letters
 from support.plain_amqp import PlainAmqp
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq

@@ -10,8 +10,8 @@ from pathlib import Path
 import aio_pika
 import pytest
 
-from cml_contracts.topology import LIFECYCLE_COMMANDS
 from cml_workers.bus.rabbit import declare_topology
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from support.certificates import Certificates
 from support.kurrentdb_standin import KurrentDbStandIn
 from support.postgresql import SpawnedPostgreSQL, private_postgresql

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cml_contracts.client import WorkerClient
+from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_workers.bus.rabbit import declare_topology
-from cml_workers.embedded.ec2_simulator import Ec2Simulator
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from support.callers import Callers
 from support.children import module

@@ -12,14 +12,15 @@ import aio_pika
 import pytest
 
 from cml_contracts.client import WorkerClient
-from cml_contracts.envelope import WORKER_STREAMS, EventEnvelope
+from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import LaunchRequested
 from cml_contracts.queries import WorkerView
-from cml_contracts.topology import EC2_WAKES, EVENTS
+from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS, load
 from cml_workers.projector.rows import worker_row
-from cml_workers.stream import load
 from support.buses import emptied
 from support.mailbox import Mailbox
 from support.nets import warnings
@@ -170,8 +171,8 @@ async def test_who_names_no_correlation_is_answered_by_the_command_id_and_who_na
 async def test_a_lost_trigger_is_made_up_for_by_a_reminder_and_by_nothing_else(running: RunningSystem):
     amqp = running.start()["amqp"]
     async with await aio_pika.connect(amqp) as connection:
-        triggers = await (await connection.channel()).get_queue(EC2_WAKES.name)
-        await triggers.unbind(EVENTS.name, LaunchRequested.TYPE)
+        triggers = await (await connection.channel()).get_queue(EC2_TRIGGERS.name)
+        await triggers.unbind(EVENTS_EXCHANGE.name, LaunchRequested.TYPE)
     replies = await Mailbox.opened(amqp)
     async with PlainAmqp(amqp, inside=True) as client:
         await client.publish(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cml_workers.embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from support.buses import emptied
 from support.nets import warnings
 from support.plain_amqp import PlainAmqp

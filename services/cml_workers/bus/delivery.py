@@ -5,9 +5,9 @@ The RabbitMQ adapter and the simulation both settle deliveries by it.
 
 from dataclasses import dataclass
 
-from cml_contracts.topology import DEAD_LETTER_QUEUE, RETRY_DELAYS, Queue
 from cml_workers.bus.port import CallerRefusesError, Dead, Done, Later, Verdict
-from cml_workers.failures import ConfigurationError
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, RETRY_DELAYS, Queue
+from cml_workers.foundation.failures import ConfigurationError
 
 MAX_FAULTS = 8
 """Unexpected errors of a handler with one message before the message counts as poison."""

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from cml_contracts.envelope import JSON
 from cml_contracts.topology import Exchange
-from cml_workers.failures import ConfigurationError
+from cml_workers.foundation.failures import ConfigurationError
 
 # What our roles write beside a message; believed only of a message that one of them published.
 USER_HEADER = "x-cml-user-id"

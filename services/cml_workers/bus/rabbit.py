@@ -27,15 +27,6 @@ from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 from yarl import URL
 
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_contracts.topology import (
-    DEAD_LETTER_QUEUE,
-    DEAD_LETTERS,
-    EXCHANGES,
-    QUEUES,
-    RETRY_DELAYS,
-    Queue,
-    retry_arguments,
-)
 from cml_workers.bus.delivery import settle
 from cml_workers.bus.direct_reply import DirectReplies
 from cml_workers.bus.port import (
@@ -62,8 +53,17 @@ from cml_workers.bus.port import (
     Verdict,
 )
 from cml_workers.bus.properties import UNREADABLE_HEADER, read_tolerantly
-from cml_workers.endpoints import redacted
-from cml_workers.failures import ConfigurationError
+from cml_workers.bus.topology import (
+    DEAD_LETTER_EXCHANGE,
+    DEAD_LETTER_QUEUE,
+    EXCHANGES,
+    QUEUES,
+    RETRY_DELAYS,
+    Queue,
+    retry_arguments,
+)
+from cml_workers.foundation.failures import ConfigurationError
+from cml_workers.runtime.endpoints import redacted
 
 log = structlog.get_logger(__name__)
 
@@ -362,7 +362,7 @@ def _again(
     know our own headers from those that a sender made up.
     """
     return Outgoing(
-        exchange=None if retry_queue else DEAD_LETTERS,
+        exchange=None if retry_queue else DEAD_LETTER_EXCHANGE,
         routing_key=retry_queue or message.routing_key,
         body=message.body,
         type=message.type,

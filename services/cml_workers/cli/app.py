@@ -24,8 +24,7 @@ from cml_contracts.commands import (
     UpdateCMLWorkerTags,
     WorkerCommand,
 )
-from cml_contracts.envelope import EventEnvelope, stream_of
-from cml_contracts.events import EventMetadata
+from cml_contracts.envelope import EventEnvelope
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import ListCMLWorkers, WorkerView
 from cml_contracts.results import OperationResult
@@ -47,8 +46,9 @@ from cml_workers.cli.terminal import (
     valid,
     with_client,
 )
-from cml_workers.endpoints import amqp_url, event_store_uri
 from cml_workers.eventstore.port import StreamNotFoundError
+from cml_workers.eventstore.worker_streams import published, stream_of
+from cml_workers.runtime.endpoints import amqp_url, event_store_uri
 
 SYSTEM, CLIENT, OPERATE = "Run the system", "Use it", "Operate it"
 
@@ -74,7 +74,7 @@ def run() -> None:
     RABBITMQ_URL, KURRENTDB_URI, DATABASE_URL and CML_AWS=true (or AWS_ENDPOINT_URL) switch each to a real
     one. Data is kept in CML_DATA_DIR (default .cml-workers), where endpoints.json says what was opened.
     """
-    from cml_workers.process import ended_by_signals, system, until_one_fails  # noqa: PLC0415 - slow to load, of no use to a client
+    from cml_workers.runtime.process import ended_by_signals, system, until_one_fails  # noqa: PLC0415 - slow to load, of no use to a client
 
     settings = configured()
 
@@ -93,7 +93,7 @@ def run() -> None:
 @app.command(rich_help_panel=SYSTEM)
 def role(name: Annotated[str, typer.Argument(help="lifecycle, relay, ec2-adapter or projector")]) -> None:
     """Run one role, until SIGTERM; the other parts run elsewhere."""
-    from cml_workers.process import (  # noqa: PLC0415 - see `run`
+    from cml_workers.runtime.process import (  # noqa: PLC0415 - see `run`
         ROLES,
         ended_by_signals,
         single_role,
@@ -367,17 +367,7 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
             fail(f"worker {worker} has no history", REFUSED)
         finally:
             await store.close()
-        return [
-            EventEnvelope.of(
-                f"/cml-workers/{settings.deployment}",
-                worker_id,
-                each.revision,
-                EventMetadata.model_validate_json(each.metadata),
-                each.type,
-                json.loads(each.data),
-            )
-            for each in stored
-        ]
+        return [published(f"/cml-workers/{settings.deployment}", each) for each in stored]
 
     for envelope in run_to_end(read()):
         if as_json:

@@ -28,7 +28,7 @@ from cml_contracts.deadletters import (
     RedriveDeadLetter,
 )
 from cml_contracts.results import OperationResult
-from cml_contracts.topology import LIFECYCLE_COMMANDS
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.cli.show import counts_table, dead_letter_panel, dead_letter_table, history_table, print_json
 from cml_workers.cli.terminal import (
     NO_RESULT_YET,

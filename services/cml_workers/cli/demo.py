@@ -23,16 +23,17 @@ from cml_contracts.commands import (
     UpdateCMLWorkerTags,
     WorkerCommand,
 )
-from cml_contracts.envelope import EventEnvelope, stream_of
+from cml_contracts.envelope import EventEnvelope
 from cml_contracts.instance import InstanceState, LaunchParameters, WorkerStatus
 from cml_contracts.results import OperationResult
 from cml_workers.cli.show import WIDE, event_line, worker_panel, worker_table
 from cml_workers.ec2_adapter.aws import AwsEc2Client
-from cml_workers.endpoints import event_store_uri
 from cml_workers.eventstore.opening import open_event_store
-from cml_workers.logs import configure_logging
-from cml_workers.process import system
-from cml_workers.settings import Settings
+from cml_workers.eventstore.worker_streams import stream_of
+from cml_workers.runtime.endpoints import event_store_uri
+from cml_workers.runtime.logs import configure_logging
+from cml_workers.runtime.process import system
+from cml_workers.runtime.settings import Settings
 
 PATIENCE = 60.0
 """Seconds to wait for anything before it counts as missing."""
@@ -227,7 +228,7 @@ async def _tell(
 
 
 def settings_image() -> str:
-    from cml_workers.embedded.ec2_simulator import DEMO_IMAGE_NAME  # noqa: PLC0415 - an optional extra
+    from cml_embedded.ec2_simulator import DEMO_IMAGE_NAME  # noqa: PLC0415 - an optional extra
 
     return DEMO_IMAGE_NAME
 

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from cml_contracts.client import NoResultYetError, WorkerClient
-from cml_workers.endpoints import amqp_url
-from cml_workers.failures import ConfigurationError, RoleFailedError
-from cml_workers.logs import configure_logging
-from cml_workers.settings import Settings, load_settings
+from cml_workers.foundation.failures import ConfigurationError, RoleFailedError
+from cml_workers.runtime.endpoints import amqp_url
+from cml_workers.runtime.logs import configure_logging
+from cml_workers.runtime.settings import Settings, load_settings
 
 REFUSED, USAGE, UNREACHABLE, NO_RESULT_YET = 1, 2, 3, 4
 

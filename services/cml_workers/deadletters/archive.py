@@ -23,8 +23,8 @@ from cml_contracts.deadletters import (
     ListDeadLetters,
 )
 from cml_contracts.envelope import MAX_BODY
-from cml_workers.database import METADATA, insert, transaction
 from cml_workers.deadletters.letter import DeadLetter
+from cml_workers.sql.database import METADATA, insert, transaction
 
 DEAD_LETTERS = sa.Table(
     "dead_letters",

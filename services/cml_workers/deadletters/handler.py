@@ -25,15 +25,15 @@ from cml_contracts.deadletters import (
 )
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_contracts.topology import LIFECYCLE_COMMANDS
+from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
 from cml_workers.bus.port import Dead, Done, Message, Publish, UnroutableError, Verdict
-from cml_workers.command_stream import fingerprint, load_claim
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.deadletters.archive import Archive, Deed, Kept
 from cml_workers.deadletters.letter import DeadLetter, again, dead_letter
+from cml_workers.domain.policy import Access
+from cml_workers.eventstore.command_streams import fingerprint, load_claim
 from cml_workers.eventstore.port import EventStore
-from cml_workers.policy import Access
-from cml_workers.requests import BadMessageError, identity, read, reply, reply_address
-from cml_workers.stream import load
+from cml_workers.eventstore.worker_streams import load
 
 log = structlog.get_logger(__name__)
 

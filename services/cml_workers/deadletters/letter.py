@@ -8,7 +8,6 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_contracts.topology import DELIVERY_LIMIT, QUEUES
 from cml_workers.bus.port import (
     CAUSE_HEADER,
     DEATH_HEADER,
@@ -22,6 +21,7 @@ from cml_workers.bus.port import (
     Message,
     Outgoing,
 )
+from cml_workers.bus.topology import DELIVERY_LIMIT, QUEUES
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
 _OF_THE_BROKER = ("x-death", "x-first-death-", "x-last-death-")

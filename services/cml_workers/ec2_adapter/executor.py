@@ -17,7 +17,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
 
-from cml_contracts.envelope import MAX_INTERNAL_BODY, EventEnvelope
+from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import (
     Intent,
     LaunchRequested,
@@ -30,7 +30,20 @@ from cml_contracts.events import (
     TerminationRequested,
 )
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
-from cml_contracts.reports import (
+from cml_contracts.results import Problem, ProblemCode
+from cml_workers.bus.codec import BadMessageError, internal, read
+from cml_workers.bus.port import (
+    BusUnavailableError,
+    Dead,
+    Done,
+    Later,
+    Message,
+    Publish,
+    UnroutableError,
+    Verdict,
+)
+from cml_workers.domain.messages import (
+    MAX_INTERNAL_BODY,
     AttemptRefused,
     Finding,
     ImageQuestion,
@@ -43,17 +56,7 @@ from cml_contracts.reports import (
     Reminder,
     Report,
 )
-from cml_contracts.results import Problem, ProblemCode
-from cml_workers.bus.port import (
-    BusUnavailableError,
-    Dead,
-    Done,
-    Later,
-    Message,
-    Publish,
-    UnroutableError,
-    Verdict,
-)
+from cml_workers.domain.worker import Operation, Worker
 from cml_workers.ec2_adapter.errors import (
     EC2Exception,
     EC2InstanceOperationException,
@@ -63,9 +66,7 @@ from cml_workers.ec2_adapter.errors import (
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.ec2_adapter.port import Ec2
 from cml_workers.eventstore.port import EventStore
-from cml_workers.requests import BadMessageError, internal, read
-from cml_workers.stream import Workers
-from cml_workers.worker import Operation, Worker
+from cml_workers.eventstore.worker_streams import Workers
 
 log = structlog.get_logger(__name__)
 

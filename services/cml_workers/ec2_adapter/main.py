@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from cml_contracts.topology import EC2_LOOKUPS, EC2_WAKES
+from cml_workers.bus.topology import EC2_LOOKUPS, EC2_TRIGGERS
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.executor import FRESH, Executor
-from cml_workers.roles import Infrastructure, Running, utc_now
+from cml_workers.runtime.roles import Infrastructure, Running, utc_now
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
             fresh=min(FRESH, bus.heartbeat),
         )
         bus.watch_connection(lost=executor.disconnected, back=executor.connected)
-        bus.consume(EC2_WAKES, executor.on_wake, prefetch=settings.prefetch)
+        bus.consume(EC2_TRIGGERS, executor.on_wake, prefetch=settings.prefetch)
         bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=settings.prefetch)
         async with bus:
             await executor.call()

@@ -12,7 +12,7 @@ from cml_contracts.events import (
     TerminationRequested,
 )
 from cml_contracts.instance import InstanceState
-from cml_workers.worker import Operation, Worker
+from cml_workers.domain.worker import Operation, Worker
 
 
 @dataclass(frozen=True, slots=True)

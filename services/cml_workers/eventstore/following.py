@@ -15,7 +15,7 @@ from cml_workers.eventstore.port import (
     EventStore,
     StoredEvent,
 )
-from cml_workers.tasks import ended
+from cml_workers.foundation.tasks import ended
 
 log = structlog.get_logger(__name__)
 

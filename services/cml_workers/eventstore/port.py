@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
-from cml_workers.failures import ConfigurationError
+from cml_workers.foundation.failures import ConfigurationError
 
 NO_STREAM = -1
 """Expected version of a stream that must not exist yet."""

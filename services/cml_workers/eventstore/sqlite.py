@@ -35,7 +35,7 @@ from cml_workers.eventstore.port import (
     WrongExpectedVersionError,
     check_append,
 )
-from cml_workers.private_file import make_private
+from cml_workers.foundation.private_file import make_private
 
 BUSY_SECONDS = 5.0
 """How long to wait for another process that is writing."""

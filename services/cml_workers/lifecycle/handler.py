@@ -17,25 +17,13 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import structlog
 
 from cml_contracts.commands import COMMANDS, UpdateCMLWorkerStatus, WorkerCommand
-from cml_contracts.envelope import MAX_INTERNAL_BODY, CommandMessage
-from cml_contracts.events import CommandRejected, CommandSkipped, EventMetadata, ReplyAddress, WorkerEvent
-from cml_contracts.reports import (
-    REPORTS,
-    Finding,
-    ImageQuestion,
-    InstanceQuestion,
-    LookupAnswered,
-    LookupRequested,
-    Report,
-    WorkerReport,
-)
+from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
 from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
+from cml_workers.bus.codec import BadMessageError, identity, internal, read, reply, reply_address
 from cml_workers.bus.port import CallerRefusesError, Dead, Done, Later, Message, Outgoing, Publish, Verdict
-from cml_workers.command_stream import answer_of, bind_answer, claim, fingerprint, load_claim
-from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
-from cml_workers.lifecycle.authorization import UnauthorizedError, authorized_actor
-from cml_workers.lifecycle.decide import (
+from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
+from cml_workers.domain.decide import (
     Ask,
     NoChange,
     Question,
@@ -45,10 +33,24 @@ from cml_workers.lifecycle.decide import (
     decide,
     decide_report,
 )
-from cml_workers.policy import Access, Policy
-from cml_workers.requests import BadMessageError, identity, internal, read, reply, reply_address
-from cml_workers.stream import Workers
-from cml_workers.worker import Operation, Recorded, Worker, settled_by
+from cml_workers.domain.history import EventMetadata, Recorded, ReplyAddress
+from cml_workers.domain.messages import (
+    MAX_INTERNAL_BODY,
+    REPORTS,
+    CommandMessage,
+    Finding,
+    ImageQuestion,
+    InstanceQuestion,
+    LookupAnswered,
+    LookupRequested,
+    Report,
+    WorkerReport,
+)
+from cml_workers.domain.policy import Access, Policy
+from cml_workers.domain.worker import Operation, Worker, settled_by
+from cml_workers.eventstore.command_streams import answer_of, bind_answer, claim, fingerprint, load_claim
+from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
+from cml_workers.eventstore.worker_streams import Workers
 
 log = structlog.get_logger(__name__)
 

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
-from cml_contracts.topology import LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
 from cml_workers.lifecycle.handler import Lifecycle
-from cml_workers.roles import Infrastructure, Running, utc_now
+from cml_workers.runtime.roles import Infrastructure, Running, utc_now
 
 
 @asynccontextmanager

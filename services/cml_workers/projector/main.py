@@ -11,17 +11,17 @@ from functools import partial
 
 import structlog
 
-from cml_contracts.envelope import WORKER_STREAMS
-from cml_contracts.topology import DEAD_LETTER_QUEUE, OPERATOR_REQUESTS, PROJECTOR_QUERIES
 from cml_workers.bus.port import Message, UnroutableError, Verdict
-from cml_workers.database import migrate
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, PROJECTOR_OPERATOR, PROJECTOR_QUERIES
 from cml_workers.deadletters.archive import Archive
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.eventstore.following import Following, follow_from
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.projector.projector import Projector
 from cml_workers.projector.read_model import ReadModel
 from cml_workers.projector.reminders import Reminders
-from cml_workers.roles import Infrastructure, Running, background, not_following, utc_now
+from cml_workers.runtime.roles import Infrastructure, Running, background, not_following, utc_now
+from cml_workers.sql.database import migrate
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
 
     bus.consume(PROJECTOR_QUERIES, on_query, prefetch=given.settings.prefetch)
     bus.consume(DEAD_LETTER_QUEUE, dead_letters.collect, prefetch=10)
-    bus.consume(OPERATOR_REQUESTS, dead_letters.on_request, prefetch=10)
+    bus.consume(PROJECTOR_OPERATOR, dead_letters.on_request, prefetch=10)
     async with (
         bus,
         background(follow, "projector") as following_task,

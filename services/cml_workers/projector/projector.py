@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from uuid import UUID
 
-from cml_contracts.envelope import worker_of
 from cml_contracts.queries import (
     QUERIES,
     GetCMLWorker,
@@ -15,8 +14,10 @@ from cml_contracts.queries import (
     WorkerView,
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_workers.bus.codec import BadMessageError, read, reply, reply_address
 from cml_workers.bus.port import Dead, Done, Message, Publish, Verdict
-from cml_workers.command_stream import answered_operation
+from cml_workers.domain.worker import Worker, evolve
+from cml_workers.eventstore.command_streams import answered_operation
 from cml_workers.eventstore.port import (
     CaughtUp,
     Checkpoint,
@@ -24,11 +25,9 @@ from cml_workers.eventstore.port import (
     StoredEvent,
     StoreUnavailableError,
 )
+from cml_workers.eventstore.worker_streams import decode, load, worker_of
 from cml_workers.projector.read_model import InvalidCursorError, ReadModel
 from cml_workers.projector.rows import operation_rows, worker_row
-from cml_workers.requests import BadMessageError, read, reply, reply_address
-from cml_workers.stream import decode, load
-from cml_workers.worker import Worker, evolve
 
 REMEMBERED = 10_000
 """Folded workers kept in memory; any other is folded again from its stream when its next event comes."""

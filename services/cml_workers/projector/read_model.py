@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import ListCMLWorkers, OperationView, WorkerPage, WorkerView
-from cml_workers.database import (
+from cml_workers.sql.database import (
     METADATA,
     load_checkpoint,
     save_checkpoint,

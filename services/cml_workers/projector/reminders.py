@@ -6,10 +6,10 @@ from uuid import UUID, uuid5
 
 import structlog
 
-from cml_contracts.reports import OperationOutstanding, Reminder
+from cml_workers.bus.codec import internal
 from cml_workers.bus.port import Publish
+from cml_workers.domain.messages import OperationOutstanding, Reminder
 from cml_workers.projector.read_model import ReadModel
-from cml_workers.requests import internal
 
 log = structlog.get_logger(__name__)
 

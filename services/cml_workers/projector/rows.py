@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from cml_contracts.queries import OperationView, WorkerView
-from cml_workers.worker import Worker
+from cml_workers.domain.worker import Worker
 
 
 def worker_row(worker: Worker) -> WorkerView | None:

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from cml_contracts.envelope import WORKER_STREAMS
-from cml_workers.database import load_checkpoint, migrate, save_checkpoint, transaction
 from cml_workers.eventstore.following import Following, follow_from
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.relay.relay import Relay
-from cml_workers.roles import Infrastructure, Running, background, not_following
+from cml_workers.runtime.roles import Infrastructure, Running, background, not_following
+from cml_workers.sql.database import load_checkpoint, migrate, save_checkpoint, transaction
 
 FOLLOWER = "relay"
 

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
-from cml_contracts.envelope import CLOUDEVENTS_JSON, EventEnvelope, worker_of
-from cml_contracts.events import EventMetadata
-from cml_contracts.topology import EVENTS
+from cml_contracts.envelope import CLOUDEVENTS_JSON
+from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, StoredEvent
-from cml_workers.tasks import ended
+from cml_workers.eventstore.worker_streams import published
+from cml_workers.foundation.tasks import ended
 
 log = structlog.get_logger(__name__)
 
@@ -105,16 +105,9 @@ class Relay:
 
 def event_message(source: str, stored: StoredEvent) -> Outgoing:
     """A stored event as subscribers get it."""
-    envelope = EventEnvelope.of(
-        source,
-        worker_of(stored.stream),
-        stored.revision,
-        EventMetadata.model_validate_json(stored.metadata),
-        stored.type,
-        json.loads(stored.data),
-    )
+    envelope = published(source, stored)
     return Outgoing(
-        exchange=EVENTS,
+        exchange=EVENTS_EXCHANGE,
         routing_key=stored.type,
         body=json.dumps(envelope.to_cloudevent(), separators=(",", ":")).encode(),
         type=stored.type,

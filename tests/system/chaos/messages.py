@@ -24,9 +24,9 @@ from cml_contracts.events import (
     TerminationRequested,
     WorkerTerminated,
 )
-from cml_contracts.reports import InstanceObserved, LookupAnswered, LookupRequested, OperationSucceeded
-from cml_workers.command_stream import ANSWERED, CLAIMED
-from cml_workers.requests import RESULT_TYPE
+from cml_workers.bus.codec import RESULT_TYPE
+from cml_workers.domain.messages import InstanceObserved, LookupAnswered, LookupRequested, OperationSucceeded
+from cml_workers.eventstore.command_streams import ANSWERED, CLAIMED
 from support.tcp_proxy import Towards
 
 Part = Literal["rabbitmq", "postgresql", "ec2", "kurrentdb"]

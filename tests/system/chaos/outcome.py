@@ -7,8 +7,9 @@ from typing import Any
 import aio_pika
 from rich.table import Table
 
-from cml_contracts.topology import DEAD_LETTERS, EVENTS
+from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import REASON_HEADER
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE
 from support.load import Manner
 
 SUBSCRIBER = "chaos.events"
@@ -20,7 +21,7 @@ async def subscribe(url: str) -> None:
     """Keep every event that is published, and every dead letter, until the end."""
     async with await aio_pika.connect(url) as connection:
         channel = await connection.channel()
-        for name, exchange in ((SUBSCRIBER, EVENTS), (MOURNER, DEAD_LETTERS)):
+        for name, exchange in ((SUBSCRIBER, EVENTS_EXCHANGE), (MOURNER, DEAD_LETTER_EXCHANGE)):
             queue = await channel.declare_queue(name, durable=True, arguments=dict(_QUORUM))
             await queue.bind(exchange.name, "#")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import assert_never
 
 from cml_workers.bus.rabbit import declare_topology
-from cml_workers.database import migrate, open_database
+from cml_workers.sql.database import migrate, open_database
 from support.children import module
 from support.ec2 import SimulatorAdmin
 from support.postgresql import private_postgresql
@@ -195,9 +195,7 @@ async def system(folder: Path, store: Store, kills: int, plant: str | None = Non
         rabbitmq = stack.enter_context(private_rabbitmq(folder / "rabbitmq"))
         hands = stack.enter_context(ThreadPoolExecutor(1))
         postgresql = stack.enter_context(private_postgresql())
-        ec2 = stack.enter_context(
-            module("cml_workers.embedded.ec2_simulator", "--data-dir", str(folder / "ec2"))
-        )
+        ec2 = stack.enter_context(module("cml_embedded.ec2_simulator", "--data-dir", str(folder / "ec2")))
         assert ec2.stdout is not None
         ec2_url = ec2.stdout.readline().strip()
         ports = {

@@ -23,10 +23,10 @@ from rich.progress_bar import ProgressBar
 from cml_contracts.client import WorkerClient
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.results import OperationResult
-from cml_workers.database import open_database, transaction
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import EventStore
 from cml_workers.projector.read_model import OPERATIONS, WORKERS
+from cml_workers.sql.database import open_database, transaction
 from support.callers import Callers
 from support.invariants import Observed, observe, violations
 from support.load import Load, Manner

@@ -1,0 +1,1 @@
+"""Generators of documents and definitions; not part of the service."""

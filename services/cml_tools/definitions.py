@@ -1,0 +1,183 @@
+"""RabbitMQ's definitions file, generated from the topology: queues, and a user for each role with least rights.
+
+Import it with ``load_definitions`` (https://www.rabbitmq.com/docs/definitions) and run the roles with
+``CML_DECLARE_TOPOLOGY=false``: no role then needs the right to configure anything.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cml_contracts.topology import (
+    COMMANDS_EXCHANGE,
+    EVENTS_EXCHANGE,
+    OPERATOR_EXCHANGE,
+    QUERIES_EXCHANGE,
+    Exchange,
+)
+from cml_workers.bus.topology import (
+    DEAD_LETTER_EXCHANGE,
+    DEAD_LETTER_QUEUE,
+    EC2_LOOKUPS,
+    EC2_TRIGGERS,
+    EXCHANGES,
+    INTERNAL_EXCHANGE,
+    LIFECYCLE_COMMANDS,
+    LIFECYCLE_REPORTS,
+    PROJECTOR_OPERATOR,
+    PROJECTOR_QUERIES,
+    QUEUES,
+    RETRY_DELAYS,
+    retry_arguments,
+)
+
+DEFAULT_EXCHANGE = "amq.default"
+"""The default exchange's name in permissions: replies and retries go through it."""
+
+Permission = tuple[str, str, str]
+"""Regular expressions of what may be configured, written, read."""
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = "|".join(re.escape(name) for name in names)
+    return f"^({listed})$" if listed else "^$"
+
+
+def _client(*exchanges: Exchange) -> Permission:
+    """What a service needs to send to these, get replies and follow events: queues of its own."""
+    own = r"^cml\.(replies|subscribers)\..*$|^amq\.gen.*$"
+    return (
+        own,
+        f"{_names(exchange.name for exchange in exchanges)}|{own}",
+        f"{_names((EVENTS_EXCHANGE.name,))}|{own}",
+    )
+
+
+PERMISSIONS: Mapping[str, Permission] = {
+    "cml-lifecycle": (
+        "^$",
+        _names((DEFAULT_EXCHANGE, INTERNAL_EXCHANGE.name, DEAD_LETTER_EXCHANGE.name)),
+        _names((LIFECYCLE_COMMANDS.name, LIFECYCLE_REPORTS.name)),
+    ),
+    "cml-relay": ("^$", _names((EVENTS_EXCHANGE.name,)), "^$"),
+    "cml-ec2-adapter": (
+        "^$",
+        _names((DEFAULT_EXCHANGE, INTERNAL_EXCHANGE.name, DEAD_LETTER_EXCHANGE.name)),
+        _names((EC2_TRIGGERS.name, EC2_LOOKUPS.name)),
+    ),
+    "cml-projector": (
+        "^$",
+        _names((DEFAULT_EXCHANGE, INTERNAL_EXCHANGE.name, DEAD_LETTER_EXCHANGE.name)),
+        _names((PROJECTOR_QUERIES.name, PROJECTOR_OPERATOR.name, DEAD_LETTER_QUEUE.name)),
+    ),
+    "cml-client": _client(COMMANDS_EXCHANGE, QUERIES_EXCHANGE),
+    "cml-operator": _client(QUERIES_EXCHANGE, OPERATOR_EXCHANGE),
+}
+
+
+def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
+    """The definitions; a user without a password cannot log in until it is given one."""
+    queues = [
+        *((queue.name, queue.arguments) for queue in QUEUES),
+        *(
+            (queue.retry_queue(delay), retry_arguments(queue, delay))
+            for queue in QUEUES
+            if queue.retries
+            for delay in RETRY_DELAYS
+        ),
+    ]
+    return {
+        "vhosts": [{"name": "/"}],
+        "users": [
+            {
+                "name": user,
+                "password_hash": _hashed(passwords[user]) if user in passwords else "",
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": "",
+            }
+            for user in PERMISSIONS
+        ],
+        "permissions": [
+            {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
+            for user, (configure, write, read) in PERMISSIONS.items()
+        ],
+        "exchanges": [
+            {
+                "name": exchange.name,
+                "vhost": "/",
+                "type": exchange.kind,
+                "durable": True,
+                "auto_delete": False,
+                "internal": False,
+                "arguments": {},
+            }
+            for exchange in EXCHANGES
+        ],
+        "queues": [
+            {
+                "name": name,
+                "vhost": "/",
+                "durable": True,
+                "auto_delete": False,
+                "arguments": dict(arguments),
+            }
+            for name, arguments in queues
+        ],
+        "bindings": [
+            {
+                "source": binding.exchange.name,
+                "vhost": "/",
+                "destination": queue.name,
+                "destination_type": "queue",
+                "routing_key": binding.routing_key,
+                "arguments": {},
+            }
+            for queue in QUEUES
+            for binding in queue.bindings
+        ],
+    }
+
+
+def _hashed(password: str) -> str:
+    """See https://www.rabbitmq.com/docs/passwords#computing-password-hash."""
+    salt = os.urandom(4)
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def _variable(user: str) -> str:
+    return f"{user.upper().replace('-', '_')}_PASSWORD"
+
+
+def main() -> None:
+    """Print the definitions, with passwords from the environment; or check that a file has their topology."""
+    named = ", ".join(_variable(user) for user in PERMISSIONS)
+    parser = argparse.ArgumentParser(
+        description="Generate RabbitMQ's definitions file.",
+        epilog=f"Passwords are taken from {named}; a user without one cannot log in until it is given one.",
+    )
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write it, readable by the owner alone")
+    parser.add_argument(
+        "--check", type=Path, metavar="FILE", help="fail if it is not the one without passwords"
+    )
+    chosen = parser.parse_args()
+    passwords = {user: os.environ[_variable(user)] for user in PERMISSIONS if os.environ.get(_variable(user))}
+    text = json.dumps(definitions({} if chosen.check else passwords), indent=2) + "\n"
+    if chosen.check:
+        if not chosen.check.exists() or chosen.check.read_text() != text:
+            sys.exit(f"{chosen.check} is not what the topology says; run: make format")
+    elif chosen.write:
+        chosen.write.touch(mode=0o600)
+        chosen.write.write_text(text)
+    else:
+        sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Messages from outside: read strictly, answered readably, whatever is in them."""
+
+import re
+from collections.abc import Mapping
+from typing import TypeVar
+from uuid import NAMESPACE_URL, uuid5
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from cml_contracts.commands import MAX_COMMAND_ID, CommandId
+from cml_contracts.envelope import MAX_BODY
+from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_workers.bus.port import Message, Outgoing
+from cml_workers.bus.topology import INTERNAL_EXCHANGE
+from cml_workers.domain.history import ReplyAddress
+from cml_workers.domain.messages import LookupRequested, Reminder, Report
+
+RESULT_TYPE = "cml.operation_result.v1"
+
+_COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""The one way in which JSON can spell it."""
+
+
+class BadMessageError(Exception):
+    """The message itself is broken: no repetition and no other state of the system will make it good."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.problem = Problem.of(ProblemCode.VALIDATION_FAILED, detail)
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read(message: Message, types: Mapping[str, type[T]], *, limit: int = MAX_BODY) -> T:
+    """The typed body of a message, of at most ``limit`` bytes. Raises BadMessageError.
+
+    No text may contain NUL, which PostgreSQL cannot store.
+    """
+    if len(message.body) > limit:
+        raise BadMessageError(f"the body has {len(message.body)} bytes; at most {limit} are allowed")
+    model = types.get(message.type)
+    if model is None:
+        known = ", ".join(sorted(types))
+        raise BadMessageError(f"type {message.type[:80]!r} is not known; known: {known}")
+    if _NUL.search(message.body):
+        raise BadMessageError("a text contains the character NUL")
+    try:
+        return model.model_validate_json(message.body)
+    except ValidationError as error:
+        raise BadMessageError(_readable(error)) from error
+
+
+def identity(message: Message) -> str:
+    """The message id, which is the command's id, if the message is one that can be kept. Raises BadMessageError."""
+    for name, text in (("correlation_id", message.correlation_id), ("reply_to", message.reply_to)):
+        if "\0" in (text or ""):
+            raise BadMessageError(f"{name} contains the character NUL")
+    if not message.message_id:
+        raise BadMessageError("the AMQP property message_id is missing; it is the command's idempotency key")
+    try:
+        return _COMMAND_ID.validate_python(message.message_id)
+    except ValidationError as error:
+        raise BadMessageError(
+            f"message_id must be 1 to {MAX_COMMAND_ID} printable characters without spaces"
+        ) from error
+
+
+def reply_address(message: Message) -> ReplyAddress | None:
+    """Where the sender awaits the result; without a correlation id it gets its message id back as one."""
+    if not message.reply_to:
+        return None
+    return ReplyAddress(
+        reply_to=message.reply_to, correlation_id=message.correlation_id or message.message_id
+    )
+
+
+def internal(
+    message: Report | Reminder | LookupRequested, message_id: str, correlation_id: str | None = None
+) -> Outgoing:
+    """What one role tells another."""
+    return Outgoing(
+        exchange=INTERNAL_EXCHANGE,
+        routing_key=message.TYPE,
+        body=message.model_dump_json().encode(),
+        type=message.TYPE,
+        message_id=message_id,
+        correlation_id=correlation_id,
+    )
+
+
+def reply(result: OperationResult, address: ReplyAddress) -> Outgoing:
+    """The result as a message to its caller; one whose queue is gone is dropped, as nobody awaits it."""
+    return Outgoing(
+        exchange=None,
+        routing_key=address.reply_to,
+        body=result.model_dump_json().encode(),
+        type=RESULT_TYPE,
+        # Of any command id, which may be as long as a property can be, and broken.
+        message_id=str(uuid5(NAMESPACE_URL, f"cml-workers/result/{result.command_id}")),
+        correlation_id=address.correlation_id,
+        mandatory=False,
+    )
+
+
+def _readable(error: ValidationError) -> str:
+    """What is wrong where, without echoing what was sent."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [
+        f"{'.'.join(str(part)[:64] for part in problem['loc']) or 'body'}: {problem['msg'][:200]}"
+        for problem in problems[:5]
+    ]
+    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+    return "; ".join(told) + more

@@ -1,0 +1,156 @@
+"""The exchanges and queues of the system, as data: declared from here, and nowhere else.
+
+Quorum queues with an explicit delivery limit (RabbitMQ 4 would set 20 by itself, 3.x none) and
+at-least-once dead-lettering (https://www.rabbitmq.com/docs/quorum-queues#dead-lettering), which needs
+``overflow=reject-publish``. Retries wait in queues of one fixed delay each, because a per-message TTL
+blocks the head of the line.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cml_contracts.events import (
+    InstanceLaunched,
+    InstanceStarting,
+    InstanceStateObserved,
+    InstanceStopping,
+    LaunchRequested,
+    OperationRefused,
+    StartFailed,
+    StartRequested,
+    StopFailed,
+    StopRequested,
+    TagsUpdated,
+    TagsUpdateFailed,
+    TagsUpdateRequested,
+    TerminationFailed,
+    TerminationRequested,
+    WorkerImported,
+)
+from cml_contracts.topology import (
+    COMMANDS_EXCHANGE,
+    EVENTS_EXCHANGE,
+    OPERATOR_EXCHANGE,
+    QUERIES_EXCHANGE,
+    Exchange,
+)
+from cml_workers.domain.messages import Reminder
+
+DELIVERY_LIMIT = 20
+"""Redeliveries before a message counts as poison; a crash burns one of each prefetched message."""
+
+RETRY_DELAYS = (1, 5, 30)
+"""Seconds a message can be put aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    exchange: Exchange
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue; ``retries``: it has waiting queues beside it, one for each of ``RETRY_DELAYS``."""
+
+    name: str
+    bindings: tuple[Binding, ...] = ()
+    arguments: Mapping[str, str | int | bool] = field(default_factory=dict)
+    retries: bool = False
+
+    def retry_queue(self, delay: int) -> str:
+        """The name of the queue in which messages wait ``delay`` seconds to come back to this one."""
+        return f"{self.name}.retry.{delay}s"
+
+
+INTERNAL_EXCHANGE = Exchange("cml.internal")
+DEAD_LETTER_EXCHANGE = Exchange("cml.dead-letters", kind="fanout")
+
+_QUORUM: Mapping[str, str | int | bool] = {"x-queue-type": "quorum"}
+_WORK: Mapping[str, str | int | bool] = {
+    **_QUORUM,
+    "x-delivery-limit": DELIVERY_LIMIT,
+    "x-dead-letter-exchange": DEAD_LETTER_EXCHANGE.name,
+    "x-dead-letter-strategy": "at-least-once",
+    "x-overflow": "reject-publish",
+}
+
+LIFECYCLE_COMMANDS = Queue("cml.lifecycle.commands", (Binding(COMMANDS_EXCHANGE, "#"),), _WORK, retries=True)
+LIFECYCLE_REPORTS = Queue(
+    "cml.lifecycle.reports", (Binding(INTERNAL_EXCHANGE, "cml.report.#"),), _WORK, retries=True
+)
+
+_WAKING = (
+    LaunchRequested,
+    StartRequested,
+    StopRequested,
+    TerminationRequested,
+    TagsUpdateRequested,
+    OperationRefused,
+    InstanceLaunched,
+    InstanceStarting,
+    InstanceStopping,
+    InstanceStateObserved,
+    WorkerImported,
+    TagsUpdated,
+    TagsUpdateFailed,
+    StartFailed,
+    StopFailed,
+    TerminationFailed,
+)
+EC2_TRIGGERS = Queue(
+    "cml.ec2.wakes",
+    (*(Binding(EVENTS_EXCHANGE, event.TYPE) for event in _WAKING), Binding(INTERNAL_EXCHANGE, Reminder.TYPE)),
+    {**_WORK, "x-single-active-consumer": True},
+    retries=True,
+)
+"""Events after which AWS has to be acted on: an intent, an outcome others waited for, an unsettled state; reminders."""
+EC2_LOOKUPS = Queue("cml.ec2.lookups", (Binding(INTERNAL_EXCHANGE, "cml.lookup.#"),), _WORK, retries=True)
+
+PROJECTOR_QUERIES = Queue(
+    "cml.projector.queries", (Binding(QUERIES_EXCHANGE, "#"),), {"x-message-ttl": 60_000}
+)
+"""Answers are of use only while somebody waits: no quorum, and old questions fall away."""
+
+PROJECTOR_OPERATOR = Queue(
+    "cml.projector.operator", (Binding(OPERATOR_EXCHANGE, "#"),), {"x-message-ttl": 60_000}
+)
+"""Likewise: an operator who gave up waiting is not surprised by a late effect."""
+
+DEAD_LETTER_QUEUE = Queue(
+    "cml.dead-letters",
+    (Binding(DEAD_LETTER_EXCHANGE, ""),),
+    {**_QUORUM, "x-delivery-limit": 1000},
+    retries=True,
+)
+"""On their way into the database, from which operators deal with them."""
+
+EXCHANGES = (
+    COMMANDS_EXCHANGE,
+    QUERIES_EXCHANGE,
+    EVENTS_EXCHANGE,
+    INTERNAL_EXCHANGE,
+    DEAD_LETTER_EXCHANGE,
+    OPERATOR_EXCHANGE,
+)
+QUEUES = (
+    LIFECYCLE_COMMANDS,
+    LIFECYCLE_REPORTS,
+    EC2_TRIGGERS,
+    EC2_LOOKUPS,
+    PROJECTOR_QUERIES,
+    PROJECTOR_OPERATOR,
+    DEAD_LETTER_QUEUE,
+)
+
+
+def retry_arguments(queue: Queue, delay: int) -> dict[str, str | int | bool]:
+    """The arguments of the queue in which messages for ``queue`` wait ``delay`` seconds."""
+    return {
+        **_QUORUM,
+        "x-message-ttl": delay * 1000,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": queue.name,
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }

@@ -1,0 +1,57 @@
+"""A recorded event: what happened, its place in the worker's stream, and what surrounds it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from cml_contracts.events import EVENTS, WorkerEvent
+from cml_contracts.model import Tolerant
+
+
+class ReplyAddress(Tolerant):
+    """Where the caller awaits the result: AMQP ``reply_to`` and ``correlation_id`` of its message."""
+
+    reply_to: str
+    correlation_id: str | None = None
+
+
+class EventMetadata(Tolerant):
+    """What surrounds an event.
+
+    ``command_id``: the command whose operation it belongs to; None for a plain observation.
+    ``causation_id``: the message that was being handled; ``correlation_id``: the caller's thread of work.
+    ``actor``: opaque id of who wished it, None if unknown (drift); ``user``: the broker's user that sent it,
+    if that was checked. ``reply``: stays in the store, is never published.
+    """
+
+    event_id: UUID
+    time: datetime
+    command_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    actor: str | None = None
+    user: str | None = None
+    reason: str | None = None
+    traceparent: str | None = None
+    reply: ReplyAddress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event of a worker's stream with its place and circumstances."""
+
+    revision: int
+    event: WorkerEvent
+    metadata: EventMetadata
+
+
+class UnknownEventError(ValueError):
+    """The event's type is newer than this reader."""
+
+
+def decode_event(event_type: str, data: bytes | str) -> WorkerEvent:
+    """The event from its stored JSON. Raises UnknownEventError, or ValidationError if it is malformed."""
+    event = EVENTS.get(event_type)
+    if event is None:
+        raise UnknownEventError(f"event type {event_type!r} is not known to this version")
+    return event.model_validate_json(data)

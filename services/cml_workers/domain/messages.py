@@ -1,0 +1,196 @@
+"""What lifecycle and EC2 adapter tell each other: questions before a decision, outcomes after an intent.
+
+These are internal to the system; other services have no use for them. What becomes part of an event is checked
+all the same: an event that the read model could not hold would stop it for ever.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, Field, SerializeAsAny, model_validator
+
+from cml_contracts.commands import (
+    COMMANDS,
+    MAX_REGION,
+    MAX_TAG_KEY,
+    MAX_TAG_VALUE,
+    CommandId,
+    InstanceId,
+    Region,
+    Text,
+    WorkerCommand,
+    as_property,
+)
+from cml_contracts.instance import Ec2Instance
+from cml_contracts.model import Tolerant
+from cml_contracts.results import Problem
+from cml_workers.domain.history import ReplyAddress
+
+MAX_INTERNAL_BODY = 1024 * 1024
+"""Bytes of a message within the system: it carries a command with what EC2 said of it, or an event."""
+
+
+def _addressable(address: ReplyAddress) -> ReplyAddress:
+    as_property(address.reply_to)
+    as_property(address.correlation_id or "")
+    return address
+
+
+Property = Annotated[str, AfterValidator(as_property)]
+"""A text that has been, or will be, a property of an AMQP message."""
+
+
+class CommandMessage(Tolerant):
+    """A command with everything that came with it on the bus."""
+
+    command_id: CommandId
+    command: Annotated[SerializeAsAny[WorkerCommand], Field(union_mode="left_to_right")]
+    command_type: str
+    correlation_id: Property
+    actor: str | None = None
+    user: Property | None = None
+    traceparent: Property | None = None
+    reply: Annotated[ReplyAddress, AfterValidator(_addressable)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _command_of_its_type(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and isinstance(fields.get("command"), dict):
+            command = COMMANDS.get(str(fields.get("command_type")))
+            if command is None:
+                raise ValueError("command_type is not known")
+            return {**fields, "command": command.model_validate(fields["command"], strict=False)}
+        return fields
+
+    @property
+    def worker_id(self) -> UUID:
+        return self.command.worker(self.command_id)
+
+
+def _recordable(instance: Ec2Instance) -> Ec2Instance:
+    if any(len(key) > MAX_TAG_KEY or len(value) > MAX_TAG_VALUE for key, value in instance.tags.items()):
+        raise ValueError("a tag is longer than EC2 allows")
+    if len(instance.aws_region) > MAX_REGION:
+        raise ValueError("no region has such a long name")
+    return instance
+
+
+Seen = Annotated[Ec2Instance, AfterValidator(_recordable)]
+"""An instance as EC2 can show it."""
+
+
+class ImageQuestion(Tolerant):
+    """Which image has this name in this region?"""
+
+    aws_region: Region
+    ami_name: Text
+
+
+class InstanceQuestion(Tolerant):
+    """How does EC2 show this instance now?
+
+    ``seen_revision``: the last event about the instance when the question was asked; an answer that a later
+    event has overtaken is not used.
+    """
+
+    aws_region: Region
+    instance_id: InstanceId
+    seen_revision: int
+
+
+class LookupRequested(Tolerant):
+    """A command cannot be decided before EC2 has been asked."""
+
+    TYPE: ClassVar = "cml.lookup.requested.v1"
+    origin: CommandMessage
+    question: ImageQuestion | InstanceQuestion
+
+
+class Finding(Tolerant):
+    """EC2's answer; all None: there is no such image or instance.
+
+    ``problem``: EC2 would not say.
+    """
+
+    image_id: str | None = None
+    instance: Seen | None = None
+    problem: Problem | None = None
+
+
+class LookupAnswered(Tolerant):
+    """The command comes back with what EC2 said."""
+
+    TYPE: ClassVar = "cml.report.lookup_answered.v1"
+    origin: CommandMessage
+    question: ImageQuestion | InstanceQuestion
+    finding: Finding
+
+
+class OperationSucceeded(Tolerant):
+    """AWS did it. ``instance``: as described afterwards, None when it no longer exists."""
+
+    TYPE: ClassVar = "cml.report.operation_succeeded.v1"
+    worker_id: UUID
+    operation_id: str
+    instance: Seen | None = None
+    warning: str | None = None
+
+
+class AttemptRefused(Tolerant):
+    """AWS definitely did not do it this time, and will not as asked; what an earlier attempt did is looked up next."""
+
+    TYPE: ClassVar = "cml.report.attempt_refused.v1"
+    worker_id: UUID
+    operation_id: str
+    problem: Problem
+
+
+class OperationFailed(Tolerant):
+    """AWS definitely did not do it."""
+
+    TYPE: ClassVar = "cml.report.operation_failed.v1"
+    worker_id: UUID
+    operation_id: str
+    problem: Problem
+
+
+class InstanceObserved(Tolerant):
+    """How EC2 shows the instance; None: gone, looked for twice after the grace for new instances.
+
+    ``seen_revision``: the last event about the instance when EC2 was asked; an observation that a later
+    event has overtaken is not recorded.
+    """
+
+    TYPE: ClassVar = "cml.report.instance_observed.v1"
+    worker_id: UUID
+    seen_revision: int
+    instance: Seen | None = None
+
+
+class OperationOutstanding(Tolerant):
+    """An intent has gone without an outcome for longer than the deployment's deadline."""
+
+    TYPE: ClassVar = "cml.report.operation_outstanding.v1"
+    worker_id: UUID
+    operation_id: str
+
+
+class Reminder(Tolerant):
+    """Something of this worker may have been forgotten: look into its stream. Only wakes, like an event does.
+
+    ``recheck_since``: when a call was done of which an earlier attempt may be carried out late, behind whatever comes
+    next: compare the instance with what is recorded until no such call can come any more.
+    """
+
+    TYPE: ClassVar = "cml.reminder.v1"
+    worker_id: UUID
+    recheck_since: AwareDatetime | None = None
+
+
+WorkerReport = OperationSucceeded | AttemptRefused | OperationFailed | InstanceObserved | OperationOutstanding
+"""What concerns a worker's stream."""
+
+Report = LookupAnswered | WorkerReport
+
+REPORTS: Mapping[str, type[Report]] = {report.TYPE: report for report in Report.__args__}

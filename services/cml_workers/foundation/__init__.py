@@ -1,0 +1,1 @@
+"""What every room may use: kinds of failures, ending tasks, private files."""

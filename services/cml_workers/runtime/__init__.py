@@ -1,0 +1,1 @@
+"""A process: settings, logs, health, the registry of roles, signals."""

@@ -1,0 +1,68 @@
+"""Where the parts of the system are: as configured, or as a running system wrote into its data folder."""
+
+import json
+
+from cml_workers.runtime.settings import Settings, SettingsError
+
+ENDPOINTS = "endpoints.json"
+
+
+def event_store_uri(settings: Settings) -> str:
+    """The configured event store, or the file in the data folder."""
+    if settings.kurrentdb_uri:
+        return settings.kurrentdb_uri.get_secret_value()
+    return f"sqlite:///{(settings.data_dir / 'events.sqlite3').absolute()}"
+
+
+def database_url(settings: Settings) -> str:
+    """The configured database, or the file in the data folder."""
+    if settings.database_url:
+        return settings.database_url.get_secret_value()
+    return f"sqlite:///{(settings.data_dir / 'read-model.sqlite3').absolute()}"
+
+
+def known_endpoints(settings: Settings) -> dict[str, str]:
+    """What a running ``cml-workers run`` wrote into the data folder; empty if there is none. Raises SettingsError."""
+    path = (settings.data_dir / ENDPOINTS).absolute()
+    try:
+        endpoints: dict[str, str] = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    except OSError as error:
+        raise SettingsError(f"CML_DATA_DIR: cannot read {path}: {error.strerror}") from error
+    return endpoints
+
+
+def amqp_url(settings: Settings) -> str:
+    """Where the bus is: as configured, or as the running system wrote. Raises SettingsError."""
+    if settings.rabbitmq_url:
+        return settings.rabbitmq_url.get_secret_value()
+    url = known_endpoints(settings).get("amqp")
+    if url is None:
+        raise SettingsError(
+            f"no RabbitMQ: set RABBITMQ_URL, or start `cml-workers run` here (there is no {ENDPOINTS} in "
+            f"{settings.data_dir.absolute()}; CML_DATA_DIR names another folder)"
+        )
+    return url
+
+
+def ec2_endpoint(settings: Settings) -> str | None:
+    """The EC2 API: as configured, AWS's own (None), or the running simulator. Raises SettingsError."""
+    if settings.aws_endpoint_url:
+        return str(settings.aws_endpoint_url)
+    if settings.aws:
+        return None
+    url = known_endpoints(settings).get("ec2")
+    if url is None:
+        raise SettingsError(
+            "no EC2: set CML_AWS=true to use AWS with the credentials of its usual environment, or "
+            "AWS_ENDPOINT_URL, or start `cml-workers run` here for the simulator"
+        )
+    return url
+
+
+def redacted(url: str) -> str:
+    """The URL without its password."""
+    scheme, _, rest = url.partition("://")
+    credentials, at, host = rest.rpartition("@")
+    return f"{scheme}://{credentials.partition(':')[0]}{at}{host}" if at else url

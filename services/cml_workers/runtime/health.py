@@ -1,0 +1,85 @@
+"""Whether a process can do its work, over HTTP: ``/livez`` (it runs) and ``/readyz`` (every part of it works).
+
+For the probes of an orchestrator and nothing else: GET only, one small JSON answer, then the connection closes.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from cml_workers.eventstore.port import EventStore
+from cml_workers.runtime.roles import Running
+
+PING_TIMEOUT = 5.0
+"""Seconds the store has to answer."""
+
+
+async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, dict[str, Any]]:
+    """Whether all is well, and what is not; how far each follower has come; how many dead letters wait.
+
+    Dead letters are work for somebody, not a reason to be unready.
+    """
+    problems: dict[str, list[str]] = {}
+    try:
+        async with asyncio.timeout(PING_TIMEOUT):
+            await store.ping()
+    except (ConnectionError, TimeoutError) as error:
+        problems["event-store"] = [str(error) or "no answer"]
+    followers = {}
+    figures = {}
+    for role in running:
+        found = [problem for check in role.checks if (problem := check()) is not None]
+        if found:
+            problems[role.name] = found
+        if role.following is not None:
+            last = role.following.last_event_at
+            followers[role.name] = {
+                "position": role.following.position,
+                "caught_up": role.following.caught_up,
+                "last_event_at": last and last.isoformat(),
+                "failures_in_a_row": role.following.attempts,
+            }
+        if role.dead_letters is not None:
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(PING_TIMEOUT):
+                    figures["dead_letters_waiting"] = await role.dead_letters()
+    return not problems, {"ready": not problems, "problems": problems, "followers": followers, **figures}
+
+
+@asynccontextmanager
+async def probes(
+    port: int | None, running: Sequence[Running], store: EventStore, host: str = ""
+) -> AsyncIterator[int | None]:
+    """Serve the probes while the context lasts; yields the port. None: no probes."""
+    if port is None:
+        yield None
+        return
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError, ValueError):
+            async with asyncio.timeout(2 * PING_TIMEOUT):
+                request = (await reader.readuntil(b"\r\n")).split(b" ")
+                path = request[1] if len(request) > 1 else b""
+                told: dict[str, Any]
+                if path == b"/livez":
+                    status, told = "200 OK", {"alive": True}
+                elif path == b"/readyz":
+                    well, told = await report(running, store)
+                    status = "200 OK" if well else "503 Service Unavailable"
+                else:
+                    status, told = "404 Not Found", {"paths": ["/livez", "/readyz"]}
+                body = json.dumps(told).encode()
+                writer.write(
+                    f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
+                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+                    + body
+                )
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, host or None, port, limit=8192)
+    async with server:
+        yield server.sockets[0].getsockname()[1]

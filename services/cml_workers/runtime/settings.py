@@ -1,0 +1,212 @@
+"""Configuration by environment, checked when a process starts; a part without its URL is embedded."""
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_origin
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AnyUrl,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cml_workers.domain.policy import Access, Policy
+from cml_workers.foundation.failures import ConfigurationError
+
+
+class SettingsError(ConfigurationError):
+    """The environment does not make a valid configuration; one line for each thing to mend."""
+
+
+_JSON_EXAMPLES: Mapping[Any, str] = {
+    dict: '{"name": "value"}',
+    tuple: '["one", "another"]',
+    frozenset: '["one", "another"]',
+}
+
+
+class Settings(BaseSettings):
+    """Read from the environment; field ``x`` is ``CML_X`` unless it says otherwise."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="CML_",
+        enable_decoding=False,  # whose errors name no variable; see _json
+        frozen=True,
+        extra="ignore",
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+    rabbitmq_url: Annotated[SecretStr | None, Field(validation_alias="RABBITMQ_URL")] = None
+    """amqp:// or amqps:// URL; unset: the embedded broker."""
+    kurrentdb_uri: Annotated[SecretStr | None, Field(validation_alias="KURRENTDB_URI")] = None
+    """kurrentdb:// or esdb:// URI; unset: an SQLite file in the data folder."""
+    database_url: Annotated[SecretStr | None, Field(validation_alias="DATABASE_URL")] = None
+    """postgresql:// URL; unset: an SQLite file in the data folder."""
+    aws_endpoint_url: Annotated[AnyUrl | None, Field(validation_alias="AWS_ENDPOINT_URL")] = None
+    """Another EC2 API than AWS's own."""
+    aws: bool = False
+    """Use AWS itself, with the credentials of its usual environment; otherwise the EC2 simulator."""
+
+    data_dir: Path = Path(".cml-workers")
+    """Folder of the embedded parts and of ``endpoints.json``, where the command line finds a running system."""
+    amqp_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the embedded broker; 0: a free one."""
+    ec2_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the EC2 simulator; 0: a free one."""
+    ec2_transition_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0
+    """How long the simulator's instances take from state to state."""
+
+    deployment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "default"
+    """Name of this fleet, of which an AWS account may have only one; its instances carry it as tag cml:deployment."""
+    worker_ami_ids: dict[str, str] = {}
+    """JSON object: region to AMI id."""
+    worker_ami_names: dict[str, str] = {}
+    """JSON object: region to AMI name, for regions without an id."""
+    worker_security_group_ids: tuple[str, ...] = ()
+    """JSON array: security groups of new instances; empty: the default one of their network."""
+    worker_subnet_id: str | None = None
+    """Subnet of new instances; unset: EC2 chooses."""
+    worker_key_name: str | None = None
+    """Key pair of new instances; unset: none."""
+    default_instance_type: str = "c5.2xlarge"
+    """Instance type of a create that names none."""
+    default_tags: dict[str, str] = {}
+    """JSON object: tags of every new instance, beside those of its create."""
+    allowed_regions: frozenset[str] = frozenset()
+    """JSON array; empty: every region."""
+    allowed_instance_types: frozenset[str] = frozenset()
+    """JSON array; empty: every type."""
+    visibility_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 300
+    """How long a new instance may be invisible in EC2 before that means it is gone."""
+    authentication_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
+    """How long refused AWS credentials are tried again before an operation fails for them."""
+
+    reminder_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
+    """How often the projector looks for operations without an outcome that are older than this, and wakes them again."""
+    operation_deadline_seconds: Annotated[float, Field(ge=1, le=86400)] = 900
+    """How long an operation may go without an outcome before the event operation_overdue tells of it."""
+
+    declare_topology: bool = True
+    """Declare exchanges and queues at start; false: only see that they are there, which needs no rights."""
+    authorize: bool | None = None
+    """Refuse commands of users that may not send them. Unset: on with RABBITMQ_URL, off with the embedded broker."""
+    command_users: dict[str, frozenset[str]] = {}
+    """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}."""
+    delegate_users: frozenset[str] = frozenset()
+    """JSON array: users that may send commands on behalf of others, with a signed token."""
+    operator_users: frozenset[str] = frozenset()
+    """JSON array: users that may see, redrive, edit and discard dead letters."""
+    role_users: frozenset[str] = frozenset({"cml-lifecycle", "cml-relay", "cml-ec2-adapter", "cml-projector"})
+    """JSON array: the roles' own users, believed when they publish a message again for its sender; nobody else's."""
+    actor_token_keys: tuple[SecretStr, ...] = ()
+    """JSON array: keys of at least 32 characters that sign such tokens; several while they are changed."""
+
+    health_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    """Serve /livez and /readyz on this port; 0: a free one; unset: not at all."""
+    health_host: str = "127.0.0.1"
+    """Address the probes listen on; 0.0.0.0 in a container."""
+
+    prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Messages of one queue that a role handles at once."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged, on stderr."""
+    log_format: Literal["auto", "console", "json"] = "auto"
+    """auto: console on a terminal, JSON elsewhere."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _json(cls, value: Any, info: ValidationInfo) -> Any:
+        """What has several values is JSON in the environment."""
+        kind = get_origin(cls.model_fields[info.field_name or ""].annotation)
+        if not isinstance(value, str) or kind not in _JSON_EXAMPLES:
+            return value
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            example = '{"portal": ["*"]}' if info.field_name == "command_users" else _JSON_EXAMPLES[kind]
+            raise ValueError(f"must be JSON, e.g. {example}") from None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, value, schemes in (
+            ("RABBITMQ_URL", self.rabbitmq_url, ("amqp://", "amqps://")),
+            ("KURRENTDB_URI", self.kurrentdb_uri, ("kurrentdb", "esdb")),
+            ("DATABASE_URL", self.database_url, ("postgres", "sqlite://")),
+        ):
+            if value is not None and not value.get_secret_value().startswith(schemes):
+                raise ValueError(f"{name} must begin with {' or '.join(schemes)}")
+        if self.rabbitmq_url is not None and not urlsplit(self.rabbitmq_url.get_secret_value()).hostname:
+            raise ValueError("RABBITMQ_URL names no host: amqps://user:password@host:5671/")
+        if any(len(key.get_secret_value()) < 32 for key in self.actor_token_keys):
+            raise ValueError("CML_ACTOR_TOKEN_KEYS must have at least 32 characters each")
+        if any(key.startswith(("cml:", "aws:")) for key in self.default_tags):
+            raise ValueError("CML_DEFAULT_TAGS must not use the reserved prefixes cml: and aws:")
+        return self
+
+    def check_roles(self) -> None:
+        """What whoever runs roles must have settled, and a client need not know. Raises SettingsError."""
+        if self.access.enforced and not self.command_users:
+            raise SettingsError(
+                "CML_COMMAND_USERS must say who may send commands, e.g. "
+                '{"portal": ["*"]}; CML_AUTHORIZE=false lets everybody do everything'
+            )
+        if self.delegate_users and not self.actor_token_keys:
+            raise SettingsError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
+
+    @property
+    def access(self) -> Access:
+        """Who may command."""
+        enforced = self.rabbitmq_url is not None if self.authorize is None else self.authorize
+        return Access(
+            enforced=enforced,
+            users=self.command_users,
+            delegates=self.delegate_users,
+            operators=self.operator_users,
+            keys=tuple(key.get_secret_value().encode() for key in self.actor_token_keys),
+        )
+
+    @property
+    def policy(self) -> Policy:
+        """What the rules need to know."""
+        return Policy(
+            deployment=self.deployment,
+            ami_ids=self.worker_ami_ids,
+            ami_names=self.worker_ami_names,
+            default_instance_type=self.default_instance_type,
+            default_tags=self.default_tags,
+            security_group_ids=self.worker_security_group_ids,
+            subnet_id=self.worker_subnet_id,
+            key_name=self.worker_key_name,
+            allowed_regions=self.allowed_regions,
+            allowed_instance_types=self.allowed_instance_types,
+            visibility_grace=timedelta(seconds=self.visibility_grace_seconds),
+        )
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment. Raises SettingsError."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        told = [
+            f"{_variable(problem['loc'])}{problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise SettingsError("\n".join(told)) from error
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    """What an error begins with; one that is of several settings names them itself."""
+    if not location:
+        return ""
+    name = str(location[0])
+    return f"{name if name.isupper() else f'CML_{name.upper()}'}: "

@@ -1,0 +1,244 @@
+"""The SQL database: its engine, and the checkpoints of those who follow the event store."""
+
+import asyncio
+import sqlite3
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from cml_workers.foundation.failures import ConfigurationError
+from cml_workers.foundation.private_file import make_private
+
+METADATA = sa.MetaData()
+
+CHECKPOINTS = sa.Table(
+    "checkpoints",
+    METADATA,
+    sa.Column("follower", sa.String(64), primary_key=True),
+    sa.Column("position", sa.String(64), nullable=False),
+)
+
+
+SQLITE_BUSY_SECONDS = 20
+"""How long one process waits for the others that use an SQLite file."""
+
+_MIGRATION_LOCK = 0x434D4C57
+"""Any number that nobody else uses for an advisory lock in this database."""
+
+
+class DatabaseUnavailableError(ConnectionError):
+    """The database did not answer; try again."""
+
+
+class DatabaseConfigurationError(ConfigurationError):
+    """The database cannot be used as configured; says what to mend."""
+
+
+_DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "postgresql": "postgresql+asyncpg",
+    "postgres": "postgresql+asyncpg",
+}
+
+
+def open_database(url: str, *, durable: bool = False) -> AsyncEngine:
+    """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``.
+
+    ``durable``: for what cannot be rebuilt from the event store: what is committed outlives the machine, in SQLite
+    too. That costs an fsync for each transaction, so what can be rebuilt goes without.
+
+    For PostgreSQL, ``?sslmode=verify-full&sslrootcert=ca.pem`` and ``sslcert``, ``sslkey`` mean what they mean to
+    libpq (https://www.postgresql.org/docs/current/libpq-ssl.html).
+
+    Raises:
+        DatabaseConfigurationError: another kind of URL, or an option or file that there is not.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise DatabaseConfigurationError(f"DATABASE_URL is not a database URL: {error}") from error
+    driver = _DRIVERS.get(parsed.drivername, parsed.drivername)
+    if driver not in _DRIVERS.values():
+        raise DatabaseConfigurationError(
+            f"DATABASE_URL must begin with sqlite:/// or postgresql://, not {parsed.drivername}://"
+        )
+    if driver == "sqlite+aiosqlite":
+        if parsed.database and not parsed.database.startswith((":memory:", "file:")):
+            _make_file(Path(parsed.database))
+        engine = create_async_engine(parsed.set(drivername=driver))
+        sa.event.listen(engine.sync_engine, "connect", partial(_tune_sqlite, durable=durable))
+        return engine
+    return create_async_engine(
+        parsed.set(drivername=driver, query={}), pool_pre_ping=True, connect_args={"ssl": _tls(parsed)}
+    )
+
+
+def _make_file(path: Path) -> None:
+    """For its owner alone: dead letters hold what others sent."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path)
+    except OSError as error:
+        raise DatabaseConfigurationError(f"DATABASE_URL: {path} cannot be made: {error.strerror}") from error
+
+
+def _tls(url: URL) -> str | ssl.SSLContext:
+    """How to secure the connection. The driver takes libpq's modes by name, but the files only as a context."""
+    options = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
+    unknown = options.keys() - {"sslmode", "sslrootcert", "sslcert", "sslkey"}
+    if unknown:
+        raise DatabaseConfigurationError(
+            f"DATABASE_URL has options that are not known: {', '.join(sorted(unknown))}; known are sslmode, "
+            "sslrootcert, sslcert and sslkey"
+        )
+    mode = options.get("sslmode", "verify-full" if "sslrootcert" in options else "prefer")
+    if mode in ("disable", "allow", "prefer", "require"):
+        return mode
+    if mode not in ("verify-ca", "verify-full"):
+        raise DatabaseConfigurationError(
+            f"DATABASE_URL: sslmode {mode!r} is none of disable, allow, prefer, require, verify-ca, verify-full"
+        )
+    try:
+        context = ssl.create_default_context(cafile=options.get("sslrootcert"))
+        context.check_hostname = mode == "verify-full"
+        if "sslcert" in options:
+            context.load_cert_chain(options["sslcert"], options.get("sslkey"))
+    except OSError as error:
+        raise DatabaseConfigurationError(
+            f"DATABASE_URL: sslrootcert, sslcert or sslkey cannot be read: {error}"
+        ) from error
+    return context
+
+
+def _tune_sqlite(connection: Any, _record: Any, *, durable: bool) -> None:
+    """NORMAL may lose the last transactions with the machine, never corrupt (https://sqlite.org/pragma.html).
+
+    That is enough for what can be rebuilt from the event store: rows and checkpoint go back together.
+    """
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={SQLITE_BUSY_SECONDS * 1000}")
+    cursor.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+    cursor.close()
+
+
+async def _readers_beside_a_writer(engine: AsyncEngine) -> None:
+    """WAL mode, which stays with the file. SQLite does not wait to switch while another process is at the file."""
+    end = time.monotonic() + SQLITE_BUSY_SECONDS
+    while True:
+        try:
+            async with engine.connect() as connection:
+                await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+                return
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction, committed at the end.
+
+    Raises:
+        DatabaseUnavailableError: it does not answer; try again.
+        DatabaseConfigurationError: it does not let us in, or we do not trust it.
+    """
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    except ssl.SSLCertVerificationError as error:
+        raise DatabaseConfigurationError(
+            f"no trusted connection to {_where(engine)}: sslrootcert in DATABASE_URL must name the certificate "
+            f"authority of its server ({error.verify_message})"
+        ) from error
+    except (OperationalError, OSError) as error:
+        raise DatabaseUnavailableError(f"no answer from {_where(engine)} (DATABASE_URL): {error}") from error
+    except DBAPIError as error:
+        if str(getattr(error.orig, "sqlstate", "")).startswith(_NOT_LET_IN):
+            raise DatabaseConfigurationError(
+                f"{_where(engine)} does not let us in: {error.orig}; mend DATABASE_URL"
+            ) from error
+        if error.connection_invalidated:
+            raise DatabaseUnavailableError(f"the connection to {_where(engine)} broke: {error}") from error
+        raise
+
+
+def _where(engine: AsyncEngine) -> str:
+    return f"the database at {engine.url.set(drivername=engine.dialect.name).render_as_string()}"
+
+
+_NOT_LET_IN = ("28", "3D")
+"""Classes of SQLSTATE: invalid authorization, and no such database."""
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Bring the schema up to date; processes that start together wait for one another.
+
+    Raises:
+        DatabaseUnavailableError: try again.
+        DatabaseConfigurationError: a newer version of the system owns the schema, or we may not change it.
+    """
+    try:
+        async with transaction(engine) as connection:
+            if connection.dialect.name == "sqlite":
+                await _readers_beside_a_writer(engine)
+                await connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            await connection.run_sync(_upgrade)
+    except CommandError as error:
+        raise DatabaseConfigurationError(
+            f"the database was made by a newer version of cml-workers ({error}); update this one"
+        ) from error
+    except ProgrammingError as error:
+        raise DatabaseConfigurationError(
+            f"the database user may not change the schema: {error.orig}"
+        ) from error
+
+
+def _upgrade(connection: sa.Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", "cml_workers:sql/migrations")
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def load_checkpoint(connection: AsyncConnection, follower: str) -> str | None:
+    """The position that ``follower`` saved last."""
+    query = sa.select(CHECKPOINTS.c.position).where(CHECKPOINTS.c.follower == follower)
+    position: str | None = await connection.scalar(query)
+    return position
+
+
+async def save_checkpoint(connection: AsyncConnection, follower: str, position: str) -> None:
+    """Save the follower's position, in the caller's transaction."""
+    await upsert(connection, CHECKPOINTS, [{"follower": follower, "position": position}])
+
+
+def insert(connection: AsyncConnection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    """An insert that knows ``on_conflict``, which SQLite and PostgreSQL write alike."""
+    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+
+
+async def upsert(connection: AsyncConnection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    """Insert the rows, or overwrite the ones with the same primary key (SQLite and PostgreSQL alike)."""
+    statement = insert(connection, table)
+    key = [column.name for column in table.primary_key]
+    overwritten = {
+        column.name: statement.excluded[column.name] for column in table.columns if column.name not in key
+    }
+    await connection.execute(statement.on_conflict_do_update(index_elements=key, set_=overwritten), rows)

@@ -1,0 +1,50 @@
+"""The whole stream at once gives what one event after the other gives."""
+
+from cml_contracts.events import (
+    CommandRejected,
+    InstanceLaunched,
+    LaunchRequested,
+    OperationOverdue,
+    OperationRefused,
+    StopFailed,
+    StopRequested,
+    TagsUpdated,
+    TagsUpdateRequested,
+    TerminationRequested,
+    WorkerCreated,
+    WorkerEvent,
+    WorkerTerminated,
+)
+from cml_contracts.results import Problem
+from cml_workers.domain.worker import Worker, evolve, fold
+from support.given import NOW, WORKER, instance, launch, recorded
+
+PROBLEM = Problem(code="EC2InstanceOperation", title="EC2 refuses", detail="as it does", retryable=False)
+LIFE: list[WorkerEvent] = [
+    WorkerCreated(
+        name="lab", ami_id="ami-1", aws_region="us-east-1", instance_type="m5.large", created_by="ann"
+    ),
+    LaunchRequested(operation_id="c", launch=launch()),
+    OperationOverdue(operation_id="c"),
+    InstanceLaunched(operation_id="c", instance=instance()),
+    CommandRejected(operation_id="r", command_type="t", outcome="rejected", problem=PROBLEM),
+    StopRequested(operation_id="s"),
+    OperationRefused(operation_id="s", problem=PROBLEM),
+    StopFailed(operation_id="s", problem=PROBLEM),
+    TagsUpdateRequested(operation_id="t", tags={"a": "1"}, removed=[]),
+    TagsUpdated(operation_id="t", tags={"a": "1"}),
+    TerminationRequested(operation_id="x"),
+    TerminationRequested(operation_id="y"),
+    WorkerTerminated(),
+    TagsUpdated(operation_id="late", tags={}),
+]
+
+
+def test_the_fold_is_one_event_after_the_other():
+    worker, history = Worker(WORKER), []
+    for event in LIFE:
+        history.append(recorded(worker, event, NOW, "m"))
+        worker = evolve(worker, history[-1])
+        assert fold(WORKER, history) == worker
+    assert worker.tags == {"a": "1"}
+    assert list(worker.operations) == ["c", "r", "s", "t", "x", "y", "late"]
