@@ -20,7 +20,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from cml_workers import cli
-from cml_workers.bus.port import Dead, Done, Handler, Later, Message, Outgoing, UnroutableError, Verdict
+from cml_workers.bus.port import Ack, DeadLetter, Handler, Message, Outgoing, Retry, UnroutableError, Verdict
 from cml_workers.bus.topology import QUEUES, Queue
 from cml_workers.domain.worker import fold
 from cml_workers.ec2_adapter.executor import Executor
@@ -262,14 +262,14 @@ class MemoryBroker:
         self.counts.add(role, "messages handled")
         verdict: Verdict = await handler(message)
         match verdict:
-            case Later(seconds):
+            case Retry(seconds):
                 self.counts.add(role, "retries published")
                 again = replace(message, attempt=message.attempt + 1)
                 wait = retry_delay(seconds, message.attempt)
                 asyncio.get_running_loop().call_later(wait, self._into, queue.name, again)
-            case Done():
+            case Ack():
                 pass
-            case Dead(reason):
+            case DeadLetter(reason):
                 self.dead.append(f"{queue.name}: {message.type}: {reason}")
 
 

@@ -3,16 +3,16 @@
 import pytest
 
 from cml_workers.bus.delivery import MAX_FAULTS, settle
-from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Dead, Done, Later, Verdict
+from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Retry, Verdict
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, QUEUES
 from cml_workers.foundation.failures import ConfigurationError
 
 WORK, QUESTIONS = LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
-BROKEN = Dead("no JSON", "ValidationFailed")
+BROKEN = DeadLetter("no JSON", "ValidationFailed")
 
 
 @pytest.mark.parametrize("queue", QUEUES, ids=lambda queue: queue.name)
-@pytest.mark.parametrize("verdict", [Done(), BROKEN])
+@pytest.mark.parametrize("verdict", [Ack(), BROKEN])
 def test_a_final_verdict_stands(queue, verdict: Verdict):
     assert settle(queue, verdict, attempt=3, faults=2).verdict == verdict
 
@@ -33,13 +33,13 @@ def test_a_final_verdict_stands(queue, verdict: Verdict):
     ],
 )
 def test_a_retry_waits_longer_from_attempt_to_attempt_or_as_long_as_asked(asked, attempt, delay):
-    assert settle(WORK, Later(asked), attempt=attempt, faults=0).verdict == Later(delay)
+    assert settle(WORK, Retry(asked), attempt=attempt, faults=0).verdict == Retry(delay)
 
 
 @pytest.mark.parametrize("error", [BusUnavailableError("x"), ConnectionError("x"), ConfigurationError("x")])
 def test_what_is_not_the_messages_fault_never_counts_against_it(error: Exception):
     settled = settle(WORK, error, attempt=10_000, faults=MAX_FAULTS - 1)
-    assert settled.verdict == Later(30)
+    assert settled.verdict == Retry(30)
     assert settled.faults == MAX_FAULTS - 1
 
 
@@ -48,20 +48,20 @@ def test_a_message_that_fails_again_and_again_becomes_a_dead_letter(error: Excep
     faults = 0
     for _ in range(MAX_FAULTS - 1):
         settled = settle(WORK, error, attempt=0, faults=faults)
-        assert settled.verdict == Later(1)
+        assert settled.verdict == Retry(1)
         assert settled.faults == faults + 1
         faults = settled.faults
     last = settle(WORK, error, attempt=0, faults=faults).verdict
-    assert isinstance(last, Dead)
+    assert isinstance(last, DeadLetter)
     assert last.cause == "HandlerFailed"
     assert str(error) in last.reason
 
 
 def test_what_cannot_wait_is_dropped_or_kept_at_once():
-    assert settle(QUESTIONS, ConnectionError(), attempt=0, faults=0).verdict == Done()
-    assert isinstance(settle(QUESTIONS, RuntimeError(), attempt=0, faults=0).verdict, Dead)
+    assert settle(QUESTIONS, ConnectionError(), attempt=0, faults=0).verdict == Ack()
+    assert isinstance(settle(QUESTIONS, RuntimeError(), attempt=0, faults=0).verdict, DeadLetter)
 
 
 def test_the_dead_letter_queue_is_the_last_resort():
     settled = settle(DEAD_LETTER_QUEUE, RuntimeError(), attempt=0, faults=10 * MAX_FAULTS)
-    assert settled.verdict == Later(1)
+    assert settled.verdict == Retry(1)

@@ -19,12 +19,12 @@ import uvloop
 from cml_contracts.topology import COMMANDS_EXCHANGE, QUERIES_EXCHANGE
 from cml_workers.bus import delivery, rabbit
 from cml_workers.bus.port import (
+    Ack,
     BusUnavailableError,
-    Dead,
-    Done,
-    Later,
+    DeadLetter,
     Message,
     Outgoing,
+    Retry,
     TopologyError,
     UnroutableError,
     Verdict,
@@ -46,7 +46,7 @@ class Recorder:
         self.answer: Answer = self.done
 
     async def done(self, _message: Message) -> Verdict:
-        return Done()
+        return Ack()
 
     async def __call__(self, message: Message) -> Verdict:
         async with self.arrived:
@@ -115,7 +115,7 @@ async def test_a_message_arrives_with_all_its_properties(bus: RabbitBus, recorde
 
 async def test_what_is_put_aside_comes_back_as_it_was(bus: RabbitBus, recorder: Recorder):
     async def twice(message: Message) -> Verdict:
-        return Later() if message.attempt < 2 else Done()
+        return Retry() if message.attempt < 2 else Ack()
 
     recorder.answer = twice
     await bus.publish(outgoing("m-1", correlation_id="c-1", reply_to="somewhere", body=b'{"a": 1}'))
@@ -132,7 +132,7 @@ async def test_the_sender_is_known_for_certain_also_after_a_retry(
     bus: RabbitBus, recorder: Recorder, empty: str
 ):
     async def once(message: Message) -> Verdict:
-        return Later() if message.attempt == 0 else Done()
+        return Retry() if message.attempt == 0 else Ack()
 
     recorder.answer = once
     forged = {"x-cml-user-id": "admin", "x-cml-attempt": 7, "x-cml-faults": 7}
@@ -156,7 +156,7 @@ async def test_a_broken_message_is_kept_with_its_reason_and_blocks_nobody(
     bus: RabbitBus, recorder: Recorder, empty: str
 ):
     async def by_id(message: Message) -> Verdict:
-        return Dead("it is broken") if message.message_id == "bad" else Done()
+        return DeadLetter("it is broken") if message.message_id == "bad" else Ack()
 
     recorder.answer = by_id
     for message_id in ("bad", "good"):
@@ -172,7 +172,7 @@ async def test_a_message_with_which_a_handler_keeps_failing_ends_in_the_dead_let
 ):
     async def fail(message: Message) -> Verdict:
         if message.message_id != "bad":
-            return Done()
+            return Ack()
         raise ValueError("a bug")
 
     monkeypatch.setattr(delivery, "MAX_FAULTS", 2)
@@ -235,7 +235,7 @@ async def test_what_passes_by_itself_never_ends_there(
     async def down(message: Message) -> Verdict:
         if message.attempt < 3:
             raise ConnectionError("the store is down")
-        return Done()
+        return Ack()
 
     monkeypatch.setattr(delivery, "MAX_FAULTS", 2)
     recorder.answer = down
@@ -257,7 +257,7 @@ async def test_a_verdict_that_cannot_be_carried_out_is_a_redelivery(
         await publish(message)
 
     async def first(message: Message) -> Verdict:
-        return Dead("broken") if not message.redelivered else Done()
+        return DeadLetter("broken") if not message.redelivered else Ack()
 
     recorder.answer = first
     monkeypatch.setattr(bus, "publish", broken_once)
@@ -296,7 +296,7 @@ async def test_many_at_once_and_no_more_than_asked_for(empty: str, recorder: Rec
         most = max(most, running)
         await asyncio.sleep(0.02)
         running -= 1
-        return Done()
+        return Ack()
 
     recorder.answer = slow
     bus = RabbitBus(empty, name="test")
@@ -310,7 +310,7 @@ async def test_many_at_once_and_no_more_than_asked_for(empty: str, recorder: Rec
 async def test_stopping_lets_handlers_end_and_takes_no_more(empty: str, recorder: Recorder):
     async def slow(_message: Message) -> Verdict:
         await asyncio.sleep(0.3)
-        return Done()
+        return Ack()
 
     recorder.answer = slow
     bus = RabbitBus(empty, name="test")
@@ -333,7 +333,7 @@ async def test_stopping_lets_handlers_end_and_takes_no_more(empty: str, recorder
 
 async def test_a_question_that_nobody_can_answer_now_is_dropped(empty: str, recorder: Recorder):
     async def later(_message: Message) -> Verdict:
-        return Later()
+        return Retry()
 
     recorder.answer = later
     bus = RabbitBus(empty, name="test")

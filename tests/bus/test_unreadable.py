@@ -10,7 +10,7 @@ import aio_pika
 import pytest
 
 from cml_workers.bus.direct_reply import DirectReplies
-from cml_workers.bus.port import Dead, Done, Message, Outgoing, Verdict
+from cml_workers.bus.port import Ack, DeadLetter, Message, Outgoing, Verdict
 from cml_workers.bus.rabbit import RabbitBus, declare_topology
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, Queue
 from support.plain_amqp import PlainAmqp
@@ -31,7 +31,7 @@ class Consumer:
         self.answer: Answer = self.done
 
     async def done(self, _message: Message) -> Verdict:
-        return Done()
+        return Ack()
 
     async def __call__(self, message: Message) -> Verdict:
         try:
@@ -121,7 +121,7 @@ async def test_what_travels_on_with_a_message_are_plain_headers_and_others_as_te
     plain = {"text": "a\x00b", "number": 2**40, "yes": True, "real": 0.5}
 
     async def complaining(_message: Message) -> Verdict:
-        return Dead("\x1b[2J" + "why " * 50_000)
+        return DeadLetter("\x1b[2J" + "why " * 50_000)
 
     consumer.answer = complaining
     await stranger.publish("", queue.name, b"{}", message_id="m-1", headers={**odd, **plain})
@@ -162,7 +162,7 @@ async def test_a_made_up_direct_reply_address_ends_no_connection(
         await consumer.bus.publish(
             Outgoing(None, message.reply_to or "", b"", "t", "m-1/result", mandatory=False)
         )
-        return Done()
+        return Ack()
 
     consumer.answer = replying
     connection = consumer.bus._broker._connection
@@ -226,7 +226,7 @@ async def test_a_caller_whose_queue_refuses_replies_is_not_tried_for_ever(
     async def replying(message: Message) -> Verdict:
         attempts.append(message.attempt)
         await bus.publish(Outgoing(None, message.reply_to or "", b"", "t", "m-1/result", mandatory=False))
-        return Done()
+        return Ack()
 
     monkeypatch.setattr("cml_workers.bus.delivery.MAX_FAULTS", 3)
     await declare_topology(rabbitmq_url)

@@ -16,7 +16,7 @@ from cml_contracts.results import OperationResult
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_embedded.amqp_broker import AmqpBroker
 from cml_workers.bus.codec import reply, reply_address
-from cml_workers.bus.port import Done, Message, Outgoing, Verdict
+from cml_workers.bus.port import Ack, Message, Outgoing, Verdict
 from cml_workers.bus.rabbit import RabbitBus, declare_topology
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 
@@ -44,7 +44,7 @@ class Service:
         result = OperationResult(command_id=message.message_id, outcome="succeeded", data=message.message_id)
         if address:
             await self.bus.publish(reply(result, address))
-        return Done()
+        return Ack()
 
 
 async def test_many_in_flight_each_get_their_own(broker: AmqpBroker):

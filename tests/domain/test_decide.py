@@ -40,9 +40,9 @@ from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, Wo
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.decide import launch_token
 from cml_workers.domain.messages import (
-    ImageQuestion,
+    ImageLookup,
+    InstanceLookup,
     InstanceObserved,
-    InstanceQuestion,
     OperationFailed,
     OperationOutstanding,
     OperationSucceeded,
@@ -134,13 +134,13 @@ def test_a_given_image_id_comes_before_a_given_name():
 
 def test_a_given_image_name_comes_before_the_settings_and_is_looked_up():
     given().when(create(ami_id=None, ami_name="mine")).then_asks(
-        ImageQuestion(aws_region="us-east-1", ami_name="mine")
+        ImageLookup(aws_region="us-east-1", ami_name="mine")
     )
 
 
 def test_the_settings_image_name_is_looked_up_where_the_region_has_no_id():
     given().when(create(ami_id=None, aws_region="eu-west-1")).then_asks(
-        ImageQuestion(aws_region="eu-west-1", ami_name="cml")
+        ImageLookup(aws_region="eu-west-1", ami_name="cml")
     )
 
 
@@ -347,7 +347,7 @@ def test_no_tags_for_a_worker_that_is_being_terminated():
 
 # -- status -----------------------------------------------------------------------------------------------
 
-ASKED = InstanceQuestion(aws_region="us-east-1", instance_id="i-0123456789abcdef0", seen_revision=2)
+ASKED = InstanceLookup(aws_region="us-east-1", instance_id="i-0123456789abcdef0", seen_revision=2)
 
 
 def test_a_status_update_asks_ec2():

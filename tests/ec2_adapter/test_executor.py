@@ -30,18 +30,18 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState
 from cml_contracts.results import ProblemCode
-from cml_workers.bus.port import Dead, Done, Later, Message, Verdict
+from cml_workers.bus.port import Ack, DeadLetter, Message, Retry, Verdict
 from cml_workers.bus.topology import EC2_TRIGGERS, INTERNAL_EXCHANGE
 from cml_workers.domain.messages import (
     REPORTS,
     AttemptRefused,
     CommandMessage,
-    Finding,
-    ImageQuestion,
+    ImageLookup,
+    InstanceLookup,
     InstanceObserved,
-    InstanceQuestion,
     LookupAnswered,
     LookupRequested,
+    LookupResult,
     OperationFailed,
     OperationSucceeded,
     Reminder,
@@ -213,7 +213,7 @@ def test_the_stream_says_what_is_owed(history, owed):
 
 async def test_a_launch_is_reported_with_its_instance(service: Service):
     await service.happened(CREATED, LAUNCH)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     (report,) = service.reports(OperationSucceeded)
     assert report.operation_id == "create"
     assert report.instance
@@ -226,7 +226,7 @@ async def test_repeated_and_stale_wakes_launch_once(service: Service):
     assert len(service.ec2.instances) == 1
     await service.happened(RUNNING)
     before = len(service.ec2.calls)
-    assert await service.wake(revision=1) == Done()
+    assert await service.wake(revision=1) == Ack()
     assert len(service.ec2.calls) == before
 
 
@@ -251,12 +251,12 @@ async def test_a_report_that_was_not_confirmed_is_sent_by_the_next_trigger(servi
 
 async def test_a_wake_from_a_store_that_lags_waits(service: Service):
     await service.happened(CREATED, LAUNCH)
-    assert await service.wake(revision=5) == Later(1)
+    assert await service.wake(revision=5) == Retry(1)
 
 
 async def test_an_event_that_never_was_is_not_awaited_for_ever(service: Service):
     await service.happened(CREATED, LAUNCH)
-    assert isinstance(await service.wake(revision=2**70, attempt=UNSEEN_ATTEMPTS), Dead)
+    assert isinstance(await service.wake(revision=2**70, attempt=UNSEEN_ATTEMPTS), DeadLetter)
 
 
 async def test_an_unknown_launch_is_repeated_under_its_token_until_it_is_known(service: Service):
@@ -264,9 +264,9 @@ async def test_an_unknown_launch_is_repeated_under_its_token_until_it_is_known(s
     service.ec2.fail("launch", UNKNOWN, after=True, times=4)
     service.ec2.hidden.add("i-00000000000000000")
     for _ in range(3):
-        assert await service.wake() == Later()
+        assert await service.wake() == Retry()
     service.ec2.hidden.clear()
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert len(service.ec2.instances) == 1
     assert service.reports(OperationFailed) == []
 
@@ -283,7 +283,7 @@ DEFINITE = [
 async def test_a_definite_error_fails_the_launch_at_once(service: Service, error: EC2Exception):
     await service.happened(CREATED, LAUNCH)
     service.ec2.fail("launch", error)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     (report,) = service.reports(OperationFailed)
     assert report.problem == error.problem
 
@@ -293,9 +293,9 @@ async def test_a_definite_error_after_an_unknown_one_is_no_failure_if_the_launch
 ):
     await service.happened(CREATED, LAUNCH)
     service.ec2.fail("launch", UNKNOWN, after=True)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     service.ec2.fail("launch", EC2AuthenticationException("not allowed any more"))
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert len(service.reports(OperationSucceeded)) == 1
 
 
@@ -304,9 +304,9 @@ async def test_a_definite_error_after_an_unknown_one_waits_while_the_launch_may_
     service.ec2.fail("launch", UNKNOWN)
     await service.wake()
     service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"), times=2)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     service.now += timedelta(minutes=6)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert len(service.reports(OperationFailed)) == 1
 
 
@@ -317,14 +317,14 @@ async def test_what_a_dead_process_may_have_launched_is_not_declared_failed(serv
         service.now += timedelta(seconds=1)
         service.restarted()
     service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
-    assert await service.wake(redelivered=how == "redelivered") == Later()
+    assert await service.wake(redelivered=how == "redelivered") == Retry()
     assert service.reports(OperationFailed) == []
 
 
 async def test_a_mismatch_adopts_what_was_launched_under_the_token(service: Service):
     await service.ec2.launch(launch(instance_type="m5.xlarge"))
     await service.happened(CREATED, LAUNCH)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     (report,) = service.reports(OperationSucceeded)
     assert report.instance
     assert report.instance.instance_type == "m5.xlarge"
@@ -334,11 +334,11 @@ async def test_a_mismatch_adopts_what_was_launched_under_the_token(service: Serv
 async def test_what_another_deployment_or_worker_launched_is_not_adopted(service: Service, tag: str):
     await service.ec2.launch(launch(tags={**launch().tags, tag: "another's"}))
     await service.happened(CREATED, LAUNCH)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     (refused,) = service.reports(AttemptRefused)
     await service.happened(OperationRefused(operation_id="create", problem=refused.problem))
     service.now += timedelta(hours=1)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert len(service.reports(OperationFailed)) == 1
     assert service.reports(OperationSucceeded) == []
 
@@ -347,7 +347,7 @@ async def test_a_launch_that_was_terminated_meanwhile_is_reported_so(service: Se
     launched = await service.ec2.launch(launch())
     service.ec2.put(launched.model_copy(update={"state": InstanceState.TERMINATED}))
     await service.happened(CREATED, LAUNCH)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     (report,) = service.reports(OperationSucceeded)
     assert report.instance
     assert report.instance.state is InstanceState.TERMINATED
@@ -357,7 +357,7 @@ async def test_throttling_never_fails_an_operation(service: Service):
     await service.happened(CREATED, LAUNCH)
     service.now += timedelta(days=1)
     service.ec2.fail("launch", EC2ThrottledException("slow down", remedy=Remedy.RETRY))
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     assert service.outbox.sent == []
 
 
@@ -373,9 +373,9 @@ async def test_some_errors_are_definite_after_a_while(service: Service, remedy: 
     await service.happened(CREATED, LAUNCH)
     error = EC2InvalidParameterException("not yet", remedy=remedy)
     service.ec2.fail("launch", error, times=2)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     service.now += patience
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert len(service.reports(OperationFailed)) == 1
     assert service.ec2.refreshed == (2 if remedy is Remedy.REFRESH else 0)
 
@@ -395,40 +395,40 @@ async def running(service: Service, *more: WorkerEvent) -> None:
 
 async def test_a_start_is_reported_as_described_afterwards(service: Service):
     await stopped(service, START)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     (report,) = service.reports(OperationSucceeded)
     assert report.instance
     assert report.instance.state is InstanceState.PENDING
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert service.called("start") == 1
 
 
 async def test_a_stop_waits_for_a_pending_instance(service: Service):
     service.ec2.put(instance(InstanceState.PENDING))
     await service.happened(CREATED, LAUNCH, PENDING, STOP)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     service.ec2.settle()
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert service.called("stop") == 1
     assert len(service.reports(OperationSucceeded)) == 1
 
 
 async def test_a_worker_is_terminated_when_ec2_says_so(service: Service):
     await running(service, TERMINATE)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     (seen,) = service.reports(InstanceObserved)
     assert seen.instance
     assert seen.instance.state is InstanceState.SHUTTING_DOWN
     assert service.reports(OperationSucceeded) == []
     service.ec2.settle()
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert service.called("terminate") == 1
     assert len(service.reports(OperationSucceeded)) == 1
 
 
 async def test_tags_are_reported_as_they_are_afterwards(service: Service):
     await running(service, TAG)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     (report,) = service.reports(OperationSucceeded)
     assert report.instance
     assert report.instance.tags == {**instance().tags, "a": "1"}
@@ -453,7 +453,7 @@ class TestEveryOperation:
     ):
         await self.prepare(service, intent, state)
         service.ec2.fail(operation, UNKNOWN, after=after)
-        assert await service.wake() == Later()
+        assert await service.wake() == Retry()
         await service.wake()
         service.ec2.settle()
         assert bool(service.reports(OperationSucceeded)) == (operation in ("start", "stop", "add_tags"))
@@ -467,7 +467,7 @@ class TestEveryOperation:
     async def test_a_definite_refusal_is_its_failure(self, service: Service, intent, operation, state):
         await self.prepare(service, intent, state)
         service.ec2.fail(operation, EC2InstanceOperationException("protected"))
-        assert await service.wake() == Done()
+        assert await service.wake() == Ack()
         (report,) = service.reports(OperationFailed)
         assert report.operation_id == "the-operation"
 
@@ -503,10 +503,10 @@ class TestEveryOperation:
     ):
         await self.prepare(service, intent, state)
         service.ec2.instances.clear()
-        assert await service.wake() == Later()
+        assert await service.wake() == Retry()
         assert service.outbox.sent == []
         service.now += timedelta(minutes=10)
-        assert await service.wake() == Done()
+        assert await service.wake() == Ack()
         assert service.called("describe") == 3
         if intent is TERMINATE:
             (done,) = service.reports(OperationSucceeded)
@@ -533,7 +533,7 @@ class TestEveryOperation:
 async def test_a_start_of_an_ended_instance_fails(service: Service):
     await stopped(service, START)
     service.ec2.put(instance(InstanceState.TERMINATED))
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     (report,) = service.reports(OperationFailed)
     assert report.problem.code is ProblemCode.EC2_INSTANCE_OPERATION
 
@@ -541,7 +541,7 @@ async def test_a_start_of_an_ended_instance_fails(service: Service):
 async def test_tags_and_power_do_not_wait_for_each_other(service: Service):
     service.ec2.put(instance(InstanceState.PENDING))
     await service.happened(CREATED, LAUNCH, PENDING, STOP, TAG.model_copy(update={"operation_id": "tag"}))
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     (report,) = service.reports(OperationSucceeded)
     assert report.operation_id == "tag"
     service.ec2.settle()
@@ -583,7 +583,7 @@ async def test_tags_that_a_call_changed_after_another_one_went_on_are_written_ag
         await add_tags(region, instance_id, tags)
 
     monkeypatch.setattr(service.ec2, "add_tags", frozen)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     assert service.ec2.instances[instance().instance_id].tags["a"] == "old"
     assert service.reports(OperationSucceeded) == []
     (recheck,) = service.outbox.on(INTERNAL_EXCHANGE.name)
@@ -591,12 +591,12 @@ async def test_tags_that_a_call_changed_after_another_one_went_on_are_written_ag
 
     service.restarted()  # the active one
     monkeypatch.setattr(service.ec2, "add_tags", add_tags)
-    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Later()
+    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Retry()
     assert service.ec2.instances[instance().instance_id].tags["a"] == "new"
     written = service.called("add_tags")
-    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Later()
+    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Retry()
     service.now += SETTLING
-    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Done()
+    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Ack()
     assert service.called("add_tags") == written
 
 
@@ -607,10 +607,10 @@ async def test_tags_that_a_call_without_an_answer_may_still_change_are_compared(
     await service.happened(CREATED, LAUNCH, RUNNING, TAG.model_copy(update={"tags": {"a": "old"}}))
     if ours:
         service.ec2.fail("add_tags", UNKNOWN, after=False)
-        assert await service.wake() == Later()
-        assert await service.wake() == Done()
+        assert await service.wake() == Retry()
+        assert await service.wake() == Ack()
     else:
-        assert await service.wake(redelivered=True) == Done()
+        assert await service.wake(redelivered=True) == Ack()
     recheck, report = service.outbox.on(INTERNAL_EXCHANGE.name)
     assert (recheck.type, report.type) == (Reminder.TYPE, OperationSucceeded.TYPE)
     recorded = {**instance().tags, "a": "new"}
@@ -621,10 +621,10 @@ async def test_tags_that_a_call_without_an_answer_may_still_change_are_compared(
     )
     service.ec2.put(instance(tags={**recorded, "a": "old"}))  # the call is carried out at last
     service.restarted()
-    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Later()
+    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Retry()
     assert service.ec2.instances[instance().instance_id].tags == recorded
     service.now += SETTLING
-    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Done()
+    assert await service.executor.on_wake(Message(body=recheck.body, type=recheck.type)) == Ack()
 
 
 async def test_a_recheck_while_ec2_does_not_answer_waits_and_publishes_nothing(service: Service):
@@ -633,7 +633,7 @@ async def test_a_recheck_while_ec2_does_not_answer_waits_and_publishes_nothing(s
     recheck = Reminder(worker_id=WORKER, recheck_since=NOW)
     message = Message(body=recheck.model_dump_json().encode(), type=recheck.TYPE)
     service.ec2.fail("describe", UNKNOWN)
-    assert await service.executor.on_wake(message) == Later()
+    assert await service.executor.on_wake(message) == Retry()
     assert service.outbox.sent == []
 
 
@@ -642,11 +642,11 @@ async def test_rechecked_tags_wait_for_the_update_that_is_owed(service: Service)
     await service.happened(CREATED, LAUNCH, RUNNING, TAG)
     recheck = Reminder(worker_id=WORKER, recheck_since=NOW - SETTLING)
     message = Message(body=recheck.model_dump_json().encode(), type=recheck.TYPE)
-    assert await service.executor.on_wake(message) == Later()
+    assert await service.executor.on_wake(message) == Retry()
     (report,) = service.reports(OperationSucceeded)
     assert report.instance
     await service.happened(TagsUpdated(operation_id="the-operation", tags=dict(report.instance.tags)))
-    assert await service.executor.on_wake(message) == Done()
+    assert await service.executor.on_wake(message) == Ack()
     assert service.called("add_tags") == 1
 
 
@@ -656,9 +656,9 @@ async def test_rechecked_tags_wait_for_the_update_that_is_owed(service: Service)
 async def test_an_unsettled_instance_is_watched_until_it_moves(service: Service):
     service.ec2.put(instance(InstanceState.PENDING))
     await service.happened(CREATED, LAUNCH, PENDING)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     service.ec2.settle()
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     (seen,) = service.reports(InstanceObserved)
     assert seen.instance
     assert (seen.instance.state, seen.seen_revision) == (InstanceState.RUNNING, 2)
@@ -672,7 +672,7 @@ async def test_a_watch_ends_when_a_later_event_showed_the_instance(service: Serv
         PENDING,
         InstanceStateObserved(instance_state=InstanceState.PENDING, public_ip="1.2.3.4"),
     )
-    assert await service.wake(revision=2) == Done()
+    assert await service.wake(revision=2) == Ack()
     assert service.ec2.calls == []
 
 
@@ -683,7 +683,7 @@ async def test_an_instance_whose_stop_was_refused_is_still_watched(service: Serv
     service.ec2.fail("stop", EC2InstanceOperationException("protected"))
     verdicts = [await service.wake(revision=2), await service.wake(revision=3)]
     (failed,) = {report.operation_id: report for report in service.reports(OperationFailed)}.values()
-    assert Later() not in verdicts
+    assert Retry() not in verdicts
     await service.happened(StopFailed(operation_id=failed.operation_id, problem=failed.problem))
     await service.wake()
     (seen,) = service.reports(InstanceObserved)
@@ -695,20 +695,20 @@ async def test_a_lasting_describe_failure_changes_nothing_and_is_tried_again(ser
     service.ec2.put(instance(InstanceState.PENDING))
     await service.happened(CREATED, LAUNCH, PENDING)
     service.ec2.fail("describe", EC2StatusCheckException("no"))
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     assert service.outbox.sent == []
 
 
 async def test_a_watched_instance_that_is_gone_ends_the_worker(service: Service):
     await service.happened(CREATED, LAUNCH, PENDING)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     service.now += timedelta(minutes=10)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     (gone,) = service.reports(InstanceObserved)
     assert gone.instance is None
 
 
-def lookup(question: ImageQuestion | InstanceQuestion, attempt: int = 0) -> Message:
+def lookup(question: ImageLookup | InstanceLookup, attempt: int = 0) -> Message:
     status = UpdateCMLWorkerStatus(worker_id=WORKER)
     origin = CommandMessage(command_id="c", command=status, command_type=status.TYPE, correlation_id="t")
     request = LookupRequested(origin=origin, question=question)
@@ -717,18 +717,18 @@ def lookup(question: ImageQuestion | InstanceQuestion, attempt: int = 0) -> Mess
     )
 
 
-IMAGE = ImageQuestion(aws_region="us-east-1", ami_name="cml")
-INSTANCE = InstanceQuestion(aws_region="us-east-1", instance_id=instance().instance_id, seen_revision=2)
+IMAGE = ImageLookup(aws_region="us-east-1", ami_name="cml")
+INSTANCE = InstanceLookup(aws_region="us-east-1", instance_id=instance().instance_id, seen_revision=2)
 
 
-async def finding(service: Service, message: Message) -> Finding:
-    assert await service.executor.on_lookup(message) == Done()
+async def finding(service: Service, message: Message) -> LookupResult:
+    assert await service.executor.on_lookup(message) == Ack()
     return service.reports(LookupAnswered)[-1].finding
 
 
 async def test_questions_are_answered(service: Service):
-    assert await finding(service, lookup(IMAGE)) == Finding()
-    assert await finding(service, lookup(INSTANCE)) == Finding()
+    assert await finding(service, lookup(IMAGE)) == LookupResult()
+    assert await finding(service, lookup(INSTANCE)) == LookupResult()
     assert service.called("describe") == 2
     service.ec2.images["us-east-1", "cml"] = "ami-1"
     service.ec2.put(instance())
@@ -738,7 +738,7 @@ async def test_questions_are_answered(service: Service):
 
 async def test_a_question_ec2_does_not_answer_is_asked_again_but_not_for_ever(service: Service):
     service.ec2.fail("describe", UNKNOWN, times=2)
-    assert await service.executor.on_lookup(lookup(INSTANCE)) == Later()
+    assert await service.executor.on_lookup(lookup(INSTANCE)) == Retry()
     answer = await finding(service, lookup(INSTANCE, attempt=LOOKUP_ATTEMPTS))
     assert answer.problem
     assert answer.problem.retryable
@@ -747,7 +747,7 @@ async def test_a_question_ec2_does_not_answer_is_asked_again_but_not_for_ever(se
 async def test_a_question_for_the_largest_command_is_answered(service: Service):
     question = lookup(INSTANCE)
     largest = dataclasses.replace(question, body=question.body + b" " * MAX_BODY)
-    assert await service.executor.on_lookup(largest) == Done()
+    assert await service.executor.on_lookup(largest) == Ack()
 
 
 async def test_a_definite_no_is_an_answer(service: Service):
@@ -762,30 +762,30 @@ async def test_a_definite_no_is_an_answer(service: Service):
     [b"", b"[]", b"{}", b"\xff", b'{"subject": 1}', b"[" * 100_000, b"1" * 10_000, b'"%s"' % (b"x" * 2**20)],
 )
 async def test_a_broken_message_is_kept(service: Service, body: bytes):
-    assert isinstance(await service.executor.on_wake(Message(body=body, type="any")), Dead)
+    assert isinstance(await service.executor.on_wake(Message(body=body, type="any")), DeadLetter)
     assert isinstance(
         await service.executor.on_lookup(Message(body=body, type="cml.lookup.requested.v1", message_id="m")),
-        Dead,
+        DeadLetter,
     )
 
 
 async def test_a_reminder_finds_the_intent_whose_wake_up_was_lost(service: Service):
     await service.happened(CREATED, LAUNCH)
-    assert await service.remind() == Done()
+    assert await service.remind() == Ack()
     assert len(service.reports(OperationSucceeded)) == 1
 
 
 async def test_a_reminder_looks_at_an_instance_that_was_on_its_way(service: Service):
     await service.happened(CREATED, LAUNCH, PENDING, TAG, TagsUpdated(operation_id="the-operation", tags={}))
     service.ec2.put(instance(InstanceState.RUNNING))
-    assert await service.remind() == Done()
+    assert await service.remind() == Ack()
     assert len(service.reports(InstanceObserved)) == 1
 
 
 async def test_a_reminder_is_not_put_aside_the_next_one_comes_by_itself(service: Service):
     await service.happened(CREATED, LAUNCH)
     service.ec2.fail("launch", UNKNOWN)
-    assert await service.remind() == Done()
+    assert await service.remind() == Ack()
     assert service.outbox.sent == []
 
 
@@ -797,7 +797,7 @@ async def test_what_was_reported_is_not_done_again_before_the_stream_shows_it(se
     service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
     reminder = Message(body=Reminder(worker_id=WORKER).model_dump_json().encode(), type=Reminder.TYPE)
     for _ in range(2):
-        assert await service.executor.on_wake(reminder) == Done()
+        assert await service.executor.on_wake(reminder) == Ack()
     assert len(service.reports(AttemptRefused)) == 2
     assert service.called("launch") == 1
     assert not service.ec2.instances
@@ -808,12 +808,12 @@ async def test_after_a_refusal_nobody_tries_again_and_what_another_process_launc
 ):
     await service.happened(CREATED, LAUNCH)
     service.ec2.fail("launch", UNKNOWN, after=True)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     refused = OperationRefused(operation_id="create", problem=EC2QuotaExceededException("none").problem)
     await service.happened(refused)
     service.now += timedelta(seconds=1)
     service.restarted()
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert service.called("launch") == 1
     assert len(service.reports(OperationSucceeded)) == 1
 
@@ -822,11 +822,11 @@ async def test_an_operation_in_doubt_does_not_fail_before_it_was_looked_at(servi
     await service.happened(CREATED, LAUNCH)
     service.ec2.fail("launch", EC2AuthenticationException("not allowed"))
     service.ec2.fail("find_launched", EC2AuthenticationException("not allowed"), times=2)
-    assert await service.wake(redelivered=True) == Later()
+    assert await service.wake(redelivered=True) == Retry()
     service.now += timedelta(hours=1)
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     assert service.reports(OperationFailed) == []
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert len(service.reports(OperationFailed)) == 1
 
 
@@ -843,7 +843,7 @@ async def test_who_stood_still_reads_the_stream_again_before_acting(
         return await describe(region, instance_id)
 
     service.ec2.describe = slow  # type: ignore[method-assign,assignment]
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     assert service.called("start") == 0
 
 
@@ -852,10 +852,10 @@ async def test_who_takes_over_leaves_older_intents_alone_for_a_moment(service: S
     service.takeover = timedelta(seconds=3)
     service.now += timedelta(seconds=1)
     service.restarted()
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     assert service.called("launch") == 0
     service.now += timedelta(seconds=3)
-    assert await service.wake() == Done()
+    assert await service.wake() == Ack()
     assert service.called("launch") == 1
 
 
@@ -865,7 +865,7 @@ async def test_who_lost_the_broker_meanwhile_does_not_trust_what_it_knew(service
     service.now += timedelta(seconds=1)
     service.executor.connected()
     service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     assert service.reports(OperationFailed) == []
 
 
@@ -880,7 +880,7 @@ async def test_who_lost_the_broker_while_reading_the_stream_does_not_trust_it_ei
 
     service.store.read = interrupted  # type: ignore[method-assign,assignment]
     service.ec2.fail("launch", EC2QuotaExceededException("no vCPU"))
-    assert await service.wake() == Later()
+    assert await service.wake() == Retry()
     assert service.reports(OperationFailed) == []
 
 
@@ -889,4 +889,4 @@ async def test_a_call_that_does_not_arrive_ends_nobody(service: Service):
     await service.executor.call()
     assert service.outbox.sent == []
     await service.executor.call()
-    assert await service.executor.on_wake(delivered(service.outbox.sent[-1])) == Done()
+    assert await service.executor.on_wake(delivered(service.outbox.sent[-1])) == Ack()

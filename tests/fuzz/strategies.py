@@ -21,7 +21,7 @@ from cml_contracts.commands import (
 from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, Query
 from cml_contracts.results import Problem, ProblemCode
-from cml_workers.domain.messages import Finding
+from cml_workers.domain.messages import LookupResult
 from support.given import NOW, WORKER
 
 STEADY = settings(
@@ -141,10 +141,10 @@ def problems() -> SearchStrategy[Problem]:
     return st.builds(Problem.of, st.sampled_from(ProblemCode), st.text(min_size=1, max_size=40))
 
 
-def findings() -> SearchStrategy[Finding]:
+def findings() -> SearchStrategy[LookupResult]:
     """What the EC2 adapter may answer; most of it does not fit the question."""
     return st.builds(
-        Finding,
+        LookupResult,
         image_id=st.none() | st.sampled_from(IMAGES),
         instance=st.none() | instances(),
         problem=st.none() | problems(),

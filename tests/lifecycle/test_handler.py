@@ -23,13 +23,13 @@ from cml_contracts.commands import (
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_workers.bus.port import Dead, Done, Later, Message
+from cml_workers.bus.port import Ack, DeadLetter, Message, Retry
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.messages import (
-    Finding,
     InstanceObserved,
     LookupAnswered,
     LookupRequested,
+    LookupResult,
     OperationFailed,
     OperationSucceeded,
 )
@@ -49,7 +49,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 async def test_the_reply_comes_after_the_outcome_and_not_before(service: Service):
-    assert await service.command(CREATE, "create", correlation_id="c-1") == Done()
+    assert await service.command(CREATE, "create", correlation_id="c-1") == Ack()
     assert service.outbox.results() == []
     await service.report(OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance()))
     (result,) = service.outbox.results()
@@ -69,7 +69,7 @@ async def test_a_failure_is_replied_with_its_problem(service: Service):
 async def test_a_repeated_command_has_the_effect_of_once_and_the_reply_again(service: Service):
     await service.launched()
     for _ in range(3):
-        assert await service.command(CREATE, "create") == Done()
+        assert await service.command(CREATE, "create") == Ack()
     assert await service.types() == ["worker.created", "worker.launch_requested", "worker.instance_launched"]
     first, *others = service.outbox.results()
     assert len(others) == 2
@@ -78,21 +78,21 @@ async def test_a_repeated_command_has_the_effect_of_once_and_the_reply_again(ser
 
 async def test_a_repetition_while_it_is_pending_waits_for_the_reply(service: Service):
     await service.command(CREATE, "create", reply_to="first")
-    assert await service.command(CREATE, "create", reply_to="second") == Later()
+    assert await service.command(CREATE, "create", reply_to="second") == Retry()
     await service.report(OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance()))
-    assert await service.command(CREATE, "create", reply_to="second") == Done()
+    assert await service.command(CREATE, "create", reply_to="second") == Ack()
     assert service.outbox.results("first") == service.outbox.results("second") != []
 
 
 async def test_a_redelivery_while_it_is_pending_is_done_the_reply_will_come(service: Service):
     await service.command(CREATE, "create")
-    assert await service.command(CREATE, "create", redelivered=True) == Done()
-    assert await service.command(CREATE, "create", reply_to=None) == Done()
+    assert await service.command(CREATE, "create", redelivered=True) == Ack()
+    assert await service.command(CREATE, "create", reply_to=None) == Ack()
 
 
 async def test_the_same_command_at_the_same_time_is_accepted_once(service: Service):
     verdicts = await asyncio.gather(*(service.command(CREATE, "create", reply_to=str(n)) for n in range(8)))
-    assert verdicts.count(Done()) == 1
+    assert verdicts.count(Ack()) == 1
     assert await service.types() == ["worker.created", "worker.launch_requested"]
 
 
@@ -155,7 +155,7 @@ async def test_a_command_id_belongs_to_one_body_whichever_worker_it_names(
     service: Service, other: WorkerCommand
 ):
     await service.launched()
-    assert isinstance(await service.command(other, "create"), Dead)
+    assert isinstance(await service.command(other, "create"), DeadLetter)
     (result,) = service.outbox.results()
     assert result.problem
     assert result.problem.code is ProblemCode.DUPLICATE_COMMAND
@@ -168,7 +168,7 @@ async def test_a_lost_reply_is_sent_again_on_redelivery(service: Service):
     service.outbox.broken = 1
     with pytest.raises(ConnectionError):
         await service.report(succeeded, "report")
-    assert await service.report(succeeded, "report") == Done()
+    assert await service.report(succeeded, "report") == Ack()
     assert [result.outcome for result in service.outbox.results()] == ["succeeded"]
     assert (await service.types()).count("worker.instance_launched") == 1
 
@@ -191,7 +191,7 @@ async def test_an_append_whose_answer_is_lost_is_not_done_twice(
     with pytest.raises(StoreUnavailableError):  # the events
         await service.command(CREATE, "create", redelivered=True)
     losses[:] = [False]
-    assert await service.command(CREATE, "create", redelivered=True) == Done()
+    assert await service.command(CREATE, "create", redelivered=True) == Ack()
     assert await service.types() == ["worker.created", "worker.launch_requested"]
 
 
@@ -221,7 +221,7 @@ async def lookup(service: Service) -> LookupRequested:
 async def answer(service: Service, found: Ec2Instance | None) -> None:
     asked = await lookup(service)
     await service.report(
-        LookupAnswered(origin=asked.origin, question=asked.question, finding=Finding(instance=found))
+        LookupAnswered(origin=asked.origin, question=asked.question, finding=LookupResult(instance=found))
     )
 
 
@@ -260,7 +260,7 @@ async def test_two_deliveries_of_a_status_update_that_saw_different_things_get_o
             LookupAnswered(
                 origin=question.origin,
                 question=question.question,
-                finding=Finding(instance=instance(state)),
+                finding=LookupResult(instance=instance(state)),
             )
         )
     assert service.outbox.results("one") == service.outbox.results("two") != []
@@ -297,17 +297,17 @@ async def test_the_largest_command_survives_a_question_to_ec2(service: Service):
     named = CREATE.model_copy(update={"ami_id": None, "ami_name": "cml", "tags": tags, "reason": "x" * 500})
     await service.command(named, "create")
     asked = await lookup(service)
-    found = Finding(image_id="ami-11111111")
+    found = LookupResult(image_id="ami-11111111")
     largest = LookupAnswered(origin=asked.origin, question=asked.question, finding=found)
     assert len(command(named).body) < MAX_BODY < len(largest.model_dump_json().encode())
-    assert await service.report(largest) == Done()
+    assert await service.report(largest) == Ack()
     assert await service.types() == ["worker.created", "worker.launch_requested"]
 
 
 async def test_a_trace_header_that_is_none_is_left_away(service: Service):
     for number, header in enumerate(("x" * 300, b"\xff", {"a": 1}, "00-ab\n-cd-01")):
         worker = CREATE.model_copy(update={"worker_id": uuid4()})
-        assert await service.command(worker, f"create-{number}", headers={"traceparent": header}) == Done()
+        assert await service.command(worker, f"create-{number}", headers={"traceparent": header}) == Ack()
     (asked,) = await service.store.read(f"cml_worker-{worker.worker_id}", limit=1)
     assert b"traceparent" not in asked.metadata
 
@@ -320,7 +320,9 @@ async def test_an_answer_that_was_overtaken_is_asked_for_again(service: Service)
         InstanceObserved(worker_id=WORKER, seen_revision=99, instance=instance(InstanceState.STOPPED))
     )
     await service.report(
-        LookupAnswered(origin=asked.origin, question=asked.question, finding=Finding(instance=instance()))
+        LookupAnswered(
+            origin=asked.origin, question=asked.question, finding=LookupResult(instance=instance())
+        )
     )
     assert service.outbox.results() == []
     await answer(service, instance(InstanceState.STOPPED))
@@ -388,7 +390,7 @@ async def test_a_broken_message_is_answered_and_kept_with_its_reason(
 ):
     properties = {"type": StartCMLWorker.TYPE, "message_id": "m-1", "reply_to": "caller", **fields}
     verdict = await service.handler.on_command(Message(body=body, **properties))  # type: ignore[arg-type]
-    assert isinstance(verdict, Dead)
+    assert isinstance(verdict, DeadLetter)
     assert reason in verdict.reason
     (result,) = service.outbox.results()
     assert (result.outcome, result.problem and result.problem.code) == (
@@ -400,17 +402,17 @@ async def test_a_broken_message_is_answered_and_kept_with_its_reason(
 
 
 async def test_a_broken_message_without_an_address_is_kept(service: Service):
-    assert isinstance(await service.handler.on_command(Message(body=b"", type="")), Dead)
+    assert isinstance(await service.handler.on_command(Message(body=b"", type="")), DeadLetter)
     assert service.outbox.sent == []
 
 
 async def test_a_broken_or_stray_report_is_kept(service: Service):
     assert isinstance(
-        await service.handler.on_report(Message(body=b"{}", type="cml.report.x", message_id="m")), Dead
+        await service.handler.on_report(Message(body=b"{}", type="cml.report.x", message_id="m")), DeadLetter
     )
     stray = OperationSucceeded(worker_id=WORKER, operation_id="never", instance=instance())
-    assert await service.report(stray) == Later(1)  # a replica of the store may lag behind
-    assert isinstance(await service.report(stray, attempt=UNSEEN_ATTEMPTS), Dead)
+    assert await service.report(stray) == Retry(1)  # a replica of the store may lag behind
+    assert isinstance(await service.report(stray, attempt=UNSEEN_ATTEMPTS), DeadLetter)
 
 
 async def test_results_are_equal_however_often_they_are_read(service: Service):
@@ -433,7 +435,7 @@ async def test_the_unauthorized_is_refused_kept_and_audited_and_leaves_the_worke
     )
     for user in (None, "stranger"):
         verdict = await service.command(CREATE, "create", user_id=user)
-        assert isinstance(verdict, Dead)
+        assert isinstance(verdict, DeadLetter)
     assert [r.problem and r.problem.code for r in service.outbox.results()] == [ProblemCode.UNAUTHORIZED] * 2
     assert not (await service.worker()).exists
     audited = []
@@ -457,7 +459,7 @@ async def test_the_user_and_the_actor_are_recorded(service: Service):
         new_id=uuid4,
     )
     create = CREATE.model_copy(update={"created_by": "portal"})
-    assert await service.command(create, "create", user_id="portal") == Done()
+    assert await service.command(create, "create", user_id="portal") == Ack()
     (first, _) = await service.store.read(f"cml_worker-{WORKER}")
     metadata = json.loads(first.metadata)
     assert (metadata["actor"], metadata["user"]) == ("portal", "portal")

@@ -23,13 +23,13 @@ from cml_contracts.commands import (
 from cml_contracts.instance import InstanceState
 from cml_contracts.results import Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER, sign
-from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Dead, Done, Message, Outgoing
+from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Message, Outgoing
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.messages import (
-    Finding,
     InstanceObserved,
     LookupAnswered,
     LookupRequested,
+    LookupResult,
     OperationFailed,
     OperationSucceeded,
     Report,
@@ -116,7 +116,7 @@ async def _status_of_what_is_gone(service: Service) -> Message:
 
 def _found(service: Service) -> Message:
     request = LookupRequested.model_validate_json(service.outbox.on(INTERNAL_EXCHANGE.name)[-1].body)
-    found = LookupAnswered(origin=request.origin, question=request.question, finding=Finding())
+    found = LookupAnswered(origin=request.origin, question=request.question, finding=LookupResult())
     return _report(found)
 
 
@@ -173,7 +173,7 @@ async def test_a_reply_that_does_not_get_out_is_sent_by_the_next_delivery(servic
                 broken_at += 1
                 continue
         break
-    assert verdict == Done()
+    assert verdict == Ack()
     assert broken_at == len(CASES[case])
     assert _answered(service) - before == CASES[case]
 
@@ -213,7 +213,7 @@ async def test_replies_are_sent_whatever_becomes_of_an_append(
         except StoreUnavailableError:
             continue
         break
-    assert verdict == Done()
+    assert verdict == Ack()
     assert lost == (1 if "report" in message.type and case is not _status_of_what_is_gone else 2)
     assert _answered(service) >= CASES[case]
 
@@ -244,9 +244,9 @@ async def test_what_a_status_update_settled_late_is_answered_though_its_answer_w
     held = await _append_held_back(service, message, monkeypatch)
     running = json.loads(message.body) | {"finding": {"instance": instance().model_dump(mode="json")}}
     other = replace(message, body=json.dumps(running).encode(), message_id="other")
-    assert await _deliver(service, other) == Done()  # the same command's other lookup found it running
+    assert await _deliver(service, other) == Ack()  # the same command's other lookup found it running
     await held()
-    assert await _deliver(service, replace(message, attempt=1)) == Done()
+    assert await _deliver(service, replace(message, attempt=1)) == Ack()
     assert _answered(service) >= {"stop", "status"}
     assert len({each.model_dump_json() for each in service.outbox.results("status")}) == 1
 
@@ -256,7 +256,7 @@ async def test_an_append_that_comes_later_than_the_next_delivery_is_out_of_date(
 ):
     message = await _observed_gone(service)
     held = await _append_held_back(service, message, monkeypatch)
-    assert await _deliver(service, replace(message, attempt=1)) == Done()
+    assert await _deliver(service, replace(message, attempt=1)) == Ack()
     with pytest.raises(WrongExpectedVersionError):
         await held()
     assert _answered(service) >= {"stop", "tags"}
@@ -279,13 +279,13 @@ async def test_a_caller_that_refuses_its_reply_keeps_nobody_elses(service: Servi
 
 async def test_the_sender_of_a_pending_command_who_repeats_it_from_there_need_not_wait(service: Service):
     await service.command(CREATE, "create", correlation_id="c-1")
-    assert await service.command(CREATE, "create", correlation_id="c-1") == Done()
+    assert await service.command(CREATE, "create", correlation_id="c-1") == Ack()
 
 
 async def test_a_reply_goes_to_the_address_on_record_and_to_the_repetitions_own(service: Service):
     await service.launched()
     await service.command(START, "start", reply_to="first")
-    assert await service.command(START, "start", reply_to="second") == Done()
+    assert await service.command(START, "start", reply_to="second") == Ack()
     assert service.outbox.results("second") == service.outbox.results("first")[:1]
 
 
@@ -300,12 +300,12 @@ async def test_who_was_authorized_is_not_judged_again_when_the_token_has_run_out
     token = sign(key, actor="ann", command_id="create", expires=service.now + timedelta(minutes=1))
     headers = {TOKEN_HEADER: token}
     service.outbox.broken = 0
-    assert await service.command(CREATE, "create", user_id="portal", headers=headers) == Done()
+    assert await service.command(CREATE, "create", user_id="portal", headers=headers) == Ack()
     service.now += timedelta(hours=1)
     again: dict[str, Any] = {"headers": headers, "reply_to": "elsewhere"}
     await service.report(OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance()))
-    assert await service.command(CREATE, "create", user_id="portal", attempt=3, **again) == Done()
+    assert await service.command(CREATE, "create", user_id="portal", attempt=3, **again) == Ack()
     assert [each.outcome for each in service.outbox.results("elsewhere")] == ["succeeded"]
     for user, body in (("other", CREATE), ("portal", CREATE.model_copy(update={"name": "else"}))):
-        assert isinstance(await service.command(body, "create", user_id=user, **again), Dead)
+        assert isinstance(await service.command(body, "create", user_id=user, **again), DeadLetter)
     assert service.outbox.results("elsewhere")[-1].problem.code is ProblemCode.UNAUTHORIZED

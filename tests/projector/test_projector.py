@@ -26,7 +26,7 @@ from cml_contracts.events import (
 from cml_contracts.instance import InstanceState, WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, OperationView, WorkerPage
 from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_workers.bus.port import Dead, Done, Message
+from cml_workers.bus.port import Ack, DeadLetter, Message
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.messages import REPORTS, CommandMessage, OperationOutstanding, Reminder
 from cml_workers.domain.worker import Worker
@@ -98,7 +98,7 @@ class Service:
             message_id="q",
             reply_to="caller",
         )
-        assert await self.projector.on_query(message, outbox) == Done()
+        assert await self.projector.on_query(message, outbox) == Ack()
         (result,) = outbox.results()
         return result
 
@@ -332,7 +332,7 @@ async def test_a_refused_command_can_be_asked_for(service: Service):
 async def test_a_broken_query_is_answered_and_kept(service: Service, body: bytes, query: str):
     outbox = Outbox()
     verdict = await service.projector.on_query(Message(body=body, type=query, reply_to="caller"), outbox)
-    assert isinstance(verdict, Dead)
+    assert isinstance(verdict, DeadLetter)
     (result,) = outbox.results()
     assert result.problem is not None
     assert result.problem.code is ProblemCode.VALIDATION_FAILED

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.delivery import settle
 from cml_workers.bus.port import (
+    Ack,
     BusUnavailableError,
-    Dead,
-    Done,
+    DeadLetter,
     Handler,
-    Later,
     Message,
     Outgoing,
+    Retry,
     UnroutableError,
     Verdict,
 )
@@ -232,7 +232,7 @@ class Broker:
         if self._crowd < CROWD and self.world.happens("lost ack", state.queue.name):
             self._give_back(state, consumer, delivery)
             return
-        if not isinstance(verdict, Later):
+        if not isinstance(verdict, Retry):
             self._recognised(state, delivery)
         self.ack(state, consumer, delivery)
 
@@ -254,16 +254,16 @@ class Broker:
         self, state: QueueState, delivery: Delivery, verdict: Verdict, bus: "BusOfProcess"
     ) -> None:
         match verdict:
-            case Done():
+            case Ack():
                 return
-            case Later(wait):
+            case Retry(wait):
                 assert wait is not None  # the delivery policy has chosen one
                 again = replace(delivery.message, attempt=delivery.message.attempt + 1, redelivered=False)
                 await bus.confirmed("put aside")
                 self.put_aside += 1
                 later = Delivery(again, faults=delivery.faults, after_error=delivery.after_error)
                 self.world.loop.call_later(wait, self._come_back, state, later)
-            case Dead(reason):
+            case DeadLetter(reason):
                 await bus.confirmed("dead letter")
                 self.dead.append((state.queue.name, delivery.message, reason))
 

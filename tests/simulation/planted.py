@@ -32,7 +32,7 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import Ec2Instance, LaunchParameters, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
-from cml_workers.bus.port import BusUnavailableError, Done, Later, Message, Outgoing, Verdict
+from cml_workers.bus.port import Ack, BusUnavailableError, Message, Outgoing, Retry, Verdict
 from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.domain import decide as rules
 from cml_workers.domain.messages import AttemptRefused, OperationFailed
@@ -90,7 +90,7 @@ def ack_before_append(patch: pytest.MonkeyPatch) -> None:
 
         store: Any = self._store
         store._process.start(work())
-        return Done()
+        return Ack()
 
     patch.setattr(Lifecycle, "on_command", on_command)
 
@@ -364,7 +364,7 @@ def reply_forgotten_by_a_report(patch: pytest.MonkeyPatch) -> None:
     async def settle(self: Lifecycle, report: Any, report_id: str, attempt: int) -> Verdict:
         worker = await load(self._store, report.worker_id)
         if settled_by(worker, report_id):
-            return Done()
+            return Ack()
         return await original(self, report, report_id, attempt)
 
     patch.setattr(Lifecycle, "_settle", settle)
@@ -447,7 +447,7 @@ def not_put_aside(patch: pytest.MonkeyPatch) -> None:
     original = Broker._settle
 
     async def settle(self: Broker, state: QueueState, delivery: Delivery, verdict: Verdict, bus: Any) -> None:
-        if delivery.after_error and isinstance(verdict, Later):
+        if delivery.after_error and isinstance(verdict, Retry):
             return
         await original(self, state, delivery, verdict, bus)
 

@@ -31,9 +31,9 @@ from cml_workers.domain.decide import (
 from cml_workers.domain.history import EventMetadata, Recorded, ReplyAddress
 from cml_workers.domain.messages import (
     CommandMessage,
-    Finding,
-    ImageQuestion,
-    InstanceQuestion,
+    ImageLookup,
+    InstanceLookup,
+    LookupResult,
     WorkerReport,
 )
 from cml_workers.domain.policy import Policy
@@ -102,7 +102,7 @@ class Given:
     worker: Worker
     policy: Policy = POLICY
     at: datetime = NOW + timedelta(hours=1)
-    finding: Finding | None = None
+    finding: LookupResult | None = None
     command: WorkerCommand | None = None
     report: WorkerReport | None = None
     command_id: str = "the-command"
@@ -115,7 +115,7 @@ class Given:
 
     def found(self, ec2_instance: Ec2Instance | None = None, **finding: Any) -> "Given":
         """After EC2 answered so."""
-        self.finding = Finding(instance=ec2_instance, **finding)
+        self.finding = LookupResult(instance=ec2_instance, **finding)
         return self
 
     def soon(self) -> "Given":
@@ -169,7 +169,7 @@ class Given:
             assert decision.problem.retryable is retryable
             assert decision.problem.detail
 
-    def then_asks(self, question: ImageQuestion | InstanceQuestion) -> None:
+    def then_asks(self, question: ImageLookup | InstanceLookup) -> None:
         """EC2 has to be asked first."""
         assert self._decide(self.worker) == Ask(question)
 

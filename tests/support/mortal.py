@@ -9,7 +9,7 @@ import signal
 import sys
 
 from cml_workers.bus import rabbit
-from cml_workers.bus.port import Done, Message, Verdict
+from cml_workers.bus.port import Ack, Message, Verdict
 from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from support.children import die_with_parent
@@ -23,7 +23,7 @@ async def consume(url: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         await asyncio.sleep(0.01)  # what every handler does: wait for a store
         print("done", message.message_id, flush=True)
-        return Done()
+        return Ack()
 
     bus = RabbitBus(url, name="mortal", declare=False)
     bus.consume(LIFECYCLE_COMMANDS, handle, prefetch=10)

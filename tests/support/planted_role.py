@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from cml_workers.bus.port import Done, Verdict
+from cml_workers.bus.port import Ack, Verdict
 from cml_workers.cli import main
 from cml_workers.lifecycle.handler import Finish, Lifecycle
 
@@ -28,7 +28,7 @@ def forgotten_reply() -> None:
         if operation is not None and operation.result is None and isinstance(judge(worker), Finish):
             sys.stderr.write(f"planted: {cause} is done\n")
             sys.stderr.flush()
-            return Done()
+            return Ack()
         return await transact(self, worker_id, cause, judge, *origin)
 
     Lifecycle._transact = _transact  # type: ignore[assignment, method-assign]

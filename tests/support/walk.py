@@ -23,8 +23,8 @@ from cml_workers.domain.decide import Ask, NoChange, Record, Reject, decide, dec
 from cml_workers.domain.messages import (
     AttemptRefused,
     CommandMessage,
-    Finding,
     InstanceObserved,
+    LookupResult,
     OperationFailed,
     OperationOutstanding,
     OperationSucceeded,
@@ -97,7 +97,11 @@ def _situation(worker: Worker) -> object:
 def _commanded(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Step]:
     for command in COMMANDS:
         # As EC2 answers before anybody asked, where it has to be asked.
-        for finding in (None, Finding(), *(Finding(instance=instance(state)) for state in InstanceState)):
+        for finding in (
+            None,
+            LookupResult(),
+            *(LookupResult(instance=instance(state)) for state in InstanceState),
+        ):
             message = CommandMessage(
                 command_id=f"command-{worker.revision + 1}",
                 command=command,

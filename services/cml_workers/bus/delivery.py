@@ -5,7 +5,7 @@ The RabbitMQ adapter and the simulation both settle deliveries by it.
 
 from dataclasses import dataclass
 
-from cml_workers.bus.port import CallerRefusesError, Dead, Done, Later, Verdict
+from cml_workers.bus.port import Ack, CallerRefusesError, DeadLetter, Retry, Verdict
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, RETRY_DELAYS, Queue
 from cml_workers.foundation.failures import ConfigurationError
 
@@ -17,7 +17,7 @@ MAX_FAULTS = 8
 class Settlement:
     """How a delivery is settled; ``faults``: what the message has on its account by now.
 
-    ``Done``: acknowledge it. ``Later``: to the retry queue of that delay, one of ``RETRY_DELAYS``. ``Dead``: to the dead
+    ``Ack``: acknowledge it. ``Retry``: to the retry queue of that delay, one of ``RETRY_DELAYS``. ``DeadLetter``: to the dead
     letters. The latter two are acknowledged when what takes their place has been confirmed.
     """
 
@@ -31,7 +31,7 @@ def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: in
     match ended:
         case ConnectionError() | ConfigurationError():
             # Not the message's fault, however long it lasts: this never makes it a dead letter.
-            verdict = Later()
+            verdict = Retry()
         case CallerRefusesError():
             faults += 1
             verdict = _fault(queue, faults, f"no reply: {ended}")
@@ -40,16 +40,16 @@ def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: in
             verdict = _fault(queue, faults, f"handler failed: {ended!r}")
         case _:
             verdict = ended
-    if isinstance(verdict, Later):
-        verdict = Later(retry_delay(verdict.seconds, attempt)) if queue.retries else Done()
+    if isinstance(verdict, Retry):
+        verdict = Retry(retry_delay(verdict.seconds, attempt)) if queue.retries else Ack()
     return Settlement(verdict, faults)
 
 
 def _fault(queue: Queue, faults: int, reason: str) -> Verdict:
     """Once more, while there is hope for the message; at once to the dead letters where it cannot wait."""
     if queue is DEAD_LETTER_QUEUE or (queue.retries and faults < MAX_FAULTS):
-        return Later()  # the dead-letter queue is the last resort
-    return Dead(f"{reason} ({faults} times)", "HandlerFailed")
+        return Retry()  # the dead-letter queue is the last resort
+    return DeadLetter(f"{reason} ({faults} times)", "HandlerFailed")
 
 
 def retry_delay(seconds: int | None, attempt: int) -> int:

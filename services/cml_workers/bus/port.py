@@ -115,19 +115,19 @@ class Publish(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Ack:
     """The message is dealt with."""
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class Retry:
     """Put the message aside and deliver it again after ``seconds``; None: longer from attempt to attempt."""
 
     seconds: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Dead:
+class DeadLetter:
     """The message itself is broken: keep it in the dead-letter queue with the reason.
 
     ``cause``: the kind of reason, by which dead letters are counted; a problem's code where there is one.
@@ -137,5 +137,5 @@ class Dead:
     cause: str = "Refused"
 
 
-Verdict = Done | Later | Dead
+Verdict = Ack | Retry | DeadLetter
 Handler = Callable[[Message], Awaitable[Verdict]]

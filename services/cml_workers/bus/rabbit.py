@@ -39,15 +39,15 @@ from cml_workers.bus.port import (
     QUEUE_HEADER,
     REASON_HEADER,
     USER_HEADER,
+    Ack,
     BusConfigurationError,
     BusUnavailableError,
     CallerRefusesError,
-    Dead,
-    Done,
+    DeadLetter,
     Handler,
-    Later,
     Message,
     Outgoing,
+    Retry,
     TopologyError,
     UnroutableError,
     Verdict,
@@ -306,13 +306,13 @@ class RabbitBus:
         self, queue: Queue, message: Message, headers: dict[str, object], verdict: Verdict
     ) -> None:
         match verdict:
-            case Done():
+            case Ack():
                 return
-            case Later(delay):
+            case Retry(delay):
                 assert delay is not None  # noqa: S101 - the delivery policy has chosen one
                 headers[ATTEMPT_HEADER] = message.attempt + 1
                 await self.publish(_again(message, headers, queue.retry_queue(delay), self.user))
-            case Dead(reason, cause):
+            case DeadLetter(reason, cause):
                 log.warning("dead letter", queue=queue.name, message_id=message.message_id, reason=reason)
                 headers |= {
                     QUEUE_HEADER: queue.name,
@@ -345,8 +345,8 @@ def _carried(headers: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def _unreadable(headers: Mapping[str, object]) -> Dead:
-    return Dead(f"the AMQP properties cannot be read ({headers[UNREADABLE_HEADER]})", "Unreadable")
+def _unreadable(headers: Mapping[str, object]) -> DeadLetter:
+    return DeadLetter(f"the AMQP properties cannot be read ({headers[UNREADABLE_HEADER]})", "Unreadable")
 
 
 def _printable(text: str) -> str:

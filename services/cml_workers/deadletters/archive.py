@@ -23,7 +23,7 @@ from cml_contracts.deadletters import (
     ListDeadLetters,
 )
 from cml_contracts.envelope import MAX_BODY
-from cml_workers.deadletters.letter import DeadLetter
+from cml_workers.deadletters.letter import Letter
 from cml_workers.sql.database import METADATA, insert, transaction
 
 DEAD_LETTERS = sa.Table(
@@ -83,7 +83,7 @@ class Deed:
 class Kept:
     """A dead letter as it is kept."""
 
-    letter: DeadLetter
+    letter: Letter
     view: DeadLetterView
 
     @property
@@ -104,7 +104,7 @@ class Archive:
         async with self._writing, transaction(self._engine) as connection:
             yield connection
 
-    async def keep(self, letter: DeadLetter, now: datetime) -> bool:
+    async def keep(self, letter: Letter, now: datetime) -> bool:
         """Keep it, on disk when this returns; False: this very death was kept before."""
         row = {
             "id": letter.id,
@@ -157,7 +157,7 @@ class Archive:
             history=tuple(_outcome(each) for each in outcomes),
         )
 
-    async def redriven(self, before: Kept, after: DeadLetter, deed: Deed) -> None:
+    async def redriven(self, before: Kept, after: Letter, deed: Deed) -> None:
         """Record that it was redriven as ``after``. If it has died again meanwhile, that is the later news."""
         old = before.letter
         changes = {"state": deed.what, "redrives": before.next_redrive, **_columns(after)}
@@ -241,7 +241,7 @@ def _done(deed: Deed, message_id: str | None) -> dict[str, Any]:
     }
 
 
-def _columns(letter: DeadLetter) -> dict[str, Any]:
+def _columns(letter: Letter) -> dict[str, Any]:
     return {
         **{name: _storable(getattr(letter, name)) for name in (*_CONTENT, *_COUNTERS)},
         "properties": json.dumps({name: getattr(letter, name) for name in _PROPERTIES}),
@@ -253,8 +253,8 @@ def _storable(value: Any) -> Any:
     return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
-def _letter(row: sa.RowMapping) -> DeadLetter:
-    return DeadLetter(
+def _letter(row: sa.RowMapping) -> Letter:
+    return Letter(
         **{name: row[name] for name in ("id", "death", *_CONTENT, *_COUNTERS)},
         **json.loads(row["properties"]),
     )

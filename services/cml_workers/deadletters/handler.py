@@ -26,10 +26,10 @@ from cml_contracts.deadletters import (
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
-from cml_workers.bus.port import Dead, Done, Message, Publish, UnroutableError, Verdict
+from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, UnroutableError, Verdict
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.deadletters.archive import Archive, Deed, Kept
-from cml_workers.deadletters.letter import DeadLetter, again, dead_letter
+from cml_workers.deadletters.letter import Letter, again, dead_letter
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.command_streams import fingerprint, load_claim
 from cml_workers.eventstore.port import EventStore
@@ -77,11 +77,11 @@ class DeadLetters:
             log.warning(
                 "dead letter kept", dead_letter_id=str(letter.id), queue=letter.queue, cause=letter.cause
             )
-        return Done()
+        return Ack()
 
     async def on_request(self, message: Message) -> Verdict:
         """Do what an operator asks for, and answer."""
-        verdict: Verdict = Done()
+        verdict: Verdict = Ack()
         try:
             request: OperatorRequest = read(message, OPERATOR_REQUESTS, limit=LONGEST_REQUEST)
             self._authorize(message.user_id)
@@ -93,7 +93,7 @@ class DeadLetters:
             problem = error.problem
             result = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
             if problem.code in (ProblemCode.VALIDATION_FAILED, ProblemCode.UNAUTHORIZED):
-                verdict = Dead(problem.detail, problem.code)
+                verdict = DeadLetter(problem.detail, problem.code)
         address = reply_address(message)
         if address is not None:
             await self._publish(reply(result, address))
@@ -156,7 +156,7 @@ class DeadLetters:
     ) -> Deed:
         return Deed(what, self._now(), user, request.by, request.reason)
 
-    async def _redrive(self, kept: Kept, letter: DeadLetter, deed: Deed) -> DeadLetterView:
+    async def _redrive(self, kept: Kept, letter: Letter, deed: Deed) -> DeadLetterView:
         # Published first and recorded then: if we die in between, it waits here although it is on its way, which
         # is harmless; the other way round it would be nowhere.
         if not letter.queue:
@@ -173,7 +173,7 @@ class DeadLetters:
         log.info(deed.what, dead_letter_id=str(letter.id), queue=letter.queue, user=deed.user, by=deed.by)
         return (await self._find(letter.id)).view
 
-    async def _edited(self, letter: DeadLetter, request: EditDeadLetter) -> DeadLetter:
+    async def _edited(self, letter: Letter, request: EditDeadLetter) -> Letter:
         body = letter.body if request.body is None else request.body.encode()
         edited = replace(letter, body=body, type=request.type or letter.type)
         if letter.queue != LIFECYCLE_COMMANDS.name or await self._keeps_its_id(letter):
@@ -186,7 +186,7 @@ class DeadLetters:
             correlation_id=letter.correlation_id or letter.message_id,
         )
 
-    async def _keeps_its_id(self, letter: DeadLetter) -> bool:
+    async def _keeps_its_id(self, letter: Letter) -> bool:
         """Whether the command can keep its id with another body. Raises RefusedError if it must not be edited.
 
         Keeping it is best: should its sender still repeat it, mended, one of the two is a repetition. It cannot if

@@ -37,7 +37,7 @@ _BURIED: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class DeadLetter:
+class Letter:
     """A message and its last death. ``death`` tells this death from others of the same message."""
 
     id: UUID
@@ -58,7 +58,7 @@ class DeadLetter:
     faults: int
 
 
-def dead_letter(message: Message) -> DeadLetter:
+def dead_letter(message: Message) -> Letter:
     """What came out of the dead-letter queue.
 
     The same message (id, type, body and sender) that dies in the same queue again is the same dead letter, and so
@@ -75,7 +75,7 @@ def dead_letter(message: Message) -> DeadLetter:
         message.user_id,
         hashlib.sha256(message.body).hexdigest(),
     ]
-    return DeadLetter(
+    return Letter(
         id=known or uuid5(_NAMESPACE, json.dumps(identity)),
         death=f"{number if known else ''}/{death}",
         queue=queue,
@@ -95,7 +95,7 @@ def dead_letter(message: Message) -> DeadLetter:
     )
 
 
-def again(letter: DeadLetter, number: int, own_user: str) -> Outgoing:
+def again(letter: Letter, number: int, own_user: str) -> Outgoing:
     """The message for the queue it died in, for the ``number``-th time, without the counters of its former life.
 
     In its sender's name, as when it was put aside; to its queue alone, as other consumers had it already.

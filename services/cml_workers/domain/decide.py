@@ -56,10 +56,10 @@ from cml_contracts.results import Outcome, Problem, ProblemCode
 from cml_workers.domain.messages import (
     AttemptRefused,
     CommandMessage,
-    Finding,
-    ImageQuestion,
+    ImageLookup,
+    InstanceLookup,
     InstanceObserved,
-    InstanceQuestion,
+    LookupResult,
     OperationFailed,
     OperationOutstanding,
     OperationSucceeded,
@@ -87,7 +87,7 @@ class NoChange:
 class Ask:
     """EC2 has to be asked before this can be decided."""
 
-    question: ImageQuestion | InstanceQuestion
+    question: ImageLookup | InstanceLookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Reject:
 
 
 Decision = Record | NoChange | Ask | Reject
-Question = ImageQuestion | InstanceQuestion
+Lookup = ImageLookup | InstanceLookup
 
 
 class _Rejected(Exception):  # noqa: N818 - how a rule says no, wherever it stands
@@ -119,21 +119,26 @@ def _failed(code: ProblemCode, detail: str, *, retryable: bool = False) -> _Reje
 
 
 def decide(
-    message: CommandMessage, worker: Worker, *, policy: Policy, now: datetime, finding: Finding | None = None
+    message: CommandMessage,
+    worker: Worker,
+    *,
+    policy: Policy,
+    now: datetime,
+    finding: LookupResult | None = None,
 ) -> Decision:
     """What a command does; ``finding``: what EC2 answered, where it was asked."""
     try:
         decided = _events(message, worker, policy, now, finding)
     except _Rejected as rejected:
         return rejected.decision
-    if isinstance(decided, ImageQuestion | InstanceQuestion):
+    if isinstance(decided, ImageLookup | InstanceLookup):
         return Ask(decided)
     return Record(decided) if decided else NoChange(already_so(message, worker, finding))
 
 
 def _events(
-    message: CommandMessage, worker: Worker, policy: Policy, now: datetime, finding: Finding | None
-) -> list[WorkerEvent] | Question:
+    message: CommandMessage, worker: Worker, policy: Policy, now: datetime, finding: LookupResult | None
+) -> list[WorkerEvent] | Lookup:
     """[] where it is so already."""
     command, command_id = message.command, message.command_id
     match command:
@@ -156,7 +161,7 @@ def _events(
     assert_never(command)
 
 
-def already_so(message: CommandMessage, worker: Worker, finding: Finding | None) -> Any:
+def already_so(message: CommandMessage, worker: Worker, finding: LookupResult | None) -> Any:
     """The reply data of a command that changes nothing, and of every status update."""
     command = message.command
     match command:
@@ -190,8 +195,8 @@ def launch_token(deployment: str, worker_id: UUID, generation: int) -> str:
 
 
 def _create(
-    command: CreateCMLWorker, command_id: str, worker: Worker, policy: Policy, finding: Finding | None
-) -> list[WorkerEvent] | Question:
+    command: CreateCMLWorker, command_id: str, worker: Worker, policy: Policy, finding: LookupResult | None
+) -> list[WorkerEvent] | Lookup:
     _check_region(command.aws_region, policy)
     instance_type = command.instance_type or policy.default_instance_type
     if policy.allowed_instance_types and instance_type not in policy.allowed_instance_types:
@@ -219,7 +224,7 @@ def _create(
                 f"no AMI is given and none is configured for region {command.aws_region}",
             )
         if finding is None:
-            return ImageQuestion(aws_region=command.aws_region, ami_name=ami_name)
+            return ImageLookup(aws_region=command.aws_region, ami_name=ami_name)
         if finding.problem:
             raise _Rejected(finding.problem, "failed")
         if finding.image_id is None:
@@ -260,8 +265,8 @@ def _create(
 
 
 def _import(
-    command: ImportCMLWorker, command_id: str, worker: Worker, policy: Policy, finding: Finding | None
-) -> list[WorkerEvent] | Question:
+    command: ImportCMLWorker, command_id: str, worker: Worker, policy: Policy, finding: LookupResult | None
+) -> list[WorkerEvent] | Lookup:
     _check_region(command.aws_region, policy)
     if worker.terminated:
         raise _rejected(
@@ -275,7 +280,7 @@ def _import(
     if worker.exists:
         return []
     if finding is None:
-        return InstanceQuestion(
+        return InstanceLookup(
             aws_region=command.aws_region,
             instance_id=command.instance_id,
             seen_revision=worker.observed_revision,
@@ -405,12 +410,12 @@ def _check_tag_count(tags: Mapping[str, str]) -> None:
 
 
 def _update_status(
-    worker: Worker, policy: Policy, now: datetime, finding: Finding | None
-) -> list[WorkerEvent] | Question:
+    worker: Worker, policy: Policy, now: datetime, finding: LookupResult | None
+) -> list[WorkerEvent] | Lookup:
     instance = worker.instance
     assert instance is not None  # noqa: S101 - `_with_instance` saw it
     if finding is None:
-        return InstanceQuestion(
+        return InstanceLookup(
             aws_region=worker.aws_region,
             instance_id=instance.instance_id,
             seen_revision=worker.observed_revision,

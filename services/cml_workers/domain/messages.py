@@ -80,14 +80,14 @@ Seen = Annotated[Ec2Instance, AfterValidator(_recordable)]
 """An instance as EC2 can show it."""
 
 
-class ImageQuestion(Tolerant):
+class ImageLookup(Tolerant):
     """Which image has this name in this region?"""
 
     aws_region: Region
     ami_name: Text
 
 
-class InstanceQuestion(Tolerant):
+class InstanceLookup(Tolerant):
     """How does EC2 show this instance now?
 
     ``seen_revision``: the last event about the instance when the question was asked; an answer that a later
@@ -104,10 +104,10 @@ class LookupRequested(Tolerant):
 
     TYPE: ClassVar = "cml.lookup.requested.v1"
     origin: CommandMessage
-    question: ImageQuestion | InstanceQuestion
+    question: ImageLookup | InstanceLookup
 
 
-class Finding(Tolerant):
+class LookupResult(Tolerant):
     """EC2's answer; all None: there is no such image or instance.
 
     ``problem``: EC2 would not say.
@@ -123,8 +123,8 @@ class LookupAnswered(Tolerant):
 
     TYPE: ClassVar = "cml.report.lookup_answered.v1"
     origin: CommandMessage
-    question: ImageQuestion | InstanceQuestion
-    finding: Finding
+    question: ImageLookup | InstanceLookup
+    finding: LookupResult
 
 
 class OperationSucceeded(Tolerant):

@@ -33,24 +33,24 @@ from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, Inst
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, internal, read
 from cml_workers.bus.port import (
+    Ack,
     BusUnavailableError,
-    Dead,
-    Done,
-    Later,
+    DeadLetter,
     Message,
     Publish,
+    Retry,
     UnroutableError,
     Verdict,
 )
 from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
     AttemptRefused,
-    Finding,
-    ImageQuestion,
+    ImageLookup,
+    InstanceLookup,
     InstanceObserved,
-    InstanceQuestion,
     LookupAnswered,
     LookupRequested,
+    LookupResult,
     OperationFailed,
     OperationSucceeded,
     Reminder,
@@ -178,7 +178,7 @@ class Executor:
             worker_id, revision, recheck_since = _woken(message)
             resumes = message.type in RESUME_WATCHING
         except (BadMessageError, ValueError, AttributeError, TypeError, RecursionError) as error:
-            return Dead(
+            return DeadLetter(
                 f"neither a reminder nor a CloudEvent of a worker: {type(error).__name__}",
                 ProblemCode.VALIDATION_FAILED,
             )
@@ -188,8 +188,8 @@ class Executor:
                 worker = await self._workers.newest(worker_id)
                 if revision is not None and worker.revision < revision:
                     if message.attempt < UNSEEN_ATTEMPTS:
-                        return Later(1)  # a replica of the store that lags behind
-                    return Dead(
+                        return Retry(1)  # a replica of the store that lags behind
+                    return DeadLetter(
                         f"worker {worker.id} has no event {revision}; the last is {worker.revision}",
                         ProblemCode.VALIDATION_FAILED,
                     )
@@ -212,7 +212,7 @@ class Executor:
                     again |= not await self._recheck(worker, recheck_since, read_at)
                 # The next reminder comes by itself; an event does not, nor does a recheck.
                 lasting = revision is not None or recheck_since is not None
-                return Later() if again and lasting else Done()
+                return Retry() if again and lasting else Ack()
 
     # -- acting -------------------------------------------------------------------------------------------
 
@@ -602,7 +602,7 @@ class Executor:
         try:
             request = read(message, {LookupRequested.TYPE: LookupRequested}, limit=MAX_INTERNAL_BODY)
         except BadMessageError as error:
-            return Dead(error.problem.detail, error.problem.code)
+            return DeadLetter(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(command_id=request.origin.command_id):
             try:
                 finding = await self._find(request.question)
@@ -611,20 +611,20 @@ class Executor:
                 if error.remedy is Remedy.REFRESH:
                     await self._ec2.refresh()
                 if patient:
-                    return Later()
-                finding = Finding(problem=error.problem)
+                    return Retry()
+                finding = LookupResult(problem=error.problem)
             answer = LookupAnswered(origin=request.origin, question=request.question, finding=finding)
             await self._tell(answer, f"{message.message_id}/answer")
-            return Done()
+            return Ack()
 
-    async def _find(self, question: ImageQuestion | InstanceQuestion) -> Finding:
-        if isinstance(question, ImageQuestion):
-            return Finding(image_id=await self._ec2.find_image(question.aws_region, question.ami_name))
+    async def _find(self, question: ImageLookup | InstanceLookup) -> LookupResult:
+        if isinstance(question, ImageLookup):
+            return LookupResult(image_id=await self._ec2.find_image(question.aws_region, question.ami_name))
         instance = await self._ec2.describe(question.aws_region, question.instance_id)
         if instance is None:
             await self._sleep(1.0)
             instance = await self._ec2.describe(question.aws_region, question.instance_id)
-        return Finding(instance=instance)
+        return LookupResult(instance=instance)
 
     async def _tell(self, report: Report | Reminder, identity: str) -> None:
         await self._publish(internal(report, str(uuid5(_NAMESPACE, identity))))

@@ -21,28 +21,28 @@ from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
 from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.codec import BadMessageError, identity, internal, read, reply, reply_address
-from cml_workers.bus.port import CallerRefusesError, Dead, Done, Later, Message, Outgoing, Publish, Verdict
-from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
-from cml_workers.domain.decide import (
-    Ask,
-    NoChange,
-    Question,
-    Record,
-    Reject,
-    already_so,
-    decide,
-    decide_report,
+from cml_workers.bus.port import (
+    Ack,
+    CallerRefusesError,
+    DeadLetter,
+    Message,
+    Outgoing,
+    Publish,
+    Retry,
+    Verdict,
 )
+from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
+from cml_workers.domain.decide import Ask, Lookup, NoChange, Record, Reject, already_so, decide, decide_report
 from cml_workers.domain.history import EventMetadata, Recorded, ReplyAddress
 from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
     REPORTS,
     CommandMessage,
-    Finding,
-    ImageQuestion,
-    InstanceQuestion,
+    ImageLookup,
+    InstanceLookup,
     LookupAnswered,
     LookupRequested,
+    LookupResult,
     Report,
     WorkerReport,
 )
@@ -96,7 +96,7 @@ class Finish:
     due: Due = field(default_factory=_these)
 
 
-Step = Append | Finish | Later | Dead
+Step = Append | Finish | Retry | DeadLetter
 """What is to be done about a message, given its worker."""
 
 
@@ -128,7 +128,7 @@ class Lifecycle:
             command: WorkerCommand = read(message, COMMANDS)
         except BadMessageError as error:
             await self._refuse(message, error.problem)
-            return Dead(error.problem.detail, error.problem.code)
+            return DeadLetter(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(
             command_id=command_id,
             correlation_id=message.correlation_id,
@@ -151,7 +151,7 @@ class Lifecycle:
                 if before is None or (before.user, before.fingerprint) != (user, fingerprint(command)):
                     await self._audit(message, command, error.problem)
                     await self._refuse(message, error.problem)
-                    return Dead(error.problem.detail, error.problem.code)
+                    return DeadLetter(error.problem.detail, error.problem.code)
                 actor = before.actor
             accepted = CommandMessage(
                 command_id=command_id,
@@ -166,7 +166,7 @@ class Lifecycle:
             if not await claim(self._store, accepted):
                 problem = _reused(command_id)
                 await self._refuse(message, problem)
-                return Dead(problem.detail, problem.code)
+                return DeadLetter(problem.detail, problem.code)
             return await self._decide(accepted, attempt=message.attempt)
 
     async def on_report(self, message: Message) -> Verdict:
@@ -175,7 +175,7 @@ class Lifecycle:
             report_id = identity(message)
             report: Report = read(message, REPORTS, limit=MAX_INTERNAL_BODY)
         except BadMessageError as error:
-            return Dead(error.problem.detail, error.problem.code)
+            return DeadLetter(error.problem.detail, error.problem.code)
         if isinstance(report, LookupAnswered):
             with structlog.contextvars.bound_contextvars(
                 command_id=report.origin.command_id, worker_id=str(report.origin.worker_id)
@@ -195,7 +195,7 @@ class Lifecycle:
                     return Finish()
                 case Reject(problem):
                     # A replica of the store that lags behind may not have the operation yet.
-                    return Later(1) if attempt < UNSEEN_ATTEMPTS else Dead(problem.detail, problem.code)
+                    return Retry(1) if attempt < UNSEEN_ATTEMPTS else DeadLetter(problem.detail, problem.code)
             assert_never(decision)
 
         return await self._transact(report.worker_id, report_id, judge)
@@ -231,7 +231,7 @@ class Lifecycle:
         While it is pending, its outcome will be sent to the address on record; only another address has to wait.
         """
         if operation.result is None and message.reply not in (None, operation.requested.reply):
-            return Later()
+            return Retry()
         return Finish(_these(*_replies(operation.result, message.reply)))
 
     async def _decide_status(
@@ -267,8 +267,10 @@ class Lifecycle:
             return await self._transact(message.worker_id, message.command_id, judge, message)
         except UnclaimedError:
             if attempt < UNSEEN_ATTEMPTS:
-                return Later(1)  # a replica of the store that lags behind
-            return Dead(f"nobody sent the command {message.command_id!r}", ProblemCode.VALIDATION_FAILED)
+                return Retry(1)  # a replica of the store that lags behind
+            return DeadLetter(
+                f"nobody sent the command {message.command_id!r}", ProblemCode.VALIDATION_FAILED
+            )
 
     def _bound(self, message: CommandMessage, result: Callable[[Worker], OperationResult]) -> Due:
         async def due(worker: Worker) -> Sequence[Outgoing]:
@@ -279,7 +281,7 @@ class Lifecycle:
 
         return due
 
-    def _bound_or_asked(self, message: CommandMessage, question: Question) -> Due:
+    def _bound_or_asked(self, message: CommandMessage, question: Lookup) -> Due:
         async def due(_: Worker) -> Sequence[Outgoing]:
             bound = await answer_of(self._store, message.command_id)
             return _replies(bound, message.reply) if bound else [_lookup(message, question)]
@@ -316,13 +318,13 @@ class Lifecycle:
                 else:
                     worker, read = await self._workers.newest(worker_id), True
             else:
-                return Later(1)
-        if isinstance(step, Later | Dead):
+                return Retry(1)
+        if isinstance(step, Retry | DeadLetter):
             return step
         return await self._finish(worker, cause, *await step.due(worker))
 
-    async def _finish(self, worker: Worker, message_id: str, *due: Outgoing) -> Done:
-        """The only way in which the message of a worker becomes ``Done``: all that it caused is out.
+    async def _finish(self, worker: Worker, message_id: str, *due: Outgoing) -> Ack:
+        """The only way in which the message of a worker is acknowledged: all that it caused is out.
 
         Which replies its events made due is read from the worker, never remembered: a delivery that finds the
         events there, as the one that appended them died or never learned of it, sends the same replies.
@@ -342,7 +344,7 @@ class Lifecycle:
                 refused = error
         if refused is not None:
             raise refused
-        return Done()
+        return Ack()
 
     async def _audit(self, message: Message, command: WorkerCommand, problem: Problem) -> None:
         """Keep for good that somebody tried; apart from the workers' streams, which strangers cannot fill."""
@@ -425,17 +427,17 @@ def _metadata(
     )
 
 
-def _still_true(answered: LookupAnswered | None, worker: Worker) -> Finding | None:
+def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult | None:
     """What EC2 answered, unless a later event about the instance has overtaken it: then it is asked again."""
     if answered is None:
         return None
     question = answered.question
-    if isinstance(question, InstanceQuestion) and question.seen_revision < worker.observed_revision:
+    if isinstance(question, InstanceLookup) and question.seen_revision < worker.observed_revision:
         return None
     return answered.finding
 
 
-def _lookup(origin: CommandMessage, question: ImageQuestion | InstanceQuestion) -> Outgoing:
+def _lookup(origin: CommandMessage, question: ImageLookup | InstanceLookup) -> Outgoing:
     request = LookupRequested(origin=origin, question=question)
     return internal(request, str(uuid5(_NAMESPACE, f"{origin.command_id}/lookup")), origin.correlation_id)
 

@@ -15,7 +15,7 @@ from cml_contracts.queries import (
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, read, reply, reply_address
-from cml_workers.bus.port import Dead, Done, Message, Publish, Verdict
+from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, Verdict
 from cml_workers.domain.worker import Worker, evolve
 from cml_workers.eventstore.command_streams import answered_operation
 from cml_workers.eventstore.port import (
@@ -103,10 +103,10 @@ class Projector:
         try:
             query: Query = read(message, QUERIES)
             result = await self._answer(query, message.message_id)
-            verdict: Verdict = Done()
+            verdict: Verdict = Ack()
         except BadMessageError as error:
             result = _rejected(message.message_id, error.problem)
-            verdict = Dead(error.problem.detail, error.problem.code)
+            verdict = DeadLetter(error.problem.detail, error.problem.code)
         if address is not None:
             await publish(reply(result, address))
         return verdict
