@@ -58,10 +58,11 @@ check: $(READY) ## format, lint, strict types, import rules, generated documents
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/python -m cml_tools.import_rules
 	@$(BIN)/python -m cml_tools.asyncapi --check docs/asyncapi.json
 	@$(BIN)/python -m cml_tools.definitions --check deploy/rabbitmq/definitions.json
 	@$(BIN)/python -m cml_tools.configuration --check docs/configuration.md
+	@$(BIN)/python -m cml_tools.roles --check docs/roles.md
 
 format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix --quiet . || true
@@ -69,6 +70,7 @@ format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/python -m cml_tools.asyncapi --write docs/asyncapi.json
 	@$(BIN)/python -m cml_tools.definitions > deploy/rabbitmq/definitions.json
 	@$(BIN)/python -m cml_tools.configuration --write docs/configuration.md
+	@$(BIN)/python -m cml_tools.roles --write docs/roles.md
 
 SIMULATE := cd tests && ../$(BIN)/python -m simulation.campaign
 simulate: $(READY) ## the roles on parts that fail, in virtual time: SEEDS=1000 runs, or one again: SEED=7

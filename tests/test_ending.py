@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from cml_workers.foundation import tasks
-from cml_workers.runtime.process import ended_by_signals, until_one_fails
-from cml_workers.runtime.roles import background
+from cml_workers.process.signals import ended_by_signals
+from cml_workers.process.system import until_one_fails
+from cml_workers.runtime.role import background
 
 
 async def _loses_a_cancellation() -> None:
@@ -72,25 +73,25 @@ async def test_a_task_that_fails_while_it_is_ended_harms_nobody() -> None:
 def test_what_does_not_end_in_good_order_ends_all_the_same_and_says_where_it_was() -> None:
     stuck = """
 import asyncio, os, signal
-from cml_workers.runtime import process
+from cml_workers.process import signals
 
 async def never():
     await asyncio.Event().wait()
 
 async def serve():
-    with process.ended_by_signals():
+    with signals.ended_by_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         try:
             await never()
         finally:
             await never()
 
-process.ENDING = 0.1
+signals.ENDING = 0.1
 asyncio.run(serve())
 """
     done = subprocess.run(
         [sys.executable, "-c", stuck], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
-    assert "did not end in good order" in done.stdout + done.stderr
+    assert "did not end cleanly" in done.stdout + done.stderr
     assert "asyncio/locks.py" in done.stdout + done.stderr

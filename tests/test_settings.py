@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cml_workers.runtime.process import single_role, system
+from cml_workers.process.system import single_role, system
 from cml_workers.runtime.settings import SettingsError, load_settings
 from support.running import unconfigured
 

@@ -4,8 +4,8 @@
     CML_WRITER_PASSWORD=... CML_READER_PASSWORD=... python deploy/kurrentdb/restrict.py
 
 ``cml-writer`` (group cml-writers) is for lifecycle, which alone appends. ``cml-reader`` (group cml-readers) is for
-relay, projector and EC2 adapter; it may follow $all, which is a system stream. Nobody but $admins deletes or truncates:
-an audit must stay whole. KurrentDB's access lists are for each stream or for all; finer ones by prefix need its
+the other roles; it may follow $all, which is a system stream. Nobody but $admins deletes or truncates: an audit must
+stay whole. KurrentDB's access lists are for each stream or for all; finer ones by prefix need its
 stream policies (https://docs.kurrent.io/server/latest/security/user-authorization.html).
 """
 

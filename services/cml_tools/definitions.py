@@ -22,21 +22,9 @@ from cml_contracts.topology import (
     QUERIES_EXCHANGE,
     Exchange,
 )
-from cml_workers.bus.topology import (
-    DEAD_LETTER_EXCHANGE,
-    DEAD_LETTER_QUEUE,
-    EC2_LOOKUPS,
-    EC2_TRIGGERS,
-    EXCHANGES,
-    INTERNAL_EXCHANGE,
-    LIFECYCLE_COMMANDS,
-    LIFECYCLE_REPORTS,
-    PROJECTOR_OPERATOR,
-    PROJECTOR_QUERIES,
-    QUEUES,
-    RETRY_DELAYS,
-    retry_arguments,
-)
+from cml_workers.bus.topology import EXCHANGES, QUEUES
+from cml_workers.bus.usage import Usage, retry_queues
+from cml_workers.process.registry import ROLES
 
 DEFAULT_EXCHANGE = "amq.default"
 """The default exchange's name in permissions: replies and retries go through it."""
@@ -60,23 +48,21 @@ def _client(*exchanges: Exchange) -> Permission:
     )
 
 
+def _role(uses: Usage) -> Permission:
+    """Nothing to configure; replies and retries go through the default exchange, and retries come back by themselves.
+
+    It may read its retry queues as it asks whether they are there, for which RabbitMQ 4.3 wants any right to them.
+    """
+    through_the_default_exchange = (DEFAULT_EXCHANGE,) if uses.consumes else ()
+    return (
+        "^$",
+        _names((*through_the_default_exchange, *(exchange.name for exchange in uses.exchanges))),
+        _names(uses.queues),
+    )
+
+
 PERMISSIONS: Mapping[str, Permission] = {
-    "cml-lifecycle": (
-        "^$",
-        _names((DEFAULT_EXCHANGE, INTERNAL_EXCHANGE.name, DEAD_LETTER_EXCHANGE.name)),
-        _names((LIFECYCLE_COMMANDS.name, LIFECYCLE_REPORTS.name)),
-    ),
-    "cml-relay": ("^$", _names((EVENTS_EXCHANGE.name,)), "^$"),
-    "cml-ec2-adapter": (
-        "^$",
-        _names((DEFAULT_EXCHANGE, INTERNAL_EXCHANGE.name, DEAD_LETTER_EXCHANGE.name)),
-        _names((EC2_TRIGGERS.name, EC2_LOOKUPS.name)),
-    ),
-    "cml-projector": (
-        "^$",
-        _names((DEFAULT_EXCHANGE, INTERNAL_EXCHANGE.name, DEAD_LETTER_EXCHANGE.name)),
-        _names((PROJECTOR_QUERIES.name, PROJECTOR_OPERATOR.name, DEAD_LETTER_QUEUE.name)),
-    ),
+    **{role.user: _role(role.uses) for role in ROLES.values()},
     "cml-client": _client(COMMANDS_EXCHANGE, QUERIES_EXCHANGE),
     "cml-operator": _client(QUERIES_EXCHANGE, OPERATOR_EXCHANGE),
 }
@@ -86,12 +72,7 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
     """The definitions; a user without a password cannot log in until it is given one."""
     queues = [
         *((queue.name, queue.arguments) for queue in QUEUES),
-        *(
-            (queue.retry_queue(delay), retry_arguments(queue, delay))
-            for queue in QUEUES
-            if queue.retries
-            for delay in RETRY_DELAYS
-        ),
+        *(waiting for queue in QUEUES for waiting in retry_queues(queue).items()),
     ]
     return {
         "vhosts": [{"name": "/"}],
@@ -166,7 +147,11 @@ def main() -> None:
     parser.add_argument(
         "--check", type=Path, metavar="FILE", help="fail if it is not the one without passwords"
     )
+    parser.add_argument("--variables", action="store_true", help="print the names of the passwords instead")
     chosen = parser.parse_args()
+    if chosen.variables:
+        sys.stdout.write("".join(f"{_variable(user)}\n" for user in PERMISSIONS))
+        return
     passwords = {user: os.environ[_variable(user)] for user in PERMISSIONS if os.environ.get(_variable(user))}
     text = json.dumps(definitions({} if chosen.check else passwords), indent=2) + "\n"
     if chosen.check:

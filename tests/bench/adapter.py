@@ -36,9 +36,9 @@ from cml_workers.eventstore.port import (
     StreamNotFoundError,
 )
 from cml_workers.eventstore.worker_streams import stream_of
+from cml_workers.process.registry import ROLES
 from cml_workers.runtime.endpoints import database_url, event_store_uri
-from cml_workers.runtime.process import ROLES
-from cml_workers.runtime.roles import Infrastructure
+from cml_workers.runtime.role import Infrastructure
 from cml_workers.runtime.settings import load_settings
 from cml_workers.sql.database import open_database
 
@@ -329,17 +329,17 @@ async def counted_roles(counts: Counts, clock: Callable[[], float]) -> AsyncGene
                 "role": name,
             }
             given = _Given(**{part: value for part, value in parts.items() if part in _PARTS})
-            await stack.enter_async_context(ROLES[name](given))
+            await stack.enter_async_context(ROLES[name].compose(given))
         yield broker
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Given(Infrastructure):
     broker: MemoryBroker
     role: str
 
-    def bus(self, name: str) -> Any:
-        assert name
+    def bus(self, role: object) -> Any:
+        assert role
         return self.broker.bus(self.role)
 
 

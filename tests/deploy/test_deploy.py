@@ -11,11 +11,16 @@ import pytest
 import yaml
 
 from cml_tools.configuration import variable
+from cml_tools.roles import secrets
+from cml_workers.process.registry import ROLES
+from cml_workers.runtime.health import PORT
+from cml_workers.runtime.role import Part, Replicas
 from cml_workers.runtime.settings import Settings
 from support.kurrentdb_standin import KurrentDbStandIn
-from support.roles import ROLES
 
 ROOT = Path(__file__).parents[2]
+PARTS = {Part.BUS: "rabbitmq", Part.STORE: "kurrentdb", Part.DATABASE: "postgresql", Part.EC2: "ec2"}
+"""What each is in compose."""
 VARIABLES = {variable(name, field) for name, field in Settings.model_fields.items()}
 OF_THE_PLATFORM = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "USER"}
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -32,6 +37,12 @@ def of_kind(kind: str, name: str) -> dict[str, Any]:
     return found
 
 
+def test_in_compose_there_are_the_roles_of_the_registry_and_no_others():
+    services = COMPOSE["services"]
+    assert {name for name in services if services[name].get("command", [None])[0] == "role"} == set(ROLES)
+    assert set(SECURED["services"]) == {*ROLES, *PARTS.values(), "cli"} - {"ec2"}
+
+
 @pytest.mark.parametrize("role", ROLES)
 def test_in_compose_every_role_is_a_confined_service_of_its_own(role: str):
     service = COMPOSE["services"][role]
@@ -39,7 +50,7 @@ def test_in_compose_every_role_is_a_confined_service_of_its_own(role: str):
     assert service["read_only"] is True
     assert service["user"] == "10001:10001"
     assert service["cap_drop"] == ["ALL"]
-    assert {"rabbitmq", "kurrentdb"} <= service["depends_on"].keys()
+    assert service["depends_on"].keys() == {PARTS[part] for part in ROLES[role].needs}
     assert {each["condition"] for each in service["depends_on"].values()} == {"service_healthy"}
 
 
@@ -47,6 +58,13 @@ def test_in_compose_every_role_is_a_confined_service_of_its_own(role: str):
 def test_compose_sets_what_there_is_to_set(compose: dict[str, Any]):
     for role in (*ROLES, "cli"):
         assert compose["services"][role]["environment"].keys() <= VARIABLES | OF_THE_PLATFORM
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_in_the_secured_stack_every_role_has_its_own_user(role: str):
+    url = SECURED["services"][role]["environment"]["RABBITMQ_URL"]
+    user = ROLES[role].user
+    assert f"://{user}:${{{user.upper().replace('-', '_')}_PASSWORD:?" in url
 
 
 def test_nothing_of_the_stack_is_open_to_the_network():
@@ -77,19 +95,37 @@ def test_in_kubernetes_every_role_has_probes_limits_and_a_budget(role: str):
     assert container["resources"]["limits"].keys() == {"cpu", "memory"}
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert pod["securityContext"]["runAsNonRoot"] is True
-    assert pod["serviceAccountName"] == of_kind("ServiceAccount", f"cml-{role}")["metadata"]["name"]
+    assert pod["serviceAccountName"] == of_kind("ServiceAccount", ROLES[role].user)["metadata"]["name"]
+    assert [each["containerPort"] for each in container["ports"]] == [PORT]
     budget = of_kind("PodDisruptionBudget", role)["spec"]
     assert budget["selector"] == deployment["spec"]["selector"]
-    assert {each["name"] for each in container["env"]} <= VARIABLES
-    if role in ("relay", "projector"):  # single followers
-        assert deployment["spec"]["replicas"] == 1
-        assert deployment["spec"]["strategy"]["type"] == "Recreate"
+    from_secret = {each["name"] for each in container["env"] if "valueFrom" in each}
+    assert from_secret == set(secrets(ROLES[role]))
+    assert {each["name"] for each in container["env"]} - from_secret <= {Part.EC2} & set(ROLES[role].needs)
+    for each in container["env"]:
+        if "valueFrom" in each:
+            secret = each["valueFrom"]["secretKeyRef"]
+            assert (secret["name"], secret["key"]) == (ROLES[role].user, each["name"])
+            assert secret.get("optional", False) is (each["name"] in ROLES[role].secrets)
+    alone = ROLES[role].replicas is Replicas.ONE
+    assert (deployment["spec"]["replicas"] == 1) is alone
+    assert deployment["spec"]["strategy"]["type"] == ("Recreate" if alone else "RollingUpdate")
+
+
+def test_in_kubernetes_there_are_the_roles_of_the_registry_and_no_others():
+    deployments = {each["metadata"]["name"] for each in MANIFESTS if each["kind"] == "Deployment"}
+    assert deployments == set(ROLES)
+
+
+def test_the_probes_are_where_they_are_asked():
+    assert f"CML_HEALTH_PORT={PORT} " in (ROOT / "deploy/Dockerfile").read_text()
+    assert of_kind("NetworkPolicy", "roles")["spec"]["ingress"] == [{"ports": [{"port": PORT}]}]
 
 
 def test_only_the_adapter_has_an_identity_at_aws():
     for role in ROLES:
         pod = of_kind("Deployment", role)["spec"]["template"]["spec"]
-        assert pod["automountServiceAccountToken"] is (role == "ec2-adapter")
+        assert pod["automountServiceAccountToken"] is (Part.EC2 in ROLES[role].needs)
 
 
 def test_the_settings_of_the_manifests_exist():

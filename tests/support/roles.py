@@ -1,4 +1,4 @@
-"""The four roles, each a process of its own, as an operator runs them in production."""
+"""The roles, each a process of its own, as an operator runs them in production."""
 
 import asyncio
 import signal
@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cml_workers.process.registry import ROLES
 from support.children import die_with_parent
 from support.running import COMMAND, unconfigured
 
 TESTS = Path(__file__).parents[1]
 """Where they are started: what is planted is a module of the tests."""
-ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
 """Seconds before a process that ended by itself is started again: at first, and when it keeps ending."""
 
@@ -28,7 +28,7 @@ class Roles:
         self,
         folder: Path,
         *,
-        processes: Sequence[str] = ROLES,
+        processes: Sequence[str] = tuple(ROLES),
         each: Callable[[str], dict[str, str]] = lambda _process: {},
         plant: str | None = None,
         **settings: str,

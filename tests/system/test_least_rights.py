@@ -16,11 +16,11 @@ from cml_contracts.deadletters import RedriveDeadLetter
 from cml_contracts.tokens import sign
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_tools.definitions import PERMISSIONS, definitions
-from cml_workers.runtime.settings import Settings
+from cml_workers.process.registry import ROLES, USERS
 from support.deadletters import dead_letters
 from support.plain_amqp import PlainAmqp
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
-from support.roles import ROLES, Roles
+from support.roles import Roles
 
 KEY = "k" * 32
 CREATE = CreateCMLWorker(
@@ -186,4 +186,4 @@ async def test_nobody_writes_or_reads_what_is_not_theirs(
 def test_every_role_has_a_user_and_only_roles_are_believed():
     users = {f"cml-{role}" for role in ROLES}
     assert users < set(PERMISSIONS)
-    assert Settings.model_fields["role_users"].default == users
+    assert users == USERS

@@ -12,11 +12,11 @@ import pytest
 
 from cml_workers.bus.rabbit import declare_topology
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.process.registry import ROLES
 from support.certificates import Certificates
 from support.kurrentdb_standin import KurrentDbStandIn
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
-from support.roles import ROLES
 from support.running import COMMAND, unconfigured
 
 

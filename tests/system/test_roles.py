@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from cml_workers.process.registry import ROLES
 from support.buses import emptied
 from support.nets import warnings
 from support.plain_amqp import PlainAmqp
-from support.roles import ROLES, Roles
+from support.roles import Roles
 from support.running import COMMAND, unconfigured
 
 

@@ -53,17 +53,10 @@ from cml_workers.bus.port import (
     Verdict,
 )
 from cml_workers.bus.properties import UNREADABLE_HEADER, read_tolerantly
-from cml_workers.bus.topology import (
-    DEAD_LETTER_EXCHANGE,
-    DEAD_LETTER_QUEUE,
-    EXCHANGES,
-    QUEUES,
-    RETRY_DELAYS,
-    Queue,
-    retry_arguments,
-)
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, Queue
+from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 from cml_workers.foundation.failures import ConfigurationError
-from cml_workers.runtime.endpoints import redacted
+from cml_workers.foundation.urls import redacted
 
 log = structlog.get_logger(__name__)
 
@@ -88,13 +81,21 @@ _DEFAULT_EXCHANGE = RabbitExchange()
 class RabbitBus:
     """One connection with a publishing channel and a channel for each consumer.
 
-    ``roles``: the users of our roles, who are believed when they say for whom they publish a message again.
+    ``uses``: the queues and exchanges it asks for; there are no others for it. ``roles``: the users of our roles, who
+    are believed when they say for whom they publish a message again.
     """
 
     def __init__(
-        self, url: str, *, name: str, declare: bool = True, roles: Collection[str] = frozenset()
+        self,
+        url: str,
+        *,
+        name: str,
+        uses: Usage = EVERYTHING,
+        declare: bool = True,
+        roles: Collection[str] = frozenset(),
     ) -> None:
         self._url = url
+        self._uses = uses
         self._declare = declare
         self.user = URL(url).user or "guest"
         """Whom the broker vouches for when we publish."""
@@ -114,7 +115,7 @@ class RabbitBus:
         self._on_loss: list[Callable[[], None]] = []
         self._on_return: list[Callable[[], None]] = []
         self._exchanges = {
-            exchange.name: RabbitExchange(exchange.name, declare=False) for exchange in EXCHANGES
+            exchange.name: RabbitExchange(exchange.name, declare=False) for exchange in uses.exchanges
         }
 
     @property
@@ -125,6 +126,8 @@ class RabbitBus:
 
     def consume(self, queue: Queue, handler: Handler, *, prefetch: int) -> None:
         """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``."""
+        if queue not in self._uses.consumes:
+            raise ValueError(f"{queue.name} is not among the queues that this connection uses")
         alone = asyncio.Lock()
 
         async def on_message(received: RabbitMessage) -> None:
@@ -166,7 +169,7 @@ class RabbitBus:
         logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # what it tells, it also raises
         read_tolerantly()
         try:
-            await (declare_topology if self._declare else verify_topology)(self._url)
+            await (declare_topology if self._declare else verify_topology)(self._url, self._uses)
             await self._broker.start()
             connection = self._broker._connection  # noqa: SLF001 - FastStream hands out no callbacks of its own
             assert connection is not None  # noqa: S101 - it has started
@@ -404,8 +407,8 @@ def _count(header: object) -> int:
     return header if isinstance(header, int) and 0 <= header < 2**31 else 0
 
 
-async def declare_topology(url: str) -> None:
-    """Declare every exchange, queue and binding; what is there already as it should be is left alone.
+async def declare_topology(url: str, uses: Usage = EVERYTHING) -> None:
+    """Declare the exchanges, queues and bindings that are used; what is there as it should be is left alone.
 
     Raises:
         TopologyError: something exists with other arguments.
@@ -416,21 +419,20 @@ async def declare_topology(url: str) -> None:
         channel = await connection.channel()
         subject = ""
         try:
-            for exchange in EXCHANGES:
+            bound = (binding.exchange for queue in uses.declares for binding in queue.bindings)
+            for exchange in dict.fromkeys((*uses.exchanges, *bound)):
                 subject = f"exchange {exchange.name!r}"
                 await channel.declare_exchange(exchange.name, exchange.kind, durable=True)
-            for queue in QUEUES:
+            for queue in uses.declares:
                 subject = f"queue {queue.name!r}"
                 declared = await channel.declare_queue(
                     queue.name, durable=True, arguments=dict(queue.arguments)
                 )
                 for binding in queue.bindings:
                     await declared.bind(binding.exchange.name, binding.routing_key)
-                for delay in RETRY_DELAYS if queue.retries else ():
-                    subject = f"queue {queue.retry_queue(delay)!r}"
-                    await channel.declare_queue(
-                        queue.retry_queue(delay), durable=True, arguments=dict(retry_arguments(queue, delay))
-                    )
+                for name, arguments in retry_queues(queue).items():
+                    subject = f"queue {name!r}"
+                    await channel.declare_queue(name, durable=True, arguments=dict(arguments))
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             raise TopologyError(
                 f"{subject} exists with other arguments ({error}). Arguments cannot be changed: drain it, "
@@ -438,8 +440,8 @@ async def declare_topology(url: str) -> None:
             ) from error
 
 
-async def verify_topology(url: str) -> None:
-    """See that every exchange and queue is there; that needs no right to configure anything.
+async def verify_topology(url: str, uses: Usage) -> None:
+    """See that the exchanges and queues that are used are there; that needs no right to configure anything.
 
     Raises:
         TopologyError: something is missing.
@@ -450,14 +452,12 @@ async def verify_topology(url: str) -> None:
         channel = await connection.channel()
         subject = ""
         try:
-            for exchange in EXCHANGES:
+            for exchange in uses.exchanges:
                 subject = f"exchange {exchange.name!r}"
                 await channel.declare_exchange(exchange.name, exchange.kind, passive=True)
-            for queue in QUEUES:
-                names = [queue.name, *(queue.retry_queue(d) for d in RETRY_DELAYS if queue.retries)]
-                for name in names:
-                    subject = f"queue {name!r}"
-                    await channel.declare_queue(name, passive=True)
+            for name in uses.queues:
+                subject = f"queue {name!r}"
+                await channel.declare_queue(name, passive=True)
         except aiormq.exceptions.ChannelNotFoundEntity as error:
             raise TopologyError(
                 f"{subject} is missing: import deploy/rabbitmq/definitions.json into RabbitMQ, or let the roles "

@@ -74,7 +74,8 @@ def run() -> None:
     RABBITMQ_URL, KURRENTDB_URI, DATABASE_URL and CML_AWS=true (or AWS_ENDPOINT_URL) switch each to a real
     one. Data is kept in CML_DATA_DIR (default .cml-workers), where endpoints.json says what was opened.
     """
-    from cml_workers.runtime.process import ended_by_signals, system, until_one_fails  # noqa: PLC0415 - slow to load, of no use to a client
+    from cml_workers.process.signals import ended_by_signals  # noqa: PLC0415 - slow to load, of no use to a client
+    from cml_workers.process.system import system, until_one_fails  # noqa: PLC0415 - likewise
 
     settings = configured()
 
@@ -91,15 +92,20 @@ def run() -> None:
 
 
 @app.command(rich_help_panel=SYSTEM)
-def role(name: Annotated[str, typer.Argument(help="lifecycle, relay, ec2-adapter or projector")]) -> None:
+def role(
+    name: Annotated[str | None, typer.Argument(help="Which one; without it, they are listed.")] = None,
+) -> None:
     """Run one role, until SIGTERM; the other parts run elsewhere."""
-    from cml_workers.runtime.process import (  # noqa: PLC0415 - see `run`
-        ROLES,
-        ended_by_signals,
-        single_role,
-        until_one_fails,
-    )
+    from cml_workers.process.registry import ROLES  # noqa: PLC0415 - slow to load, of no use to a client
+    from cml_workers.process.signals import ended_by_signals  # noqa: PLC0415 - likewise
+    from cml_workers.process.system import single_role, until_one_fails  # noqa: PLC0415 - likewise
 
+    if name is None:
+        for each in ROLES.values():
+            out.print(
+                f"[bold]{each.name:12}[/bold] {each.does} Needs {', '.join(each.needs)}.", soft_wrap=True
+            )
+        return
     if name not in ROLES:
         fail(f"there is no role {name!r}; there are: {', '.join(ROLES)}", USAGE)
     settings = configured()

@@ -30,9 +30,9 @@ from cml_workers.cli.show import WIDE, event_line, worker_panel, worker_table
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.worker_streams import stream_of
+from cml_workers.process.system import system
 from cml_workers.runtime.endpoints import event_store_uri
 from cml_workers.runtime.logs import configure_logging
-from cml_workers.runtime.process import system
 from cml_workers.runtime.settings import Settings
 
 PATIENCE = 60.0

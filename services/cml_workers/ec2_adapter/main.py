@@ -4,17 +4,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
-from cml_workers.bus.topology import EC2_LOOKUPS, EC2_TRIGGERS
+from cml_workers.bus.topology import EC2_LOOKUPS, EC2_TRIGGERS, INTERNAL_EXCHANGE
+from cml_workers.bus.usage import Usage
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.executor import FRESH, Executor
-from cml_workers.runtime.roles import Infrastructure, Running, utc_now
+from cml_workers.runtime.role import Infrastructure, Part, Replicas, Role, Running, utc_now
 
 
 @asynccontextmanager
 async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
     settings = given.settings
-    bus = given.bus("cml-ec2-adapter")
+    bus = given.bus(EC2_ADAPTER)
     async with AwsEc2Client(endpoint_url=given.ec2_endpoint) as ec2:
         executor = Executor(
             store=given.store,
@@ -30,4 +31,14 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
         bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=settings.prefetch)
         async with bus:
             await executor.call()
-            yield Running("ec2-adapter", (bus.problem,))
+            yield Running(EC2_ADAPTER.name, (bus.problem,))
+
+
+EC2_ADAPTER = Role(
+    name="ec2-adapter",
+    does="Performs the pending operations at EC2, watches instances, reports.",
+    compose=ec2_adapter,
+    needs=(Part.BUS, Part.STORE, Part.EC2),
+    uses=Usage(consumes=(EC2_TRIGGERS, EC2_LOOKUPS), publishes=(INTERNAL_EXCHANGE,)),
+    replicas=Replicas.STANDBY,
+)

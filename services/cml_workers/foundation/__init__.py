@@ -1,1 +1,1 @@
-"""What every room may use: kinds of failures, ending tasks, private files."""
+"""What every room may use: kinds of failures, ending tasks, private files, URLs."""

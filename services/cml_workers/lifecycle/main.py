@@ -4,15 +4,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import uuid4
 
-from cml_workers.bus.topology import LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
+from cml_workers.bus.topology import INTERNAL_EXCHANGE, LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
+from cml_workers.bus.usage import Usage
 from cml_workers.lifecycle.handler import Lifecycle
-from cml_workers.runtime.roles import Infrastructure, Running, utc_now
+from cml_workers.runtime.role import Infrastructure, Part, Replicas, Role, Running, utc_now
 
 
 @asynccontextmanager
 async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
-    bus = given.bus("cml-lifecycle")
+    bus = given.bus(LIFECYCLE)
     handler = Lifecycle(
         store=given.store,
         publish=bus.publish,
@@ -24,4 +25,15 @@ async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
     bus.consume(LIFECYCLE_COMMANDS, handler.on_command, prefetch=given.settings.prefetch)
     bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=given.settings.prefetch)
     async with bus:
-        yield Running("lifecycle", (bus.problem,))
+        yield Running(LIFECYCLE.name, (bus.problem,))
+
+
+LIFECYCLE = Role(
+    name="lifecycle",
+    does="Takes commands and reports, appends events, replies.",
+    compose=lifecycle,
+    needs=(Part.BUS, Part.STORE),
+    uses=Usage(consumes=(LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS), publishes=(INTERNAL_EXCHANGE,)),
+    replicas=Replicas.MANY,
+    secrets=("CML_ACTOR_TOKEN_KEYS",),
+)

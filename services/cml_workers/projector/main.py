@@ -12,7 +12,13 @@ from functools import partial
 import structlog
 
 from cml_workers.bus.port import Message, UnroutableError, Verdict
-from cml_workers.bus.topology import DEAD_LETTER_QUEUE, PROJECTOR_OPERATOR, PROJECTOR_QUERIES
+from cml_workers.bus.topology import (
+    DEAD_LETTER_QUEUE,
+    INTERNAL_EXCHANGE,
+    PROJECTOR_OPERATOR,
+    PROJECTOR_QUERIES,
+)
+from cml_workers.bus.usage import Usage
 from cml_workers.deadletters.archive import Archive
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.eventstore.following import Following, follow_from
@@ -20,7 +26,16 @@ from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.projector.projector import Projector
 from cml_workers.projector.read_model import ReadModel
 from cml_workers.projector.reminders import Reminders
-from cml_workers.runtime.roles import Infrastructure, Running, background, not_following, utc_now
+from cml_workers.runtime.role import (
+    Infrastructure,
+    Part,
+    Replicas,
+    Role,
+    Running,
+    background,
+    not_following,
+    utc_now,
+)
 from cml_workers.sql.database import migrate
 
 log = structlog.get_logger(__name__)
@@ -31,7 +46,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError, DatabaseUnavailableError."""
     await migrate(given.database)
     read_model = ReadModel(given.database)
-    bus = given.bus("cml-projector")
+    bus = given.bus(PROJECTOR)
     projecting = Projector(store=given.store, read_model=read_model)
 
     archive = Archive(given.archive)
@@ -79,9 +94,21 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
         background(remind, "reminders") as reminding,
     ):
         yield Running(
-            "projector",
+            PROJECTOR.name,
             (bus.problem, partial(not_following, following)),
             (following_task, reminding),
             following,
             archive.waiting,
         )
+
+
+PROJECTOR = Role(
+    name="projector",
+    does="Keeps the read model, answers queries, sends reminders, archives dead letters.",
+    compose=projector,
+    needs=(Part.BUS, Part.STORE, Part.DATABASE),
+    uses=Usage(
+        consumes=(PROJECTOR_QUERIES, PROJECTOR_OPERATOR, DEAD_LETTER_QUEUE), publishes=(INTERNAL_EXCHANGE,)
+    ),
+    replicas=Replicas.ONE,
+)

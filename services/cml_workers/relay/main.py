@@ -5,10 +5,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
+from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_workers.bus.usage import Usage
 from cml_workers.eventstore.following import Following, follow_from
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.relay.relay import Relay
-from cml_workers.runtime.roles import Infrastructure, Running, background, not_following
+from cml_workers.runtime.role import (
+    Infrastructure,
+    Part,
+    Replicas,
+    Role,
+    Running,
+    background,
+    not_following,
+)
 from cml_workers.sql.database import load_checkpoint, migrate, save_checkpoint, transaction
 
 FOLLOWER = "relay"
@@ -27,7 +37,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
         async with transaction(given.database) as connection:
             await save_checkpoint(connection, FOLLOWER, position)
 
-    bus = given.bus("cml-relay")
+    bus = given.bus(RELAY)
     publishing = Relay(
         publish=bus.publish,
         save=save,
@@ -43,6 +53,18 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
     async with bus:
         try:
             async with background(follow, "relay") as task:
-                yield Running("relay", (bus.problem, partial(not_following, following)), (task,), following)
+                yield Running(
+                    RELAY.name, (bus.problem, partial(not_following, following)), (task,), following
+                )
         finally:
             await publishing.save()
+
+
+RELAY = Role(
+    name="relay",
+    does="Publishes every event.",
+    compose=relay,
+    needs=(Part.BUS, Part.STORE, Part.DATABASE),
+    uses=Usage(publishes=(EVENTS_EXCHANGE,)),
+    replicas=Replicas.ONE,
+)

@@ -1,1 +1,1 @@
-"""A process: settings, logs, health, the registry of roles, signals."""
+"""What a role and the command line run with: what a role is, settings, endpoints, logs, health."""

@@ -59,10 +59,3 @@ def ec2_endpoint(settings: Settings) -> str | None:
             "AWS_ENDPOINT_URL, or start `cml-workers run` here for the simulator"
         )
     return url
-
-
-def redacted(url: str) -> str:
-    """The URL without its password."""
-    scheme, _, rest = url.partition("://")
-    credentials, at, host = rest.rpartition("@")
-    return f"{scheme}://{credentials.partition(':')[0]}{at}{host}" if at else url

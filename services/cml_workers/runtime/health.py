@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from cml_workers.eventstore.port import EventStore
-from cml_workers.runtime.roles import Running
+from cml_workers.runtime.role import Running
 
+PORT = 8080
+"""Where a container serves the probes."""
 PING_TIMEOUT = 5.0
 """Seconds the store has to answer."""
 

@@ -105,8 +105,9 @@ class Settings(BaseSettings):
     """JSON array: users that may send commands on behalf of others, with a signed token."""
     operator_users: frozenset[str] = frozenset()
     """JSON array: users that may see, redrive, edit and discard dead letters."""
-    role_users: frozenset[str] = frozenset({"cml-lifecycle", "cml-relay", "cml-ec2-adapter", "cml-projector"})
-    """JSON array: the roles' own users, believed when they publish a message again for its sender; nobody else's."""
+    role_users: frozenset[str] = frozenset()
+    """JSON array: the roles' own users at the broker, believed when they publish a message again for its sender; nobody
+    else's. Empty: ``cml-`` and the name of each role."""
     actor_token_keys: tuple[SecretStr, ...] = ()
     """JSON array: keys of at least 32 characters that sign such tokens; several while they are changed."""
 

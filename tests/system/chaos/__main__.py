@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cml_workers.runtime.process import ended_by_signals
+from cml_workers.process.signals import ended_by_signals
 from support.planted_role import PLANTS
 from system.chaos.outcome import Outcome
 from system.chaos.run import unleash

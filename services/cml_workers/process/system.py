@@ -1,0 +1,108 @@
+"""A process of the system: opens what the settings name or embeds it, and runs roles on it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+
+import structlog
+
+from cml_workers.eventstore.opening import open_event_store
+from cml_workers.foundation.failures import RoleFailedError
+from cml_workers.foundation.urls import redacted
+from cml_workers.process.embedded import embed_broker, embed_ec2
+from cml_workers.process.folder import make_folder, published, sole_owner
+from cml_workers.process.registry import ROLES, USERS
+from cml_workers.runtime.endpoints import ENDPOINTS, amqp_url, database_url, ec2_endpoint, event_store_uri
+from cml_workers.runtime.health import probes
+from cml_workers.runtime.role import Infrastructure, Part, Role, Running
+from cml_workers.runtime.settings import Settings
+from cml_workers.sql.database import open_database
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequence[Running]]]:
+    """All roles in one process; what is not configured is embedded. Yields the endpoints and the roles.
+
+    Raises:
+        SettingsError: before anything is opened.
+    """
+    settings.check_roles()
+    make_folder(settings.data_dir)
+    with sole_owner(settings.data_dir):
+        (settings.data_dir / ENDPOINTS).unlink(missing_ok=True)  # what a killed process left behind
+        async with AsyncExitStack() as stack:
+            endpoints: dict[str, str] = {}
+            if not settings.rabbitmq_url:
+                endpoints["amqp"] = await embed_broker(settings, stack)
+            else:
+                endpoints["amqp"] = settings.rabbitmq_url.get_secret_value()
+            if settings.aws_endpoint_url:
+                endpoints["ec2"] = str(settings.aws_endpoint_url)
+            elif not settings.aws:
+                settings, endpoints["ec2"] = await embed_ec2(settings, stack)
+            endpoints["event_store"] = redacted(event_store_uri(settings))
+            endpoints["read_model"] = redacted(database_url(settings))
+            roles = ROLES.values()
+            given = await _open(roles, settings, endpoints["amqp"], endpoints.get("ec2"), stack)
+            running = [await stack.enter_async_context(role.compose(given)) for role in roles]
+            port = await stack.enter_async_context(
+                probes(settings.health_port, running, given.store, settings.health_host)
+            )
+            if port is not None:
+                endpoints["health"] = f"http://{settings.health_host}:{port}"
+            stack.enter_context(published(settings.data_dir / ENDPOINTS, endpoints))
+            yield endpoints, running
+
+
+@asynccontextmanager
+async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[Running]]:
+    """One role of a system whose parts run elsewhere. Raises SettingsError."""
+    settings.check_roles()
+    make_folder(settings.data_dir)
+    async with AsyncExitStack() as stack:
+        role = ROLES[name]
+        endpoint = ec2_endpoint(settings) if Part.EC2 in role.needs else None
+        given = await _open([role], settings, amqp_url(settings), endpoint, stack)
+        running = [await stack.enter_async_context(role.compose(given))]
+        await stack.enter_async_context(
+            probes(settings.health_port, running, given.store, settings.health_host)
+        )
+        yield running
+
+
+async def until_one_fails(running: Sequence[Running]) -> None:
+    """Watch the roles for as long as they run. Raises RoleFailedError when one ends by itself."""
+    if (task := asyncio.current_task()) and task.cancelling():
+        raise asyncio.CancelledError  # lost while the roles started: see ``tasks.ended``
+    tasks = [task for role in running for task in role.tasks]
+    if not tasks:
+        await asyncio.Event().wait()  # nothing of theirs can end without the process
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    failed = done.pop()
+    cause = None if failed.cancelled() else failed.exception()
+    raise RoleFailedError(f"{failed.get_name()} ended: {cause!r}") from cause
+
+
+async def _open(
+    roles: Iterable[Role], settings: Settings, amqp: str, ec2: str | None, stack: AsyncExitStack
+) -> Infrastructure:
+    """What the roles say that they need, and no more."""
+    if settings.rabbitmq_url and not settings.access.enforced:
+        log.warning("CML_AUTHORIZE=false: EVERYBODY who reaches RabbitMQ may send every command in any name")
+    needed = {part for role in roles for part in role.needs}
+    given = Infrastructure(settings, amqp, ec2_endpoint=ec2, role_users=settings.role_users or USERS)
+    if Part.STORE in needed:
+        store = open_event_store(event_store_uri(settings))
+        stack.push_async_callback(store.close)
+        await store.ping()
+        given = replace(given, store=store)
+    if Part.DATABASE in needed:
+        url = database_url(settings)
+        database, archive = open_database(url), open_database(url, durable=True)
+        for engine in (database, archive):
+            stack.push_async_callback(engine.dispose)
+        given = replace(given, database=database, archive=archive)
+    return given

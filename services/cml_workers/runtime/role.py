@@ -1,0 +1,141 @@
+"""What a role is, what it is given, and how it runs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.usage import Usage
+from cml_workers.eventstore.following import Following
+from cml_workers.eventstore.port import EventStore
+from cml_workers.foundation.tasks import ended
+from cml_workers.runtime.settings import Settings
+
+
+class Part(StrEnum):
+    """A part of the system, by the setting that says where it is. Every role uses the message bus."""
+
+    BUS = "RABBITMQ_URL"
+    STORE = "KURRENTDB_URI"
+    DATABASE = "DATABASE_URL"
+    EC2 = "CML_AWS"
+
+
+class Replicas(StrEnum):
+    """How many processes of a role may run."""
+
+    MANY = "any number share the work"
+    STANDBY = "one is active, the others stand by"
+    ONE = "one: a second one would do everything twice"
+
+
+class _NotOpened:
+    """Stands for a part that no role of the process says that it needs."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{name} of a part that was not opened: the role must need {self._part.name}")
+
+
+_NO_STORE: Any = _NotOpened(Part.STORE)
+_NO_DATABASE: Any = _NotOpened(Part.DATABASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Infrastructure:
+    """What a process has opened: all that its roles say that they need.
+
+    ``archive``: the same database as ``database``, for what cannot be rebuilt. ``role_users``: the roles' users at the
+    broker, who may publish a message again for its sender.
+    """
+
+    settings: Settings
+    amqp_url: str
+    store: EventStore = _NO_STORE
+    database: AsyncEngine = _NO_DATABASE
+    archive: AsyncEngine = _NO_DATABASE
+    ec2_endpoint: str | None = None
+    role_users: frozenset[str] = frozenset()
+
+    def bus(self, role: "Role") -> RabbitBus:
+        """The role's connection to the bus, not started yet."""
+        return RabbitBus(
+            self.amqp_url,
+            name=role.user,
+            uses=role.uses,
+            declare=self.settings.declare_topology,
+            roles=self.role_users,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A role at work.
+
+    ``checks`` say what is wrong, None if nothing is; ``tasks`` never end by themselves: one that does has
+    failed; ``following``: how far a role that follows the store has come; ``dead_letters``: how many wait.
+    """
+
+    name: str
+    checks: tuple[Callable[[], str | None], ...]
+    tasks: tuple[asyncio.Task[None], ...] = ()
+    following: Following | None = None
+    dead_letters: Callable[[], Awaitable[int]] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """A part of the service that can run as a process of its own: ``cml-workers role NAME``.
+
+    Its rights at the broker, its secrets and its place in the deployment follow from this.
+    """
+
+    name: str
+    does: str
+    """In one sentence."""
+    compose: Callable[[Infrastructure], AbstractAsyncContextManager[Running]]
+    """Run it until the context ends."""
+    needs: tuple[Part, ...]
+    uses: Usage
+    replicas: Replicas
+    secrets: tuple[str, ...] = ()
+    """Settings beyond ``needs`` that are secret and that no other role has to know."""
+
+    @property
+    def user(self) -> str:
+        """Its user at the broker."""
+        return f"cml-{self.name}"
+
+
+def not_following(following: Following) -> str | None:
+    """What is wrong with a follower."""
+    return (
+        f"the event store is not followed (failed {following.attempts} times)" if following.attempts else None
+    )
+
+
+def utc_now() -> datetime:
+    """The time now, in UTC."""
+    return datetime.now(UTC)
+
+
+@asynccontextmanager
+async def background(work: Callable[[], Awaitable[None]], name: str) -> AsyncIterator[asyncio.Task[None]]:
+    """Run ``work`` beside the caller and cancel it at the end."""
+
+    async def run() -> None:
+        await work()
+
+    task = asyncio.create_task(run(), name=name)
+    try:
+        yield task
+    finally:
+        await ended(task)
