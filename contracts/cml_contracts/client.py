@@ -14,16 +14,22 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
-import aio_pika
-from aio_pika.abc import (
-    AbstractIncomingMessage,
-    AbstractQueueIterator,
-    AbstractRobustChannel,
-    AbstractRobustConnection,
-)
-from aio_pika.exceptions import AMQPError
 from pydantic import TypeAdapter, ValidationError
-from yarl import URL
+
+try:
+    import aio_pika
+    from aio_pika.abc import (
+        AbstractIncomingMessage,
+        AbstractQueueIterator,
+        AbstractRobustChannel,
+        AbstractRobustConnection,
+    )
+    from aio_pika.exceptions import AMQPError
+    from yarl import URL
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"cml_contracts.client needs {error.name}: pip install 'cml-contracts[client]'", name=error.name
+    ) from error
 
 from cml_contracts.commands import MAX_COMMAND_ID, CommandId, WorkerCommand
 from cml_contracts.deadletters import OperatorRequest
