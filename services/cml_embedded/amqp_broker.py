@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import signal
 import sys
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from cml_embedded.amqp.broker import Broker
 from cml_embedded.amqp.connection import ServerConnection
-from cml_embedded.amqp.journal import DataInUseError, Forgetful, Journal, SqliteJournal
+from cml_embedded.amqp.journal import DataInUseError, InMemoryJournal, Journal
+from cml_embedded.amqp.sqlite_journal import SqliteJournal
 
 JOURNAL = "amqp.sqlite"
 
@@ -85,12 +85,12 @@ class AmqpBroker:
 
     def _open_journal(self) -> Journal:
         if self._data_dir is None:
-            return Forgetful()
+            return InMemoryJournal()
         self._data_dir.mkdir(parents=True, exist_ok=True)
         return SqliteJournal(self._data_dir / JOURNAL, self._on_failure)
 
     def _on_failure(self, error: BaseException) -> None:
-        """Without its journal the broker must not go on: clients would wait for confirms for ever."""
+        """Without its journal the broker must not go on: clients would wait for confirms forever."""
         if not self._failure.done():
             self._failure.set_exception(error)
         self._server.close()
@@ -98,7 +98,7 @@ class AmqpBroker:
             connection.abort()
 
     def _accept(self) -> ServerConnection:
-        connection = ServerConnection(self._broker, version("cml-workers"), self._hung_up)
+        connection = ServerConnection(self._broker, self._hung_up)
         self._connections.add(connection)
         return connection
 

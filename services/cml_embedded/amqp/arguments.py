@@ -1,4 +1,4 @@
-"""Queue arguments: which there are, and when RabbitMQ refuses them.
+"""Queue arguments: which there are, and when they are refused as RabbitMQ refuses them.
 
 Rules and texts as in ``rabbit_amqqueue.erl`` and ``rabbit_quorum_queue.erl`` of RabbitMQ.
 """
@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from pamqp import common
 
-from cml_embedded.amqp.errors import AmqpError, Code, inequivalent, refused, resource
+from cml_embedded.amqp.errors import inequivalent, precondition_failed, resource, unsupported
 
 QueueKind = Literal["classic", "quorum"]
 
@@ -19,38 +19,26 @@ DEFAULT_DELIVERY_LIMIT: Final = 20
 _BOTH: Final = frozenset(
     (
         "x-queue-type",
-        "x-expires",
         "x-message-ttl",
         "x-dead-letter-exchange",
         "x-dead-letter-routing-key",
         "x-max-length",
-        "x-max-length-bytes",
         "x-overflow",
         "x-single-active-consumer",
     )
 )
 _KNOWN: Final[Mapping[QueueKind, frozenset[str]]] = {
-    "classic": _BOTH | {"x-max-priority", "x-queue-mode", "x-queue-version", "x-queue-master-locator"},
-    "quorum": _BOTH
-    | {
-        "x-dead-letter-strategy",
-        "x-delivery-limit",
-        "x-max-in-memory-length",
-        "x-max-in-memory-bytes",
-        "x-quorum-initial-group-size",
-        "x-queue-leader-locator",
-    },
+    "classic": _BOTH,
+    "quorum": _BOTH | {"x-dead-letter-strategy", "x-delivery-limit"},
 }
+_NOT_HERE: Final = frozenset(("x-expires", "x-max-length-bytes", "x-max-priority"))
+"""What RabbitMQ has and the embedded broker has not."""
 
 
 def _not_negative(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return '{unacceptable_type,"expected integer"}'
     return None if value >= 0 else f"{{value_negative,{value}}}"
-
-
-def _positive(value: object) -> str | None:
-    return "{value_zero,0}" if value == 0 else _not_negative(value)
 
 
 def _text(value: object) -> str | None:
@@ -66,17 +54,14 @@ def _one_of(fault: str, *allowed: str) -> Callable[[object], str | None]:
 
 
 _CHECKS: Final[Mapping[str, Callable[[object], str | None]]] = {
-    "x-expires": _positive,
     "x-message-ttl": _not_negative,
     "x-dead-letter-exchange": _text,
     "x-dead-letter-routing-key": _text,
     "x-dead-letter-strategy": _one_of("invalid_dlx_strategy", "at-most-once", "at-least-once"),
     "x-delivery-limit": _not_negative,
     "x-max-length": _not_negative,
-    "x-max-length-bytes": _not_negative,
     "x-overflow": _one_of("invalid_overflow", "drop-head", "reject-publish", "reject-publish-dlx"),
     "x-single-active-consumer": _boolean,
-    "x-queue-mode": _one_of("unsupported queue mode", "default", "lazy"),
 }
 
 
@@ -90,15 +75,13 @@ class QueueRules:
     """How a queue behaves. Times in milliseconds; None: without limit."""
 
     kind: QueueKind = "classic"
-    expires: int | None = None
     ttl: int | None = None
     dead_letter_exchange: str | None = None
     dead_letter_routing_key: str | None = None
     at_least_once: bool = False
     delivery_limit: int | None = None
     max_length: int | None = None
-    max_bytes: int | None = None
-    overflow: str = "drop-head"
+    """The queue then rejects what is published."""
     single_active: bool = False
 
 
@@ -106,26 +89,28 @@ def rules(queue: str, arguments: common.FieldTable) -> QueueRules:
     """What the arguments mean.
 
     Raises:
-        AmqpError: 406 for an argument RabbitMQ refuses; 540 for one only this broker does not support.
+        AmqpError: 406 for an argument that RabbitMQ refuses; 540 for one that only this broker does not support.
     """
     kind = arguments.get("x-queue-type", "classic")
-    if kind == "stream" or "x-max-priority" in arguments:
-        raise AmqpError(Code.NOT_IMPLEMENTED, "the embedded broker has no streams and no priorities")
+    if kind == "stream":
+        raise unsupported("streams")
+    if missing := _NOT_HERE & arguments.keys():
+        raise unsupported(", ".join(sorted(missing)))
     if kind not in _KNOWN:
-        raise refused(
+        raise precondition_failed(
             f"invalid arg 'x-queue-type' for {resource('queue', queue)}: unsupported queue type {kind!r}"
         )
     known: QueueKind = "quorum" if kind == "quorum" else "classic"
     for name, value in arguments.items():
         if name in _KNOWN[known] and (fault := _fault(name, value)):
-            raise refused(f"invalid arg '{name}' for {resource('queue', queue)}: {fault}")
+            raise precondition_failed(f"invalid arg '{name}' for {resource('queue', queue)}: {fault}")
     if "x-dead-letter-routing-key" in arguments and "x-dead-letter-exchange" not in arguments:
-        raise refused(
+        raise precondition_failed(
             f"invalid arg 'x-dead-letter-routing-key' for {resource('queue', queue)}: routing_key_but_no_dlx_defined"
         )
     for name in arguments:
         if name not in _KNOWN[known] and any(name in names for names in _KNOWN.values()):
-            raise refused(
+            raise precondition_failed(
                 f"invalid arg '{name}' for {resource('queue', queue)} of queue type rabbit_{known}_queue"
             )
 
@@ -137,20 +122,19 @@ def rules(queue: str, arguments: common.FieldTable) -> QueueRules:
         value = arguments.get(name)
         return value if isinstance(value, str) else None
 
-    overflow = text("x-overflow") or "drop-head"
+    rejects = text("x-overflow") == "reject-publish"
+    if "x-max-length" in arguments and not rejects:
+        raise unsupported("x-max-length without x-overflow=reject-publish")
     limit = number("x-delivery-limit")
     return QueueRules(
         kind=known,
-        expires=number("x-expires"),
         ttl=number("x-message-ttl"),
         dead_letter_exchange=text("x-dead-letter-exchange"),
         dead_letter_routing_key=text("x-dead-letter-routing-key"),
         # RabbitMQ falls back to at-most-once where its conditions are not met.
-        at_least_once=text("x-dead-letter-strategy") == "at-least-once" and overflow == "reject-publish",
+        at_least_once=text("x-dead-letter-strategy") == "at-least-once" and rejects,
         delivery_limit=(DEFAULT_DELIVERY_LIMIT if limit is None else limit) if known == "quorum" else None,
         max_length=number("x-max-length"),
-        max_bytes=number("x-max-length-bytes"),
-        overflow=overflow,
         single_active=arguments.get("x-single-active-consumer") is True,
     )
 
@@ -166,10 +150,10 @@ def require_same(queue: str, current: common.FieldTable, received: common.FieldT
         if name == "x-queue-type":
             old, new = old or "classic", new or "classic"
         if old != new:
-            raise inequivalent("queue", queue, name, _told(new), _told(old))
+            raise inequivalent("queue", queue, name, _shown(new), _shown(old))
 
 
-def _told(value: common.FieldValue) -> str:
+def _shown(value: common.FieldValue) -> str:
     match value:
         case None:
             return "none"

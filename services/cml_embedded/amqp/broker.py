@@ -1,15 +1,14 @@
 """The broker's state: exchanges, queues, bindings, and how a message gets from one to the other."""
 
 import secrets
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pamqp import common
 
 from cml_embedded.amqp.arguments import require_same
-from cml_embedded.amqp.errors import AmqpError, Code, inequivalent, missing, refused, resource
-from cml_embedded.amqp.exchanges import KINDS, PREDECLARED, Binding, DestinationKind, Exchange
+from cml_embedded.amqp.errors import AmqpError, Code, inequivalent, missing, precondition_failed
+from cml_embedded.amqp.exchanges import DEFAULT, KINDS, Binding, Exchange
 from cml_embedded.amqp.journal import Journal
 from cml_embedded.amqp.message import Death, Message, Reason, dead_letter, in_cycle
 from cml_embedded.amqp.queue import Queue
@@ -33,14 +32,12 @@ class Published:
 
 
 class Broker:
-    """One virtual host. Every method that refuses raises ``AmqpError``."""
+    """One virtual host. Whatever it does not allow raises ``AmqpError``."""
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
         self.stopping = False
-        self.exchanges: dict[str, Exchange] = {
-            name: Exchange(name, kind) for name, kind in PREDECLARED.items()
-        }
+        self.exchanges = {DEFAULT: Exchange(DEFAULT, "direct")}
         self.queues: dict[str, Queue] = {}
         self._repliers: dict[str, ReplyTaker] = {}
         self._last_id = 0
@@ -78,94 +75,54 @@ class Broker:
         except KeyError:
             raise missing("exchange", name) from None
 
-    def declare_exchange(
-        self,
-        name: str,
-        kind: str,
-        *,
-        durable: bool,
-        auto_delete: bool,
-        internal: bool,
-        arguments: common.FieldTable,
-    ) -> None:
+    def declare_exchange(self, name: str, kind: str, *, durable: bool) -> None:
         _not_default(name)
         if kind not in KINDS:
             raise AmqpError(Code.COMMAND_INVALID, f"unknown exchange type '{kind}'")
-        new = Exchange(name, kind, durable, auto_delete, internal, arguments)
         if (old := self.exchanges.get(name)) is None:
             _not_reserved("exchange", name)
-            self.exchanges[name] = new
+            new = self.exchanges[name] = Exchange(name, kind, durable)
             if durable:
                 self.journal.exchange_declared(new)
             return
         for what, current, received in (
             ("type", old.kind, kind),
-            ("durable", _told(old.durable), _told(durable)),
-            ("auto_delete", _told(old.auto_delete), _told(auto_delete)),
-            ("internal", _told(old.internal), _told(internal)),
-            ("alternate-exchange", old.alternate, new.alternate),
+            ("durable", _shown(old.durable), _shown(durable)),
         ):
             if current != received:
                 raise inequivalent("exchange", name, what, f"'{received}'", f"'{current}'")
 
-    def delete_exchange(self, name: str, *, if_unused: bool = False) -> None:
+    def delete_exchange(self, name: str) -> None:
         _not_default(name)
-        if name.startswith("amq."):
-            raise AmqpError(
-                Code.ACCESS_REFUSED, f"deletion of system {resource('exchange', name)} not allowed"
-            )
-        exchange = self.exchanges.get(name)
+        exchange = self.exchanges.pop(name, None)
         if exchange is None:
             return
-        if if_unused and exchange.bindings:
-            raise refused(f"{resource('exchange', name)} in use")
-        del self.exchanges[name]
         if exchange.durable:
             self.journal.exchange_deleted(name)
-        for binding in list(exchange.bindings):
-            self._unbound(exchange, binding)
-        self._drop_bindings_to("exchange", name)
+        for binding in exchange.bindings:
+            self.journal.unbound(binding)
 
-    def bind(
-        self, kind: DestinationKind, destination: str, exchange_name: str, key: str, owner: object
-    ) -> None:
-        exchange, durable = self._bindable(kind, destination, exchange_name, owner)
-        binding = Binding(exchange_name, kind, destination, key)
+    def bind(self, queue: str, exchange_name: str, key: str, owner: object) -> None:
+        persistent = self.queue(queue, owner).persistent
+        exchange = self._bindable(exchange_name)
+        binding = Binding(exchange_name, queue, key)
         if binding not in exchange.bindings:
             exchange.bindings[binding] = None
-            if durable:
+            if persistent and exchange.durable:
                 self.journal.bound(binding)
 
-    def unbind(
-        self, kind: DestinationKind, destination: str, exchange_name: str, key: str, owner: object
-    ) -> None:
-        exchange, _ = self._bindable(kind, destination, exchange_name, owner)
-        self._unbound(exchange, Binding(exchange_name, kind, destination, key))
+    def unbind(self, queue: str, exchange_name: str, key: str, owner: object) -> None:
+        self.queue(queue, owner)
+        self._unbound(self._bindable(exchange_name), Binding(exchange_name, queue, key))
 
-    def _bindable(
-        self, kind: DestinationKind, destination: str, exchange_name: str, owner: object
-    ) -> tuple[Exchange, bool]:
-        """The exchange, and whether a binding of the two survives a restart."""
-        if kind == "queue":
-            persistent = self.queue(destination, owner).persistent
-        else:
-            persistent = self.exchange(destination).durable
-        exchange = self.exchange(exchange_name)
-        _not_default(exchange_name)
-        return exchange, persistent and exchange.durable
+    def _bindable(self, name: str) -> Exchange:
+        _not_default(name)
+        return self.exchange(name)
 
     def _unbound(self, exchange: Exchange, binding: Binding) -> None:
-        if binding not in exchange.bindings:
-            return
-        del exchange.bindings[binding]
-        self.journal.unbound(binding)
-        if exchange.auto_delete and not exchange.bindings and exchange.name in self.exchanges:
-            self.delete_exchange(exchange.name)
-
-    def _drop_bindings_to(self, kind: DestinationKind, name: str) -> None:
-        for exchange in list(self.exchanges.values()):
-            for binding in [b for b in exchange.bindings if (b.kind, b.destination) == (kind, name)]:
-                self._unbound(exchange, binding)
+        if binding in exchange.bindings:
+            del exchange.bindings[binding]
+            self.journal.unbound(binding)
 
     # ---- queues
 
@@ -197,14 +154,13 @@ class Broker:
                 ("auto_delete", old.auto_delete, auto_delete),
             ):
                 if current != received:
-                    raise inequivalent("queue", name, what, f"'{_told(received)}'", f"'{_told(current)}'")
+                    raise inequivalent("queue", name, what, f"'{_shown(received)}'", f"'{_shown(current)}'")
             require_same(name, old.arguments, arguments)
-            old.touch()
             return old
         if name:
             _not_reserved("queue", name)
         elif arguments.get("x-queue-type") == "quorum":
-            raise refused("Cannot declare a server-named queue for type rabbit_quorum_queue")
+            raise precondition_failed("Cannot declare a server-named queue for type rabbit_quorum_queue")
         name = name or f"amq.gen-{secrets.token_urlsafe(16)}"
         queue = Queue(
             self,
@@ -226,7 +182,9 @@ class Broker:
         if queue.persistent:
             self.journal.queue_deleted(queue.name)
         queue.close()
-        self._drop_bindings_to("queue", queue.name)
+        for exchange in self.exchanges.values():
+            for binding in [each for each in exchange.bindings if each.queue == queue.name]:
+                self._unbound(exchange, binding)
 
     def delete_queues_of(self, owner: object) -> None:
         """The connection is gone, and its exclusive queues with it."""
@@ -237,10 +195,6 @@ class Broker:
 
     def publish(self, message: Message) -> Published:
         exchange = self.exchange(message.exchange)
-        if exchange.internal:
-            raise AmqpError(
-                Code.ACCESS_REFUSED, f"cannot publish to internal {resource('exchange', message.exchange)}"
-            )
         if not message.exchange and message.routing_key.startswith(REPLY_TO + "."):
             taker = self._repliers.get(message.routing_key)
             if taker:
@@ -274,26 +228,12 @@ class Broker:
         return bool(taken) and all(taken)
 
     def _route(self, exchange: Exchange, key: str) -> list[Queue]:
-        """Each queue that the message reaches, once."""
+        """Each queue that a message of this routing key reaches, once."""
         if not exchange.name:
             queue = self.queues.get(key)
             return [queue] if queue is not None else []
-        names: dict[str, None] = dict.fromkeys(self._reached(exchange, key, set()))
+        names = dict.fromkeys(binding.queue for binding in exchange.matching(key))
         return [self.queues[name] for name in names]
-
-    def _reached(self, exchange: Exchange, key: str, seen: set[str]) -> Iterator[str]:
-        if exchange.name in seen:
-            return
-        seen.add(exchange.name)
-        matched = False
-        for binding in exchange.matching(key):
-            matched = True
-            if binding.kind == "queue":
-                yield binding.destination
-            else:
-                yield from self._reached(self.exchanges[binding.destination], key, seen)
-        if not matched and exchange.alternate in self.exchanges:
-            yield from self._reached(self.exchanges[exchange.alternate], key, seen)
 
     # ---- direct reply-to
 
@@ -327,5 +267,5 @@ def _not_reserved(kind: str, name: str) -> None:
         raise AmqpError(Code.ACCESS_REFUSED, f"{kind} name '{name}' contains reserved prefix 'amq.*'")
 
 
-def _told(value: bool) -> str:
+def _shown(value: bool) -> str:
     return str(value).lower()

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from struct import Struct
 from typing import Final, cast
 
 from pamqp import base, constants, exceptions, frame
@@ -12,136 +11,81 @@ from pamqp.header import ProtocolHeader
 from cml_embedded.amqp.broker import Broker
 from cml_embedded.amqp.channel import ServerChannel
 from cml_embedded.amqp.errors import AmqpError, Code
+from cml_embedded.amqp.handshake import Handshake
 from cml_embedded.amqp.message import Properties
+from cml_embedded.amqp.output import END, FRAME, Output
 
-FRAME_MAX: Final = 131_072
-CHANNEL_MAX: Final = 2047
-HEARTBEAT: Final = 60
-"""Seconds proposed to the client, as RabbitMQ does."""
 HANDSHAKE_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 0.3
 """Seconds a client has to answer that it understood the connection is closed."""
 
-_OUT_LIMIT: Final = 1 << 20
-"""Bytes waiting to be written above which a client gets no further deliveries."""
-_FRAME: Final = Struct(">BHI")
-_END: Final = bytes((constants.FRAME_END,))
-_HEARTBEAT_FRAME: Final = _FRAME.pack(constants.FRAME_HEARTBEAT, 0, 0) + _END
+_HEARTBEAT_FRAME: Final = FRAME.pack(constants.FRAME_HEARTBEAT, 0, 0) + END
 _PROTOCOL: Final = ProtocolHeader().marshal()
-
-_CAPABILITIES: Final = {
-    "authentication_failure_close": True,
-    "basic.nack": True,
-    "connection.blocked": True,
-    "consumer_cancel_notify": True,
-    "consumer_priorities": True,
-    "direct_reply_to": True,
-    "exchange_exchange_bindings": True,
-    "per_consumer_qos": True,
-    "publisher_confirms": True,
-}
 
 
 class ServerConnection(asyncio.Protocol):
-    """``gone`` is called when the connection has ended and everything it held is given back."""
+    """``gone`` is called when the connection has ended and everything that it held is given back."""
 
-    def __init__(self, broker: Broker, version: str, gone: Callable[["ServerConnection"], None]) -> None:
-        self.user = ""
-        self.cancels_consumers = False
+    def __init__(self, broker: Broker, gone: Callable[["ServerConnection"], None]) -> None:
         self._broker = broker
-        self._version = version
         self._gone = gone
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
-        self._step: Callable[[base.Frame], None] = self._on_start_ok
+        self._handshake = Handshake()
         self._greeted = False
         self._closing = False
         self._channels: dict[int, ServerChannel] = {}
         self._closing_channels: set[int] = set()
-        self._frame_max = FRAME_MAX
-        self._channel_max = CHANNEL_MAX
-        self._out: list[bytes] = []
-        self._out_size = 0
-        self._paused = False
-        self._starved = False
-        self._flushing = False
-        self._confirming: dict[ServerChannel, None] = {}
-        self._last_read = self._last_write = self._loop.time()
+        self._output = Output(self._loop, before=self._flush_confirms, room=self._resume)
+        self._confirming: dict[int, None] = {}
+        self._last_read = self._loop.time()
         self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT, self.abort)
 
     # ---- what channels use
 
     @property
-    def writable(self) -> bool:
-        if self._paused or self._out_size > _OUT_LIMIT or self._closing:
-            self._starved = True
-            return False
-        return True
+    def user(self) -> str:
+        return self._handshake.user
 
-    def send(self, channel: int, method: base.Frame) -> None:
-        self._write(frame.marshal(method, channel))
+    @property
+    def cancels_consumers(self) -> bool:
+        return self._handshake.cancels_consumers
+
+    @property
+    def writable(self) -> bool:
+        return self._output.writable
+
+    def send(self, channel: int, frame: base.Frame) -> None:
+        self._output.send(channel, frame)
 
     def send_content(self, channel: int, method: bytes, properties: Properties, body: bytes) -> None:
-        header = properties.header(len(body))
-        parts = [
-            _FRAME.pack(constants.FRAME_METHOD, channel, len(method)),
-            method,
-            _END,
-            _FRAME.pack(constants.FRAME_HEADER, channel, len(header)),
-            header,
-            _END,
-        ]
-        room = self._frame_max - 8
-        for start in range(0, len(body), room):
-            part = body if len(body) <= room else body[start : start + room]
-            parts += (_FRAME.pack(constants.FRAME_BODY, channel, len(part)), part, _END)
-        self._write(b"".join(parts))
+        self._output.send_content(channel, method, properties, body)
 
-    def confirms_due(self, channel: ServerChannel) -> None:
+    def confirms_due(self, channel: int) -> None:
         self._confirming[channel] = None
-        self._flush_soon()
+        self._output.flush_soon()
 
-    # ---- writing, collected until the end of the loop's round
-
-    def _write(self, data: bytes) -> None:
-        self._out.append(data)
-        self._out_size += len(data)
-        self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
+    def _flush_confirms(self) -> None:
         confirming, self._confirming = self._confirming, {}
-        for channel in confirming:
-            channel.flush_confirms()
-        self._flushing = False
-        out, self._out, self._out_size = self._out, [], 0
-        if out and not self._transport.is_closing():
-            self._transport.write(b"".join(out))
-            self._last_write = self._loop.time()
-        self._feed()
+        for number in confirming:
+            if channel := self._channels.get(number):
+                channel.publishing.flush_confirms()
 
-    def _feed(self) -> None:
-        if self._starved and not self._paused and not self._closing:
-            self._starved = False
-            for channel in list(self._channels.values()):
-                channel.resume()
+    def _resume(self) -> None:
+        for channel in list(self._channels.values()):
+            channel.consuming.resume()
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self._output.pause()
 
     def resume_writing(self) -> None:
-        self._paused = False
-        self._feed()
+        self._output.resume()
 
     # ---- reading
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is not one by inheritance
-        self._transport.set_write_buffer_limits(high=_OUT_LIMIT)
+        self._output.open(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self._last_read = self._loop.time()
@@ -155,12 +99,15 @@ class ServerConnection(asyncio.Protocol):
                 self._transport.close()
                 return
             at = len(_PROTOCOL)
-            self._greet()
-        while len(self._received) - at >= _FRAME.size:
-            kind, number, size = _FRAME.unpack_from(self._received, at)
-            end = at + _FRAME.size + size
-            if size > self._frame_max:
-                self._fail(AmqpError(Code.FRAME_ERROR, f"frame of {size} bytes exceeds {self._frame_max}"))
+            self._greeted = True
+            self.send(0, self._handshake.greeting())
+        while len(self._received) - at >= FRAME.size:
+            kind, number, size = FRAME.unpack_from(self._received, at)
+            end = at + FRAME.size + size
+            if size > self._output.frame_max:
+                self._fail(
+                    AmqpError(Code.FRAME_ERROR, f"frame of {size} bytes exceeds {self._output.frame_max}")
+                )
                 return
             if len(self._received) <= end:
                 break
@@ -170,22 +117,6 @@ class ServerConnection(asyncio.Protocol):
             self._on_frame(kind, number, bytes(self._received[at : end + 1]))
             at = end + 1
         del self._received[:at]
-
-    def _greet(self) -> None:
-        self._greeted = True
-        self.send(
-            0,
-            Connection.Start(
-                server_properties={
-                    "product": "cml-workers embedded broker",
-                    "version": self._version,
-                    "platform": "Python",
-                    "capabilities": dict(_CAPABILITIES),
-                },
-                mechanisms="PLAIN",
-                locales="en_US",
-            ),
-        )
 
     def _on_frame(self, kind: int, number: int, raw: bytes) -> None:
         method: base.Frame | None = None
@@ -223,9 +154,10 @@ class ServerConnection(asyncio.Protocol):
             case Channel.Open():
                 if channel:
                     raise _channel_error("second 'channel.open' seen")
-                if number > self._channel_max:
+                if number > self._handshake.channel_max:
                     raise AmqpError(
-                        Code.NOT_ALLOWED, f"channel {number} exceeds channel_max ({self._channel_max})"
+                        Code.NOT_ALLOWED,
+                        f"channel {number} exceeds channel_max ({self._handshake.channel_max})",
                     )
                 self._channels[number] = ServerChannel(number, self._broker, self)
                 self.send(number, Channel.OpenOk())
@@ -235,9 +167,9 @@ class ServerConnection(asyncio.Protocol):
                 self._drop_channel(number)
                 self.send(number, Channel.CloseOk())
             case None if kind == constants.FRAME_HEADER:
-                channel.header(raw[_FRAME.size : -1])
+                channel.publishing.header(raw[FRAME.size : -1])
             case None if kind == constants.FRAME_BODY:
-                channel.body(raw[_FRAME.size : -1])
+                channel.publishing.body(raw[FRAME.size : -1])
             case None:
                 raise AmqpError(Code.FRAME_ERROR, f"unknown frame type {kind}")
             case _:
@@ -254,46 +186,18 @@ class ServerConnection(asyncio.Protocol):
                 self._end()
             case Connection.CloseOk():
                 self._end()
-            case Connection.UpdateSecret():
-                self.send(0, Connection.UpdateSecretOk())
             case _:
                 if not self._closing:
-                    self._step(method)
+                    self._negotiate(method)
 
-    def _on_start_ok(self, method: base.Frame) -> None:
-        if not isinstance(method, Connection.StartOk):
-            raise AmqpError(Code.COMMAND_INVALID, "expected connection.start-ok")
-        _, user, _ = (method.response or "").split("\0", 2) if method.mechanism == "PLAIN" else ("", "", "")
-        if not user:
-            raise AmqpError(Code.ACCESS_REFUSED, "Login was refused: PLAIN with any user is needed")
-        self.user = user
-        capabilities = (method.client_properties or {}).get("capabilities")
-        self.cancels_consumers = (
-            isinstance(capabilities, dict) and capabilities.get("consumer_cancel_notify") is True
-        )
-        self._step = self._on_tune_ok
-        self.send(0, Connection.Tune(channel_max=CHANNEL_MAX, frame_max=FRAME_MAX, heartbeat=HEARTBEAT))
-
-    def _on_tune_ok(self, method: base.Frame) -> None:
-        if not isinstance(method, Connection.TuneOk):
-            raise AmqpError(Code.COMMAND_INVALID, "expected connection.tune-ok")
-        self._frame_max = min(method.frame_max or FRAME_MAX, FRAME_MAX)
-        self._channel_max = min(method.channel_max or CHANNEL_MAX, CHANNEL_MAX)
-        self._timer.cancel()
-        if method.heartbeat:
-            self._timer = self._loop.call_later(method.heartbeat / 2, self._beat, method.heartbeat)
-        self._step = self._on_open
-
-    def _on_open(self, method: base.Frame) -> None:
-        if not isinstance(method, Connection.Open):
-            raise AmqpError(Code.COMMAND_INVALID, "expected connection.open")
-        if method.virtual_host != "/":
-            raise AmqpError(Code.NOT_ALLOWED, f"vhost {method.virtual_host} not found")
-        self._step = self._on_nothing_more
-        self.send(0, Connection.OpenOk())
-
-    def _on_nothing_more(self, method: base.Frame) -> None:
-        raise AmqpError(Code.COMMAND_INVALID, f"unexpected {method.name}")
+    def _negotiate(self, method: base.Frame) -> None:
+        if answer := self._handshake.answer(method):
+            self.send(0, answer)
+        if isinstance(method, Connection.TuneOk):
+            self._output.frame_max = self._handshake.frame_max
+            self._timer.cancel()
+            if method.heartbeat:
+                self._timer = self._loop.call_later(method.heartbeat / 2, self._beat, method.heartbeat)
 
     def _beat(self, interval: int) -> None:
         """Be heard every half interval; a peer silent for two is dead."""
@@ -301,8 +205,8 @@ class ServerConnection(asyncio.Protocol):
         if now - self._last_read > 2 * interval:
             self.abort()
             return
-        if now - self._last_write >= interval / 4:
-            self._write(_HEARTBEAT_FRAME)
+        if now - self._output.last_write >= interval / 4:
+            self._output.write(_HEARTBEAT_FRAME)
         self._timer = self._loop.call_later(interval / 2, self._beat, interval)
 
     # ---- closing
@@ -333,6 +237,7 @@ class ServerConnection(asyncio.Protocol):
             ),
         )
         self._closing = True
+        self._output.closed = True
         self._release()
         self._timer.cancel()
         self._timer = self._loop.call_later(CLOSE_TIMEOUT, self.abort)
@@ -348,7 +253,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _end(self) -> None:
         self._closing = True
-        self._flush()
+        self._output.close()
         self._transport.close()
 
     def _drop_channel(self, number: int) -> None:
@@ -366,6 +271,7 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self._closing = True
+        self._output.closed = True
         self._timer.cancel()
         self._release()
         self._gone(self)

@@ -47,13 +47,18 @@ def missing(kind: str, name: str) -> AmqpError:
     return AmqpError(Code.NOT_FOUND, f"no {resource(kind, name)}")
 
 
-def refused(text: str) -> AmqpError:
+def precondition_failed(text: str) -> AmqpError:
     """A failed precondition."""
     return AmqpError(Code.PRECONDITION_FAILED, text)
 
 
 def inequivalent(kind: str, name: str, argument: str, received: str, current: str) -> AmqpError:
     """Declared again, but not as it is."""
-    return refused(
+    return precondition_failed(
         f"inequivalent arg '{argument}' for {resource(kind, name)}: received {received} but current is {current}"
     )
+
+
+def unsupported(what: str) -> AmqpError:
+    """RabbitMQ has it, the embedded broker has not, as nothing here uses it."""
+    return AmqpError(Code.NOT_IMPLEMENTED, f"the embedded broker does not support {what}")

@@ -2,23 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, Literal
-
-from pamqp import common
-
-DestinationKind = Literal["queue", "exchange"]
+from typing import Final
 
 KINDS: Final = ("direct", "fanout", "topic")
-PREDECLARED: Final = {"": "direct", "amq.direct": "direct", "amq.fanout": "fanout", "amq.topic": "topic"}
+DEFAULT: Final = ""
+"""The default exchange: its routing key is a queue's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """From an exchange to a queue, or to another exchange."""
-
     exchange: str
-    kind: DestinationKind
-    destination: str
+    queue: str
     routing_key: str
 
 
@@ -27,16 +21,7 @@ class Exchange:
     name: str
     kind: str
     durable: bool = True
-    auto_delete: bool = False
-    internal: bool = False
-    arguments: common.FieldTable = field(default_factory=dict)
     bindings: dict[Binding, None] = field(default_factory=dict)
-
-    @property
-    def alternate(self) -> str | None:
-        """Where messages go that no binding takes."""
-        name = self.arguments.get("alternate-exchange")
-        return name if isinstance(name, str) else None
 
     def matching(self, routing_key: str) -> Iterator[Binding]:
         match self.kind:

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from pamqp import common, decode, encode
 
-Reason = Literal["rejected", "expired", "maxlen", "delivery_limit"]
+Reason = Literal["rejected", "expired", "delivery_limit"]
 
 _HEAD: Final = Struct(">HHQH")  # class, weight, body size, property flags
 _BASIC_CLASS: Final = 60
@@ -50,7 +50,7 @@ def short_string(text: str) -> bytes:
 
 
 class Properties:
-    """The fields of a content header, undecoded, so that what we do not change is forwarded unchanged."""
+    """The fields of a content header, undecoded, so that what is not changed is forwarded as it was."""
 
     __slots__ = ("_fields",)
 
@@ -175,7 +175,7 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """Why and where a message dies, and where it goes."""
+    """Why and where a message becomes a dead letter, and where it goes."""
 
     reason: Reason
     queue: str

@@ -1,52 +1,21 @@
-"""A queue: its messages in order, its consumers, and the rules of who gets what when."""
+"""A queue: its messages in order, its consumers, and who gets what when."""
 
 import asyncio
 import heapq
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pamqp import common
 
 from cml_embedded.amqp.arguments import QueueRules, rules
-from cml_embedded.amqp.errors import AmqpError, Code, refused, resource
+from cml_embedded.amqp.consumer import Consumer
+from cml_embedded.amqp.errors import AmqpError, Code, precondition_failed, resource
 from cml_embedded.amqp.journal import Journal
 from cml_embedded.amqp.message import Message, Queued, Reason, now_ms
 
 _UNDELIVERABLE_RETRY: Final = 1.0
 """Seconds until a dead letter without a taker is tried again (RabbitMQ: three minutes)."""
-
-
-class Channel(Protocol):
-    """The far end of a consumer."""
-
-    @property
-    def open_to_deliveries(self) -> bool:
-        """Whether the channel as a whole can take one more."""
-
-    def deliver(self, consumer: "Consumer", queued: Queued) -> None: ...
-    def consumer_cancelled(self, consumer: "Consumer") -> None:
-        """The queue is gone."""
-
-
-@dataclass(eq=False, slots=True)
-class Consumer:
-    """``prefetch``: messages it may hold unacknowledged, 0 for any number; ``holding``: how many it does."""
-
-    tag: str
-    channel: Channel
-    queue: "Queue"
-    no_ack: bool = False
-    exclusive: bool = False
-    prefetch: int = 0
-    priority: int = 0
-    holding: int = 0
-
-    @property
-    def ready(self) -> bool:
-        room = self.no_ack or not self.prefetch or self.holding < self.prefetch
-        return room and self.channel.open_to_deliveries
 
 
 class Host(Protocol):
@@ -94,21 +63,18 @@ class Queue:
                 (not durable, "non-durable"),
             ):
                 if wrong:
-                    raise refused(f"invalid property '{what}' for {self}")
+                    raise precondition_failed(f"invalid property '{what}' for {self}")
         self.consumers: deque[Consumer] = deque()
         self.deleted = False
         self._host = host
         self._fresh: deque[Queued] = deque()
         self._returned: list[tuple[int, Queued]] = []
-        self._bytes = 0
         self._held: dict[int, Queued] = {}
         self._undeliverable: list[tuple[Queued, Reason]] = []
         self._active: Consumer | None = None
         self._loop = asyncio.get_running_loop()
         self._expiry: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._disuse: asyncio.TimerHandle | None = None
-        self.touch()
 
     def __str__(self) -> str:
         return resource("queue", self.name)
@@ -128,9 +94,7 @@ class Queue:
 
     def put(self, message: Message) -> bool:
         """Append; False if the queue is full and rejects."""
-        if self.rules.overflow != "drop-head" and self._full(len(message.body)):
-            if self.rules.overflow == "reject-publish-dlx":
-                self._host.dead_letter(self, message, "maxlen")
+        if self._full():
             return False
         ttl = min((ttl for ttl in (self.rules.ttl, message.ttl) if ttl is not None), default=None)
         queued = Queued(
@@ -142,28 +106,23 @@ class Queue:
         if queued.durable:
             self._host.journal.added(self.name, queued)
         self._fresh.append(queued)
-        self._bytes += len(message.body)
         self.dispatch()
-        while self.rules.overflow == "drop-head" and self._over():
-            self._die(self._pop(), "maxlen")
         return True
 
     def restore(self, queued: Queued) -> None:
         """Take a message from a former broker, in order."""
         self._fresh.append(queued)
-        self._bytes += len(queued.message.body)
 
     def restored(self) -> None:
-        """All messages are back: bury those that came back once too often."""
+        """All messages are back: dead-letter those that came back once too often."""
         limit = self.rules.delivery_limit
-        if limit is not None and any(queued.returns > limit for queued in self._fresh):
+        if limit is not None:
             everything, self._fresh = self._fresh, deque()
-            self._bytes = 0
             for queued in everything:
                 if queued.returns > limit:
-                    self._die(queued, "delivery_limit")
+                    self._dead_letter(queued, "delivery_limit")
                 else:
-                    self.restore(queued)
+                    self._fresh.append(queued)
         self.dispatch()
 
     def get(self, *, no_ack: bool) -> Queued | None:
@@ -174,7 +133,6 @@ class Queue:
                 f"cannot obtain access to locked {self}. basic.get operations are not supported by quorum "
                 "queues with single active consumer",
             )
-        self.touch()
         self._expire()
         if not len(self):
             return None
@@ -189,7 +147,7 @@ class Queue:
 
     def rejected(self, queued: Queued) -> None:
         if self._held.pop(queued.id, None):
-            self._die(queued, "rejected")
+            self._dead_letter(queued, "rejected")
 
     def returned(self, messages: Iterable[Queued]) -> None:
         """Put messages back to where they were; each counts as a failed delivery."""
@@ -199,12 +157,11 @@ class Queue:
                 continue
             queued.returns += 1
             if limit is not None and queued.returns > limit:
-                self._die(queued, "delivery_limit")
+                self._dead_letter(queued, "delivery_limit")
                 continue
             if queued.durable:
                 self._host.journal.marked(queued, delivered=False)
             heapq.heappush(self._returned, (queued.id, queued))
-            self._bytes += len(queued.message.body)
         self.dispatch()
 
     def purge(self) -> int:
@@ -214,9 +171,6 @@ class Queue:
         return count
 
     def subscribe(self, consumer: Consumer) -> None:
-        taken = any(other.exclusive for other in self.consumers)
-        if taken or (consumer.exclusive and (self.consumers or self.rules.single_active)):
-            raise AmqpError(Code.ACCESS_REFUSED, f"{self} in exclusive use")
         self.consumers.append(consumer)
 
     def unsubscribe(self, consumer: Consumer) -> None:
@@ -226,19 +180,18 @@ class Queue:
         self.consumers.remove(consumer)
         if consumer is self._active:
             self._active = None
-        self.touch()
         if self.auto_delete and not self.consumers:
             self._host.delete_queue(self)
 
     def dispatch(self) -> None:
-        """Deliver as much as the consumers can take, in turns, the ones of higher priority first."""
+        """Deliver as much as the consumers can take, in turns."""
         if self.deleted or self._host.stopping:
             return
         now = now_ms()
         while len(self) and (consumer := self._next_consumer()):
             queued = self._pop()
             if queued.expires_at is not None and queued.expires_at < now:
-                self._die(queued, "expired")
+                self._dead_letter(queued, "expired")
                 continue
             self._hand_out(queued, no_ack=consumer.no_ack)
             if not consumer.no_ack:
@@ -262,36 +215,20 @@ class Queue:
             consumer.channel.consumer_cancelled(consumer)
 
     def stop_timers(self) -> None:
-        for timer in (self._expiry, self._retry, self._disuse):
+        for timer in (self._expiry, self._retry):
             if timer:
                 timer.cancel()
-
-    def touch(self) -> None:
-        """The queue was used: its ``x-expires`` starts anew."""
-        if self.rules.expires is not None:
-            if self._disuse:
-                self._disuse.cancel()
-            self._disuse = self._loop.call_later(self.rules.expires / 1000, self._disused)
-
-    def _disused(self) -> None:
-        if self.consumers:
-            self.touch()
-        else:
-            self._host.delete_queue(self)
 
     def _next_consumer(self) -> Consumer | None:
         if self.rules.single_active:
             if self._active is None and self.consumers:
-                self._active = max(self.consumers, key=lambda consumer: consumer.priority)
+                self._active = self.consumers[0]
             return self._active if self._active and self._active.ready else None
-        best: Consumer | None = None
-        for consumer in self.consumers:
-            if (best is None or consumer.priority > best.priority) and consumer.ready:
-                best = consumer
-        if best and len(self.consumers) > 1:
-            self.consumers.remove(best)
-            self.consumers.append(best)
-        return best
+        ready = next((consumer for consumer in self.consumers if consumer.ready), None)
+        if ready and len(self.consumers) > 1:
+            self.consumers.remove(ready)
+            self.consumers.append(ready)
+        return ready
 
     def _hand_out(self, queued: Queued, *, no_ack: bool) -> None:
         if no_ack:
@@ -307,36 +244,27 @@ class Queue:
         return self._fresh[0] if self._fresh else None
 
     def _pop(self) -> Queued:
-        queued = heapq.heappop(self._returned)[1] if self._returned else self._fresh.popleft()
-        self._bytes -= len(queued.message.body)
-        return queued
+        return heapq.heappop(self._returned)[1] if self._returned else self._fresh.popleft()
 
-    def _full(self, size: int) -> bool:
-        """Whether one more does not fit. A quorum queue notices only once it is over its limit."""
-        length, allowed, bytes_allowed = len(self), self.rules.max_length, self.rules.max_bytes
-        if self.quorum:
-            return self._over()
-        too_long = allowed is not None and length + 1 > allowed
-        return too_long or (bytes_allowed is not None and self._bytes + size > bytes_allowed)
+    def _full(self) -> bool:
+        """Whether it takes no more. A quorum queue notices only once it is over its limit."""
+        limit = self.rules.max_length
+        return limit is not None and len(self) >= (limit + 1 if self.quorum else limit)
 
-    def _over(self) -> bool:
-        too_long = self.rules.max_length is not None and len(self) > self.rules.max_length
-        return too_long or (self.rules.max_bytes is not None and self._bytes > self.rules.max_bytes)
-
-    def _die(self, queued: Queued, reason: Reason) -> None:
+    def _dead_letter(self, queued: Queued, reason: Reason) -> None:
         taken = self._host.dead_letter(self, queued.message, reason)
         if taken or not self.rules.at_least_once or self.rules.dead_letter_exchange is None:
             self._forget(queued)
             return
         self._undeliverable.append((queued, reason))
         if self._retry is None:
-            self._retry = self._loop.call_later(_UNDELIVERABLE_RETRY, self._bury_again)
+            self._retry = self._loop.call_later(_UNDELIVERABLE_RETRY, self._dead_letter_again)
 
-    def _bury_again(self) -> None:
+    def _dead_letter_again(self) -> None:
         self._retry = None
         waiting, self._undeliverable = self._undeliverable, []
         for queued, reason in waiting:
-            self._die(queued, reason)
+            self._dead_letter(queued, reason)
 
     def _forget(self, queued: Queued) -> None:
         if queued.durable:
@@ -346,7 +274,7 @@ class Queue:
         """Only the head of the line expires, as in RabbitMQ."""
         now = now_ms()
         while (head := self._head()) and head.expires_at is not None and head.expires_at <= now:
-            self._die(self._pop(), "expired")
+            self._dead_letter(self._pop(), "expired")
 
     def _watch_expiry(self) -> None:
         head = self._head()
