@@ -1,0 +1,157 @@
+"""EC2's actions: what moto does not do as EC2 does, see the developer's and the API reference of EC2."""
+
+import re
+import time
+from collections.abc import Mapping
+
+from cml_embedded.ec2.answers import Answer, Refusal, response, unknown
+from cml_embedded.ec2.backend import Backend, Environ
+from cml_embedded.ec2.instances import CODES, Instances
+from cml_embedded.ec2.journal import Instance
+
+_POWER: Mapping[str, tuple[frozenset[str], str, frozenset[str]]] = {
+    # action: states it acts on, the state that follows, states it leaves as they are; others are refused
+    "StartInstances": (frozenset({"stopped"}), "pending", frozenset({"pending", "running"})),
+    "StopInstances": (frozenset({"running"}), "stopping", frozenset({"stopping", "stopped"})),
+    "TerminateInstances": (
+        frozenset({"pending", "running", "stopping", "stopped"}),
+        "shutting-down",
+        frozenset({"shutting-down", "terminated"}),
+    ),
+}
+_RESULT_ELEMENT = "instancesSet"
+_NOWHERE = "i-00000000000000000"
+
+
+class Actions:
+    """``vcpu_limit``: see ``Ec2Simulator``."""
+
+    def __init__(self, backend: Backend, instances: Instances, vcpu_limit: int | None) -> None:
+        self._backend = backend
+        self._instances = instances
+        self._vcpu_limit = vcpu_limit
+
+    def act(self, environ: Environ, region: str, form: dict[str, str], hide_seconds: float) -> Answer:
+        """Carry one out. Raises Refusal."""
+        action = form.get("Action", "")
+        self._instances.settle()
+        for name, value in form.items():
+            if re.fullmatch(r"InstanceId\.\d+", name):
+                self._instances.check(value, region)
+        if action in _POWER:
+            return self._power(action, region, [v for k, v in form.items() if k.startswith("InstanceId.")])
+        if action == "RunInstances":
+            return self._run(environ, region, form, hide_seconds)
+        if action in ("CreateTags", "DeleteTags"):
+            return self._tag(environ, region, form)
+        return self._backend.ask(environ, self._visible(action, region, form))
+
+    def _run(self, environ: Environ, region: str, form: dict[str, str], hide_seconds: float) -> Answer:
+        if token := form.get("ClientToken"):
+            for known in self._instances:
+                if (known.region, known.token) == (region, token):
+                    return 200, _same_again(known, form).encode()
+        self._instances.check_vcpus(region, form.get("InstanceType", "m1.small"), self._vcpu_limit)
+        status, content = self._backend.launch(environ, form)
+        if status == 200:
+            found = re.search(rb"<instanceId>(i-[0-9a-f]+)</instanceId>", content)
+            assert found is not None  # noqa: S101 - moto launched one
+            self._instances.launched(
+                found.group(1).decode(), region, form, content.decode(), hide_seconds=hide_seconds
+            )
+        return status, content
+
+    def _power(self, action: str, region: str, instance_ids: list[str]) -> Answer:
+        acting, following, indifferent = _POWER[action]
+        for instance_id in instance_ids:
+            known = self._instances[instance_id]
+            if known.state not in acting | indifferent:
+                raise Refusal(
+                    "IncorrectInstanceState",
+                    f"The instance '{instance_id}' is not in a state from which it can be "
+                    f"{action.removesuffix('Instances').lower()}ed: {known.state}.",
+                )
+            if (
+                action == "TerminateInstances"
+                and self._instances.moto(instance_id, region).disable_api_termination
+            ):
+                raise Refusal(
+                    "OperationNotPermitted",
+                    f"The instance '{instance_id}' may not be terminated. Modify its 'disableApiTermination' "
+                    "instance attribute and try again.",
+                )
+        items = []
+        for instance_id in instance_ids:
+            known = self._instances[instance_id]
+            before = known.state
+            if before in acting:
+                self._instances.order(known, following)
+            items.append(
+                f"<item><instanceId>{instance_id}</instanceId>"
+                f"<currentState><code>{CODES[known.state]}</code><name>{known.state}</name></currentState>"
+                f"<previousState><code>{CODES[before]}</code><name>{before}</name></previousState></item>"
+            )
+        return 200, response(action, f"<{_RESULT_ELEMENT}>{''.join(items)}</{_RESULT_ELEMENT}>")
+
+    def _tag(self, environ: Environ, region: str, form: dict[str, str]) -> Answer:
+        resources = [value for name, value in form.items() if name.startswith("ResourceId.")]
+        for resource in resources:
+            if resource.startswith("i-"):
+                self._instances.check(resource, region)
+        for name, value in form.items():
+            if re.fullmatch(r"Tag\.\d+\.Key", name) and (
+                value.lower().startswith("aws:") or not 1 <= len(value) <= 128
+            ):
+                raise Refusal(
+                    "InvalidParameterValue", "Tag keys have 1 to 128 characters and never begin with aws:"
+                )
+            if re.fullmatch(r"Tag\.\d+\.Value", name) and len(value) > 256:
+                raise Refusal("InvalidParameterValue", "Tag values have at most 256 characters")
+        answer = self._backend.ask(environ, form)
+        if answer[0] == 200:
+            for resource in resources:
+                if resource in self._instances:
+                    self._instances.tagged(resource)
+        return answer
+
+    def _visible(self, action: str, region: str, form: dict[str, str]) -> dict[str, str]:
+        """The request without instances that are not visible yet, and without the filter that moto lacks."""
+        hidden = {each.instance_id for each in self._instances if each.hidden_until > time.time()}
+        asked = dict(form)
+        for name, value in form.items():
+            if re.fullmatch(r"Filter\.\d+\.Name", name) and value == "client-token":
+                prefix = name.removesuffix("Name")
+                tokens = {v for k, v in form.items() if k.startswith(f"{prefix}Value.")}
+                launched = [
+                    known.instance_id
+                    for known in self._instances
+                    if known.region == region and known.token in tokens
+                ]
+                asked = {k: v for k, v in asked.items() if not k.startswith(f"{prefix}Value.")}
+                asked[name] = "instance-id"
+                asked |= {f"{prefix}Value.{n}": i for n, i in enumerate(launched or [_NOWHERE], 1)}
+        if hidden and action.startswith("DescribeInstance"):
+            for name, value in asked.items():
+                if value in hidden and name.startswith("InstanceId."):
+                    raise unknown(value)
+                if value in hidden:
+                    asked[name] = _NOWHERE
+        return asked
+
+
+def _same_again(known: Instance, form: Mapping[str, str]) -> str:
+    """EC2 API reference, *Ensuring idempotency*."""
+    if _what_counts(known.form) != _what_counts(form):
+        raise Refusal("IdempotentParameterMismatch", "The parameters of the first request were others.")
+    if known.state in ("terminated", "shutting-down"):
+        raise Refusal("IdempotentInstanceTerminated", "The instance of this token was terminated.")
+    return re.sub(
+        r"(<instanceState>).*?(</instanceState>)",
+        rf"\g<1><code>{CODES[known.state]}</code><name>{known.state}</name>\g<2>",
+        known.response,
+        flags=re.DOTALL,
+    )
+
+
+def _what_counts(form: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in form.items() if name not in ("ClientToken", "DryRun", "Version")}

@@ -1,0 +1,146 @@
+"""The simulator over HTTP: EC2's API, and ``/simulator`` to plant faults and to see what was called."""
+
+import json
+import re
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+from uuid import uuid4
+
+from cml_embedded.ec2.actions import Actions
+from cml_embedded.ec2.answers import Answer, Refusal, error
+from cml_embedded.ec2.backend import Backend, Environ
+from cml_embedded.ec2.faults import Fault, Faults
+from cml_embedded.ec2.instances import ENDS, Instances
+from cml_embedded.ec2.journal import Journal
+
+REMEMBERED = 2000
+"""Calls that ``GET /simulator/calls`` shows."""
+
+
+class Application:
+    """A WSGI application. ``images``: those that there are from the beginning, id to region and name."""
+
+    def __init__(
+        self,
+        images: Mapping[str, tuple[str, str]],
+        data_dir: Path | None,
+        transition_seconds: float,
+        vcpu_limit: int | None,
+    ) -> None:
+        self._lock = threading.RLock()
+        self._journal = Journal(data_dir) if data_dir else None
+        added, left = self._journal.load() if self._journal else ({}, [])
+        self._backend = Backend({**images, **added})
+        self._instances = Instances(self._backend, self._journal, transition_seconds)
+        self._actions = Actions(self._backend, self._instances, vcpu_limit)
+        self._faults = Faults()
+        self._calls: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        for instance in left:
+            self._instances.restore(instance)
+
+    def close(self) -> None:
+        if self._journal:
+            self._journal.close()
+
+    def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        if environ["PATH_INFO"].startswith("/simulator"):
+            status, content = self._admin(environ["REQUEST_METHOD"], environ["PATH_INFO"], body)
+            kind = "application/json"
+        else:
+            form = dict(parse_qsl(body.decode(), keep_blank_values=True))
+            with self._lock:
+                fault = self._faults.due(form.get("Action", ""))
+            if fault and fault.delay_seconds:
+                time.sleep(fault.delay_seconds)
+            status, content = self._ec2(environ, form, fault)
+            kind = "text/xml"
+            if fault and fault.close_connection:
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        start_response(
+            f"{status} {'OK' if status == 200 else 'Error'}",
+            [("Content-Type", kind), ("Content-Length", str(len(content)))],
+        )
+        return [content]
+
+    def _ec2(self, environ: Environ, form: dict[str, str], fault: Fault | None) -> Answer:
+        region = _region(environ)
+        with self._lock:
+            self._backend.prepare(region)
+            planted = fault and (fault.status, error(fault.code, fault.message))
+            if planted and fault and fault.effect == "instead":
+                answer = planted
+            else:
+                try:
+                    answer = self._actions.act(environ, region, form, fault.hide_seconds if fault else 0.0)
+                except Refusal as refusal:
+                    answer = 400, error(refusal.code, str(refusal))
+                if planted and fault and fault.effect == "after":
+                    answer = planted
+            code = re.search(rb"<Code>([^<]*)</Code>", answer[1]) if answer[0] != 200 else None
+            self._calls.append(
+                {
+                    "operation": form.get("Action", ""),
+                    "region": region,
+                    "parameters": form,
+                    "status": answer[0],
+                    "code": code.group(1).decode() if code else None,
+                    "time": time.time(),
+                }
+            )
+            return answer
+
+    def _admin(self, method: str, path: str, body: bytes) -> Answer:
+        try:
+            asked = json.loads(body) if body else {}
+            with self._lock:
+                return 200, json.dumps(
+                    self._administer(method, path.removeprefix("/simulator/"), asked)
+                ).encode()
+        except (KeyError, TypeError, ValueError) as fault:
+            return 400, json.dumps({"error": repr(fault)}).encode()
+
+    def _administer(self, method: str, path: str, asked: dict[str, Any]) -> Any:
+        match method, path.split("/"):
+            case "POST", ["faults"]:
+                self._faults.planted.append(Fault(**asked))
+            case "DELETE", ["faults"]:
+                self._faults.planted.clear()
+            case "GET", ["faults"]:
+                return [asdict(fault) for fault in self._faults.planted]
+            case "GET", ["calls"]:
+                return list(self._calls)
+            case "DELETE", ["calls"]:
+                self._calls.clear()
+            case "GET", ["instances"]:
+                self._instances.settle()
+                return [
+                    {"client_token": each.token, **asdict(each), "response": None} for each in self._instances
+                ]
+            case "POST", ["instances", instance_id, "state"]:
+                self._instances.settle()
+                passing = {end: state for state, end in ENDS.items()}[asked["state"]]
+                instance = self._instances[instance_id]
+                self._instances.order(instance, passing)
+                self._instances.to(instance, asked["state"])
+            case "POST", ["images"]:
+                image_id = asked.get("id") or f"ami-{uuid4().hex[:17]}"
+                self._backend.add_image(image_id, asked["region"], asked["name"])
+                if self._journal:
+                    self._journal.save_image(image_id, asked["region"], asked["name"])
+                return {"id": image_id}
+            case _:
+                raise ValueError(f"{method} {path} is not known")
+        return {}
+
+
+def _region(environ: Mapping[str, Any]) -> str:
+    found = re.search(r"Credential=[^/]*/[^/]*/([^/]*)/", environ.get("HTTP_AUTHORIZATION", ""))
+    return found.group(1) if found else "us-east-1"
