@@ -40,7 +40,7 @@ PURE = frozenset(
     ]
 )
 """Of the standard library: nothing that waits, reads, writes or differs from run to run."""
-HANDLER = PURE | {"asyncio", "weakref"}
+HANDLER = PURE | {"asyncio", "contextvars", "weakref"}
 """A handler may wait; clock, ids and chance are handed to it, or the simulation could not repeat a run."""
 ANYTHING = sys.stdlib_module_names
 
@@ -75,7 +75,7 @@ def _roles() -> dict[str, Room]:
     for role in ROLES.values():
         main = role.compose.__module__
         name = main.removeprefix("cml_workers.").removesuffix(".main")
-        rooms[name] = Room(modules=_service(name), imports=CORE, packages=("structlog",))
+        rooms[name] = Room(modules=_service(name), imports=CORE, packages=("pydantic", "structlog"))
         rooms[f"{name}.main"] = Room(
             modules=(main,), imports=(*CORE, *HANDS, name), packages=("structlog",), library=ANYTHING
         )
@@ -132,12 +132,27 @@ ROOMS: Mapping[str, Room] = {
         imports=("eventstore", "eventstore.sqlite", "eventstore.kurrentdb"),
     ),
     "sql": Room(
-        modules=_service("sql"), imports=("foundation",), packages=("alembic", "sqlalchemy"), library=ANYTHING
+        modules=_service("sql"),
+        imports=("foundation", "sql.port"),
+        packages=("alembic", "sqlalchemy"),
+        library=ANYTHING,
     ),
+    "sql.port": Room(modules=_service("sql.port"), packages=("sqlalchemy",)),
     "readmodels": Room(
         modules=_service("readmodels"),
-        imports=("contracts", "foundation", "domain", "eventstore", "eventstore.following", "sql"),
+        imports=(
+            "contracts",
+            "foundation",
+            "domain",
+            "eventstore",
+            "eventstore.following",
+            "sql",
+            "sql.port",
+        ),
         packages=("pydantic", "sqlalchemy", "structlog"),
+    ),
+    "reminders": Room(
+        modules=_service("reminders"), imports=(*CORE, "sql.port", "readmodels"), packages=("structlog",)
     ),
     "deadletters": Room(
         modules=_service("deadletters"), imports=(*CORE, "deadletters.archive"), packages=("structlog",)
@@ -171,7 +186,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "projector": Room(
         modules=_service("projector"),
-        imports=(*CORE, "readmodels", "projector.read_model"),
+        imports=(*CORE, "sql.port", "readmodels", "projector.read_model"),
         packages=("structlog",),
     ),
     "projector.main": Room(
@@ -180,6 +195,7 @@ ROOMS: Mapping[str, Room] = {
             *CORE,
             *HANDS,
             "readmodels",
+            "reminders",
             "deadletters",
             "deadletters.archive",
             "projector",
