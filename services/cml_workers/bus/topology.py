@@ -9,24 +9,6 @@ blocks the head of the line.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cml_contracts.events import (
-    InstanceLaunched,
-    InstanceStarting,
-    InstanceStateObserved,
-    InstanceStopping,
-    LaunchRequested,
-    OperationRefused,
-    StartFailed,
-    StartRequested,
-    StopFailed,
-    StopRequested,
-    TagsUpdated,
-    TagsUpdateFailed,
-    TagsUpdateRequested,
-    TerminationFailed,
-    TerminationRequested,
-    WorkerImported,
-)
 from cml_contracts.topology import (
     COMMANDS_EXCHANGE,
     EVENTS_EXCHANGE,
@@ -35,6 +17,7 @@ from cml_contracts.topology import (
     Exchange,
 )
 from cml_workers.domain.messages import Reminder
+from cml_workers.domain.operations import TRIGGERS
 
 DELIVERY_LIMIT = 20
 """Redeliveries before a message counts as poison; a crash burns one of each prefetched message."""
@@ -80,27 +63,12 @@ LIFECYCLE_REPORTS = Queue(
     "cml.lifecycle.reports", (Binding(INTERNAL_EXCHANGE, "cml.report.#"),), _WORK, retries=True
 )
 
-_WAKING = (
-    LaunchRequested,
-    StartRequested,
-    StopRequested,
-    TerminationRequested,
-    TagsUpdateRequested,
-    OperationRefused,
-    InstanceLaunched,
-    InstanceStarting,
-    InstanceStopping,
-    InstanceStateObserved,
-    WorkerImported,
-    TagsUpdated,
-    TagsUpdateFailed,
-    StartFailed,
-    StopFailed,
-    TerminationFailed,
-)
 EC2_TRIGGERS = Queue(
     "cml.ec2.wakes",
-    (*(Binding(EVENTS_EXCHANGE, event.TYPE) for event in _WAKING), Binding(INTERNAL_EXCHANGE, Reminder.TYPE)),
+    (
+        *(Binding(EVENTS_EXCHANGE, event.TYPE) for event in TRIGGERS),
+        Binding(INTERNAL_EXCHANGE, Reminder.TYPE),
+    ),
     {**_WORK, "x-single-active-consumer": True},
     retries=True,
 )

@@ -30,14 +30,10 @@ from cml_contracts.events import (
     LaunchRequested,
     OperationOverdue,
     OperationRefused,
-    StartFailed,
     StartRequested,
-    StopFailed,
     StopRequested,
     TagsUpdated,
-    TagsUpdateFailed,
     TagsUpdateRequested,
-    TerminationFailed,
     TerminationRequested,
     WorkerCreated,
     WorkerEvent,
@@ -65,6 +61,7 @@ from cml_workers.domain.messages import (
     OperationSucceeded,
     WorkerReport,
 )
+from cml_workers.domain.operations import KIND_OF, SUPERSEDED, Failure
 from cml_workers.domain.policy import Policy
 from cml_workers.domain.worker import Operation, Worker
 
@@ -349,9 +346,11 @@ def _at_rest(worker: Worker) -> WorkerStatus:
     """What EC2 showed last, which is what counts while nothing is owed. What is owed may still fail."""
     if worker.pending(TerminationRequested):
         raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being terminated")
-    for intent, done in ((StartRequested, "started"), (StopRequested, "stopped")):
-        if worker.pending(intent):
-            raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being {done}", retryable=True)
+    for kind in SUPERSEDED:
+        if worker.pending(kind.intent):
+            raise _rejected(
+                ProblemCode.CONFLICT, f"worker {worker.id} is being {kind.participle}", retryable=True
+            )
     return worker.status
 
 
@@ -378,7 +377,10 @@ def _terminate(worker: Worker, command_id: str) -> list[WorkerEvent]:
         return [requested, WorkerTerminated(operation_id=command_id)]
     superseded = Problem.of(ProblemCode.CONFLICT, f"superseded by the termination of worker {worker.id}")
     return [
-        *(_failure(operation, superseded) for operation in worker.pending(StartRequested, StopRequested)),
+        *(
+            _failure(operation, superseded)
+            for operation in worker.pending(*(kind.intent for kind in SUPERSEDED))
+        ),
         requested,
     ]
 
@@ -511,22 +513,12 @@ def _success(operation: Operation, report: OperationSucceeded, worker: Worker) -
             )
 
 
-def _failure(operation: Operation, problem: Problem) -> WorkerEvent:
-    intent, operation_id = operation.intent, operation.command_id
-    match intent:
-        case LaunchRequested():
-            return LaunchFailed(operation_id=operation_id, problem=problem)
-        case StartRequested():
-            return StartFailed(operation_id=operation_id, problem=problem)
-        case StopRequested():
-            return StopFailed(operation_id=operation_id, problem=problem)
-        case TerminationRequested():
-            return TerminationFailed(operation_id=operation_id, problem=problem)
-        case TagsUpdateRequested():
-            return TagsUpdateFailed(operation_id=operation_id, problem=problem)
-        case None:
-            raise _rejected(ProblemCode.VALIDATION_FAILED, f"operation {operation_id!r} asked nothing of AWS")
-    assert_never(intent)
+def _failure(operation: Operation, problem: Problem) -> Failure:
+    if operation.intent is None:
+        raise _rejected(
+            ProblemCode.VALIDATION_FAILED, f"operation {operation.command_id!r} asked nothing of AWS"
+        )
+    return KIND_OF[type(operation.intent)].failure(operation_id=operation.command_id, problem=problem)
 
 
 def _end(worker: Worker, operation_id: str | None, warning: str | None = None) -> list[WorkerEvent]:

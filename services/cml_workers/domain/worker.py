@@ -11,12 +11,7 @@ from typing import Any, assert_never
 from uuid import UUID
 
 from cml_contracts.commands import (
-    CreateCMLWorker,
     ImportCMLWorker,
-    StartCMLWorker,
-    StopCMLWorker,
-    TerminateCMLWorker,
-    UpdateCMLWorkerTags,
 )
 from cml_contracts.events import (
     CommandRejected,
@@ -46,6 +41,7 @@ from cml_contracts.events import (
 from cml_contracts.instance import CMLWorkerInstanceDto, Ec2Instance, InstanceState, WorkerStatus
 from cml_contracts.results import OperationResult, Outcome, Problem
 from cml_workers.domain.history import EventMetadata, Recorded
+from cml_workers.domain.operations import KIND_OF
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,20 +255,11 @@ def _apply(worker: Worker, recorded: Recorded) -> Worker:
     assert_never(event)
 
 
-_COMMAND_OF: Mapping[type[Intent], str] = {
-    LaunchRequested: CreateCMLWorker.TYPE,
-    StartRequested: StartCMLWorker.TYPE,
-    StopRequested: StopCMLWorker.TYPE,
-    TerminationRequested: TerminateCMLWorker.TYPE,
-    TagsUpdateRequested: UpdateCMLWorkerTags.TYPE,
-}
-
-
 def _requested(worker: Worker, recorded: Recorded, intent: Intent) -> Worker:
     metadata = recorded.metadata
     operation = Operation(
         command_id=intent.operation_id,
-        command_type=_COMMAND_OF[type(intent)],
+        command_type=KIND_OF[type(intent)].command.TYPE,
         requested=metadata,
         intent=intent,
     )

@@ -1,0 +1,106 @@
+"""The catalogue of operations: what belongs to each, said once. Everything else derives from it.
+
+A new operation is a new ``Kind`` here; types and tests then say where a phase of it is missing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from cml_contracts.commands import (
+    CreateCMLWorker,
+    StartCMLWorker,
+    StopCMLWorker,
+    TerminateCMLWorker,
+    UpdateCMLWorkerTags,
+    WorkerCommand,
+)
+from cml_contracts.events import (
+    InstanceLaunched,
+    InstanceStarting,
+    InstanceStateObserved,
+    InstanceStopping,
+    Intent,
+    LaunchFailed,
+    LaunchRequested,
+    OperationRefused,
+    StartFailed,
+    StartRequested,
+    StopFailed,
+    StopRequested,
+    TagsUpdated,
+    TagsUpdateFailed,
+    TagsUpdateRequested,
+    TerminationFailed,
+    TerminationRequested,
+    WorkerEvent,
+    WorkerImported,
+    WorkerTerminated,
+)
+
+Failure = LaunchFailed | StartFailed | StopFailed | TerminationFailed | TagsUpdateFailed
+
+
+class Lane(Enum):
+    """Operations of one lane are pending one at a time; a termination supersedes those of its lane."""
+
+    POWER = "power"
+    TAGS = "tags"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An operation: the command that asks for it, its intent, its two outcomes, its lane.
+
+    ``participle``: what happens to a worker while it is pending. ``leaves_instance``: by outcome, whether there still
+    is an instance that the next action may be about.
+    """
+
+    command: type[WorkerCommand]
+    intent: type[Intent]
+    success: type[WorkerEvent]
+    failure: type[Failure]
+    lane: Lane
+    participle: str
+    success_leaves_instance: bool = True
+    failure_leaves_instance: bool = True
+
+
+LAUNCH = Kind(
+    CreateCMLWorker,
+    LaunchRequested,
+    InstanceLaunched,
+    LaunchFailed,
+    Lane.POWER,
+    "launched",
+    failure_leaves_instance=False,
+)
+START = Kind(StartCMLWorker, StartRequested, InstanceStarting, StartFailed, Lane.POWER, "started")
+STOP = Kind(StopCMLWorker, StopRequested, InstanceStopping, StopFailed, Lane.POWER, "stopped")
+TERMINATE = Kind(
+    TerminateCMLWorker,
+    TerminationRequested,
+    WorkerTerminated,
+    TerminationFailed,
+    Lane.POWER,
+    "terminated",
+    success_leaves_instance=False,
+)
+TAGS = Kind(UpdateCMLWorkerTags, TagsUpdateRequested, TagsUpdated, TagsUpdateFailed, Lane.TAGS, "tagged")
+
+KINDS = (LAUNCH, START, STOP, TERMINATE, TAGS)
+KIND_OF: Mapping[type[Intent], Kind] = {kind.intent: kind for kind in KINDS}
+
+SUPERSEDED = (START, STOP)
+"""What a termination ends at once: an operation that AWS need not be asked for any more."""
+
+TRIGGERS: tuple[type[WorkerEvent], ...] = (
+    *(kind.intent for kind in KINDS),
+    *(kind.success for kind in KINDS if kind.success_leaves_instance),
+    *(kind.failure for kind in KINDS if kind.failure_leaves_instance),
+    OperationRefused,
+    InstanceStateObserved,
+    WorkerImported,
+)
+"""Events after which AWS may have to be acted on or looked at: a request, an outcome that others waited for, an instance
+between two states."""
