@@ -23,8 +23,9 @@ from cml_contracts.commands import (
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_workers.bus.port import Ack, DeadLetter, Message, Retry
+from cml_workers.bus.port import Ack, BusUnavailableError, DeadLetter, Message, Retry
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
+from cml_workers.domain.history import fingerprint
 from cml_workers.domain.messages import (
     InstanceObserved,
     LookupAnswered,
@@ -34,8 +35,9 @@ from cml_workers.domain.messages import (
     OperationSucceeded,
 )
 from cml_workers.domain.policy import Access, Policy
-from cml_workers.eventstore.command_streams import COMMAND_STREAMS, fingerprint
-from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError
+from cml_workers.eventstore.command_streams import COMMAND_STREAMS, stream_of_command
+from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError, StreamNotFoundError
+from cml_workers.lifecycle import replies
 from cml_workers.lifecycle.handler import UNSEEN_ATTEMPTS, Lifecycle
 from support.buses import command
 from support.given import instance
@@ -151,9 +153,7 @@ async def test_a_skip_is_final_too(service: Service):
         StopCMLWorker(worker_id=WORKER),
     ],
 )
-async def test_a_command_id_belongs_to_one_body_whichever_worker_it_names(
-    service: Service, other: WorkerCommand
-):
+async def test_a_command_id_belongs_to_one_body(service: Service, other: WorkerCommand):
     await service.launched()
     assert isinstance(await service.command(other, "create"), DeadLetter)
     (result,) = service.outbox.results()
@@ -187,10 +187,10 @@ async def test_an_append_whose_answer_is_lost_is_not_done_twice(
     monkeypatch.setattr(service.store, "append", commit_and_lose)
     with pytest.raises(StoreUnavailableError):  # the claim
         await service.command(CREATE, "create")
-    losses[:] = [True, False]
+    losses[:] = [True]
     with pytest.raises(StoreUnavailableError):  # the events
         await service.command(CREATE, "create", redelivered=True)
-    losses[:] = [False]
+    losses[:] = []
     assert await service.command(CREATE, "create", redelivered=True) == Ack()
     assert await service.types() == ["worker.created", "worker.launch_requested"]
 
@@ -234,62 +234,94 @@ async def test_a_status_update_asks_and_is_answered_without_an_event(service: Se
     assert len(await service.types()) == 3
 
 
-async def test_a_status_update_has_one_answer_whatever_becomes_of_the_worker(service: Service):
+async def test_a_status_update_that_is_repeated_is_answered_by_what_ec2_shows_then(service: Service):
     await service.launched()
-    status = UpdateCMLWorkerStatus(worker_id=WORKER)
-    await service.command(status, "status")
+    for state in (InstanceState.RUNNING, InstanceState.STOPPED):
+        await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
+        await answer(service, instance(state))
+    assert [result.data["instance_state"] for result in service.outbox.results()] == ["running", "stopped"]
+    assert (await service.types())[3:] == ["worker.instance_state_observed"]
+
+
+async def test_a_status_update_that_changes_nothing_appends_nothing(service: Service):
+    await service.launched()
+    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
     await answer(service, instance())
-    await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to=None)
-    await service.report(OperationSucceeded(worker_id=WORKER, operation_id="terminate"))
-    for redelivered in (True, False):
-        await service.command(status, "status", redelivered=redelivered)
-    results = service.outbox.results()
-    assert len(results) == 3
-    assert {result.data["instance_state"] for result in results} == {"running"}
+    assert len(service.outbox.results()) == 1
+    assert await streams(service, COMMAND_STREAMS) == {stream_of_command("create")}
 
 
-async def test_two_deliveries_of_a_status_update_that_saw_different_things_get_one_answer(service: Service):
+async def test_a_command_is_one_append_and_one_that_creates_binds_its_id_first(service: Service):
     await service.launched()
-    status = UpdateCMLWorkerStatus(worker_id=WORKER)
-    asked = []
-    for caller in ("one", "two"):
-        await service.command(status, "status", reply_to=caller)
-        asked.append(await lookup(service))
-    for question, state in zip(asked, (InstanceState.RUNNING, InstanceState.STOPPED), strict=True):
-        await service.report(
-            LookupAnswered(
-                origin=question.origin,
-                question=question.question,
-                finding=LookupResult(instance=instance(state)),
-            )
-        )
-    assert service.outbox.results("one") == service.outbox.results("two") != []
+    await service.command(StopCMLWorker(worker_id=WORKER), "stop")
+    await service.command(StopCMLWorker(worker_id=WORKER), "rejected")
+    assert await streams(service, COMMAND_STREAMS) == {stream_of_command("create")}
 
 
-async def test_who_died_between_what_a_status_update_saw_and_its_answer_goes_on_there(
+async def streams(service: Service, prefix: str) -> set[str]:
+    found = set()
+    async for item in service.store.follow(after=None, prefix=prefix):
+        if not isinstance(item, StoredEvent):
+            break
+        found.add(item.stream)
+    return found
+
+
+async def test_two_workers_are_never_created_under_one_id_wherever_it_was_used(service: Service):
+    elsewhere = uuid4()
+    assert await service.command(CREATE.model_copy(update={"worker_id": None}), "create") == Ack()
+    assert isinstance(await service.command(CREATE, "create"), DeadLetter)
+    assert isinstance(
+        await service.command(CREATE.model_copy(update={"worker_id": elsewhere}), "create"), DeadLetter
+    )
+    assert {r.problem and r.problem.code for r in service.outbox.results()} == {ProblemCode.DUPLICATE_COMMAND}
+
+
+async def test_a_claim_that_a_replica_does_not_show_yet_is_waited_for(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ):
+    await service.command(CREATE, "create", reply_to=None)
+    read = service.store.read
+
+    async def lags(stream: str, **options: Any) -> list[StoredEvent]:
+        if stream.startswith(COMMAND_STREAMS):
+            raise StreamNotFoundError(stream)
+        return await read(stream, **options)
+
+    monkeypatch.setattr(service.store, "read", lags)
+    with pytest.raises(StoreUnavailableError):
+        await service.command(CREATE.model_copy(update={"worker_id": uuid4()}), "create")
+
+
+async def test_a_command_of_before_there_were_fingerprints_is_compared_with_its_claim(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    start = StartCMLWorker(worker_id=WORKER)
+    monkeypatch.setattr(replies, "fingerprint", lambda _: None)
+    await service.command(CREATE, "create", reply_to=None)
+    await service.command(start, "start", reply_to=None)
+    monkeypatch.setattr(replies, "fingerprint", fingerprint)
+    for other in (CREATE.model_copy(update={"name": "other"}), StopCMLWorker(worker_id=WORKER)):
+        assert isinstance(await service.command(other, "create"), DeadLetter)
+    assert await service.command(CREATE, "create", reply_to=None) == Ack()
+    assert await service.command(start, "start") == Ack()  # nothing says otherwise
+
+
+async def test_who_died_between_what_a_status_update_saw_and_its_answer_goes_on_there(service: Service):
     await service.launched()
     service.now += timedelta(hours=1)
     await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to="terminator")
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status", reply_to="asker")
-    append = service.store.append
-
-    async def unavailable_for_the_answer(stream: str, *arguments: Any, **options: Any) -> int:
-        if stream.startswith(COMMAND_STREAMS):
-            raise StoreUnavailableError("planted")
-        return await append(stream, *arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(service.store, "append", unavailable_for_the_answer)
-        with pytest.raises(StoreUnavailableError):
-            await answer(service, None)
+    service.outbox.broken = 1
+    with pytest.raises(BusUnavailableError):
+        await answer(service, None)
     assert service.outbox.results("asker") == []
+    service.outbox.broken = 0
     await answer(service, None)
     assert [result.data for result in service.outbox.results("terminator")] == [True]
-    (told,) = service.outbox.results("asker")
-    assert told.problem
-    assert told.problem.code is ProblemCode.WORKER_TERMINATED
+    (rejected,) = service.outbox.results("asker")
+    assert rejected.problem
+    assert rejected.problem.code is ProblemCode.WORKER_TERMINATED
 
 
 async def test_the_largest_command_survives_a_question_to_ec2(service: Service):
@@ -304,7 +336,7 @@ async def test_the_largest_command_survives_a_question_to_ec2(service: Service):
     assert await service.types() == ["worker.created", "worker.launch_requested"]
 
 
-async def test_a_trace_header_that_is_none_is_left_away(service: Service):
+async def test_a_trace_header_that_is_none_is_omitted(service: Service):
     for number, header in enumerate(("x" * 300, b"\xff", {"a": 1}, "00-ab\n-cd-01")):
         worker = CREATE.model_copy(update={"worker_id": uuid4()})
         assert await service.command(worker, f"create-{number}", headers={"traceparent": header}) == Ack()
@@ -312,7 +344,7 @@ async def test_a_trace_header_that_is_none_is_left_away(service: Service):
     assert b"traceparent" not in asked.metadata
 
 
-async def test_an_answer_that_was_overtaken_is_asked_for_again(service: Service):
+async def test_a_stale_lookup_result_is_asked_for_again(service: Service):
     await service.launched()
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
     asked = await lookup(service)
@@ -337,8 +369,8 @@ async def test_a_status_update_that_finds_the_instance_gone_answers_everybody(se
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status", reply_to="asker")
     await answer(service, None)
     assert [result.data for result in service.outbox.results("terminator")] == [True]
-    (told,) = service.outbox.results("asker")
-    assert told.data["instance_state"] == "terminated"
+    (answered,) = service.outbox.results("asker")
+    assert answered.data["instance_state"] == "terminated"
 
 
 async def test_an_import_is_decided_when_ec2_has_answered(service: Service):

@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from cml_contracts.commands import UpdateCMLWorkerStatus
 from cml_contracts.events import (
     CommandRejected,
     InstanceLaunched,
@@ -28,9 +27,8 @@ from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, Op
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.port import Ack, DeadLetter, Message
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
-from cml_workers.domain.messages import REPORTS, CommandMessage, OperationOutstanding, Reminder
+from cml_workers.domain.messages import REPORTS, OperationOutstanding, Reminder
 from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.command_streams import bind_answer, claim
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import append, load
@@ -246,20 +244,6 @@ async def test_what_is_not_there_is_said_to_be_so(service: Service):
         assert result.outcome == "rejected"
         assert result.problem is not None
         assert result.problem.code is ProblemCode.WORKER_NOT_FOUND
-
-
-async def test_a_status_update_can_be_asked_for_although_it_left_no_event(service: Service):
-    status = UpdateCMLWorkerStatus(worker_id=uuid4())
-    message = CommandMessage(
-        command_id="status", command=status, command_type=status.TYPE, correlation_id="thread"
-    )
-    await claim(service.store, message)
-    assert (await service.ask(GetOperation(command_id="status"))).outcome == "rejected"
-    result = OperationResult(command_id="status", worker_id=status.worker_id, outcome="succeeded", data={})
-    await bind_answer(service.store, result, uuid4())
-    told = await service.ask(GetOperation(command_id="status"))
-    operation = OperationView.model_validate(told.data)
-    assert (operation.command_type, operation.result) == (status.TYPE, result)
 
 
 async def test_what_is_owed_for_too_long_is_reminded_of_at_every_round(service: Service):

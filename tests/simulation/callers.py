@@ -6,19 +6,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
-from cml_contracts.commands import StartCMLWorker, WorkerCommand
+from cml_contracts.commands import StartCMLWorker, UpdateCMLWorkerStatus, WorkerCommand
 from cml_contracts.queries import GetCMLWorker, GetOperation, OperationView, Query, WorkerView
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_contracts.topology import COMMANDS_EXCHANGE, QUERIES_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.messages import LookupRequested, OperationSucceeded
-from cml_workers.eventstore.command_streams import ANSWERED, stream_of_command
 from simulation import nets
 from simulation.bus import CLIENTS, SENT_AGAIN, Broker, BusOfProcess
-from simulation.coverage import Coverage
+from simulation.coverage import SETTLED, Coverage
 from simulation.store import Log
 from simulation.world import Process, World
+from support.invariants import NOT_RECORDED
 
 IMPATIENT = 90.0
 """Seconds after which a caller who is impatient sends its command again."""
@@ -26,7 +26,6 @@ BOUND = 60.0
 """Seconds within which who waits is answered: from when the outcome is recorded, or the last fault is over."""
 QUERY_AGAIN = 10.0
 """Seconds after which a query that got no answer is asked again: it is not kept where nobody can answer it."""
-NOT_RECORDED = (ProblemCode.VALIDATION_FAILED, ProblemCode.DUPLICATE_COMMAND, ProblemCode.UNAUTHORIZED)
 
 
 @dataclass
@@ -53,6 +52,8 @@ class Callers:
         """By address."""
         self.confirmed: dict[str, WorkerCommand] = {}
         """Every command that the bus took, by its id."""
+        self.status_updates: dict[str, UUID] = {}
+        """The worker of each status update that was sent, by its id."""
         self.rubbish: set[str] = set()
         self._questions: dict[str, tuple[Query, asyncio.Future[OperationResult]]] = {}
         self._process = Process(world, "client", mortal=False)
@@ -63,7 +64,7 @@ class Callers:
     # -- sending ------------------------------------------------------------------------------------------
 
     async def post(self, command_id: str, command: WorkerCommand) -> None:
-        """Send a command until the broker has it, and ask no more."""
+        """Send a command until the broker has it, and ask no more. Not a status update, which is a question."""
         await self._until_confirmed(_message(command_id, command), command)
 
     async def call(self, command_id: str, command: WorkerCommand, *, impatient: bool = False) -> None:
@@ -71,6 +72,8 @@ class Callers:
 
         The bus may take a message and fail to say so. Who gets no confirm sends again, or gives up.
         """
+        if isinstance(command, UpdateCMLWorkerStatus):
+            self.status_updates[command_id] = command.worker_id
         address = self._address()
         message = _message(command_id, command, reply_to=address)
         arrived = self.world.loop.create_future()
@@ -136,7 +139,10 @@ class Callers:
             awaited.arrived.set_result(None)
         if result.problem and result.problem.code in NOT_RECORDED:
             return
-        if self.recorded_at(result.command_id) is None:
+        if result.command_id in self.status_updates:
+            self.coverage.reached(result.command_id, SETTLED, self.world.loop.time())
+            self._check_status(self.status_updates[result.command_id], result)
+        elif self.recorded_at(result.command_id) is None:
             self.world.broken.append(f"6: {result.command_id} is answered, but not recorded: {result}")
 
     def recorded_at(self, command_id: str) -> float | None:
@@ -145,10 +151,18 @@ class Callers:
             operation = worker.operations.get(command_id)
             if operation is not None and operation.settled_at is not None:
                 return self.world.seconds(operation.settled_at)
-        for each in self.log.streams.get(stream_of_command(command_id), []):
-            if each.type == ANSWERED:
-                return self.world.seconds(each.recorded_at)
         return None
+
+    def _check_status(self, worker_id: UUID, result: OperationResult) -> None:
+        """What a status update is answered agrees with what is recorded by then."""
+        worker = self.log.workers.get(worker_id)
+        ended = result.problem is not None and result.problem.code is ProblemCode.WORKER_TERMINATED
+        if result.data is not None:
+            ended = result.data["instance_state"] == "terminated"
+        if ended and not (worker and worker.terminated):
+            self.world.broken.append(
+                f"6: the worker is terminated, as answered, but not as recorded: {result}"
+            )
 
     def late(self) -> list[str]:
         """Who is not answered within the bound, or at all."""
@@ -216,11 +230,7 @@ class Callers:
             if command_id in worker.operations:
                 recorded = worker.operations[command_id].result
                 return recorded is not None and _plain(recorded) == _plain(shown)
-        stream = self.log.streams.get(stream_of_command(command_id), [])
-        return any(
-            each.type == ANSWERED and _plain(OperationResult.model_validate_json(each.data)) == _plain(shown)
-            for each in stream
-        )
+        return False
 
     async def look_at(self, worker_id: UUID) -> None:
         """Ask for a worker."""

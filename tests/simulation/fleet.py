@@ -17,7 +17,6 @@ from cml_workers.bus.topology import (
 from cml_workers.domain.messages import LookupRequested
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.ec2_adapter.executor import Executor
-from cml_workers.eventstore.command_streams import ANSWERED
 from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, worker_of
@@ -186,9 +185,7 @@ class Fleet:
 
     def _on_append(self, stored: StoredEvent) -> None:
         now = self.world.loop.time()
-        if stored.type == ANSWERED:
-            self.coverage.reached(json.loads(stored.data)["command_id"], SETTLED, now)
-        elif stored.stream.startswith(WORKER_STREAMS):
+        if stored.stream.startswith(WORKER_STREAMS):
             worker = self.log.workers[worker_of(stored.stream)]
             for operation in worker.operations.values():
                 if operation.requested.event_id == stored.event_id and operation.intent:
@@ -220,6 +217,7 @@ class Fleet:
             rows=list(self.tables.workers.values()),
             operations=list(self.tables.operations.values()),
             published=self._envelopes,
+            status_updates=callers.status_updates.keys(),
         )
 
     def events(self) -> list[StoredEvent]:
@@ -234,7 +232,7 @@ class Fleet:
         found += [
             f"3: {command_id} was taken, and never decided"
             for command_id in self.callers.confirmed
-            if self.callers.recorded_at(command_id) is None
+            if self.callers.recorded_at(command_id) is None and command_id not in self.callers.status_updates
         ]
         kept = {message.message_id for _, message, _ in self.broker.dead}
         found += [f"9: {name} is not in the dead letters" for name in sorted(self.callers.rubbish - kept)]

@@ -46,7 +46,6 @@ from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import (
     CaughtUp,
     Checkpoint,
-    EventStore,
     StoredEvent,
     WrongExpectedVersionError,
 )
@@ -116,7 +115,7 @@ def no_deduplication(patch: pytest.MonkeyPatch) -> None:
 
     original = Lifecycle._transact
 
-    async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Verdict:
+    async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Any:
         def forgetful(worker: Worker) -> Any:
             others = {name: each for name, each in worker.operations.items() if name != cause}
             return judge(replace(worker, operations=others))
@@ -287,15 +286,6 @@ def no_reminders(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reminders, "round", nothing)
 
 
-def status_decided_anew(patch: pytest.MonkeyPatch) -> None:
-    """A status update is answered by whatever is true at each delivery."""
-
-    async def unbound(_: EventStore, result: Any, __: UUID) -> Any:
-        return result
-
-    patch.setattr(lifecycle, "bind_answer", unbound)
-
-
 def owed_tags_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A tag update is met as soon as what is recorded is as it wants it, whatever is still owed."""
     original = rules._update_tags
@@ -334,7 +324,7 @@ def _forget_others(patch: pytest.MonkeyPatch) -> None:
 def _finishes_without_others(patch: pytest.MonkeyPatch, *, pending: bool) -> None:
     original = Lifecycle._transact
 
-    async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Verdict:
+    async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Any:
         worker = await self._workers.newest(worker_id)
         found = worker.operations.get(cause)
         token = _FORGETFUL.set(found is not None and (found.result is None) is pending)
@@ -542,7 +532,6 @@ PLANTED: Mapping[str, Planted] = {
             lagging_fold,
             checkpoint_before_confirm,
             no_reminders,
-            status_decided_anew,
             owed_tags_forgotten,
             owed_power_forgotten,
             no_redelivery,

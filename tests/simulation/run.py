@@ -172,7 +172,7 @@ async def _by_chance(fleet: Fleet, setting: Setting) -> None:
         await asyncio.sleep(send.at)
         command_id = f"command-{number}"
         how = random.choices(("once", "post", "twice", "impatient"), (65, 15, 10, 10))[0]
-        if how == "post":
+        if how == "post" and not isinstance(send.command, UpdateCMLWorkerStatus):
             await callers.post(command_id, send.command)
             await callers.until_shown(command_id)
         elif how == "twice":

@@ -40,10 +40,9 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
-from cml_contracts.results import OperationResult
+from cml_contracts.results import OperationResult, ProblemCode
 from cml_workers.domain.history import Recorded
 from cml_workers.domain.worker import Worker, evolve, status_of
-from cml_workers.eventstore.command_streams import ANSWERED, COMMAND_STREAMS
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
 from cml_workers.projector.read_model import OPERATIONS, WORKERS
@@ -58,6 +57,9 @@ OUTCOMES: Mapping[type[Intent], tuple[type[Any], ...]] = {
     TerminationRequested: (WorkerTerminated, TerminationFailed),
     TagsUpdateRequested: (TagsUpdated, TagsUpdateFailed),
 }
+
+NOT_RECORDED = (ProblemCode.VALIDATION_FAILED, ProblemCode.DUPLICATE_COMMAND, ProblemCode.UNAUTHORIZED)
+"""Why a message is rejected that names no command of a worker, or another one than it says."""
 
 POWER = (StartRequested, StopRequested, TerminationRequested)
 SAME_LANE: Mapping[str, tuple[type[Intent], ...]] = {
@@ -96,8 +98,8 @@ class Observed:
     rows: Sequence[WorkerView] | None = None
     """The read model's; None: not looked at."""
     operations: Sequence[OperationView] | None = None
-    answers: Mapping[str, Sequence[OperationResult]] | None = None
-    """What the commands' own streams tell, by command id: empty for one that was only claimed. None: not looked at."""
+    status_updates: Collection[str] = frozenset()
+    """Ids of the commands that are questions: what they are answered is not recorded."""
     published: Sequence[EventEnvelope] | None = None
     """What a subscriber got, in the order it came. None: nobody listened."""
 
@@ -119,14 +121,9 @@ async def observe(
     *,
     awaited: Mapping[str, str] | None = None,
     answered: Collection[str] = frozenset(),
+    status_updates: Collection[str] = frozenset(),
 ) -> Observed:
     """A running system from outside: its event store, EC2, its read model, and what its callers know."""
-    answers: dict[str, list[OperationResult]] = {}
-    for stored in await stored_events(store, COMMAND_STREAMS):
-        told = json.loads(stored.data)
-        of_command = answers.setdefault(told["command_id"], [])
-        if stored.type == ANSWERED:
-            of_command.append(OperationResult.model_validate(told))
     engine = open_database(database_url)
     async with transaction(engine) as connection:
         workers = (await connection.execute(sa.select(WORKERS.c.view))).scalars().all()
@@ -141,7 +138,7 @@ async def observe(
         answered=answered,
         rows=[WorkerView.model_validate_json(view) for view in workers],
         operations=[OperationView.model_validate_json(view) for view in operations],
-        answers=answers,
+        status_updates=status_updates,
         published=published,
     )
 
@@ -265,12 +262,14 @@ def _replies(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iter
         for operation in worker.operations.values()
     }
     for command_id, replies in seen.replies.items():
+        if command_id in seen.status_updates:
+            continue  # a repetition is answered by what EC2 shows then
         if len({reply.model_dump_json() for reply in replies}) > 1:
             yield f"6: command {command_id} got different replies: {replies}"
         operation = operations.get(command_id)
-        if operation is None:  # a status update is answered in its own stream
+        if operation is None:
             for reply in replies:
-                if seen.answers is not None and reply not in seen.answers.get(command_id, ()):
+                if reply.problem is None or reply.problem.code not in NOT_RECORDED:
                     yield f"6: command {command_id} was answered {reply}, which is not recorded"
             continue
         for reply in replies:
@@ -300,15 +299,11 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
         elif worker.instance.instance_id != instance.instance_id:
             yield f"2: {instance.instance_id} is {instance.state}, its worker {owner} has another one"
     known = {operation_id for worker in folded.values() for operation_id in worker.operations}
-    bound = {command_id for command_id, answers in (seen.answers or {}).items() if answers}
-    for command_id in seen.confirmed - known - bound - seen.replies.keys():
+    for command_id in seen.confirmed - known - seen.replies.keys() - frozenset(seen.status_updates):
         yield f"3: command {command_id} was taken, and neither recorded nor answered"
     for address, command_id in seen.awaited.items():
         if address not in seen.answered:
             yield f"10: command {command_id} was taken, and {address} got no answer"
-    for command_id, answers in (seen.answers or {}).items():
-        if len(answers) + (command_id in known) != 1:
-            yield f"3: command {command_id} was claimed and ended {len(answers) + (command_id in known)} times"
     if seen.published is not None:
         yield from _published(seen.events, seen.published)
     for worker in folded.values():

@@ -70,6 +70,11 @@ class Load:
         """Commands of which a caller knows the end."""
         return sum(bool(self.of_client.get(each) or self._callers.replies.get(each)) for each in self.sent)
 
+    @property
+    def status_updates(self) -> frozenset[str]:
+        """The commands that are questions: what they are answered is not recorded."""
+        return frozenset(each for each, kind in self.sent.items() if kind == UpdateCMLWorkerStatus.TYPE)
+
     async def run(self, on_answer: Callable[[], None] = lambda: None) -> None:
         """Send everything. Most is answered by the end, see ``TURN``."""
 

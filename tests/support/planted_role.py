@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from cml_workers.bus.port import Ack, Verdict
+from cml_workers.bus.port import Ack
 from cml_workers.cli import main
 from cml_workers.lifecycle.handler import Finish, Lifecycle
 
@@ -22,7 +22,7 @@ def forgotten_reply() -> None:
     """
     transact = Lifecycle._transact
 
-    async def _transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Verdict:
+    async def _transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Any:
         worker = await self._workers.newest(worker_id)
         operation = worker.operations.get(cause)
         if operation is not None and operation.result is None and isinstance(judge(worker), Finish):

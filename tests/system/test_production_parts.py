@@ -98,6 +98,7 @@ async def test_500_mixed_commands_while_the_broker_restarts_and_the_store_is_cut
                 load.sent,
                 awaited=callers.awaited,
                 answered=callers.answered,
+                status_updates=load.status_updates,
             )
             if not (broken := violations(seen)):
                 break

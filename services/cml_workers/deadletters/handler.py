@@ -30,8 +30,9 @@ from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, UnroutableEr
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.deadletters.archive import Archive, Deed, Kept
 from cml_workers.deadletters.letter import Letter, again, dead_letter
+from cml_workers.domain.history import fingerprint
 from cml_workers.domain.policy import Access
-from cml_workers.eventstore.command_streams import fingerprint, load_claim
+from cml_workers.eventstore.command_streams import load_claim
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import load
 
@@ -197,12 +198,17 @@ class DeadLetters:
             command_id = identity(message)
         except BadMessageError:
             return False
-        claim = await load_claim(self._store, command_id)
-        if claim is None:
+        try:
+            command: WorkerCommand | None = read(message, COMMANDS)
+        except BadMessageError:
+            command = None
+        bound = await load_claim(self._store, command_id)
+        worker_id = bound.worker_id if bound else command.worker(command_id) if command else None
+        worker = await load(self._store, worker_id) if worker_id else None
+        decided = worker is not None and command_id in worker.operations
+        if not decided and bound is None:
             return True
-        worker = await load(self._store, claim.worker_id)
-        decided = claim.answered or command_id in worker.operations
-        if not decided and _fingerprint(message) == claim.fingerprint:
+        if not decided and bound and command and bound.fingerprint == fingerprint(command):
             return False
         what = "was decided" if decided else "belongs to another command of its sender"
         raise RefusedError(
@@ -218,14 +224,6 @@ def _not_on_its_way(kept: Kept, done: str) -> None:
             ProblemCode.CONFLICT,
             f"it went into its queue again, and to whom it is for; it can be {done} when it has died there again",
         )
-
-
-def _fingerprint(message: Message) -> str | None:
-    try:
-        command: WorkerCommand = read(message, COMMANDS)
-    except BadMessageError:
-        return None
-    return fingerprint(command)
 
 
 def _unknown(dead_letter_id: UUID) -> RefusedError:

@@ -1,9 +1,12 @@
 """A recorded event: what happened, its place in the worker's stream, and what surrounds it."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from cml_contracts.commands import WorkerCommand
 from cml_contracts.events import EVENTS, WorkerEvent
 from cml_contracts.model import Tolerant
 
@@ -20,8 +23,9 @@ class EventMetadata(Tolerant):
 
     ``command_id``: the command whose operation it belongs to; None for a plain observation.
     ``causation_id``: the message that was being handled; ``correlation_id``: the caller's thread of work.
-    ``actor``: opaque id of who wished it, None if unknown (drift); ``user``: the broker's user that sent it,
-    if that was checked. ``reply``: stays in the store, is never published.
+    ``actor``: opaque id of who asked for it, None if unknown (drift); ``user``: the broker's user that sent it, if that
+    was checked. ``fingerprint``: of the command's body, on the events that it caused itself; None on events of others
+    and in streams that were written before there was one. ``reply`` and ``fingerprint`` stay in the store.
     """
 
     event_id: UUID
@@ -33,6 +37,7 @@ class EventMetadata(Tolerant):
     user: str | None = None
     reason: str | None = None
     traceparent: str | None = None
+    fingerprint: str | None = None
     reply: ReplyAddress | None = None
 
 
@@ -55,3 +60,12 @@ def decode_event(event_type: str, data: bytes | str) -> WorkerEvent:
     if event is None:
         raise UnknownEventError(f"event type {event_type!r} is not known to this version")
     return event.model_validate_json(data)
+
+
+def fingerprint(command: WorkerCommand) -> str:
+    """What a command id belongs to.
+
+    The same in whatever order the sender writes, and in a later version, which may know more optional fields.
+    """
+    body = json.dumps(command.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    return hashlib.sha256(f"{command.TYPE}\n{body}".encode()).hexdigest()

@@ -1,33 +1,29 @@
-"""A command's own stream in the event store: which body its id belongs to and, for a status update, the answer.
+"""Idempotency records: which body a command id belongs to, for commands that bring a worker into being.
 
-A status update is no wish of which the worker's stream could tell: it is asked often and mostly changes nothing.
-Its answer is bound here before it is sent, so that every repetition gets the same.
+A repetition of any other command is seen in the worker's own stream, which tells of every command that named the worker.
+A command that creates or imports a worker may name another one the next time; its id is bound here first, in a stream of
+its own, so that no second instance can come of it.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from cml_contracts.commands import WorkerCommand
-from cml_contracts.queries import OperationView
-from cml_contracts.results import OperationResult
+from cml_workers.domain.history import fingerprint
 from cml_workers.domain.messages import CommandMessage
 from cml_workers.eventstore.port import (
     NO_STREAM,
     EventStore,
     NewEvent,
-    StoredEvent,
+    StoreUnavailableError,
     StreamNotFoundError,
     WrongExpectedVersionError,
 )
 
 COMMAND_STREAMS = "cml_command-"
 CLAIMED = "cml.command.claimed.v1"
-ANSWERED = "cml.command.answered.v1"
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
-_AFTER_THE_CLAIM = 0
 
 
 def stream_of_command(command_id: str) -> str:
@@ -35,110 +31,56 @@ def stream_of_command(command_id: str) -> str:
     return f"{COMMAND_STREAMS}{uuid5(_NAMESPACE, command_id)}"
 
 
-def fingerprint(command: WorkerCommand) -> str:
-    """What a claim binds the command id to.
-
-    The same in whatever order the sender writes, and in a later version, which may know more optional fields.
-    """
-    body = json.dumps(command.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
-    return hashlib.sha256(f"{command.TYPE}\n{body}".encode()).hexdigest()
-
-
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Which command an id belongs to; ``answered``: here, and not by the worker's stream.
+    """Which command an id belongs to.
 
     ``user``: whom the broker vouched for when it was authorized, for ``actor``; None where nobody had to be, and in
-    claims that were written before they said so.
+    records that were written before they said so.
     """
 
     worker_id: UUID
     fingerprint: str
-    answered: bool
     user: str | None = None
     actor: str | None = None
 
 
-async def claim(store: EventStore, message: CommandMessage) -> bool:
+async def claim(store: EventStore, message: CommandMessage, event_id: UUID) -> bool:
     """Bind the command id to this body; False if it is bound to another.
 
-    The event id follows from the body, so repeating the very same claim is the same append and succeeds, and any
-    other one conflicts. Raises StoreUnavailableError.
+    ``event_id`` is new at each attempt: a store may hold an append of an id that it has in hand already until that
+    one times out. Raises StoreUnavailableError.
     """
-    bound_to = fingerprint(message.command)
     claimed = {
         "command_id": message.command_id,
         "command_type": message.command_type,
         "worker_id": str(message.worker_id),
-        "fingerprint": bound_to,
+        "fingerprint": fingerprint(message.command),
         **({"user": message.user, "actor": message.actor} if message.user else {}),
     }
-    event_id = uuid5(_NAMESPACE, f"{message.command_id}/claim/{bound_to}")
     event = NewEvent(event_id, CLAIMED, json.dumps(claimed).encode(), b"{}")
     try:
         await store.append(stream_of_command(message.command_id), [event], expected=NO_STREAM)
     except WrongExpectedVersionError:
-        return False
+        there = await load_claim(store, message.command_id)
+        if there is None:
+            raise StoreUnavailableError(
+                "a replica lags behind: a claim is there, and not shown yet"
+            ) from None
+        return there.fingerprint == claimed["fingerprint"]
     return True
 
 
-async def bind_answer(store: EventStore, result: OperationResult, event_id: UUID) -> OperationResult | None:
-    """Make this the answer of its command, unless it has one; return the answer it has, None if nobody claimed it.
-
-    Raises StoreUnavailableError.
-    """
-    assert result.command_id is not None  # noqa: S101 - it answers a command that was claimed
-    event = NewEvent(event_id, ANSWERED, result.model_dump_json().encode(), b"{}")
-    try:
-        await store.append(stream_of_command(result.command_id), [event], expected=_AFTER_THE_CLAIM)
-    except WrongExpectedVersionError:
-        return await answer_of(store, result.command_id)
-    return result
-
-
-async def answer_of(store: EventStore, command_id: str) -> OperationResult | None:
-    """The answer that was bound, if one was. Raises StoreUnavailableError."""
-    return next((_answer(each) for each in await _read(store, command_id) if each.type == ANSWERED), None)
-
-
 async def load_claim(store: EventStore, command_id: str) -> Claim | None:
-    """Which command this id belongs to; None if no command had it yet. Raises StoreUnavailableError."""
-    history = await _read(store, command_id)
-    if not history:
-        return None
-    told = json.loads(history[0].data)
-    return Claim(
-        UUID(told["worker_id"]),
-        told["fingerprint"],
-        answered=len(history) > 1,
-        user=told.get("user"),
-        actor=told.get("actor"),
-    )
-
-
-async def answered_operation(store: EventStore, command_id: str) -> OperationView | None:
-    """A command that was answered here, as the read model shows others. Raises StoreUnavailableError."""
-    history = await _read(store, command_id)
-    if len(history) < 2:
-        return None
-    claimed, answered = history[:2]
-    told = json.loads(claimed.data)
-    return OperationView(
-        command_id=command_id,
-        worker_id=told["worker_id"],
-        command_type=told["command_type"],
-        requested_at=claimed.recorded_at,
-        settled_at=answered.recorded_at,
-        result=_answer(answered),
-    )
-
-
-async def _read(store: EventStore, command_id: str) -> list[StoredEvent]:
+    """Which command this id is bound to; None if it is to none. Raises StoreUnavailableError."""
     try:
-        return await store.read(stream_of_command(command_id))
+        history = await store.read(stream_of_command(command_id), limit=1)
     except StreamNotFoundError:
-        return []
-
-
-def _answer(stored: StoredEvent) -> OperationResult:
-    return OperationResult.model_validate_json(stored.data)
+        return None
+    claimed = json.loads(history[0].data)
+    return Claim(
+        UUID(claimed["worker_id"]),
+        claimed["fingerprint"],
+        user=claimed.get("user"),
+        actor=claimed.get("actor"),
+    )

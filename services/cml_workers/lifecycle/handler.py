@@ -1,9 +1,9 @@
 """Commands and reports: load, decide, append at the expected version, reply.
 
-Deduplication has two parts. A *claim*, in a tiny stream of the command's own, binds its id to one body and one
-worker for ever. The worker's stream says what became of the command, rejections and skips included, so that a
-repetition finds the answer and is never decided a second time; a status update, which mostly changes nothing,
-has its answer in the command's own stream.
+The worker's stream says what became of each command that named it, rejections and no-ops included, so that a repetition
+finds its result there and is never decided a second time. The id of a command that brings a worker into being is bound
+to its body first, in a stream of its own (``eventstore/command_streams.py``). A status update is a question: a repetition
+is answered by what EC2 shows then.
 """
 
 import json
@@ -11,16 +11,22 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, assert_never
+from typing import assert_never
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
 
-from cml_contracts.commands import COMMANDS, UpdateCMLWorkerStatus, WorkerCommand
-from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
-from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
+from cml_contracts.commands import (
+    COMMANDS,
+    CreateCMLWorker,
+    ImportCMLWorker,
+    UpdateCMLWorkerStatus,
+    WorkerCommand,
+)
+from cml_contracts.events import WorkerEvent
+from cml_contracts.results import OperationResult, Problem
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_workers.bus.codec import BadMessageError, identity, internal, read, reply, reply_address
+from cml_workers.bus.codec import BadMessageError, identity, read, reply_address
 from cml_workers.bus.port import (
     Ack,
     CallerRefusesError,
@@ -32,25 +38,24 @@ from cml_workers.bus.port import (
     Verdict,
 )
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
-from cml_workers.domain.decide import Ask, Lookup, NoChange, Record, Reject, already_so, decide, decide_report
-from cml_workers.domain.history import EventMetadata, Recorded, ReplyAddress
+from cml_workers.domain.decide import Ask, NoChange, Record, Reject, already_so, decide, decide_report
+from cml_workers.domain.history import Recorded, fingerprint
 from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
     REPORTS,
     CommandMessage,
-    ImageLookup,
     InstanceLookup,
     LookupAnswered,
-    LookupRequested,
     LookupResult,
     Report,
     WorkerReport,
 )
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.worker import Operation, Worker, settled_by
-from cml_workers.eventstore.command_streams import answer_of, bind_answer, claim, fingerprint, load_claim
+from cml_workers.eventstore.command_streams import claim, load_claim
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
 from cml_workers.eventstore.worker_streams import Workers
+from cml_workers.lifecycle.replies import lookup, metadata_of, rejected, replies, result_of, reused, skipped
 
 log = structlog.get_logger(__name__)
 
@@ -58,16 +63,14 @@ REFUSALS = "cml_refused-"
 REFUSED_TYPE = "cml.command.unauthorized.v1"
 TRIES = 20
 """Lost races on one stream before the message is put aside for a second."""
+CREATING = (CreateCMLWorker, ImportCMLWorker)
+"""Commands that bring a worker into being."""
 UNSEEN_ATTEMPTS = 10
 """Attempts, a second apart, for which a replica of the store may lag behind what a message refers to."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 _TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
 """https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is left away."""
-
-
-class UnclaimedError(Exception):
-    """Nobody has claimed the command: it was never sent, or a replica of the store lags behind."""
 
 
 Due = Callable[[Worker], Awaitable[Sequence[Outgoing]]]
@@ -87,6 +90,18 @@ class Append:
 
     events: Sequence[WorkerEvent]
     due: Due = field(default_factory=_these)
+    claims: bool = False
+    """The command's id is bound to its body first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The command's id belongs to another body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Recorded before events had fingerprints: only the idempotency record says whether the body is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +111,7 @@ class Finish:
     due: Due = field(default_factory=_these)
 
 
-Step = Append | Finish | Retry | DeadLetter
+Step = Append | Finish | Duplicate | Compare | Retry | DeadLetter
 """What is to be done about a message, given its worker."""
 
 
@@ -127,7 +142,7 @@ class Lifecycle:
             command_id = identity(message)
             command: WorkerCommand = read(message, COMMANDS)
         except BadMessageError as error:
-            await self._refuse(message, error.problem)
+            await self._answer(message, error.problem)
             return DeadLetter(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(
             command_id=command_id,
@@ -146,13 +161,13 @@ class Lifecycle:
                     now=self._now(),
                 )
             except UnauthorizedError as error:
-                # Its token may have run out since: what was authorized once is not judged a second time.
-                before = await load_claim(self._store, command_id) if user else None
-                if before is None or (before.user, before.fingerprint) != (user, fingerprint(command)):
+                # Its token may have expired since: what was authorized once is not judged a second time.
+                before = await self._authorized_before(command, command_id, user) if user else None
+                if before is None:
                     await self._audit(message, command, error.problem)
-                    await self._refuse(message, error.problem)
+                    await self._answer(message, error.problem)
                     return DeadLetter(error.problem.detail, error.problem.code)
-                actor = before.actor
+                (actor,) = before
             accepted = CommandMessage(
                 command_id=command_id,
                 command=command,
@@ -163,11 +178,22 @@ class Lifecycle:
                 traceparent=_traceparent(message.headers.get("traceparent")),
                 reply=reply_address(message),
             )
-            if not await claim(self._store, accepted):
-                problem = _reused(command_id)
-                await self._refuse(message, problem)
-                return DeadLetter(problem.detail, problem.code)
-            return await self._decide(accepted, attempt=message.attempt)
+            return await self._decide(accepted)
+
+    async def _authorized_before(
+        self, command: WorkerCommand, command_id: str, user: str
+    ) -> tuple[str | None] | None:
+        """The actor for whom this very command of the user was authorized before; None if it was not."""
+        worker = await self._workers.newest(command.worker(command_id))
+        operation = worker.operations.get(command_id)
+        if operation is not None and operation.requested.fingerprint is not None:
+            first = operation.requested
+            same = (first.user, first.fingerprint) == (user, fingerprint(command))
+            return (first.actor,) if same else None
+        claim = await load_claim(self._store, command_id)
+        if claim is None or (claim.user, claim.fingerprint) != (user, fingerprint(command)):
+            return None
+        return (claim.actor,)
 
     async def on_report(self, message: Message) -> Verdict:
         """Record what the EC2 adapter did, saw or found."""
@@ -180,7 +206,7 @@ class Lifecycle:
             with structlog.contextvars.bound_contextvars(
                 command_id=report.origin.command_id, worker_id=str(report.origin.worker_id)
             ):
-                return await self._decide(report.origin, answered=report, attempt=message.attempt)
+                return await self._decide(report.origin, answered=report)
 
         with structlog.contextvars.bound_contextvars(worker_id=str(report.worker_id)):
             return await self._settle(report, report_id, message.attempt)
@@ -198,32 +224,45 @@ class Lifecycle:
                     return Retry(1) if attempt < UNSEEN_ATTEMPTS else DeadLetter(problem.detail, problem.code)
             assert_never(decision)
 
-        return await self._transact(report.worker_id, report_id, judge)
+        verdict = await self._transact(report.worker_id, report_id, judge)
+        assert not isinstance(verdict, Compare)  # noqa: S101 - reports have no body of a caller's
+        return verdict
 
-    async def _decide(
-        self, message: CommandMessage, *, answered: LookupAnswered | None = None, attempt: int = 0
-    ) -> Verdict:
+    async def _decide(self, message: CommandMessage, *, answered: LookupAnswered | None = None) -> Verdict:
         if isinstance(message.command, UpdateCMLWorkerStatus):
-            return await self._decide_status(message, answered, attempt)
+            return await self._decide_status(message, answered)
+        bound_to = fingerprint(message.command)
+        claimed: str | None = None
 
         def judge(worker: Worker) -> Step:
             operation = worker.operations.get(message.command_id)
             if operation is not None:
-                return self._repeat(message, operation)
+                before = operation.requested.fingerprint or claimed
+                if before is None:
+                    return Compare()
+                return self._repeat(message, operation) if before == bound_to else Duplicate()
             finding = _still_true(answered, worker)
             decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
             match decision:
                 case Record(events):
-                    return Append(events)
+                    return Append(events, claims=isinstance(message.command, CREATING))
                 case NoChange(data):
-                    return Append([_skipped(message, data)])
+                    return Append([skipped(message, data)])
                 case Reject():
-                    return Append([_refused(message, decision)])
+                    log.info("rejected", code=decision.problem.code)
+                    return Append([rejected(message, decision)])
                 case Ask(question):
-                    return Finish(_these(_lookup(message, question)))
+                    return Finish(_these(lookup(message, question)))
             assert_never(decision)
 
-        return await self._transact(message.worker_id, message.command_id, judge, message)
+        verdict = await self._transact(message.worker_id, message.command_id, judge, message)
+        if not isinstance(verdict, Compare):
+            return verdict
+        there = await load_claim(self._store, message.command_id)
+        claimed = there.fingerprint if there else bound_to
+        again = await self._transact(message.worker_id, message.command_id, judge, message)
+        assert not isinstance(again, Compare)  # noqa: S101 - what it asked for is known now
+        return again
 
     def _repeat(self, message: CommandMessage, operation: Operation) -> Step:
         """A command that was accepted before: the same reply again, as soon as there is one.
@@ -232,61 +271,35 @@ class Lifecycle:
         """
         if operation.result is None and message.reply not in (None, operation.requested.reply):
             return Retry()
-        return Finish(_these(*_replies(operation.result, message.reply)))
+        return Finish(_these(*replies(operation.result, message.reply)))
 
-    async def _decide_status(
-        self, message: CommandMessage, answered: LookupAnswered | None, attempt: int
-    ) -> Verdict:
-        """What EC2 shows becomes an event if it is news; the answer is bound before it is sent.
-
-        Nobody but the first delivery to bind its answer decides what this command is told, now and later. What a
-        lookup found is recorded whether or not another delivery has bound an answer: if an append of it timed
-        out, it either is there now or can no longer come, and only then is it known which replies are due.
-        """
+    async def _decide_status(self, message: CommandMessage, answered: LookupAnswered | None) -> Verdict:
+        """What EC2 shows becomes an event if it is news, and is the answer."""
 
         def judge(worker: Worker) -> Step:
             finding = _still_true(answered, worker)
 
-            def shown(after: Worker) -> OperationResult:
-                return _result(message, "succeeded", data=already_so(message, after, finding))
+            async def shown(after: Worker) -> Sequence[Outgoing]:
+                data = already_so(message, after, finding)
+                return replies(result_of(message, "succeeded", data=data), message.reply)
 
             decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
             match decision:
                 case Record(events):
-                    return Append(events, self._bound(message, shown))
+                    return Append(events, shown)
                 case NoChange():
-                    return Finish(self._bound(message, shown))
+                    return Finish(shown)
                 case Reject(problem, outcome):
-                    rejected = _result(message, outcome, problem=problem)
-                    return Finish(self._bound(message, lambda _: rejected))
+                    return Finish(
+                        _these(*replies(result_of(message, outcome, problem=problem), message.reply))
+                    )
                 case Ask(question):
-                    return Finish(self._bound_or_asked(message, question))
+                    return Finish(_these(lookup(message, question)))
             assert_never(decision)
 
-        try:
-            return await self._transact(message.worker_id, message.command_id, judge, message)
-        except UnclaimedError:
-            if attempt < UNSEEN_ATTEMPTS:
-                return Retry(1)  # a replica of the store that lags behind
-            return DeadLetter(
-                f"nobody sent the command {message.command_id!r}", ProblemCode.VALIDATION_FAILED
-            )
-
-    def _bound(self, message: CommandMessage, result: Callable[[Worker], OperationResult]) -> Due:
-        async def due(worker: Worker) -> Sequence[Outgoing]:
-            bound = await bind_answer(self._store, result(worker), self._new_id())
-            if bound is None:
-                raise UnclaimedError
-            return _replies(bound, message.reply)
-
-        return due
-
-    def _bound_or_asked(self, message: CommandMessage, question: Lookup) -> Due:
-        async def due(_: Worker) -> Sequence[Outgoing]:
-            bound = await answer_of(self._store, message.command_id)
-            return _replies(bound, message.reply) if bound else [_lookup(message, question)]
-
-        return due
+        verdict = await self._transact(message.worker_id, message.command_id, judge, message)
+        assert not isinstance(verdict, Compare)  # noqa: S101 - no status update is recorded as an operation
+        return verdict
 
     async def _transact(
         self,
@@ -294,7 +307,7 @@ class Lifecycle:
         cause: str,
         judge: Callable[[Worker], Step],
         origin: CommandMessage | None = None,
-    ) -> Verdict:
+    ) -> Verdict | Compare:
         """Take the worker at hand, judge, append at the expected version, and finish; all ways go through here.
 
         A worker that is kept may be old. An append shows that by its conflict; where nothing is appended, the
@@ -308,6 +321,9 @@ class Lifecycle:
             for _ in range(TRIES):
                 step = judge(worker)
                 if isinstance(step, Append):
+                    if step.claims and origin and not await claim(self._store, origin, self._new_id()):
+                        step = Duplicate()
+                        break
                     try:
                         worker = await self._record(worker, step.events, cause=cause, origin=origin)
                         break
@@ -319,8 +335,17 @@ class Lifecycle:
                     worker, read = await self._workers.newest(worker_id), True
             else:
                 return Retry(1)
-        if isinstance(step, Retry | DeadLetter):
-            return step
+        match step:
+            case Retry() | DeadLetter() | Compare():
+                return step
+            case Duplicate():
+                assert origin is not None  # noqa: S101 - reports have no body of a caller's
+                problem = reused(origin.command_id)
+                for each in replies(result_of(origin, "rejected", problem=problem), origin.reply):
+                    await self._publish(each)
+                return DeadLetter(problem.detail, problem.code)
+            case Append() | Finish():
+                pass
         return await self._finish(worker, cause, *await step.due(worker))
 
     async def _finish(self, worker: Worker, message_id: str, *due: Outgoing) -> Ack:
@@ -335,7 +360,7 @@ class Lifecycle:
             CallerRefusesError: a caller does not take its reply; all others have theirs.
         """
         settled = settled_by(worker, message_id)
-        recorded = [each for op in settled for each in _replies(op.result, op.requested.reply)]
+        recorded = [each for op in settled for each in replies(op.result, op.requested.reply)]
         refused: CallerRefusesError | None = None
         for each in [*recorded, *(each for each in due if each not in recorded)]:
             try:
@@ -381,7 +406,7 @@ class Lifecycle:
             Recorded(
                 revision=worker.revision + 1 + index,
                 event=event,
-                metadata=_metadata(worker, event, now, self._new_id(), cause, origin),
+                metadata=metadata_of(worker, event, now, self._new_id(), cause, origin),
             )
             for index, event in enumerate(events)
         ]
@@ -389,42 +414,10 @@ class Lifecycle:
         log.info("recorded", events=[event.TYPE for event in events], cause=cause)
         return worker
 
-    async def _refuse(self, message: Message, problem: Problem) -> None:
-        result = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
-        for each in _replies(result, reply_address(message)):
+    async def _answer(self, message: Message, problem: Problem) -> None:
+        rejected = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
+        for each in replies(rejected, reply_address(message)):
             await self._publish(each)
-
-
-def _metadata(
-    worker: Worker,
-    event: WorkerEvent,
-    now: datetime,
-    event_id: UUID,
-    cause: str,
-    origin: CommandMessage | None,
-) -> EventMetadata:
-    """An event of an operation is surrounded by what came with the command that asked for it."""
-    operation_id = getattr(event, "operation_id", None)
-    operation = worker.operations.get(operation_id) if operation_id else None
-    if operation is not None:
-        return operation.requested.model_copy(
-            update={"event_id": event_id, "time": now, "causation_id": cause, "reply": None}
-        )
-    if origin is None:
-        return EventMetadata(event_id=event_id, time=now, command_id=operation_id, causation_id=cause)
-    of_command = operation_id in (None, origin.command_id)
-    return EventMetadata(
-        event_id=event_id,
-        time=now,
-        command_id=origin.command_id if of_command else operation_id,
-        correlation_id=origin.correlation_id,
-        causation_id=cause,
-        actor=origin.actor,
-        user=origin.user,
-        reason=origin.command.reason,
-        traceparent=origin.traceparent,
-        reply=origin.reply if of_command else None,
-    )
 
 
 def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult | None:
@@ -435,49 +428,6 @@ def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult
     if isinstance(question, InstanceLookup) and question.seen_revision < worker.observed_revision:
         return None
     return answered.finding
-
-
-def _lookup(origin: CommandMessage, question: ImageLookup | InstanceLookup) -> Outgoing:
-    request = LookupRequested(origin=origin, question=question)
-    return internal(request, str(uuid5(_NAMESPACE, f"{origin.command_id}/lookup")), origin.correlation_id)
-
-
-def _replies(result: OperationResult | None, address: ReplyAddress | None) -> list[Outgoing]:
-    """The reply, if there is a result and somebody awaits it."""
-    return [reply(result, address)] if result is not None and address is not None else []
-
-
-def _refused(message: CommandMessage, rejected: Reject) -> CommandRejected:
-    log.info("rejected", code=rejected.problem.code)
-    return CommandRejected(
-        operation_id=message.command_id,
-        command_type=message.command_type,
-        outcome=rejected.outcome,
-        problem=rejected.problem,
-    )
-
-
-def _skipped(message: CommandMessage, data: Any) -> CommandSkipped:
-    return CommandSkipped(operation_id=message.command_id, command_type=message.command_type, data=data)
-
-
-def _result(
-    message: CommandMessage, outcome: Outcome, *, data: Any = None, problem: Problem | None = None
-) -> OperationResult:
-    return OperationResult(
-        command_id=message.command_id,
-        worker_id=message.worker_id,
-        outcome=outcome,
-        data=data,
-        problem=problem,
-    )
-
-
-def _reused(command_id: str) -> Problem:
-    return Problem.of(
-        ProblemCode.DUPLICATE_COMMAND,
-        f"message_id {command_id!r} belongs to another command; take a new id for a new command",
-    )
 
 
 def _traceparent(header: object) -> str | None:

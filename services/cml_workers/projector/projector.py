@@ -17,7 +17,6 @@ from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, read, reply, reply_address
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, Verdict
 from cml_workers.domain.worker import Worker, evolve
-from cml_workers.eventstore.command_streams import answered_operation
 from cml_workers.eventstore.port import (
     CaughtUp,
     Checkpoint,
@@ -127,9 +126,7 @@ class Projector:
                 found = await self._read_model.worker(query.worker_id)
                 missing, worker_id = f"worker {query.worker_id} is not known", query.worker_id
             case GetOperation():
-                found = await self._read_model.operation(query.command_id) or await answered_operation(
-                    self._store, query.command_id
-                )
+                found = await self._read_model.operation(query.command_id)
                 missing, worker_id = f"no operation of command {query.command_id!r} is recorded (yet)", None
         if found is None:
             return _rejected(query_id, Problem.of(ProblemCode.WORKER_NOT_FOUND, missing)).model_copy(

@@ -249,6 +249,7 @@ class Chaos:
             awaited={address: of for callers in self._callers for address, of in callers.awaited.items()},
             answered={address for callers in self._callers for address in callers.answered},
             published=published,
+            status_updates={each for load in self._loads for each in load.status_updates},
         )
 
     def _replies(self) -> dict[str, list[OperationResult]]:

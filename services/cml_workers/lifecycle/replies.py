@@ -1,0 +1,102 @@
+"""What lifecycle writes around an event and sends behind it: metadata, records of commands, results, lookups."""
+
+from datetime import datetime
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
+from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
+from cml_workers.bus.codec import internal, reply
+from cml_workers.bus.port import Outgoing
+from cml_workers.domain.decide import Reject
+from cml_workers.domain.history import EventMetadata, ReplyAddress, fingerprint
+from cml_workers.domain.messages import CommandMessage, ImageLookup, InstanceLookup, LookupRequested
+from cml_workers.domain.worker import Worker
+
+_NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
+
+
+def metadata_of(
+    worker: Worker,
+    event: WorkerEvent,
+    now: datetime,
+    event_id: UUID,
+    cause: str,
+    origin: CommandMessage | None,
+) -> EventMetadata:
+    """An event of an operation is surrounded by what came with the command that asked for it."""
+    operation_id = getattr(event, "operation_id", None)
+    operation = worker.operations.get(operation_id) if operation_id else None
+    if operation is not None:
+        return operation.requested.model_copy(
+            update={
+                "event_id": event_id,
+                "time": now,
+                "causation_id": cause,
+                "reply": None,
+                "fingerprint": None,
+            }
+        )
+    if origin is None:
+        return EventMetadata(event_id=event_id, time=now, command_id=operation_id, causation_id=cause)
+    of_command = operation_id in (None, origin.command_id)
+    return EventMetadata(
+        event_id=event_id,
+        time=now,
+        command_id=origin.command_id if of_command else operation_id,
+        correlation_id=origin.correlation_id,
+        causation_id=cause,
+        actor=origin.actor,
+        user=origin.user,
+        reason=origin.command.reason,
+        traceparent=origin.traceparent,
+        fingerprint=fingerprint(origin.command) if of_command else None,
+        reply=origin.reply if of_command else None,
+    )
+
+
+def lookup(origin: CommandMessage, question: ImageLookup | InstanceLookup) -> Outgoing:
+    """The request to look up at EC2 what the command has to know before it can be decided."""
+    request = LookupRequested(origin=origin, question=question)
+    return internal(request, str(uuid5(_NAMESPACE, f"{origin.command_id}/lookup")), origin.correlation_id)
+
+
+def replies(result: OperationResult | None, address: ReplyAddress | None) -> list[Outgoing]:
+    """The reply, if there is a result and somebody awaits it."""
+    return [reply(result, address)] if result is not None and address is not None else []
+
+
+def rejected(message: CommandMessage, decision: Reject) -> CommandRejected:
+    """The record of a command that was rejected."""
+    return CommandRejected(
+        operation_id=message.command_id,
+        command_type=message.command_type,
+        outcome=decision.outcome,
+        problem=decision.problem,
+    )
+
+
+def skipped(message: CommandMessage, data: Any) -> CommandSkipped:
+    """The record of a no-op."""
+    return CommandSkipped(operation_id=message.command_id, command_type=message.command_type, data=data)
+
+
+def result_of(
+    message: CommandMessage, outcome: Outcome, *, data: Any = None, problem: Problem | None = None
+) -> OperationResult:
+    """The result of a command, for its reply."""
+    return OperationResult(
+        command_id=message.command_id,
+        worker_id=message.worker_id,
+        outcome=outcome,
+        data=data,
+        problem=problem,
+    )
+
+
+def reused(command_id: str) -> Problem:
+    """The problem of a command whose id belongs to another one."""
+    return Problem.of(
+        ProblemCode.DUPLICATE_COMMAND,
+        f"message_id {command_id!r} belongs to another command; take a new id for a new command",
+    )
