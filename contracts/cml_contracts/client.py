@@ -14,8 +14,6 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
 
-from pydantic import TypeAdapter, ValidationError
-
 try:
     import aio_pika
     from aio_pika.abc import (
@@ -31,7 +29,8 @@ except ModuleNotFoundError as error:
         f"cml_contracts.client needs {error.name}: pip install 'cml-contracts[client]'", name=error.name
     ) from error
 
-from cml_contracts.commands import MAX_COMMAND_ID, CommandId, WorkerCommand
+from cml_contracts.amqp import outage
+from cml_contracts.commands import WorkerCommand, as_command_id
 from cml_contracts.deadletters import OperatorRequest
 from cml_contracts.envelope import JSON, EventEnvelope
 from cml_contracts.queries import (
@@ -74,9 +73,6 @@ class _Waiting:
     result: asyncio.Future[OperationResult]
 
 
-_COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
-
-
 class WorkerClient:
     """Use as ``async with WorkerClient("amqp://...") as client:``."""
 
@@ -105,7 +101,7 @@ class WorkerClient:
         except (AMQPError, OSError, TimeoutError) as error:
             if self._connection is not None:
                 await self._connection.close()
-            raise NotSentError(f"cannot connect to RabbitMQ: {_told(error)}") from error
+            raise NotSentError(f"cannot connect to RabbitMQ: {outage(error)}") from error
         self._connection.reconnect_callbacks.add(self._on_reconnected)
         return self
 
@@ -141,12 +137,12 @@ class WorkerClient:
             ValueError: ``command_id`` cannot be one.
         """
         return await self._call(
-            COMMANDS_EXCHANGE, command, _identity(command_id), deadline or self._deadline, actor_token
+            COMMANDS_EXCHANGE, command, _command_id(command_id), deadline or self._deadline, actor_token
         )
 
     async def post(self, command: WorkerCommand, *, command_id: str | None = None) -> str:
         """Send a command without awaiting its result; return its id. Raises NotSentError, ValueError."""
-        command_id = _identity(command_id)
+        command_id = _command_id(command_id)
         message = self._message(command, command_id)
         await self._publish(_Waiting(COMMANDS_EXCHANGE, message, command.TYPE, asyncio.Future()))
         return command_id
@@ -248,16 +244,10 @@ class WorkerClient:
         try:
             exchange = await self._channel.get_exchange(waiting.exchange.name, ensure=False)
             await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
-        except asyncio.CancelledError as error:
-            # So aiormq ends a call under way when it gives the connection up; our caller was not cancelled.
-            if (task := asyncio.current_task()) and task.cancelling():
+        except BaseException as error:
+            if (cause := outage(error)) is None:
                 raise
-            raise NotSentError(f"{waiting.routing_key} was not taken: the connection was closed") from error
-        except Exception as error:
-            # aiormq raises a plain ``Exception`` from a call under way when it closes the connection.
-            if isinstance(error, AMQPError | OSError | RuntimeError) or type(error) is Exception:
-                raise NotSentError(f"{waiting.routing_key} was not taken: {_told(error)}") from error
-            raise
+            raise NotSentError(f"{waiting.routing_key} was not accepted: {cause}") from error
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:
         waiting = self._waiting.get(message.correlation_id or "")
@@ -281,17 +271,6 @@ async def _decoded(messages: AbstractQueueIterator) -> AsyncIterator[EventEnvelo
         await message.ack()
 
 
-def _identity(command_id: str | None) -> str:
+def _command_id(given: str | None) -> str:
     """A new one, or the one that was given. Raises ValueError."""
-    if command_id is None:
-        return str(uuid4())
-    try:
-        return _COMMAND_ID.validate_python(command_id)
-    except ValidationError as error:
-        raise ValueError(
-            f"a command id has 1 to {MAX_COMMAND_ID} printable characters without spaces, and at most 255 bytes"
-        ) from error
-
-
-def _told(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return str(uuid4()) if given is None else as_command_id(given)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 
 from cml_contracts.instance import RESERVED_TAG_PREFIX
 from cml_contracts.model import Strict
@@ -21,6 +21,8 @@ MAX_TAG_VALUE = 256
 """Characters, likewise."""
 MAX_REGION = 32
 MAX_COMMAND_ID = 200
+MAX_PROPERTY = 255
+"""Bytes of a property of an AMQP message (AMQP 0-9-1, *short string*)."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers")
 
@@ -39,8 +41,8 @@ def _without_spaces(text: str) -> str:
 
 def as_property(text: str) -> str:
     """A text that has been, or will be, a property of an AMQP message. Raises ValueError."""
-    if len(text.encode()) > 255:
-        raise ValueError("must not have more than 255 bytes, as an AMQP property")
+    if len(text.encode()) > MAX_PROPERTY:
+        raise ValueError(f"must not have more than {MAX_PROPERTY} bytes, as an AMQP property")
     return text
 
 
@@ -72,6 +74,7 @@ CommandId = Annotated[
     AfterValidator(as_property),
 ]
 """The AMQP ``message_id`` of a command."""
+_COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
 Actor = Text
 """An opaque id of who asked; no personal data."""
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_printable)]
@@ -82,6 +85,17 @@ InstanceType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*\.[a-z
 AmiId = Annotated[str, StringConstraints(pattern=r"^ami-[0-9a-f]{8,17}$")]
 InstanceId = Annotated[str, StringConstraints(pattern=r"^i-[0-9a-f]{8,17}$")]
 Tags = Annotated[dict[str, str], AfterValidator(_usable_tags)]
+
+
+def as_command_id(text: str) -> str:
+    """The text, if it can be a command id. Raises ValueError."""
+    try:
+        return _COMMAND_ID.validate_python(text)
+    except ValidationError as error:
+        raise ValueError(
+            f"a command id has 1 to {MAX_COMMAND_ID} printable characters without spaces, "
+            f"and at most {MAX_PROPERTY} bytes"
+        ) from error
 
 
 class CreateCMLWorker(Strict):

@@ -1,4 +1,4 @@
-"""The exchanges and queues of the system, as data: declared from here, and nowhere else.
+"""The exchanges and queues of the system, as data; nothing else is declared.
 
 Quorum queues with an explicit delivery limit (RabbitMQ 4 would set 20 by itself, 3.x none) and
 at-least-once dead-lettering (https://www.rabbitmq.com/docs/quorum-queues#dead-lettering), which needs
@@ -37,10 +37,10 @@ from cml_contracts.topology import (
 from cml_workers.domain.messages import Reminder
 
 DELIVERY_LIMIT = 20
-"""Redeliveries before a message counts as poison; a crash burns one of each prefetched message."""
+"""Redeliveries before a message counts as poison; a crash uses up one of each prefetched message."""
 
 RETRY_DELAYS = (1, 5, 30)
-"""Seconds a message can be put aside."""
+"""Seconds after which a message can be retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable queue; ``retries``: it has waiting queues beside it, one for each of ``RETRY_DELAYS``."""
+    """A durable queue; ``retries``: it has retry queues beside it, one for each of ``RETRY_DELAYS``."""
 
     name: str
     bindings: tuple[Binding, ...] = ()
@@ -80,7 +80,7 @@ LIFECYCLE_REPORTS = Queue(
     "cml.lifecycle.reports", (Binding(INTERNAL_EXCHANGE, "cml.report.#"),), _WORK, retries=True
 )
 
-_WAKING = (
+_TRIGGERS = (
     LaunchRequested,
     StartRequested,
     StopRequested,
@@ -100,7 +100,10 @@ _WAKING = (
 )
 EC2_TRIGGERS = Queue(
     "cml.ec2.wakes",
-    (*(Binding(EVENTS_EXCHANGE, event.TYPE) for event in _WAKING), Binding(INTERNAL_EXCHANGE, Reminder.TYPE)),
+    (
+        *(Binding(EVENTS_EXCHANGE, event.TYPE) for event in _TRIGGERS),
+        Binding(INTERNAL_EXCHANGE, Reminder.TYPE),
+    ),
     {**_WORK, "x-single-active-consumer": True},
     retries=True,
 )
@@ -110,12 +113,12 @@ EC2_LOOKUPS = Queue("cml.ec2.lookups", (Binding(INTERNAL_EXCHANGE, "cml.lookup.#
 PROJECTOR_QUERIES = Queue(
     "cml.projector.queries", (Binding(QUERIES_EXCHANGE, "#"),), {"x-message-ttl": 60_000}
 )
-"""Answers are of use only while somebody waits: no quorum, and old questions fall away."""
+"""An answer is of use only while its caller waits: no quorum, and old queries expire."""
 
 PROJECTOR_OPERATOR = Queue(
     "cml.projector.operator", (Binding(OPERATOR_EXCHANGE, "#"),), {"x-message-ttl": 60_000}
 )
-"""Likewise: an operator who gave up waiting is not surprised by a late effect."""
+"""Likewise: a request of an operator who no longer waits has no late effect."""
 
 DEAD_LETTER_QUEUE = Queue(
     "cml.dead-letters",
@@ -123,7 +126,7 @@ DEAD_LETTER_QUEUE = Queue(
     {**_QUORUM, "x-delivery-limit": 1000},
     retries=True,
 )
-"""On their way into the database, from which operators deal with them."""
+"""Dead letters on their way into the archive."""
 
 EXCHANGES = (
     COMMANDS_EXCHANGE,

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_workers.bus.port import (
+from cml_workers.bus.headers import (
     CAUSE_HEADER,
     DEATH_HEADER,
     DELIVERIES_HEADER,
@@ -18,9 +18,8 @@ from cml_workers.bus.port import (
     REASON_HEADER,
     REDRIVE_HEADER,
     USER_HEADER,
-    Message,
-    Outgoing,
 )
+from cml_workers.bus.port import Message, Outgoing
 from cml_workers.bus.topology import DELIVERY_LIMIT, QUEUES
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
