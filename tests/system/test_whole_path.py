@@ -479,7 +479,7 @@ def test_the_command_line_drives_a_worker_through_its_life(system: System):
     [
         (["start", "no-such-lab"], 1, "no worker is named"),
         (["start", str(uuid4())], 1, "WorkerNotFound"),
-        (["get", str(uuid4())], 1, "not known"),
+        (["get", str(uuid4())], 1, "not in the read model"),
         (["history", str(uuid4())], 1, "no history"),
         (["tag", str(uuid4()), "novalue"], 2, "KEY=VALUE"),
         (["create", "x", "--region", "nowhere"], 2, "aws_region"),
