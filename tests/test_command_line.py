@@ -129,7 +129,7 @@ def test_an_editor_that_fails_is_said_in_a_line(
     done = CliRunner().invoke(app, ["deadletters", "edit", str(letter.id)])
     assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
     assert isinstance(done.exception, SystemExit)
-    assert "the dead letter is as it was" in done.stderr
+    assert "the dead letter is unchanged" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""An asynchronous client: send commands and await their results, query, and follow events.
+"""An asynchronous client: sends commands and awaits their results, queries, and follows events.
 
 Many commands may be in flight at once on one connection. A lost connection is restored, and every command
-that still awaits its result is sent again under its own id, which is harmless: a repeated command has the
-effect and the reply of once.
+that still awaits its result is sent again under its own id, which is harmless: a repeated command has no
+second effect.
 """
 
 import asyncio
@@ -54,15 +54,15 @@ from cml_contracts.topology import (
 
 
 class NoResultYetError(TimeoutError):
-    """No result within the deadline. The command stands: ask for its operation by ``command_id``."""
+    """No result within the deadline. The command stands: query its operation by ``command_id``."""
 
     def __init__(self, command_id: str, deadline: float) -> None:
-        super().__init__(f"no result of {command_id} within {deadline:g} s; ask for the operation later")
+        super().__init__(f"no result of {command_id} within {deadline:g} s; query its operation later")
         self.command_id = command_id
 
 
 class NotSentError(ConnectionError):
-    """The broker could not be reached, or no service takes the message."""
+    """The broker could not be reached, or no service consumes the message."""
 
 
 @dataclass(slots=True)
@@ -88,7 +88,7 @@ class WorkerClient:
 
     async def __aenter__(self) -> Self:
         try:
-            # Once connected, the library would try to open a channel for ever.
+            # Once connected, the library would try without end to open a channel.
             async with asyncio.timeout(20):
                 self._connection = await aio_pika.connect_robust(
                     self._url, timeout=10, fail_fast=True, reconnect_interval=0.5
@@ -133,7 +133,7 @@ class WorkerClient:
 
         Raises:
             NoResultYetError: the deadline passed; the command stands.
-            NotSentError: the broker did not take it.
+            NotSentError: the broker did not accept it.
             ValueError: ``command_id`` cannot be one.
         """
         return await self._call(
@@ -152,23 +152,23 @@ class WorkerClient:
         return await self._call(QUERIES_EXCHANGE, query, str(uuid4()), deadline or self._deadline)
 
     async def operate(self, request: OperatorRequest, *, deadline: float | None = None) -> OperationResult:
-        """Ask something about dead letters; needs the right to. Raises NoResultYetError, NotSentError."""
+        """Send a request about dead letters, as an operator. Raises NoResultYetError, NotSentError."""
         return await self._call(OPERATOR_EXCHANGE, request, str(uuid4()), deadline or self._deadline)
 
     async def worker(self, worker_id: UUID) -> WorkerView | None:
-        """A worker as the read model shows it; None if it is not there (yet)."""
+        """A worker as the read model has it; None if it is not there (yet)."""
         result = await self.query(GetCMLWorker(worker_id=worker_id))
         return WorkerView.model_validate(result.data) if result.outcome == "succeeded" else None
 
     async def workers(self, wanted: ListCMLWorkers | None = None) -> WorkerPage:
-        """A page of workers. Raises ValueError if the conditions are refused."""
+        """A page of workers. Raises ValueError if a condition is not valid."""
         result = await self.query(wanted or ListCMLWorkers())
         if result.problem:
             raise ValueError(result.problem.detail)
         return WorkerPage.model_validate(result.data)
 
     async def operation(self, command_id: str) -> OperationView | None:
-        """What became of a command; None if nothing is recorded (yet)."""
+        """The operation of a command; None if none is recorded (yet)."""
         result = await self.query(GetOperation(command_id=command_id))
         return OperationView.model_validate(result.data) if result.outcome == "succeeded" else None
 
@@ -178,8 +178,8 @@ class WorkerClient:
     ) -> AsyncIterator[AsyncIterator[EventEnvelope]]:
         """Events whose type matches the topic pattern, from now on.
 
-        With a ``queue`` name they are kept in that durable queue while nobody listens, and an event is
-        acknowledged when the next one is asked for: at least once.
+        With a ``queue`` name they are kept in that durable queue between subscriptions, and an event is
+        acknowledged when the next one is taken: at least once.
         """
         assert self._connection is not None, "use the client in `async with`"  # noqa: S101
         channel = await self._connection.channel()

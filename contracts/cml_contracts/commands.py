@@ -1,7 +1,7 @@
-"""The seven public commands. Sent as AMQP messages to ``cml.commands`` with ``TYPE`` as routing key and type.
+"""The public commands. Sent as AMQP messages to ``cml.commands`` with ``TYPE`` as routing key and type.
 
-The command's id is the AMQP ``message_id``: the idempotency key. The same message delivered again has the
-effect, the events and the reply of once; the same id with another body is rejected.
+The command's id is the AMQP ``message_id``: the idempotency key. The same message delivered again has no second
+effect, and gets the same reply; the same id with another body is rejected.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from cml_contracts.instance import RESERVED_TAG_PREFIX
 from cml_contracts.model import Strict
 
 MAX_TAGS = 50
-"""Tags an EC2 resource can bear, ours included (EC2 user guide, *Tag restrictions*)."""
+"""Tags an EC2 resource can have, ours included (EC2 user guide, *Tag restrictions*)."""
 
 MAX_TAG_KEY = 128
 MAX_TAG_VALUE = 256
@@ -76,7 +76,7 @@ CommandId = Annotated[
 """The AMQP ``message_id`` of a command."""
 _COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
 Actor = Text
-"""An opaque id of who asked; no personal data."""
+"""An opaque id of who sent it; no personal data."""
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_printable)]
 Region = Annotated[
     str, StringConstraints(pattern=r"^[a-z]{2,3}(-[a-z]+)+-[0-9]{1,2}$", max_length=MAX_REGION)
@@ -119,7 +119,7 @@ class CreateCMLWorker(Strict):
     reason: Reason | None = None
 
     def worker(self, command_id: str) -> UUID:
-        """Whom the command is about."""
+        """The worker that the command is for."""
         return self.worker_id or uuid5(_NAMESPACE, f"worker/{command_id}")
 
     @property
@@ -132,7 +132,7 @@ class _OfWorker(Strict):
     reason: Reason | None = None
 
     def worker(self, _command_id: str) -> UUID:
-        """Whom the command is about."""
+        """The worker that the command is for."""
         return self.worker_id
 
 
@@ -149,7 +149,7 @@ class StartCMLWorker(_OfWorker):
 
 
 class StopCMLWorker(_OfWorker):
-    """Stop a running worker; one that is still starting is awaited, then stopped. Reply data: true."""
+    """Stop a running worker, or one that is starting, as soon as it runs. Reply data: true."""
 
     TYPE: ClassVar = "cml.worker.stop.v1"
 
@@ -161,7 +161,7 @@ class StopCMLWorker(_OfWorker):
 
 
 class TerminateCMLWorker(_OfWorker):
-    """Give the worker and its instance up for good. Reply data: true."""
+    """Terminate the worker and its instance, which is final. Reply data: true."""
 
     TYPE: ClassVar = "cml.worker.terminate.v1"
 
@@ -173,7 +173,7 @@ class TerminateCMLWorker(_OfWorker):
 
 
 class UpdateCMLWorkerTags(_OfWorker):
-    """Add or overwrite tags; none is ever dropped. Reply data: all tags after the change."""
+    """Add or overwrite tags; no tag is removed. Reply data: all tags after the change."""
 
     TYPE: ClassVar = "cml.worker.update_tags.v1"
 
@@ -186,7 +186,7 @@ class UpdateCMLWorkerTags(_OfWorker):
 
 
 class UpdateCMLWorkerStatus(_OfWorker):
-    """Ask EC2 now, record what changed. Reply data: instance_state and both status checks."""
+    """Look up the instance in EC2 now, and record what changed. Reply data: instance_state and both status checks."""
 
     TYPE: ClassVar = "cml.worker.update_status.v1"
 
@@ -196,7 +196,7 @@ class UpdateCMLWorkerStatus(_OfWorker):
 
 
 class ImportCMLWorker(Strict):
-    """Adopt an existing instance; the same instance twice is the same worker. Reply data: the DTO."""
+    """Import an existing instance; the same instance twice is the same worker. Reply data: the DTO."""
 
     TYPE: ClassVar = "cml.worker.import.v1"
 
@@ -206,7 +206,7 @@ class ImportCMLWorker(Strict):
     reason: Reason | None = None
 
     def worker(self, _command_id: str) -> UUID:
-        """Whom the command is about: one worker for each instance, whoever imports it."""
+        """The worker that the command is for: one for each instance, whoever imports it."""
         return uuid5(_NAMESPACE, f"instance/{self.aws_region}/{self.instance_id}")
 
     @property
