@@ -88,7 +88,7 @@ simulate-planted: $(READY) ## see that the simulation catches every deliberate f
 compose-smoke: $(if $(SECURED),$(READY)) ## bring the compose stack up on a Docker engine and take a worker through its life (SECURED=1: with TLS)
 	@deploy/smoke
 
-lock: $(READY) ## pin the dependencies anew
+lock: $(READY) ## pin the dependencies again
 	@echo uv | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q - -o requirements/uv.txt
 	@echo hatchling | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q - -o requirements/build.txt
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q pyproject.toml --no-emit-package cml-contracts -o requirements/prod.txt

@@ -46,9 +46,9 @@ def test_ctrl_c_while_it_loads_ends_it_without_a_traceback() -> None:
 
 ANSWERED = """
 from cml_contracts.queries import WorkerPage
-import cml_workers.cli.app
+import cml_workers.cli.queries
 from cml_workers.cli import main
-cml_workers.cli.app.with_client = lambda _: WorkerPage(workers=[])
+cml_workers.cli.queries.with_client = lambda _: WorkerPage(workers=[])
 main()
 """
 
@@ -116,7 +116,7 @@ def letter(monkeypatch: pytest.MonkeyPatch) -> DeadLetterDetails:
         size=2,
         history=(),
     )
-    monkeypatch.setattr(deadletters, "_details", lambda _: details)
+    monkeypatch.setattr(deadletters, "details_of", lambda _: details)
     return details
 
 
@@ -129,7 +129,7 @@ def test_an_editor_that_fails_is_said_in_a_line(
     done = CliRunner().invoke(app, ["deadletters", "edit", str(letter.id)])
     assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
     assert isinstance(done.exception, SystemExit)
-    assert "the dead letter is as it was" in done.stderr
+    assert "the dead letter is unchanged" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ TABLES = """
 from datetime import UTC, datetime
 from uuid import uuid4
 from cml_contracts.queries import WorkerPage, WorkerView
-import cml_workers.cli.app
+import cml_workers.cli.queries
 from cml_workers.cli import main
 now = datetime.now(UTC)
 worker = WorkerView(
     id=uuid4(), name="lab" * 10, status="RUNNING", aws_region="ap-southeast-4", instance_type="m5zn.12xlarge",
     owner="somebody" * 8, tags={}, created_at=now, updated_at=now, revision=1,
 )
-cml_workers.cli.app.with_client = lambda _: WorkerPage(workers=[worker])
+cml_workers.cli.queries.with_client = lambda _: WorkerPage(workers=[worker])
 main()
 """
 

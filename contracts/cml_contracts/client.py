@@ -1,8 +1,8 @@
-"""An asynchronous client: send commands and await their results, query, and follow events.
+"""An asynchronous client: sends commands and awaits their results, queries, and follows events.
 
 Many commands may be in flight at once on one connection. A lost connection is restored, and every command
-that still awaits its result is sent again under its own id, which is harmless: a repeated command has the
-effect and the reply of once.
+that still awaits its result is sent again under its own id, which is harmless: a repeated command has no
+second effect.
 """
 
 import asyncio
@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID, uuid4
-
-from pydantic import TypeAdapter, ValidationError
 
 try:
     import aio_pika
@@ -31,7 +29,8 @@ except ModuleNotFoundError as error:
         f"cml_contracts.client needs {error.name}: pip install 'cml-contracts[client]'", name=error.name
     ) from error
 
-from cml_contracts.commands import MAX_COMMAND_ID, CommandId, WorkerCommand
+from cml_contracts.amqp import outage
+from cml_contracts.commands import WorkerCommand, as_command_id
 from cml_contracts.deadletters import OperatorRequest
 from cml_contracts.envelope import JSON, EventEnvelope
 from cml_contracts.queries import (
@@ -55,15 +54,15 @@ from cml_contracts.topology import (
 
 
 class NoResultYetError(TimeoutError):
-    """No result within the deadline. The command stands: ask for its operation by ``command_id``."""
+    """No result within the deadline. The command stands: query its operation by ``command_id``."""
 
     def __init__(self, command_id: str, deadline: float) -> None:
-        super().__init__(f"no result of {command_id} within {deadline:g} s; ask for the operation later")
+        super().__init__(f"no result of {command_id} within {deadline:g} s; query its operation later")
         self.command_id = command_id
 
 
 class NotSentError(ConnectionError):
-    """The broker could not be reached, or no service takes the message."""
+    """The broker could not be reached, or no service consumes the message."""
 
 
 @dataclass(slots=True)
@@ -72,9 +71,6 @@ class _Waiting:
     message: aio_pika.Message
     routing_key: str
     result: asyncio.Future[OperationResult]
-
-
-_COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
 
 
 class WorkerClient:
@@ -92,7 +88,7 @@ class WorkerClient:
 
     async def __aenter__(self) -> Self:
         try:
-            # Once connected, the library would try to open a channel for ever.
+            # Once connected, the library would try without end to open a channel.
             async with asyncio.timeout(20):
                 self._connection = await aio_pika.connect_robust(
                     self._url, timeout=10, fail_fast=True, reconnect_interval=0.5
@@ -105,7 +101,7 @@ class WorkerClient:
         except (AMQPError, OSError, TimeoutError) as error:
             if self._connection is not None:
                 await self._connection.close()
-            raise NotSentError(f"cannot connect to RabbitMQ: {_told(error)}") from error
+            raise NotSentError(f"cannot connect to RabbitMQ: {outage(error)}") from error
         self._connection.reconnect_callbacks.add(self._on_reconnected)
         return self
 
@@ -137,16 +133,16 @@ class WorkerClient:
 
         Raises:
             NoResultYetError: the deadline passed; the command stands.
-            NotSentError: the broker did not take it.
+            NotSentError: the broker did not accept it.
             ValueError: ``command_id`` cannot be one.
         """
         return await self._call(
-            COMMANDS_EXCHANGE, command, _identity(command_id), deadline or self._deadline, actor_token
+            COMMANDS_EXCHANGE, command, _command_id(command_id), deadline or self._deadline, actor_token
         )
 
     async def post(self, command: WorkerCommand, *, command_id: str | None = None) -> str:
         """Send a command without awaiting its result; return its id. Raises NotSentError, ValueError."""
-        command_id = _identity(command_id)
+        command_id = _command_id(command_id)
         message = self._message(command, command_id)
         await self._publish(_Waiting(COMMANDS_EXCHANGE, message, command.TYPE, asyncio.Future()))
         return command_id
@@ -156,23 +152,23 @@ class WorkerClient:
         return await self._call(QUERIES_EXCHANGE, query, str(uuid4()), deadline or self._deadline)
 
     async def operate(self, request: OperatorRequest, *, deadline: float | None = None) -> OperationResult:
-        """Ask something about dead letters; needs the right to. Raises NoResultYetError, NotSentError."""
+        """Send a request about dead letters, as an operator. Raises NoResultYetError, NotSentError."""
         return await self._call(OPERATOR_EXCHANGE, request, str(uuid4()), deadline or self._deadline)
 
     async def worker(self, worker_id: UUID) -> WorkerView | None:
-        """A worker as the read model shows it; None if it is not there (yet)."""
+        """A worker as the read model has it; None if it is not there (yet)."""
         result = await self.query(GetCMLWorker(worker_id=worker_id))
         return WorkerView.model_validate(result.data) if result.outcome == "succeeded" else None
 
     async def workers(self, wanted: ListCMLWorkers | None = None) -> WorkerPage:
-        """A page of workers. Raises ValueError if the conditions are refused."""
+        """A page of workers. Raises ValueError if a condition is not valid."""
         result = await self.query(wanted or ListCMLWorkers())
         if result.problem:
             raise ValueError(result.problem.detail)
         return WorkerPage.model_validate(result.data)
 
     async def operation(self, command_id: str) -> OperationView | None:
-        """What became of a command; None if nothing is recorded (yet)."""
+        """The operation of a command; None if none is recorded (yet)."""
         result = await self.query(GetOperation(command_id=command_id))
         return OperationView.model_validate(result.data) if result.outcome == "succeeded" else None
 
@@ -182,8 +178,8 @@ class WorkerClient:
     ) -> AsyncIterator[AsyncIterator[EventEnvelope]]:
         """Events whose type matches the topic pattern, from now on.
 
-        With a ``queue`` name they are kept in that durable queue while nobody listens, and an event is
-        acknowledged when the next one is asked for: at least once.
+        With a ``queue`` name they are kept in that durable queue between subscriptions, and an event is
+        acknowledged when the next one is taken: at least once.
         """
         assert self._connection is not None, "use the client in `async with`"  # noqa: S101
         channel = await self._connection.channel()
@@ -248,16 +244,10 @@ class WorkerClient:
         try:
             exchange = await self._channel.get_exchange(waiting.exchange.name, ensure=False)
             await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
-        except asyncio.CancelledError as error:
-            # So aiormq ends a call under way when it gives the connection up; our caller was not cancelled.
-            if (task := asyncio.current_task()) and task.cancelling():
+        except BaseException as error:
+            if (cause := outage(error)) is None:
                 raise
-            raise NotSentError(f"{waiting.routing_key} was not taken: the connection was closed") from error
-        except Exception as error:
-            # aiormq raises a plain ``Exception`` from a call under way when it closes the connection.
-            if isinstance(error, AMQPError | OSError | RuntimeError) or type(error) is Exception:
-                raise NotSentError(f"{waiting.routing_key} was not taken: {_told(error)}") from error
-            raise
+            raise NotSentError(f"{waiting.routing_key} was not accepted: {cause}") from error
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:
         waiting = self._waiting.get(message.correlation_id or "")
@@ -281,17 +271,6 @@ async def _decoded(messages: AbstractQueueIterator) -> AsyncIterator[EventEnvelo
         await message.ack()
 
 
-def _identity(command_id: str | None) -> str:
+def _command_id(given: str | None) -> str:
     """A new one, or the one that was given. Raises ValueError."""
-    if command_id is None:
-        return str(uuid4())
-    try:
-        return _COMMAND_ID.validate_python(command_id)
-    except ValidationError as error:
-        raise ValueError(
-            f"a command id has 1 to {MAX_COMMAND_ID} printable characters without spaces, and at most 255 bytes"
-        ) from error
-
-
-def _told(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return str(uuid4()) if given is None else as_command_id(given)

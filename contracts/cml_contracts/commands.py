@@ -1,26 +1,28 @@
-"""The seven public commands. Sent as AMQP messages to ``cml.commands`` with ``TYPE`` as routing key and type.
+"""The public commands. Sent as AMQP messages to ``cml.commands`` with ``TYPE`` as routing key and type.
 
-The command's id is the AMQP ``message_id``: the idempotency key. The same message delivered again has the
-effect, the events and the reply of once; the same id with another body is rejected.
+The command's id is the AMQP ``message_id``: the idempotency key. The same message delivered again has no second
+effect, and gets the same reply; the same id with another body is rejected.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, ClassVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
 
 from cml_contracts.instance import RESERVED_TAG_PREFIX
 from cml_contracts.model import Strict
 
 MAX_TAGS = 50
-"""Tags an EC2 resource can bear, ours included (EC2 user guide, *Tag restrictions*)."""
+"""Tags an EC2 resource can have, ours included (EC2 user guide, *Tag restrictions*)."""
 
 MAX_TAG_KEY = 128
 MAX_TAG_VALUE = 256
 """Characters, likewise."""
 MAX_REGION = 32
 MAX_COMMAND_ID = 200
+MAX_PROPERTY = 255
+"""Bytes of a property of an AMQP message (AMQP 0-9-1, *short string*)."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers")
 
@@ -39,8 +41,8 @@ def _without_spaces(text: str) -> str:
 
 def as_property(text: str) -> str:
     """A text that has been, or will be, a property of an AMQP message. Raises ValueError."""
-    if len(text.encode()) > 255:
-        raise ValueError("must not have more than 255 bytes, as an AMQP property")
+    if len(text.encode()) > MAX_PROPERTY:
+        raise ValueError(f"must not have more than {MAX_PROPERTY} bytes, as an AMQP property")
     return text
 
 
@@ -72,8 +74,9 @@ CommandId = Annotated[
     AfterValidator(as_property),
 ]
 """The AMQP ``message_id`` of a command."""
+_COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
 Actor = Text
-"""An opaque id of who asked; no personal data."""
+"""An opaque id of who sent it; no personal data."""
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_printable)]
 Region = Annotated[
     str, StringConstraints(pattern=r"^[a-z]{2,3}(-[a-z]+)+-[0-9]{1,2}$", max_length=MAX_REGION)
@@ -82,6 +85,17 @@ InstanceType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*\.[a-z
 AmiId = Annotated[str, StringConstraints(pattern=r"^ami-[0-9a-f]{8,17}$")]
 InstanceId = Annotated[str, StringConstraints(pattern=r"^i-[0-9a-f]{8,17}$")]
 Tags = Annotated[dict[str, str], AfterValidator(_usable_tags)]
+
+
+def as_command_id(text: str) -> str:
+    """The text, if it can be a command id. Raises ValueError."""
+    try:
+        return _COMMAND_ID.validate_python(text)
+    except ValidationError as error:
+        raise ValueError(
+            f"a command id has 1 to {MAX_COMMAND_ID} printable characters without spaces, "
+            f"and at most {MAX_PROPERTY} bytes"
+        ) from error
 
 
 class CreateCMLWorker(Strict):
@@ -105,7 +119,7 @@ class CreateCMLWorker(Strict):
     reason: Reason | None = None
 
     def worker(self, command_id: str) -> UUID:
-        """Whom the command is about."""
+        """The worker that the command is for."""
         return self.worker_id or uuid5(_NAMESPACE, f"worker/{command_id}")
 
     @property
@@ -118,7 +132,7 @@ class _OfWorker(Strict):
     reason: Reason | None = None
 
     def worker(self, _command_id: str) -> UUID:
-        """Whom the command is about."""
+        """The worker that the command is for."""
         return self.worker_id
 
 
@@ -135,7 +149,7 @@ class StartCMLWorker(_OfWorker):
 
 
 class StopCMLWorker(_OfWorker):
-    """Stop a running worker; one that is still starting is awaited, then stopped. Reply data: true."""
+    """Stop a running worker, or one that is starting, as soon as it runs. Reply data: true."""
 
     TYPE: ClassVar = "cml.worker.stop.v1"
 
@@ -147,7 +161,7 @@ class StopCMLWorker(_OfWorker):
 
 
 class TerminateCMLWorker(_OfWorker):
-    """Give the worker and its instance up for good. Reply data: true."""
+    """Terminate the worker and its instance, which is final. Reply data: true."""
 
     TYPE: ClassVar = "cml.worker.terminate.v1"
 
@@ -159,7 +173,7 @@ class TerminateCMLWorker(_OfWorker):
 
 
 class UpdateCMLWorkerTags(_OfWorker):
-    """Add or overwrite tags; none is ever dropped. Reply data: all tags after the change."""
+    """Add or overwrite tags; no tag is removed. Reply data: all tags after the change."""
 
     TYPE: ClassVar = "cml.worker.update_tags.v1"
 
@@ -172,7 +186,7 @@ class UpdateCMLWorkerTags(_OfWorker):
 
 
 class UpdateCMLWorkerStatus(_OfWorker):
-    """Ask EC2 now, record what changed. Reply data: instance_state and both status checks."""
+    """Look up the instance in EC2 now, and record what changed. Reply data: instance_state and both status checks."""
 
     TYPE: ClassVar = "cml.worker.update_status.v1"
 
@@ -182,7 +196,7 @@ class UpdateCMLWorkerStatus(_OfWorker):
 
 
 class ImportCMLWorker(Strict):
-    """Adopt an existing instance; the same instance twice is the same worker. Reply data: the DTO."""
+    """Import an existing instance; the same instance twice is the same worker. Reply data: the DTO."""
 
     TYPE: ClassVar = "cml.worker.import.v1"
 
@@ -192,7 +206,7 @@ class ImportCMLWorker(Strict):
     reason: Reason | None = None
 
     def worker(self, _command_id: str) -> UUID:
-        """Whom the command is about: one worker for each instance, whoever imports it."""
+        """The worker that the command is for: one for each instance, whoever imports it."""
         return uuid5(_NAMESPACE, f"instance/{self.aws_region}/{self.instance_id}")
 
     @property

@@ -1,6 +1,6 @@
-"""Messages that no consumer could deal with, and what operators ask about them, sent to ``cml.operator``.
+"""Dead letters, and operators' requests about them, which are sent to ``cml.operator``.
 
-Answers come as ``OperationResult.data``; who asks needs the right to.
+Results come as ``OperationResult.data``. A sender needs the right to it.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from cml_contracts.model import Strict, Tolerant
 
 
 class DeadLetterState(StrEnum):
-    """``waiting``: for an operator. ``redriven``, ``edited``: back in its queue, as it was or with another body."""
+    """``waiting``: for an operator. ``redriven``, ``edited``: in its queue again, unchanged or with another body."""
 
     WAITING = "waiting"
     REDRIVEN = "redriven"
@@ -43,7 +43,7 @@ class ListDeadLetters(Strict):
 
 
 class GetDeadLetter(Strict):
-    """All that is kept of a dead letter. Answer: ``DeadLetterDetails``, or the problem ``DeadLetterNotFound``."""
+    """A dead letter with its message and history. Answer: ``DeadLetterDetails``, or the problem ``DeadLetterNotFound``."""
 
     TYPE: ClassVar = "cml.deadletter.get.v1"
     dead_letter_id: UUID
@@ -61,8 +61,8 @@ class RedriveDeadLetter(Strict):
 class EditDeadLetter(Strict):
     """Give it another body, or type, and redrive it. Answer: ``DeadLetterView``.
 
-    A command whose id was used up by the old body goes under a new id, which the answer names; one that was
-    decided in the meantime is refused with ``Conflict``.
+    A command whose id the old body has used gets a new id, which the answer names; the edit of one that was
+    decided is rejected with ``Conflict``.
     """
 
     TYPE: ClassVar = "cml.deadletter.edit.v1"
@@ -80,7 +80,7 @@ class EditDeadLetter(Strict):
 
 
 class DiscardDeadLetter(Strict):
-    """Nothing will be done about it; it is kept all the same. Answer: ``DeadLetterView``."""
+    """Decide that nothing is done about it; it stays archived. Answer: ``DeadLetterView``."""
 
     TYPE: ClassVar = "cml.deadletter.discard.v1"
     dead_letter_id: UUID
@@ -97,10 +97,10 @@ OPERATOR_REQUESTS: Mapping[str, type[OperatorRequest]] = {
 
 
 class DeadLetterView(Tolerant):
-    """A dead letter without its content. The same message that dies again is the same one, counted.
+    """A dead letter without its content. A message that dies again is the same one, with a higher count.
 
     ``cause``: the kind of reason. ``deaths``, ``redrives``: in its whole life; ``deliveries``, ``attempts``
-    (how often it was put aside), ``faults`` (how often a handler failed with it): before its last death.
+    (how often it was retried), ``faults`` (how often a handler failed with it): before its last death.
     """
 
     id: UUID
@@ -122,7 +122,7 @@ class DeadLetterView(Tolerant):
 
 
 class DeadLetterOutcome(Tolerant):
-    """Something that became of a dead letter. ``user``: whom the broker vouched for; ``by``: who they said it was.
+    """One entry in the history of a dead letter. ``user``: whom the broker vouched for; ``by``: who they said they were.
 
     ``replaced``: the body, or type, that an edit replaced.
     """

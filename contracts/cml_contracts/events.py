@@ -1,7 +1,7 @@
-"""What happened to a worker: past tense, additive within a version, decodable for ever.
+"""What happened to a worker: past tense, additive within a version, decodable without end.
 
-An *intent* (``...Requested``) is a recorded wish that AWS must act on; an *outcome* is the recorded fact that
-answers it. Both carry the ``operation_id``, which is the id of the command that asked.
+An *intent* (``...Requested``) is a recorded request that AWS must act on; an *outcome* is the recorded fact that
+completes it. Both carry the ``operation_id``, which is the id of the command that requested it.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class WorkerCreated(Tolerant):
 
 
 class WorkerImported(Tolerant):
-    """An instance that somebody else launched is ours from now on."""
+    """An instance that was launched elsewhere is this worker's from now on."""
 
     TYPE: ClassVar = "cml.worker.imported.v1"
     operation_id: str
@@ -98,7 +98,7 @@ class TerminationRequested(Tolerant):
 class WorkerTerminated(Tolerant):
     """The instance is gone, or there never was one. Final.
 
-    ``operation_id`` None: EC2 or somebody else ended it. ``warning``: it was gone before we asked.
+    ``operation_id`` None: EC2 or somebody else terminated it. ``warning``: it was gone before our request.
     """
 
     TYPE: ClassVar = "cml.worker.terminated.v1"
@@ -148,7 +148,7 @@ class InstanceStateObserved(Tolerant):
 
 
 class OperationRefused(Tolerant):
-    """EC2 refused, and nobody tries again; whether an earlier attempt got through is looked up before it has failed."""
+    """EC2 refused for good: no more attempts. The outcome follows when it is known whether an earlier one succeeded."""
 
     TYPE: ClassVar = "cml.worker.operation_refused.v1"
     operation_id: str
@@ -156,14 +156,14 @@ class OperationRefused(Tolerant):
 
 
 class OperationOverdue(Tolerant):
-    """A deadline passed without an outcome: nobody knows yet. The intent stands, and its outcome will follow."""
+    """A deadline passed without an outcome. The operation stays pending, and its outcome will follow."""
 
     TYPE: ClassVar = "cml.worker.operation_overdue.v1"
     operation_id: str
 
 
 class CommandRejected(Tolerant):
-    """A command was refused for good; the worker is as it was."""
+    """A command was rejected, or failed before it had an intent; the worker is unchanged."""
 
     TYPE: ClassVar = "cml.command.rejected.v1"
     operation_id: str
@@ -173,7 +173,7 @@ class CommandRejected(Tolerant):
 
 
 class CommandSkipped(Tolerant):
-    """A command whose wish was already met; the worker is as it was."""
+    """A no-op: the desired state was already there; the worker is unchanged."""
 
     TYPE: ClassVar = "cml.command.skipped.v1"
     operation_id: str

@@ -25,7 +25,7 @@ class InstanceState(StrEnum):
 
 
 class WorkerStatus(StrEnum):
-    """Where a worker is in its life: what was decided, else what EC2 shows."""
+    """A worker's place in its life cycle: what was decided, else what EC2 shows."""
 
     PENDING = "PENDING"
     STARTING = "STARTING"
@@ -39,7 +39,7 @@ class WorkerStatus(StrEnum):
 class Ec2Instance(Tolerant):
     """One instance as EC2 described it at one moment.
 
-    ``instance_status_check`` and ``ec2_system_status_check`` hold EC2's words (``ok``, ``impaired``,
+    ``instance_status_check`` and ``ec2_system_status_check`` hold EC2's values (``ok``, ``impaired``,
     ``initializing``, ``insufficient-data``, ``not-applicable``); None when they were not asked for.
     """
 
@@ -95,7 +95,7 @@ class CMLWorkerInstanceDto(Tolerant):
 class LaunchParameters(Tolerant):
     """Everything RunInstances gets, fixed before AWS is called.
 
-    A retry with any of it changed is refused by EC2 (IdempotentParameterMismatch), so it is stored with the
+    EC2 refuses a retry in which any of it has changed (IdempotentParameterMismatch), so it is stored with the
     intent and never looked up again.
 
     ``client_token``: at most 64 ASCII characters (EC2 API reference, *Ensuring idempotency*).

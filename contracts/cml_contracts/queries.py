@@ -1,4 +1,4 @@
-"""Questions to the read model, sent to ``cml.queries``; answers come as ``OperationResult.data``."""
+"""Queries of the read model, sent to ``cml.queries``; their results come as ``OperationResult.data``."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -40,7 +40,7 @@ class ListCMLWorkers(Strict):
 
 
 class GetOperation(Strict):
-    """What became of a command. Answer: ``OperationView``, or the problem ``WorkerNotFound``."""
+    """The operation of a command. Answer: ``OperationView``, or the problem ``WorkerNotFound``."""
 
     TYPE: ClassVar = "cml.operation.get.v1"
     command_id: CommandId

@@ -1,4 +1,4 @@
-"""What a caller is told: an ``OperationResult``, whose problem has a code that programs can tell apart."""
+"""The reply to a caller: an ``OperationResult``, whose problem has a code for programs."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -32,7 +32,7 @@ class ProblemCode(StrEnum):
 
 
 class Problem(Tolerant):
-    """Why not. ``retryable``: the same wish, sent again later as a new command, may succeed."""
+    """Why a command did not succeed. ``retryable``: the same request may succeed later, as a new command."""
 
     code: ProblemCode
     title: str
@@ -49,19 +49,19 @@ TITLES: Mapping[ProblemCode, str] = {
     ProblemCode.EC2_INVALID_PARAMETER: "EC2 does not accept a parameter",
     ProblemCode.EC2_QUOTA_EXCEEDED: "A quota of the AWS account is exceeded",
     ProblemCode.EC2_CAPACITY: "EC2 has no capacity for this now",
-    ProblemCode.EC2_AUTHENTICATION: "AWS does not accept or not allow our credentials",
+    ProblemCode.EC2_AUTHENTICATION: "AWS does not accept our credentials, or they lack a permission",
     ProblemCode.EC2_INSTANCE_CREATION: "EC2 could not launch the instance",
     ProblemCode.EC2_INSTANCE_NOT_FOUND: "The instance is not found in EC2",
     ProblemCode.EC2_INSTANCE_OPERATION: "EC2 does not allow this operation on the instance",
     ProblemCode.EC2_TAG_OPERATION: "EC2 does not accept the tags",
-    ProblemCode.EC2_STATUS_CHECK: "EC2 could not say how the instance is",
-    ProblemCode.EC2_THROTTLED: "EC2 asks us to slow down",
+    ProblemCode.EC2_STATUS_CHECK: "EC2 could not describe the instance's status",
+    ProblemCode.EC2_THROTTLED: "EC2 throttles our requests",
     ProblemCode.WORKER_NOT_FOUND: "There is no such worker",
     ProblemCode.WORKER_TERMINATED: "The worker is terminated",
     ProblemCode.NO_INSTANCE: "The worker has no instance",
     ProblemCode.CONFLICT: "The worker's state does not allow this now",
     ProblemCode.VALIDATION_FAILED: "The message is not valid",
-    ProblemCode.UNAUTHORIZED: "The sender may not do this",
+    ProblemCode.UNAUTHORIZED: "The sender is not authorized to do this",
     ProblemCode.DUPLICATE_COMMAND: "The command id was used before with another body",
     ProblemCode.DEAD_LETTER_NOT_FOUND: "There is no such dead letter",
 }
@@ -73,9 +73,8 @@ Outcome = Literal["succeeded", "rejected", "failed"]
 class OperationResult(Tolerant):
     """The reply to a command or a query.
 
-    ``rejected``: a rule of ours said no and nothing was attempted; ``failed``: it was attempted, or would
-    have been, and AWS or its configuration does not allow it. ``command_id`` is None only where the
-    message carried none.
+    ``rejected``: our rules said no, and nothing was attempted; ``failed``: it was attempted, or would have been, and
+    AWS or its configuration does not allow it. ``command_id`` is None only where the message had none.
     """
 
     command_id: str | None

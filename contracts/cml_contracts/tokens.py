@@ -14,11 +14,11 @@ from datetime import datetime, timedelta
 
 TOKEN_HEADER = "x-cml-actor-token"  # noqa: S105 - the header's name
 LONGEST = timedelta(minutes=10)
-"""How far ahead a token may expire; anything longer is no short-lived token."""
+"""How far ahead a token may expire."""
 
 
 class InvalidTokenError(ValueError):
-    """The token does not say that this command is on behalf of anybody, now."""
+    """The token is not valid for this command now."""
 
 
 def sign(key: bytes, *, actor: str, command_id: str, expires: datetime) -> str:

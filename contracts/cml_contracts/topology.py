@@ -1,4 +1,4 @@
-"""The exchanges that other services use; what is behind them is the system's own."""
+"""The exchanges that other services use; the queues behind them are internal."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -86,7 +86,7 @@ ROOMS: Mapping[str, Room] = {
     "roots": Room(modules=(), library=PURE),
     "contracts": Room(modules=("cml_contracts",), packages=("pydantic",), library=PURE),
     "contracts.client": Room(
-        modules=("cml_contracts.client",),
+        modules=("cml_contracts.client", "cml_contracts.amqp"),
         imports=("contracts",),
         packages=("aio_pika", "pydantic", "yarl"),
         library=ANYTHING,
@@ -104,8 +104,8 @@ ROOMS: Mapping[str, Room] = {
         library=PURE,
     ),
     "bus.rabbit": Room(
-        modules=_service("bus.rabbit", "bus.direct_reply", "bus.properties"),
-        imports=("contracts", "foundation", "bus"),
+        modules=_service("bus.rabbit"),
+        imports=("contracts", "contracts.client", "foundation", "bus"),
         packages=("aio_pika", "aiormq", "faststream", "structlog", "yarl"),
         library=ANYTHING,
     ),

@@ -7,7 +7,7 @@ from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, D
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, QUEUES
 from cml_workers.foundation.failures import ConfigurationError
 
-WORK, QUESTIONS = LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
+WORK, QUERIES = LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
 BROKEN = DeadLetter("no JSON", "ValidationFailed")
 
 
@@ -58,8 +58,8 @@ def test_a_message_that_fails_again_and_again_becomes_a_dead_letter(error: Excep
 
 
 def test_what_cannot_wait_is_dropped_or_kept_at_once():
-    assert settle(QUESTIONS, ConnectionError(), attempt=0, faults=0).verdict == Ack()
-    assert isinstance(settle(QUESTIONS, RuntimeError(), attempt=0, faults=0).verdict, DeadLetter)
+    assert settle(QUERIES, ConnectionError(), attempt=0, faults=0).verdict == Ack()
+    assert isinstance(settle(QUERIES, RuntimeError(), attempt=0, faults=0).verdict, DeadLetter)
 
 
 def test_the_dead_letter_queue_is_the_last_resort():

@@ -13,7 +13,7 @@ import cml_contracts
 TYPES = sorted(
     f"cml_contracts.{module.name}"
     for module in pkgutil.iter_modules(cml_contracts.__path__)
-    if module.name != "client"
+    if module.name not in ("client", "amqp")
 )
 
 

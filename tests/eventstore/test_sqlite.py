@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import pytest
 
-from cml_workers.eventstore import sqlite
 from cml_workers.eventstore.port import (
     NO_STREAM,
     NewEvent,
@@ -21,7 +20,7 @@ from cml_workers.eventstore.port import (
     StoredEvent,
     StoreUnavailableError,
 )
-from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.eventstore.sqlite import SqliteEventStore, file
 
 WRITER = """
 import asyncio, sys
@@ -178,7 +177,7 @@ async def test_a_place_without_access_is_refused(tmp_path):
 
 
 async def test_a_locked_file_is_unavailable_and_then_available(path, store, monkeypatch):
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr(file, "BUSY_SECONDS", 0.1)
     await store.ping()
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -189,21 +188,23 @@ async def test_a_locked_file_is_unavailable_and_then_available(path, store, monk
     assert await store.append("a", same, expected=NO_STREAM) == 0
 
 
-async def test_a_full_disk_is_unavailable_and_then_available(path):
-    class Limited(SqliteEventStore):
+async def test_a_full_disk_is_unavailable_and_then_available(path, monkeypatch):
+    class Limited(file.EventFile):
         pages = 100
 
-        def _prepare(self, connection: sqlite3.Connection) -> None:
-            super()._prepare(connection)
+        def connect(self) -> sqlite3.Connection:
+            connection = super().connect()
             connection.execute(f"PRAGMA max_page_count = {self.pages}")
+            return connection
 
-    store = Limited(path)
+    monkeypatch.setattr("cml_workers.eventstore.sqlite.store.EventFile", Limited)
+    store = SqliteEventStore(path)
     large = [NewEvent(uuid4(), "T", b"x" * 1_000_000, b"{}")]
     await store.append("a", events(), expected=NO_STREAM)
     with pytest.raises(StoreUnavailableError, match="no space left"):
         await store.append("a", large, expected=0)
     assert len(await store.read("a")) == 1
-    store.pages = 10_000
+    Limited.pages = 10_000
     assert await store.append("a", large, expected=0) == 1
     await store.close()
 

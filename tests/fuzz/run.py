@@ -33,8 +33,8 @@ from cml_contracts.queries import QUERIES, GetCMLWorker
 from cml_contracts.results import OperationResult
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_workers.bus.codec import RESULT_TYPE
-from cml_workers.bus.properties import read_tolerantly
 from cml_workers.bus.rabbit import declare_topology
+from cml_workers.bus.rabbit.properties import read_tolerantly
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, QUEUES, RETRY_DELAYS
 from cml_workers.domain.messages import REPORTS, InstanceObserved
 from cml_workers.eventstore.sqlite import SqliteEventStore

@@ -31,7 +31,7 @@ from cml_contracts.results import OperationResult
 from cml_contracts.tokens import InvalidTokenError, sign, verify
 from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
 from cml_workers.bus.port import Message
-from cml_workers.bus.properties import UNREADABLE_HEADER, read_tolerantly
+from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER, read_tolerantly
 from cml_workers.domain.decide import Decision, Record, decide, decide_report
 from cml_workers.domain.history import ReplyAddress, decode_event
 from cml_workers.domain.messages import (

@@ -8,9 +8,8 @@ import os
 import signal
 import sys
 
-from cml_workers.bus import rabbit
 from cml_workers.bus.port import Ack, Message, Verdict
-from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.rabbit import RabbitBus, consuming
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from support.children import die_with_parent
 
@@ -32,7 +31,7 @@ async def consume(url: str) -> None:
 
 
 def main() -> None:
-    rabbit.SUSPENSE = 0.2
+    consuming.SUSPENSE = 0.2
     for _ in range(60):
         process = os.fork()
         if process == 0:

@@ -123,7 +123,7 @@ async def test_many_are_redriven_at_once_and_what_dies_again_comes_back(running:
     [
         (["show", str(uuid4())], 1, "list shows which are"),
         (["redrive", str(uuid4())], 1, "DeadLetterNotFound"),
-        (["redrive"], 2, "--all that wait"),
+        (["redrive"], 2, "or all that wait with --all"),
         (["redrive", str(uuid4()), "--all"], 2, "by conditions"),
         (["edit", str(uuid4()), "--body", "{", "--file", "x"], 2, "exclude each other"),
         (["discard", str(uuid4())], 2, "--reason"),

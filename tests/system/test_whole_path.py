@@ -76,7 +76,7 @@ def nothing_had_to_be_mended(system: System) -> Iterator[None]:
     yield
     system.admin.clear()
     # Dead letters are counted by the clients; that one was kept may be said when its test is over.
-    expected = ("dead letter", "dead letter kept", *system.expected)
+    expected = ("dead letter", "dead letter archived", *system.expected)
     assert warnings(system.running.log()[said_before:], *expected) == []
 
 
@@ -479,7 +479,7 @@ def test_the_command_line_drives_a_worker_through_its_life(system: System):
     [
         (["start", "no-such-lab"], 1, "no worker is named"),
         (["start", str(uuid4())], 1, "WorkerNotFound"),
-        (["get", str(uuid4())], 1, "not known"),
+        (["get", str(uuid4())], 1, "not in the read model"),
         (["history", str(uuid4())], 1, "no history"),
         (["tag", str(uuid4()), "novalue"], 2, "KEY=VALUE"),
         (["create", "x", "--region", "nowhere"], 2, "aws_region"),

@@ -1,13 +1,13 @@
-"""Messages from outside: read strictly, answered readably, whatever is in them."""
+"""Messages as typed bodies: what comes in is validated, and what is wrong with it is described without repeating it."""
 
 import re
 from collections.abc import Mapping
 from typing import TypeVar
 from uuid import NAMESPACE_URL, uuid5
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from cml_contracts.commands import MAX_COMMAND_ID, CommandId
+from cml_contracts.commands import as_command_id
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.port import Message, Outgoing
@@ -17,13 +17,12 @@ from cml_workers.domain.messages import LookupRequested, Reminder, Report
 
 RESULT_TYPE = "cml.operation_result.v1"
 
-_COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-"""The one way in which JSON can spell it."""
+"""The only way to write it in JSON."""
 
 
 class BadMessageError(Exception):
-    """The message itself is broken: no repetition and no other state of the system will make it good."""
+    """The message itself is invalid: it stays so whenever it is read again."""
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -53,22 +52,20 @@ def read(message: Message, types: Mapping[str, type[T]], *, limit: int = MAX_BOD
 
 
 def identity(message: Message) -> str:
-    """The message id, which is the command's id, if the message is one that can be kept. Raises BadMessageError."""
+    """The message id, which is the command's id, of a message whose properties can be stored. Raises BadMessageError."""
     for name, text in (("correlation_id", message.correlation_id), ("reply_to", message.reply_to)):
         if "\0" in (text or ""):
             raise BadMessageError(f"{name} contains the character NUL")
     if not message.message_id:
         raise BadMessageError("the AMQP property message_id is missing; it is the command's idempotency key")
     try:
-        return _COMMAND_ID.validate_python(message.message_id)
-    except ValidationError as error:
-        raise BadMessageError(
-            f"message_id must be 1 to {MAX_COMMAND_ID} printable characters without spaces"
-        ) from error
+        return as_command_id(message.message_id)
+    except ValueError as error:
+        raise BadMessageError(f"message_id: {error}") from error
 
 
 def reply_address(message: Message) -> ReplyAddress | None:
-    """Where the sender awaits the result; without a correlation id it gets its message id back as one."""
+    """Where the sender awaits the result; a message without a correlation id gets its message id as one."""
     if not message.reply_to:
         return None
     return ReplyAddress(
@@ -79,7 +76,7 @@ def reply_address(message: Message) -> ReplyAddress | None:
 def internal(
     message: Report | Reminder | LookupRequested, message_id: str, correlation_id: str | None = None
 ) -> Outgoing:
-    """What one role tells another."""
+    """A message from one role to another."""
     return Outgoing(
         exchange=INTERNAL_EXCHANGE,
         routing_key=message.TYPE,
@@ -91,13 +88,13 @@ def internal(
 
 
 def reply(result: OperationResult, address: ReplyAddress) -> Outgoing:
-    """The result as a message to its caller; one whose queue is gone is dropped, as nobody awaits it."""
+    """The result as a message to its caller; dropped if the caller's queue is gone."""
     return Outgoing(
         exchange=None,
         routing_key=address.reply_to,
         body=result.model_dump_json().encode(),
         type=RESULT_TYPE,
-        # Of any command id, which may be as long as a property can be, and broken.
+        # A hash, as the command id may be invalid, and as long as a property can be.
         message_id=str(uuid5(NAMESPACE_URL, f"cml-workers/result/{result.command_id}")),
         correlation_id=address.correlation_id,
         mandatory=False,
@@ -107,9 +104,9 @@ def reply(result: OperationResult, address: ReplyAddress) -> Outgoing:
 def _readable(error: ValidationError) -> str:
     """What is wrong where, without echoing what was sent."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [
+    described = [
         f"{'.'.join(str(part)[:64] for part in problem['loc']) or 'body'}: {problem['msg'][:200]}"
         for problem in problems[:5]
     ]
     more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-    return "; ".join(told) + more
+    return "; ".join(described) + more

@@ -15,10 +15,10 @@ MAX_FAULTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How a delivery is settled; ``faults``: what the message has on its account by now.
+    """How a delivery is settled; ``faults``: how many times handlers have failed with the message by now.
 
     ``Ack``: acknowledge it. ``Retry``: to the retry queue of that delay, one of ``RETRY_DELAYS``. ``DeadLetter``: to the dead
-    letters. The latter two are acknowledged when what takes their place has been confirmed.
+    letters. The latter two are acknowledged when the broker has confirmed what takes their place.
     """
 
     verdict: Verdict
@@ -46,7 +46,7 @@ def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: in
 
 
 def _fault(queue: Queue, faults: int, reason: str) -> Verdict:
-    """Once more, while there is hope for the message; at once to the dead letters where it cannot wait."""
+    """Retry it, up to ``MAX_FAULTS`` times; a queue without retries dead-letters it at once."""
     if queue is DEAD_LETTER_QUEUE or (queue.retries and faults < MAX_FAULTS):
         return Retry()  # the dead-letter queue is the last resort
     return DeadLetter(f"{reason} ({faults} times)", "HandlerFailed")

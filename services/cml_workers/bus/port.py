@@ -8,43 +8,13 @@ from cml_contracts.envelope import JSON
 from cml_contracts.topology import Exchange
 from cml_workers.foundation.failures import ConfigurationError
 
-# What our roles write beside a message; believed only of a message that one of them published.
-USER_HEADER = "x-cml-user-id"
-"""The sender's user; the property must name the publisher."""
-ATTEMPT_HEADER = "x-cml-attempt"
-"""How often a message was put aside before."""
-FAULT_HEADER = "x-cml-faults"
-"""How many times a handler failed with it, unexpectedly."""
-QUEUE_HEADER = "x-cml-queue"
-"""The queue in which it died; with it come the following."""
-CAUSE_HEADER = "x-cml-cause"
-REASON_HEADER = "x-cml-reason"
-DELIVERIES_HEADER = "x-cml-deliveries"
-DEATH_HEADER = "x-cml-death"
-"""An id of its own for each death, so that a redelivered dead letter is not counted twice."""
-REDRIVE_HEADER = "x-cml-redrive"
-"""Which dead letter it was redriven from, and for the how manieth time: ``<id>/<number>``."""
-OWN_HEADERS = frozenset(
-    {
-        USER_HEADER,
-        ATTEMPT_HEADER,
-        FAULT_HEADER,
-        QUEUE_HEADER,
-        CAUSE_HEADER,
-        REASON_HEADER,
-        DELIVERIES_HEADER,
-        DEATH_HEADER,
-        REDRIVE_HEADER,
-    }
-)
-
 
 class BusUnavailableError(ConnectionError):
     """The broker did not confirm. The message may or may not have arrived: publish it again."""
 
 
 class BusConfigurationError(ConfigurationError):
-    """The broker does not let us in, or we do not trust it; says what to mend."""
+    """The broker does not let us in, or we do not trust it; says what to fix."""
 
 
 class UnroutableError(Exception):
@@ -52,20 +22,20 @@ class UnroutableError(Exception):
 
 
 class CallerRefusesError(Exception):
-    """The queue that awaits the reply does not take it, for now or for ever: its owner limits it."""
+    """The queue that awaits the reply does not take it: its owner limits it."""
 
 
 class TopologyError(BusConfigurationError):
-    """The broker's exchanges or queues are not as they must be; says which, and how to mend it."""
+    """The broker's exchanges or queues are not as they must be; says which, and how to fix it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """A message as it was delivered.
 
-    ``attempt``: how often it was put aside before; ``deliveries``: how often it was delivered since, this time
+    ``attempt``: how often it was retried before; ``deliveries``: how often it was delivered since, this time
     included.
-    ``user_id``: the user that the broker vouches for, also when the message was put aside meanwhile.
+    ``user_id``: the user that the broker vouches for, also of a retried message.
     """
 
     body: bytes
@@ -116,12 +86,12 @@ class Publish(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The message is dealt with."""
+    """The message is handled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Put the message aside and deliver it again after ``seconds``; None: longer from attempt to attempt."""
+    """Deliver the message again after ``seconds``; None: after a delay that grows with the attempts."""
 
     seconds: int | None = None
 

@@ -1,4 +1,4 @@
-"""The exchanges and queues of the system, as data: declared from here, and nowhere else.
+"""The exchanges and queues of the system, as data; nothing else is declared.
 
 Quorum queues with an explicit delivery limit (RabbitMQ 4 would set 20 by itself, 3.x none) and
 at-least-once dead-lettering (https://www.rabbitmq.com/docs/quorum-queues#dead-lettering), which needs
@@ -20,10 +20,10 @@ from cml_workers.domain.messages import Reminder
 from cml_workers.domain.operations import TRIGGERS
 
 DELIVERY_LIMIT = 20
-"""Redeliveries before a message counts as poison; a crash burns one of each prefetched message."""
+"""Redeliveries before a message counts as poison; a crash uses up one of each prefetched message."""
 
 RETRY_DELAYS = (1, 5, 30)
-"""Seconds a message can be put aside."""
+"""Seconds after which a message can be retried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable queue; ``retries``: it has waiting queues beside it, one for each of ``RETRY_DELAYS``."""
+    """A durable queue; ``retries``: it has retry queues beside it, one for each of ``RETRY_DELAYS``."""
 
     name: str
     bindings: tuple[Binding, ...] = ()
@@ -78,12 +78,12 @@ EC2_LOOKUPS = Queue("cml.ec2.lookups", (Binding(INTERNAL_EXCHANGE, "cml.lookup.#
 PROJECTOR_QUERIES = Queue(
     "cml.projector.queries", (Binding(QUERIES_EXCHANGE, "#"),), {"x-message-ttl": 60_000}
 )
-"""Answers are of use only while somebody waits: no quorum, and old questions fall away."""
+"""An answer is of use only while its caller waits: no quorum, and old queries expire."""
 
 PROJECTOR_OPERATOR = Queue(
     "cml.projector.operator", (Binding(OPERATOR_EXCHANGE, "#"),), {"x-message-ttl": 60_000}
 )
-"""Likewise: an operator who gave up waiting is not surprised by a late effect."""
+"""Likewise: a request of an operator who no longer waits has no late effect."""
 
 DEAD_LETTER_QUEUE = Queue(
     "cml.dead-letters",
@@ -91,7 +91,7 @@ DEAD_LETTER_QUEUE = Queue(
     {**_QUORUM, "x-delivery-limit": 1000},
     retries=True,
 )
-"""On their way into the database, from which operators deal with them."""
+"""Dead letters on their way into the archive."""
 
 EXCHANGES = (
     COMMANDS_EXCHANGE,

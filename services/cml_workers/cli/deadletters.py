@@ -1,39 +1,28 @@
-"""Dead letters on the command line: see them, and send them back as they were or mended, or let them be."""
+"""Dead letters on the command line: list, show, redrive, edit and discard them."""
 
-import asyncio
-import json
-import sys
-from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
-import click
 import typer
 from pydantic import BaseModel
 
-from cml_contracts.client import NoResultYetError, NotSentError, WorkerClient
-from cml_contracts.commands import COMMANDS
 from cml_contracts.deadletters import (
-    DeadLetterDetails,
     DeadLetterPage,
     DeadLetterState,
     DeadLetterView,
     DiscardDeadLetter,
     EditDeadLetter,
-    GetDeadLetter,
     ListDeadLetters,
-    OperatorRequest,
     RedriveDeadLetter,
 )
-from cml_contracts.results import OperationResult
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.cli.editing import check, in_editor, pretty, read_body
+from cml_workers.cli.operating import ask, ask_all, details_of, find_all
 from cml_workers.cli.show import counts_table, dead_letter_panel, dead_letter_table, history_table, print_json
 from cml_workers.cli.terminal import (
-    NO_RESULT_YET,
-    REFUSED,
-    UNREACHABLE,
+    NOT_DONE,
     USAGE,
     AsJson,
     By,
@@ -43,32 +32,36 @@ from cml_workers.cli.terminal import (
     me,
     out,
     valid,
-    with_client,
 )
-
-T = TypeVar("T")
-
-AT_ONCE = 20
-"""Redrives in flight."""
 
 deadletters = typer.Typer(
     name="deadletters",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Messages that no consumer could deal with: see why, and [bold]redrive[/bold] them once the cause is "
-    "mended, [bold]edit[/bold] what is wrong in them, or [bold]discard[/bold] them. Each is kept for good, with all "
-    "that became of it.",
-    epilog="First `list` and its causes, then `show` one. Unauthorized: mend CML_COMMAND_USERS, then redrive. "
-    "ValidationFailed: the message itself is wrong: edit or discard. HandlerFailed and DeliveryLimit: a bug of ours "
-    "or a part that was down: update or mend, then redrive. On a RabbitMQ of your own, use a user of "
+    help="Messages that could not be handled: see why, and [bold]redrive[/bold] them once the cause is fixed, "
+    "[bold]edit[/bold] what is wrong in them, or [bold]discard[/bold] them. Each is kept permanently, with its history.",
+    epilog="Begin with `list` and its causes, then `show` one. Unauthorized: fix CML_COMMAND_USERS, then redrive. "
+    "ValidationFailed: the message itself is invalid: edit or discard it. HandlerFailed, DeliveryLimit: a bug of this "
+    "service, or a part that was down: update or repair it, then redrive. On a RabbitMQ of your own, use a user of "
     "CML_OPERATOR_USERS.",
 )
 
+
 Id = Annotated[UUID, typer.Argument(metavar="ID", help="As `list` shows it.")]
+
+
 OfQueue = Annotated[str | None, typer.Option("--queue", help="Only those that died in this queue.")]
+
+
 OfType = Annotated[str | None, typer.Option("--type", help="Only of this message type.")]
+
+
 OfCause = Annotated[str | None, typer.Option("--cause", help="Only of this cause, e.g. Unauthorized.")]
+
+
 Containing = Annotated[str | None, typer.Option("--reason-part", help="Only with this in the reason.")]
+
+
 Since = Annotated[
     str | None,
     typer.Option(help="Only those that died since: 2026-01-31, 2026-01-31T12:00Z, or 90m, 12h, 7d ago."),
@@ -82,18 +75,18 @@ def list_(
     cause: OfCause = None,
     reason_part: Containing = None,
     since: Since = None,
-    state: Annotated[DeadLetterState, typer.Option(help="In this state.")] = DeadLetterState.WAITING,
-    every: Annotated[bool, typer.Option("--all", help="In whatever state.")] = False,
+    state: Annotated[DeadLetterState, typer.Option(help="Only in this state.")] = DeadLetterState.WAITING,
+    every: Annotated[bool, typer.Option("--all", help="In any state.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=500, help="Dead letters on one page.")] = 50,
-    cursor: Annotated[str | None, typer.Option(help="Go on behind the page before.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="Where the next page begins.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List dead letters, the latest first, and how many there are of each cause; those waiting unless told otherwise."""
+    """List dead letters, the latest first, and how many there are of each cause; by default those that wait."""
     wanted = _conditions(queue, message_type, cause, reason_part, since, None if every else state)
     wanted = valid(
         lambda: ListDeadLetters.model_validate({**wanted.model_dump(), "limit": limit, "cursor": cursor})
     )
-    page = DeadLetterPage.model_validate(_ask(wanted).data)
+    page = DeadLetterPage.model_validate(ask(wanted).data)
     if as_json:
         print_json(_json(page))
         return
@@ -111,13 +104,13 @@ def list_(
 
 @deadletters.command()
 def show(dead_letter_id: Id, as_json: AsJson = False) -> None:
-    """Show all that is kept of a dead letter: the message, why it died, and what became of it."""
-    details = _details(dead_letter_id)
+    """Show a dead letter: the message, why it died, and its history."""
+    details = details_of(dead_letter_id)
     if as_json:
         print_json(_json(details))
         return
     out.print(dead_letter_panel(details))
-    out.print(_pretty(details.body), markup=False, soft_wrap=True)
+    out.print(pretty(details.body), markup=False, soft_wrap=True)
     if details.size > len(details.body.encode()) and details.encoding == "utf-8":
         out.print(f"(cut; it has {details.size} bytes)")
     out.print(history_table(details.history))
@@ -131,8 +124,8 @@ def redrive(
     cause: OfCause = None,
     reason_part: Containing = None,
     since: Since = None,
-    every: Annotated[bool, typer.Option("--all", help="All that wait and meet the conditions.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which they are.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All that wait.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which they are.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     by: By = None,
     reason: Why = None,
@@ -140,18 +133,20 @@ def redrive(
 ) -> None:
     """Send dead letters to the queue they died in again: those named, or all that wait and meet the conditions.
 
-    In their senders' names and with cleared counters. A command that was decided gets its reply sent again; any other
-    is decided. One that dies again comes back as the same dead letter, its count raised. Doing it twice is harmless.
+    They go in their senders' names, with cleared counters. A command that was decided before is only replied to again.
+    One that dies again is the same dead letter, with a higher count. Redriving twice is harmless.
     """
     conditions = (queue, message_type, cause, reason_part, since)
     chosen = every or any(condition is not None for condition in conditions)
     if bool(ids) == chosen:
-        fail("name dead letters by their ids, or choose them by conditions, or take --all that wait", USAGE)
+        fail(
+            "name dead letters by their ids, or choose them by conditions, or all that wait with --all", USAGE
+        )
     if ids and not dry_run:
         wanted = ids
     else:
         waiting = DeadLetterState.WAITING
-        letters = [_details(each) for each in ids or ()] or _all(_conditions(*conditions, waiting))
+        letters = [details_of(each) for each in ids or ()] or find_all(_conditions(*conditions, waiting))
         if dry_run and as_json:
             print_json({"dead_letters": [_json(each) for each in letters]})
             return
@@ -171,7 +166,7 @@ def redrive(
     requests = valid(
         lambda: [RedriveDeadLetter(dead_letter_id=each, by=by, reason=reason) for each in wanted]
     )
-    results = _ask_all(requests)
+    results = ask_all(requests)
     for each, result in zip(wanted, results, strict=True):
         if as_json:
             print_json({"dead_letter_id": str(each), **_json(result)}, compact=True)
@@ -180,7 +175,7 @@ def redrive(
         else:
             _say(f"{each} redriven to {DeadLetterView.model_validate(result.data).queue}")
     if any(result.problem for result in results):
-        raise typer.Exit(REFUSED)
+        raise typer.Exit(NOT_DONE)
 
 
 @deadletters.command()
@@ -195,46 +190,46 @@ def edit(
     reason: Why = None,
     as_json: AsJson = False,
 ) -> None:
-    """Mend what is wrong in a dead letter and redrive it; without --body, --file or --type in your $EDITOR.
+    """Fix what is wrong in a dead letter and redrive it; without --body, --file or --type in your $EDITOR.
 
-    The old body is kept in the history. A command keeps its id if it can: an id that was used up by the old body is
-    replaced by a new one, under which its operation is then found.
+    The old body is kept in the history. A command keeps its id unless the old body has used it: then it gets a new one,
+    under which its operation is found.
     """
     if body is not None and file is not None:
         fail("--body and --file exclude each other", USAGE)
-    details = _details(dead_letter_id)
+    details = details_of(dead_letter_id)
     if file is not None:
-        body = _read(file)
+        body = read_body(file)
     elif body is None and message_type is None:
-        body = _in_editor(details)
+        body = in_editor(details)
     if details.queue == LIFECYCLE_COMMANDS.name:
-        _check(message_type or details.type, details.body if body is None else body)
+        check(message_type or details.type, details.body if body is None else body)
     request = valid(
         lambda: EditDeadLetter(
             dead_letter_id=dead_letter_id, body=body, type=message_type, by=by or me(), reason=reason
         )
     )
-    view = DeadLetterView.model_validate(_ask(request).data)
+    view = DeadLetterView.model_validate(ask(request).data)
     if as_json:
         print_json(_json(view))
         return
     _say(f"{view.id} edited and redriven to {view.queue}")
     if view.message_id != details.message_id:
-        _say(f"its id {details.message_id} was used up by the old body; it is now command {view.message_id}")
+        _say(f"the old body has used its id {details.message_id}; it is now command {view.message_id}")
     if view.queue == LIFECYCLE_COMMANDS.name:
-        _say(f"see what becomes of it: cml-workers operation {view.message_id}")
+        _say(f"see its operation: cml-workers operation {view.message_id}")
 
 
 @deadletters.command()
 def discard(
     dead_letter_id: Id,
-    reason: Annotated[str, typer.Option(help="Why nothing is to be done; kept in the history.")],
+    reason: Annotated[str, typer.Option(help="Why nothing is done; kept in the history.")],
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Settle that nothing will be done about a dead letter. It is kept, and can still be redriven."""
+    """Decide that nothing is done about a dead letter. It is kept, and can still be redriven."""
     request = valid(lambda: DiscardDeadLetter(dead_letter_id=dead_letter_id, reason=reason, by=by or me()))
-    view = DeadLetterView.model_validate(_ask(request).data)
+    view = DeadLetterView.model_validate(ask(request).data)
     if as_json:
         print_json(_json(view))
     else:
@@ -242,7 +237,7 @@ def discard(
 
 
 def _say(line: str) -> None:
-    """A line as it is, however long and whatever is in it."""
+    """Print a line without wrapping or markup."""
     out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -285,102 +280,3 @@ def _time(text: str) -> datetime:
             USAGE,
         )
     return time if time.tzinfo else time.astimezone()
-
-
-def _in_editor(details: DeadLetterDetails) -> str:
-    if details.encoding != "utf-8" or details.size > len(details.body.encode()):
-        fail(
-            "its body is no text, or too long to be edited here; give another one with --body or --file",
-            REFUSED,
-        )
-    try:
-        edited = click.edit(_pretty(details.body), extension=".json")
-    except (click.ClickException, OSError, ValueError) as error:
-        told = error.message if isinstance(error, click.ClickException) else str(error)
-        fail(f"{told}; the dead letter is as it was. Another editor: EDITOR=..., or --body, --file", REFUSED)
-    if edited is None:
-        fail("nothing was changed, so nothing is done; `redrive` sends it as it is", REFUSED)
-    return edited.strip()
-
-
-def _check(message_type: str, body: str) -> None:
-    """What lifecycle would refuse at once is better said here."""
-    model = COMMANDS.get(message_type)
-    if model is None:
-        fail(
-            f"there is no command {message_type!r}; --type takes one of: {', '.join(sorted(COMMANDS))}", USAGE
-        )
-    valid(lambda: model.model_validate_json(body), "the body")
-
-
-def _read(file: Path) -> str:
-    try:
-        return sys.stdin.read() if str(file) == "-" else file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        fail(f"{file}: {error}", USAGE)
-
-
-def _pretty(body: str) -> str:
-    try:
-        return json.dumps(json.loads(body), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return body
-
-
-def _details(dead_letter_id: UUID) -> DeadLetterDetails:
-    return DeadLetterDetails.model_validate(_ask(GetDeadLetter(dead_letter_id=dead_letter_id)).data)
-
-
-def _all(wanted: ListDeadLetters) -> list[DeadLetterView]:
-    async def pages(client: WorkerClient) -> list[DeadLetterView]:
-        found: list[DeadLetterView] = []
-        cursor = None
-        while True:
-            result = await client.operate(wanted.model_copy(update={"cursor": cursor}))
-            page = DeadLetterPage.model_validate(_accepted(result).data)
-            found += page.dead_letters
-            cursor = page.next_cursor
-            if cursor is None:
-                return found
-
-    return _with_operator(pages)
-
-
-def _ask(request: OperatorRequest) -> OperationResult:
-    return _accepted(_with_operator(lambda client: client.operate(request)))
-
-
-def _ask_all(requests: list[RedriveDeadLetter]) -> list[OperationResult]:
-    async def ask(client: WorkerClient) -> list[OperationResult]:
-        at_once = asyncio.Semaphore(AT_ONCE)
-
-        async def one(request: RedriveDeadLetter) -> OperationResult:
-            async with at_once:
-                return await client.operate(request)
-
-        return await asyncio.gather(*map(one, requests))
-
-    return _with_operator(ask)
-
-
-def _with_operator(use: Callable[[WorkerClient], Coroutine[Any, Any, T]]) -> T:
-    async def operator(client: WorkerClient) -> T:
-        try:
-            return await use(client)
-        except NoResultYetError:
-            fail(
-                "no answer: is the projector running? Ask again; doing the same twice is harmless",
-                NO_RESULT_YET,
-            )
-        except NotSentError as error:
-            fail(
-                f"{error}. On a RabbitMQ of your own, only a user like cml-operator may do this", UNREACHABLE
-            )
-
-    return with_client(operator)
-
-
-def _accepted(result: OperationResult) -> OperationResult:
-    if result.problem:
-        fail(f"{result.problem.code}: {result.problem.detail}", REFUSED)
-    return result

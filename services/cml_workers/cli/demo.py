@@ -45,22 +45,22 @@ def rule(out: Console, title: str = "") -> None:
     out.print(Rule(title, align="left"), width=min(out.width, WIDE))
 
 
-class _Story:
-    """What is told and what is checked on the way."""
+class _Demo:
+    """What the demo prints and checks."""
 
     def __init__(self, out: Console, client: WorkerClient) -> None:
         self._out = out
         self._client = client
-        self.sound = True
+        self.passed = True
 
     @contextmanager
-    def chapter(self, title: str) -> Iterator[None]:
+    def section(self, title: str) -> Iterator[None]:
         rule(self._out, f"[bold]{title}")
         yield
 
-    def check(self, claim: str, holds: bool) -> None:
-        self.sound = self.sound and holds
-        self._out.print(f"  {'[green]✓' if holds else '[red]✗'} {claim}", highlight=False)
+    def check(self, statement: str, holds: bool) -> None:
+        self.passed = self.passed and holds
+        self._out.print(f"  {'[green]✓' if holds else '[red]✗'} {statement}", highlight=False)
 
     async def send(
         self, command: WorkerCommand, expected: str = "succeeded", command_id: str | None = None
@@ -81,7 +81,7 @@ class _Story:
 
 
 async def show(out: Console) -> bool:
-    """Run the demo; True if everything was as it should be."""
+    """Run the demo; True if every check passed."""
     with tempfile.TemporaryDirectory(prefix="cml-workers-demo-") as folder:
         settings = Settings(
             data_dir=Path(folder),
@@ -111,28 +111,24 @@ async def show(out: Console) -> bool:
 
                 subscriber = asyncio.create_task(subscribe())
                 try:
-                    story = _Story(out, client)
-                    await _tell(out, story, client, settings, endpoints["ec2"], received)
+                    demo = _Demo(out, client)
+                    await _play(out, demo, client, settings, endpoints["ec2"], received)
                 finally:
                     subscriber.cancel()
     rule(out)
-    out.print(
-        "[bold green]Everything is as it should be."
-        if story.sound
-        else "[bold red]Not everything is as it should be."
-    )
-    return story.sound
+    out.print("[bold green]All checks passed." if demo.passed else "[bold red]Some checks failed.")
+    return demo.passed
 
 
-async def _tell(
+async def _play(
     out: Console,
-    story: _Story,
+    demo: _Demo,
     client: WorkerClient,
     settings: Settings,
     ec2_endpoint: str,
     received: list[EventEnvelope],
 ) -> None:
-    with story.chapter("Six commands for one worker"):
+    with demo.section("Six commands for one worker"):
         command_id, create = (
             str(uuid4()),
             CreateCMLWorker(
@@ -144,32 +140,32 @@ async def _tell(
                 created_by=ACTOR,
             ),
         )
-        created = await story.send(create, command_id=command_id)
+        created = await demo.send(create, command_id=command_id)
         assert created.worker_id is not None  # noqa: S101 - every result of a command names its worker
         worker_id = created.worker_id
         again = await asyncio.gather(
             *(client.send(create, command_id=command_id, deadline=PATIENCE) for _ in range(4))
         )
-        story.check(
+        demo.check(
             "the same message four times more: four equal replies", all(each == created for each in again)
         )
-        await story.reaches(worker_id, WorkerStatus.RUNNING)
-        tagged = await story.send(
+        await demo.reaches(worker_id, WorkerStatus.RUNNING)
+        tagged = await demo.send(
             UpdateCMLWorkerTags(worker_id=worker_id, tags={"lab": "ospf"}, updated_by=ACTOR)
         )
         tags = tagged.data or {}
-        story.check("tags are added, none is dropped", {"course", "lab", "Name"} <= set(tags))
-        observed = await story.send(UpdateCMLWorkerStatus(worker_id=worker_id))
-        story.check("EC2 says running", (observed.data or {}).get("instance_state") == "running")
-        await story.send(StopCMLWorker(worker_id=worker_id, stopped_by=ACTOR))
-        await story.reaches(worker_id, WorkerStatus.STOPPED)
-        await story.send(StartCMLWorker(worker_id=worker_id, started_by=ACTOR))
-        await story.reaches(worker_id, WorkerStatus.RUNNING)
-        await story.send(TerminateCMLWorker(worker_id=worker_id, terminated_by=ACTOR, reason="end of demo"))
-        await story.reaches(worker_id, WorkerStatus.TERMINATED)
+        demo.check("tags are added, none is dropped", {"course", "lab", "Name"} <= set(tags))
+        observed = await demo.send(UpdateCMLWorkerStatus(worker_id=worker_id))
+        demo.check("EC2 says running", (observed.data or {}).get("instance_state") == "running")
+        await demo.send(StopCMLWorker(worker_id=worker_id, stopped_by=ACTOR))
+        await demo.reaches(worker_id, WorkerStatus.STOPPED)
+        await demo.send(StartCMLWorker(worker_id=worker_id, started_by=ACTOR))
+        await demo.reaches(worker_id, WorkerStatus.RUNNING)
+        await demo.send(TerminateCMLWorker(worker_id=worker_id, terminated_by=ACTOR, reason="end of demo"))
+        await demo.reaches(worker_id, WorkerStatus.TERMINATED)
 
     async with AwsEc2Client(endpoint_url=ec2_endpoint) as ec2:
-        with story.chapter("An instance that somebody else launched is adopted"):
+        with demo.section("An instance launched elsewhere is imported"):
             image = await ec2.find_image("eu-west-1", settings_image())
             outside = await ec2.launch(
                 LaunchParameters(
@@ -182,36 +178,36 @@ async def _tell(
                 )
             )
             adopt = ImportCMLWorker(aws_region="eu-west-1", instance_id=outside.instance_id, created_by=ACTOR)
-            imported = await story.send(adopt)
-            twice = await story.send(adopt)
-            story.check("imported twice it is one worker", imported.worker_id == twice.worker_id)
+            imported = await demo.send(adopt)
+            twice = await demo.send(adopt)
+            demo.check("imported twice it is one worker", imported.worker_id == twice.worker_id)
 
-        with story.chapter("What must not be is refused"):
-            unknown = await story.send(StartCMLWorker(worker_id=uuid4(), started_by=ACTOR), "rejected")
-            story.check("an unknown worker: WorkerNotFound", _code(unknown) == "WorkerNotFound")
-            nowhere = await story.send(
+        with demo.section("Commands that are rejected or fail"):
+            unknown = await demo.send(StartCMLWorker(worker_id=uuid4(), started_by=ACTOR), "rejected")
+            demo.check("an unknown worker: WorkerNotFound", _code(unknown) == "WorkerNotFound")
+            nowhere = await demo.send(
                 CreateCMLWorker(name="lab-2", aws_region="ap-south-2", created_by=ACTOR), "failed"
             )
-            story.check(
+            demo.check(
                 "no image for the region: EC2InvalidParameter", _code(nowhere) == "EC2InvalidParameter"
             )
 
-        with story.chapter("The read model"):
+        with demo.section("The read model"):
             page = await client.workers()
             out.print(worker_table(page.workers, out.width))
             for view in page.workers:
                 if view.id == worker_id:
                     out.print(worker_panel(view))
             first = await ec2.describe("us-east-1", str((created.data or {}).get("aws_instance_id")))
-            story.check(
+            demo.check(
                 "the first instance is terminated in EC2",
                 first is None or first.state is InstanceState.TERMINATED,
             )
             launched = await ec2.find_launched("us-east-1", await _token(settings, worker_id))
-            story.check("exactly one instance was launched for it", len(launched) == 1)
-            story.check("the read model has both workers and no other", len(page.workers) == 2)
+            demo.check("exactly one instance was launched for it", len(launched) == 1)
+            demo.check("the read model has both workers and no other", len(page.workers) == 2)
 
-    with story.chapter(f"The stream of worker {worker_id}, and what a subscriber received"):
+    with demo.section(f"The stream of worker {worker_id}, and what a subscriber received"):
         stored = await _stream(settings, worker_id)
 
         async def all_arrived() -> bool:
@@ -221,8 +217,8 @@ async def _tell(
         for envelope in received:
             if envelope.worker_id == worker_id:
                 out.print(event_line(envelope), soft_wrap=True)
-        story.check("the subscriber received every event of the stream, once and in order", arrived)
-        story.check(
+        demo.check("the subscriber received every event of the stream, once and in order", arrived)
+        demo.check(
             "the stream ends with the termination", bool(stored) and stored[-1][1].endswith("terminated.v1")
         )
 

@@ -1,6 +1,6 @@
-"""How workers, operations and events look on a terminal.
+"""How workers, operations, events and dead letters look on a terminal.
 
-What others named is ``Text``: in a ``str`` rich would read ``[...]`` as markup.
+Texts from outside are ``Text``: in a ``str`` rich would read ``[...]`` as markup.
 """
 
 import json
@@ -50,7 +50,7 @@ def print_json(value: Any, *, compact: bool = False) -> None:
 
 
 def worker_table(workers: Iterable[WorkerView], width: int) -> Table:
-    """One line for each worker; on a narrow terminal what can be asked for with ``get`` is left out."""
+    """One line for each worker; a narrow terminal shows fewer columns than ``get``."""
     table = Table("id", "name", "status", "region", "type", box=None)
     table.columns[0].min_width = 36
     if width >= WIDE:
@@ -72,7 +72,7 @@ def worker_table(workers: Iterable[WorkerView], width: int) -> Table:
 
 
 def worker_panel(worker: WorkerView) -> Panel:
-    """All that is known of a worker."""
+    """A worker with all that the read model has of it."""
     instance = worker.instance
     facts = {
         "id": worker.id,
@@ -98,7 +98,7 @@ def worker_panel(worker: WorkerView) -> Panel:
 
 
 def operation_panel(operation: OperationView) -> Panel:
-    """A command and what became of it."""
+    """A command and its outcome."""
     result = operation.result
     facts = {
         "command": operation.command_type,
@@ -113,7 +113,7 @@ def operation_panel(operation: OperationView) -> Panel:
 
 
 def event_line(envelope: EventEnvelope) -> Text:
-    """An event on one line, its payload shortened."""
+    """An event on one line, with the plain values of its payload."""
     payload = {
         key: value
         for key, value in envelope.data.items()
@@ -136,7 +136,7 @@ def event_line(envelope: EventEnvelope) -> Text:
 
 
 def dead_letter_table(letters: Iterable[DeadLetterView], width: int) -> Table:
-    """One line for each; on a narrow terminal what can be asked for with ``show`` is left out."""
+    """One line for each; a narrow terminal shows fewer columns than ``show``."""
     table = Table("id", "state", "cause", "type", "deaths", box=None)
     table.columns[0].min_width = 36
     if width >= WIDE:
@@ -157,7 +157,7 @@ def dead_letter_table(letters: Iterable[DeadLetterView], width: int) -> Table:
 
 
 def counts_table(counts: Iterable[DeadLetterCount]) -> Table:
-    """How many there are of each cause, on all pages."""
+    """How many dead letters there are of each cause, on all pages."""
     table = Table("count", "cause", "queue", box=None)
     for each in counts:
         table.add_row(str(each.count), Text(each.cause), Text(each.queue))
@@ -165,7 +165,7 @@ def counts_table(counts: Iterable[DeadLetterCount]) -> Table:
 
 
 def dead_letter_panel(letter: DeadLetterDetails) -> Panel:
-    """All that is known of a dead letter, but for its body and its history."""
+    """A dead letter without its body and its history."""
     facts = {
         "state": Text(letter.state, style=_STATE_COLOURS[letter.state]),
         "cause": letter.cause,
@@ -179,7 +179,7 @@ def dead_letter_panel(letter: DeadLetterDetails) -> Panel:
         "content type": letter.content_type and Text(letter.content_type),
         "headers": letter.headers and Text(json.dumps(letter.headers)),
         "died": f"{letter.deaths} times, redriven {letter.redrives} times",
-        "before its death": f"delivered {letter.deliveries} times, put aside {letter.attempts} times, "
+        "before its death": f"delivered {letter.deliveries} times, retried {letter.attempts} times, "
         f"failed {letter.faults} times",
         "first died": f"{letter.first_died_at:%Y-%m-%d %H:%M:%S %Z}",
         "last died": f"{letter.last_died_at:%Y-%m-%d %H:%M:%S %Z}",
@@ -189,7 +189,7 @@ def dead_letter_panel(letter: DeadLetterDetails) -> Panel:
 
 
 def history_table(history: Iterable[DeadLetterOutcome]) -> Table:
-    """What became of it, line by line."""
+    """The history of a dead letter, one line for each entry."""
     table = Table("when", "what", "who", "why", "message id", box=None)
     for each in history:
         who = f"{each.by} ({each.user})" if each.by and each.user else each.by or each.user

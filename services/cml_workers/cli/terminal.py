@@ -1,4 +1,4 @@
-"""What all commands of the command line share: options, a connected client, and one clear line for what goes wrong."""
+"""What all commands share: options, a connected client, and one line for what goes wrong."""
 
 import asyncio
 import getpass
@@ -19,19 +19,20 @@ from cml_workers.runtime.endpoints import amqp_url
 from cml_workers.runtime.logs import configure_logging
 from cml_workers.runtime.settings import Settings, load_settings
 
-REFUSED, USAGE, UNREACHABLE, NO_RESULT_YET = 1, 2, 3, 4
+NOT_DONE, USAGE, UNREACHABLE, NO_RESULT_YET = 1, 2, 3, 4
+"""Exit codes; the first: rejected or failed."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-By = Annotated[str | None, typer.Option("--by", help="Who asks; an opaque id.")]
+By = Annotated[str | None, typer.Option("--by", help="Who sends it: an opaque id; default: your user name.")]
 Why = Annotated[str | None, typer.Option("--reason", help="Kept in the audit trail.")]
 
 
 UNBOUNDED = 10_000
-"""Columns for programs and files, which take lines of any length."""
+"""Columns for programs and files, which accept lines of any length."""
 
 
 def _width(stream: TextIO) -> int | None:
-    """The terminal's own, or what COLUMNS says; elsewhere nothing is to be cut."""
+    """The terminal's own, or what COLUMNS says; elsewhere no line is truncated."""
     return None if stream.isatty() or "COLUMNS" in os.environ else UNBOUNDED
 
 
@@ -41,7 +42,7 @@ T = TypeVar("T")
 
 
 def with_client(use: Callable[[WorkerClient], Coroutine[Any, Any, T]]) -> T:
-    """Use the system that is configured, or that runs here."""
+    """Use the configured system, or the one that runs here."""
     settings = configured()
 
     async def connected() -> T:
@@ -52,7 +53,7 @@ def with_client(use: Callable[[WorkerClient], Coroutine[Any, Any, T]]) -> T:
 
 
 def configured() -> Settings:
-    """The settings, or a line about what to mend in them."""
+    """The settings, or a line that says what to fix in them."""
     try:
         settings = load_settings()
     except ConfigurationError as error:
@@ -62,7 +63,7 @@ def configured() -> Settings:
 
 
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; what can be foreseen becomes one clear line and an exit code."""
+    """Run to the end; an expected error becomes one line and an exit code."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(work)
@@ -73,7 +74,7 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     except ConnectionError as error:
         fail(str(error), UNREACHABLE)
     except RoleFailedError as error:
-        fail(str(error), REFUSED)
+        fail(str(error), NOT_DONE)
     except UnicodeEncodeError as error:
         fail(f"{error.object!r} is not UTF-8", USAGE)
     except ValueError as error:
@@ -81,25 +82,25 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 def fail(sentence: str, code: int) -> NoReturn:
-    """End with a line that says what to do."""
+    """End with a line about what is wrong."""
     err.print(f"[red]cml-workers:[/red] {escape(sentence)}", soft_wrap=True, highlight=False)
     raise typer.Exit(code)
 
 
 def valid(make: Callable[[], T], whole: str = "") -> T:
-    """What was asked for, or a line about what is wrong with it; ``whole``: what it is, if it is no field of it."""
+    """What ``make`` makes, or a line about what is invalid; ``whole``: its name where no field is to blame."""
     try:
         return make()
     except ValidationError as error:
-        told = []
+        lines = []
         for problem in error.errors(include_url=False, include_input=False):
             where = ".".join(map(str, problem["loc"])) or whole
-            told.append(f"{where}{': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}")
-        fail("; ".join(told), USAGE)
+            lines.append(f"{where}{': ' if where else ''}{problem['msg'].removeprefix('Value error, ')}")
+        fail("; ".join(lines), USAGE)
 
 
 def me() -> str:
-    """Who asks, unless they say so."""
+    """The default for ``--by``."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # in a container, where no user has a name

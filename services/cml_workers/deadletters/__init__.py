@@ -1,1 +1,1 @@
-"""Dead letters as work: collected from their queue, kept for good, and redriven, edited or discarded by operators."""
+"""Dead letters: collected from their queue, archived, and redriven, edited or discarded by operators."""

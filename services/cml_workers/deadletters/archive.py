@@ -1,4 +1,4 @@
-"""Dead letters in SQL: each once, with all that became of it. Nothing is ever deleted."""
+"""The archive of dead letters, in SQL: each once, with its history. Nothing is ever deleted."""
 
 import asyncio
 import base64
@@ -69,8 +69,8 @@ _OF_A_DEATH = ("state", "death", *_CONTENT, "properties", *_COUNTERS, "last_died
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
-    """What an operator did. ``user``: whom the broker vouched for; ``by``: who they said it was."""
+class OperatorAction:
+    """What an operator did. ``user``: whom the broker vouched for; ``by``: who they said they were."""
 
     what: Literal["redriven", "edited", "discarded"]
     time: datetime
@@ -80,8 +80,8 @@ class Deed:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A dead letter as it is kept."""
+class ArchivedLetter:
+    """An archived dead letter."""
 
     letter: Letter
     view: DeadLetterView
@@ -92,7 +92,7 @@ class Kept:
 
 
 class Archive:
-    """Raises DatabaseUnavailableError from everything: try again. ``engine``: one that is ``durable``."""
+    """Every method raises DatabaseUnavailableError: try again. ``engine``: one that is ``durable``."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -100,12 +100,12 @@ class Archive:
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that is on disk at the end; one at a time, as SQLite lets the others wait but not in turn."""
+        """A transaction that is on disk at the end; one at a time, as SQLite does not serve those that wait in their order."""
         async with self._writing, transaction(self._engine) as connection:
             yield connection
 
     async def keep(self, letter: Letter, now: datetime) -> bool:
-        """Keep it, on disk when this returns; False: this very death was kept before."""
+        """Archive it, on disk when this returns; False: this very death was archived before."""
         row = {
             "id": letter.id,
             "state": DeadLetterState.WAITING.value,
@@ -132,14 +132,14 @@ class Archive:
                 await _record(connection, letter.id, {**died, "message_id": row["message_id"]})
         return fresh
 
-    async def find(self, dead_letter_id: UUID) -> Kept | None:
+    async def find(self, dead_letter_id: UUID) -> ArchivedLetter | None:
         """The dead letter as it is now."""
         async with transaction(self._engine) as connection:
             row = await _row(connection, dead_letter_id)
-        return Kept(_letter(row), _view(row)) if row else None
+        return ArchivedLetter(_letter(row), _view(row)) if row else None
 
     async def details(self, dead_letter_id: UUID) -> DeadLetterDetails | None:
-        """All that is kept of it."""
+        """The dead letter with its history."""
         history = (
             sa.select(OUTCOMES).where(OUTCOMES.c.dead_letter_id == dead_letter_id).order_by(OUTCOMES.c.number)
         )
@@ -157,11 +157,11 @@ class Archive:
             history=tuple(_outcome(each) for each in outcomes),
         )
 
-    async def redriven(self, before: Kept, after: Letter, deed: Deed) -> None:
-        """Record that it was redriven as ``after``. If it has died again meanwhile, that is the later news."""
+    async def redriven(self, before: ArchivedLetter, after: Letter, action: OperatorAction) -> None:
+        """Record that it was redriven as ``after``, unless it has died again meanwhile, which is later."""
         old = before.letter
-        changes = {"state": deed.what, "redrives": before.next_redrive, **_columns(after)}
-        replaced = {"replaced_type": old.type, "replaced_body": old.body} if deed.what == "edited" else {}
+        changes = {"state": action.what, "redrives": before.next_redrive, **_columns(after)}
+        replaced = {"replaced_type": old.type, "replaced_body": old.body} if action.what == "edited" else {}
         async with self._write() as connection:
             await connection.execute(
                 sa.update(DEAD_LETTERS)
@@ -173,18 +173,18 @@ class Archive:
                 .where(DEAD_LETTERS.c.id == old.id, DEAD_LETTERS.c.death != old.death)
                 .values(redrives=before.next_redrive)
             )
-            await _record(connection, old.id, _done(deed, after.message_id) | replaced)
+            await _record(connection, old.id, _done(action, after.message_id) | replaced)
 
-    async def discarded(self, before: Kept, deed: Deed) -> None:
-        """Record that nothing will be done about this death."""
+    async def discarded(self, before: ArchivedLetter, action: OperatorAction) -> None:
+        """Record that nothing is done about this death."""
         old = before.letter
         async with self._write() as connection:
             await connection.execute(
                 sa.update(DEAD_LETTERS)
                 .where(DEAD_LETTERS.c.id == old.id, DEAD_LETTERS.c.death == old.death)
-                .values(state=deed.what)
+                .values(state=action.what)
             )
-            await _record(connection, old.id, _done(deed, old.message_id))
+            await _record(connection, old.id, _done(action, old.message_id))
 
     async def page(self, wanted: ListDeadLetters) -> DeadLetterPage:
         """A page of those that meet the conditions, and how many there are. Raises ValueError for a bad cursor."""
@@ -230,13 +230,13 @@ async def _record(connection: AsyncConnection, dead_letter_id: UUID, outcome: di
     await connection.execute(sa.insert(OUTCOMES).values(dead_letter_id=dead_letter_id, **outcome))
 
 
-def _done(deed: Deed, message_id: str | None) -> dict[str, Any]:
+def _done(action: OperatorAction, message_id: str | None) -> dict[str, Any]:
     return {
-        "time": _sortable(deed.time),
-        "what": deed.what,
-        "user": deed.user,
-        "by": deed.by,
-        "reason": deed.reason,
+        "time": _sortable(action.time),
+        "what": action.what,
+        "user": action.user,
+        "by": action.by,
+        "reason": action.reason,
         "message_id": _storable(message_id),
     }
 
@@ -249,7 +249,7 @@ def _columns(letter: Letter) -> dict[str, Any]:
 
 
 def _storable(value: Any) -> Any:
-    """PostgreSQL takes no NUL in text."""
+    """PostgreSQL stores no NUL in text."""
     return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
@@ -273,7 +273,7 @@ def _outcome(row: sa.RowMapping) -> DeadLetterOutcome:
 
 
 def _shown(body: bytes) -> tuple[str, Literal["utf-8", "base64"]]:
-    """What is longer than any valid body is cut."""
+    """A body longer than any valid one is truncated."""
     cut = body[:MAX_BODY]
     try:
         return cut.decode(), "utf-8"

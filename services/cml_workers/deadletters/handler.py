@@ -1,4 +1,4 @@
-"""Collects dead letters into the archive, and does with them what operators ask for."""
+"""Collects dead letters into the archive, and handles operators' requests about them."""
 
 import asyncio
 from collections.abc import Callable
@@ -28,7 +28,7 @@ from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, UnroutableError, Verdict
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
-from cml_workers.deadletters.archive import Archive, Deed, Kept
+from cml_workers.deadletters.archive import Archive, ArchivedLetter, OperatorAction
 from cml_workers.deadletters.letter import Letter, again, dead_letter
 from cml_workers.domain.history import fingerprint
 from cml_workers.domain.policy import Access
@@ -42,8 +42,8 @@ LONGEST_REQUEST = 8 * MAX_BODY
 """Bytes: a whole body to edit, quoted as JSON."""
 
 
-class RefusedError(Exception):
-    """The operator's request cannot be met; says what to do instead."""
+class RequestRejectedError(Exception):
+    """The operator's request is rejected; says what to do instead."""
 
     def __init__(self, code: ProblemCode, detail: str) -> None:
         super().__init__(detail)
@@ -51,7 +51,7 @@ class RefusedError(Exception):
 
 
 class DeadLetters:
-    """The store is only read: to know whether a command's id is used up."""
+    """``store`` is only read, to know whether a command's id has been used."""
 
     def __init__(
         self,
@@ -72,16 +72,16 @@ class DeadLetters:
         self._doing = asyncio.Lock()
 
     async def collect(self, message: Message) -> Verdict:
-        """Keep what came out of the dead-letter queue; it is acknowledged when it is on disk."""
+        """Archive a message of the dead-letter queue; it is acknowledged when it is on disk."""
         letter = dead_letter(message)
         if await self._archive.keep(letter, self._now()):
             log.warning(
-                "dead letter kept", dead_letter_id=str(letter.id), queue=letter.queue, cause=letter.cause
+                "dead letter archived", dead_letter_id=str(letter.id), queue=letter.queue, cause=letter.cause
             )
         return Ack()
 
     async def on_request(self, message: Message) -> Verdict:
-        """Do what an operator asks for, and answer."""
+        """Handle an operator's request, and reply."""
         verdict: Verdict = Ack()
         try:
             request: OperatorRequest = read(message, OPERATOR_REQUESTS, limit=LONGEST_REQUEST)
@@ -90,7 +90,7 @@ class DeadLetters:
             result = OperationResult(
                 command_id=message.message_id, outcome="succeeded", data=data.model_dump(mode="json")
             )
-        except (BadMessageError, RefusedError) as error:
+        except (BadMessageError, RequestRejectedError) as error:
             problem = error.problem
             result = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
             if problem.code in (ProblemCode.VALIDATION_FAILED, ProblemCode.UNAUTHORIZED):
@@ -102,7 +102,7 @@ class DeadLetters:
 
     def _authorize(self, user: str | None) -> None:
         if self._access.enforced and (user is None or user not in self._access.operators):
-            raise RefusedError(
+            raise RequestRejectedError(
                 ProblemCode.UNAUTHORIZED,
                 f"user {user!r} may not deal with dead letters; CML_OPERATOR_USERS says who may",
             )
@@ -115,9 +115,9 @@ class DeadLetters:
                 try:
                     return await self._archive.page(request)
                 except ValueError as error:
-                    raise RefusedError(
+                    raise RequestRejectedError(
                         ProblemCode.CONFLICT,
-                        "cursor is not one that was handed out; leave it away to begin anew",
+                        "the cursor is none that a page came with; omit it to begin with the first page",
                     ) from error
             case GetDeadLetter():
                 details = await self._archive.details(request.dead_letter_id)
@@ -125,53 +125,60 @@ class DeadLetters:
                     raise _unknown(request.dead_letter_id)
                 return details
             case RedriveDeadLetter() | EditDeadLetter() | DiscardDeadLetter():
-                async with self._doing:  # of two operators at one letter, the second sees what the first did
+                async with self._doing:  # the second of two operators sees what the first did
                     return await self._do(request, await self._find(request.dead_letter_id), user)
 
     async def _do(
-        self, request: RedriveDeadLetter | EditDeadLetter | DiscardDeadLetter, kept: Kept, user: str | None
+        self,
+        request: RedriveDeadLetter | EditDeadLetter | DiscardDeadLetter,
+        archived: ArchivedLetter,
+        user: str | None,
     ) -> DeadLetterView:
         match request:
             case RedriveDeadLetter():
-                return await self._redrive(kept, kept.letter, self._deed("redriven", request, user))
+                return await self._redrive(archived, archived.letter, self._action("redriven", request, user))
             case EditDeadLetter():
-                _not_on_its_way(kept, "edited")
-                edited = await self._edited(kept.letter, request)
-                return await self._redrive(kept, edited, self._deed("edited", request, user))
+                _not_in_its_queue(archived, "edited")
+                edited = await self._edited(archived.letter, request)
+                return await self._redrive(archived, edited, self._action("edited", request, user))
             case DiscardDeadLetter():
-                _not_on_its_way(kept, "discarded")
-                await self._archive.discarded(kept, self._deed("discarded", request, user))
+                _not_in_its_queue(archived, "discarded")
+                await self._archive.discarded(archived, self._action("discarded", request, user))
                 return (await self._find(request.dead_letter_id)).view
 
-    async def _find(self, dead_letter_id: UUID) -> Kept:
+    async def _find(self, dead_letter_id: UUID) -> ArchivedLetter:
         kept = await self._archive.find(dead_letter_id)
         if kept is None:
             raise _unknown(dead_letter_id)
         return kept
 
-    def _deed(
+    def _action(
         self,
         what: Literal["redriven", "edited", "discarded"],
         request: RedriveDeadLetter | EditDeadLetter | DiscardDeadLetter,
         user: str | None,
-    ) -> Deed:
-        return Deed(what, self._now(), user, request.by, request.reason)
+    ) -> OperatorAction:
+        return OperatorAction(what, self._now(), user, request.by, request.reason)
 
-    async def _redrive(self, kept: Kept, letter: Letter, deed: Deed) -> DeadLetterView:
-        # Published first and recorded then: if we die in between, it waits here although it is on its way, which
-        # is harmless; the other way round it would be nowhere.
+    async def _redrive(
+        self, archived: ArchivedLetter, letter: Letter, action: OperatorAction
+    ) -> DeadLetterView:
+        # Published first, recorded second: after a death in between it waits here although it is in its queue, which is
+        # harmless. In the other order it would be lost.
         if not letter.queue:
-            raise RefusedError(
-                ProblemCode.CONFLICT, "nobody knows in which queue it died; it can only be discarded"
+            raise RequestRejectedError(
+                ProblemCode.CONFLICT, "the queue in which it died is not known; it can only be discarded"
             )
         try:
-            await self._publish(again(letter, kept.next_redrive, self._own_user))
+            await self._publish(again(letter, archived.next_redrive, self._own_user))
         except UnroutableError as error:
-            raise RefusedError(
+            raise RequestRejectedError(
                 ProblemCode.CONFLICT, f"queue {letter.queue!r} is gone; declare it again, or discard this"
             ) from error
-        await self._archive.redriven(kept, letter, deed)
-        log.info(deed.what, dead_letter_id=str(letter.id), queue=letter.queue, user=deed.user, by=deed.by)
+        await self._archive.redriven(archived, letter, action)
+        log.info(
+            action.what, dead_letter_id=str(letter.id), queue=letter.queue, user=action.user, by=action.by
+        )
         return (await self._find(letter.id)).view
 
     async def _edited(self, letter: Letter, request: EditDeadLetter) -> Letter:
@@ -181,17 +188,17 @@ class DeadLetters:
             return edited
         return replace(
             edited,
-            # One id for each death: if we die before this is recorded, another edit cannot make a second command.
+            # One id for each death: after a death before this is recorded, another edit makes no second command.
             message_id=str(uuid5(letter.id, letter.death)),
-            # By this the sender knows its reply, and the audit what the new command came from.
+            # So the sender recognises its reply, and the audit the original command.
             correlation_id=letter.correlation_id or letter.message_id,
         )
 
     async def _keeps_its_id(self, letter: Letter) -> bool:
-        """Whether the command can keep its id with another body. Raises RefusedError if it must not be edited.
+        """Whether the command can keep its id with another body. Raises RequestRejectedError if it must not be edited.
 
-        Keeping it is best: should its sender still repeat it, mended, one of the two is a repetition. It cannot if
-        there is no valid one, or if it was bound to the old body, which then was not decided.
+        Keeping it is best: if its sender also fixes and repeats it, one of the two is a repetition. It needs a new id
+        if its own is not valid, or if its idempotency record has the old body, which was not decided.
         """
         message = Message(body=letter.body, type=letter.type, message_id=letter.message_id)
         try:
@@ -202,31 +209,32 @@ class DeadLetters:
             command: WorkerCommand | None = read(message, COMMANDS)
         except BadMessageError:
             command = None
-        bound = await load_claim(self._store, command_id)
-        worker_id = bound.worker_id if bound else command.worker(command_id) if command else None
+        record = await load_claim(self._store, command_id)
+        worker_id = record.worker_id if record else command.worker(command_id) if command else None
         worker = await load(self._store, worker_id) if worker_id else None
         decided = worker is not None and command_id in worker.operations
-        if not decided and bound is None:
+        if not decided and record is None:
             return True
-        if not decided and bound and command and bound.fingerprint == fingerprint(command):
+        if not decided and record and command and record.fingerprint == fingerprint(command):
             return False
         what = "was decided" if decided else "belongs to another command of its sender"
-        raise RefusedError(
+        raise RequestRejectedError(
             ProblemCode.CONFLICT,
-            f"command {command_id} {what}: an edited one would be a second command. See what became of it (cml-workers "
-            f"operation {command_id}); then redrive this one as it is, to have it answered, or discard it",
+            f"command {command_id} {what}: an edited one would be a second command. See its outcome (cml-workers "
+            f"operation {command_id}); then redrive this one unchanged, for its reply, or discard it",
         )
 
 
-def _not_on_its_way(kept: Kept, done: str) -> None:
-    if kept.view.state in (DeadLetterState.REDRIVEN, DeadLetterState.EDITED):
-        raise RefusedError(
+def _not_in_its_queue(archived: ArchivedLetter, done: str) -> None:
+    if archived.view.state in (DeadLetterState.REDRIVEN, DeadLetterState.EDITED):
+        raise RequestRejectedError(
             ProblemCode.CONFLICT,
-            f"it went into its queue again, and to whom it is for; it can be {done} when it has died there again",
+            f"it is in its queue again; it can be {done} when it has died there again",
         )
 
 
-def _unknown(dead_letter_id: UUID) -> RefusedError:
-    return RefusedError(
-        ProblemCode.DEAD_LETTER_NOT_FOUND, f"no dead letter {dead_letter_id} is kept; list shows which are"
+def _unknown(dead_letter_id: UUID) -> RequestRejectedError:
+    return RequestRejectedError(
+        ProblemCode.DEAD_LETTER_NOT_FOUND,
+        f"no dead letter {dead_letter_id} is archived; `list` shows which are",
     )

@@ -1,4 +1,4 @@
-"""A dead letter as plain functions of the message that died: which one, where and why it died, how it goes back."""
+"""A dead letter as plain functions of its message: its identity, where and why it died, and its redrive."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_workers.bus.port import (
+from cml_workers.bus.headers import (
     CAUSE_HEADER,
     DEATH_HEADER,
     DELIVERIES_HEADER,
@@ -18,17 +18,16 @@ from cml_workers.bus.port import (
     REASON_HEADER,
     REDRIVE_HEADER,
     USER_HEADER,
-    Message,
-    Outgoing,
 )
+from cml_workers.bus.port import Message, Outgoing
 from cml_workers.bus.topology import DELIVERY_LIMIT, QUEUES
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
 _OF_THE_BROKER = ("x-death", "x-first-death-", "x-last-death-")
-_BURIED: Mapping[str, tuple[str, str]] = {
+_BROKER_CAUSES: Mapping[str, tuple[str, str]] = {
     "delivery_limit": (
         "DeliveryLimit",
-        f"delivered {DELIVERY_LIMIT + 1} times and never settled: its consumer dies of it, or was killed each time",
+        f"delivered {DELIVERY_LIMIT + 1} times and never settled: it kills its consumer, or the consumer was killed each time",
     ),
     "rejected": ("Rejected", "rejected by its consumer"),
     "expired": ("Expired", "waited for too long"),
@@ -38,7 +37,7 @@ _BURIED: Mapping[str, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A message and its last death. ``death`` tells this death from others of the same message."""
+    """A message and its last death. ``death`` identifies this death among others of the same message."""
 
     id: UUID
     death: str
@@ -59,10 +58,10 @@ class Letter:
 
 
 def dead_letter(message: Message) -> Letter:
-    """What came out of the dead-letter queue.
+    """The dead letter that a message of the dead-letter queue is.
 
     The same message (id, type, body and sender) that dies in the same queue again is the same dead letter, and so
-    is one that was redriven, whatever an edit has made of it.
+    is one that was redriven, also if it was edited.
     """
     headers = message.headers
     queue, cause, reason, death, deliveries = _death(headers)
@@ -96,9 +95,9 @@ def dead_letter(message: Message) -> Letter:
 
 
 def again(letter: Letter, number: int, own_user: str) -> Outgoing:
-    """The message for the queue it died in, for the ``number``-th time, without the counters of its former life.
+    """The message of redrive ``number``, for the queue it died in, with its counters cleared.
 
-    In its sender's name, as when it was put aside; to its queue alone, as other consumers had it already.
+    In its sender's name, as a retry; to its queue alone, as other consumers have had it.
     """
     kept = {name: value for name, value in letter.headers.items() if not name.startswith(_OF_THE_BROKER)}
     return Outgoing(
@@ -116,7 +115,7 @@ def again(letter: Letter, number: int, own_user: str) -> Outgoing:
 
 
 def _death(headers: Mapping[str, object]) -> tuple[str, str, str, str, int]:
-    """Queue, cause, reason, mark and deliveries: as the role wrote that buried it, or else the broker."""
+    """Queue, cause, reason, mark and deliveries: as the role wrote that dead-lettered it, or else the broker."""
     if QUEUE_HEADER in headers:
         return (
             str(headers[QUEUE_HEADER]),
@@ -127,13 +126,15 @@ def _death(headers: Mapping[str, object]) -> tuple[str, str, str, str, int]:
         )
     deaths = headers.get("x-death")
     queues = {queue.name for queue in QUEUES}
-    for death in deaths if isinstance(deaths, list) else ():  # the latest first; waiting queues are no death
+    for death in deaths if isinstance(deaths, list) else ():  # the latest first; a retry queue is no death
         if isinstance(death, dict) and death.get("queue") in queues:
-            cause, reason = _BURIED.get(str(death.get("reason")), ("Unknown", str(death.get("reason"))))
+            cause, reason = _BROKER_CAUSES.get(
+                str(death.get("reason")), ("Unknown", str(death.get("reason")))
+            )
             mark = f"{death.get('time')}/{death.get('count')}"
             deliveries = DELIVERY_LIMIT + 1 if death.get("reason") == "delivery_limit" else 1
             return str(death["queue"]), cause, reason, mark, deliveries
-    return "", "Unknown", "came into the dead letters by no way of ours", "", 1
+    return "", "Unknown", "published to the dead letters by another program", "", 1
 
 
 def _uuid(text: str) -> UUID | None:
@@ -163,5 +164,5 @@ def _plain(value: object) -> Any:
 
 
 def _count(header: object) -> int:
-    """Whatever a sender wrote into it, an INTEGER of PostgreSQL holds it."""
+    """The count, within what an INTEGER of PostgreSQL holds, whatever a sender wrote."""
     return max(0, min(header, 2**31 - 1)) if isinstance(header, int) else 0

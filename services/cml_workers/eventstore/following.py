@@ -28,7 +28,7 @@ MOST = 200
 
 @dataclass(slots=True)
 class Following:
-    """How far a follower has come: what readiness and lag are told by."""
+    """How far a follower has come, for readiness and lag."""
 
     position: str | None = None
     """The last one handled."""
@@ -93,7 +93,7 @@ async def follow_from(
 async def _at_hand(
     store: EventStore, after: str | None, prefix: str, most: int
 ) -> AsyncGenerator[list[Item], None]:
-    """Read ahead, and deliver what has come since the last batch. What came before an error is delivered before it."""
+    """Read ahead, and deliver what has come since the last batch; what came before an error is delivered first."""
     arrived: asyncio.Queue[Item | None] = asyncio.Queue(most)
 
     async def read() -> None:
@@ -103,7 +103,7 @@ async def _at_hand(
                     await arrived.put(item)
         finally:
             if not arrived.full():
-                arrived.put_nowait(None)  # wakes whoever waits; where it is full nobody does
+                arrived.put_nowait(None)  # whoever waits goes on; where it is full nobody waits
 
     reading = asyncio.create_task(read(), name=f"reads {prefix}")
     try:

@@ -1,4 +1,4 @@
-"""The event store as the roles see it: one contract, kept by every adapter and by its conformance suite."""
+"""The event store as the roles see it: one contract, which a conformance suite holds every adapter to."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class WrongExpectedVersionError(Exception):
 
 
 class StreamDeletedError(Exception):
-    """The stream was deleted or truncated at the server: its events are gone, and only people can mend it."""
+    """The stream was deleted or truncated at the server: its events are gone, and only an operator can restore them."""
 
 
 class StoreUnavailableError(ConnectionError):
@@ -32,7 +32,7 @@ class StoreUnavailableError(ConnectionError):
 
 
 class StoreConfigurationError(ConfigurationError):
-    """The store refuses us for good (address, credentials, certificate): says what and how to mend it."""
+    """The store does not let us in as configured (address, credentials, certificate); says what to fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class StoredEvent:
     """An event as the store keeps it.
 
     ``revision``: its place in its stream, from 0, without gaps. ``position``: its place in the store;
-    opaque, to be handed back to ``follow`` and never computed with.
+    opaque, only to be given back to ``follow``.
     """
 
     event_id: UUID
@@ -72,15 +72,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """The follower has seen all there is for now; it may be told so many times."""
+    """The follower has seen all there is for now; this may come many times."""
 
 
 def check_append(stream: str, events: Sequence[NewEvent], expected: int) -> None:
-    """Refuse what no store takes.
+    """Raise for what no store accepts.
 
     Raises:
         ValueError: there is no event; ``expected`` is below NO_STREAM; or the name of the stream or of a type
-            is empty, begins with "$" (the server's own), or has no UTF-8 (a lone surrogate).
+            is empty, begins with "$" (the server's own), or is not valid UTF-8 (a lone surrogate).
     """
     if not events:
         raise ValueError("an append needs at least one event")

@@ -1,12 +1,12 @@
-"""The two kinds of failure that are not a bug: what somebody must mend, and what passes by itself.
+"""The two kinds of failure that are not a bug: an outage, and wrong configuration.
 
-What passes is a ``ConnectionError``: the store, the bus or the database does not answer, and whoever meets it
-tries again. What somebody must mend is a ``ConfigurationError``.
+An outage is a ``ConnectionError``: the store, the bus or the database does not answer, and the call is tried again.
+Wrong configuration is a ``ConfigurationError``: an operator must fix it.
 """
 
 
 class ConfigurationError(Exception):
-    """It will not work as it is set up; the message says what to mend, in one sentence."""
+    """The configuration is wrong; the message says what to fix, in one sentence."""
 
 
 class AlreadyRunningError(ConfigurationError):
@@ -14,4 +14,4 @@ class AlreadyRunningError(ConfigurationError):
 
 
 class RoleFailedError(Exception):
-    """A role ended by itself; the process ends, so that whoever supervises it starts it anew."""
+    """A role ended by itself; the process ends, so that whoever supervises it starts it again."""

@@ -65,15 +65,15 @@ async def probes(
             async with asyncio.timeout(2 * PING_TIMEOUT):
                 request = (await reader.readuntil(b"\r\n")).split(b" ")
                 path = request[1] if len(request) > 1 else b""
-                told: dict[str, Any]
+                content: dict[str, Any]
                 if path == b"/livez":
-                    status, told = "200 OK", {"alive": True}
+                    status, content = "200 OK", {"alive": True}
                 elif path == b"/readyz":
-                    well, told = await report(running, store)
+                    well, content = await report(running, store)
                     status = "200 OK" if well else "503 Service Unavailable"
                 else:
-                    status, told = "404 Not Found", {"paths": ["/livez", "/readyz"]}
-                body = json.dumps(told).encode()
+                    status, content = "404 Not Found", {"paths": ["/livez", "/readyz"]}
+                body = json.dumps(content).encode()
                 writer.write(
                     f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
                     f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()

@@ -23,7 +23,7 @@ from cml_workers.foundation.failures import ConfigurationError
 
 
 class SettingsError(ConfigurationError):
-    """The environment does not make a valid configuration; one line for each thing to mend."""
+    """The environment does not make a valid configuration; one line for each thing to fix."""
 
 
 _JSON_EXAMPLES: Mapping[Any, str] = {
@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     database_url: Annotated[SecretStr | None, Field(validation_alias="DATABASE_URL")] = None
     """postgresql:// URL; unset: an SQLite file in the data folder."""
     aws_endpoint_url: Annotated[AnyUrl | None, Field(validation_alias="AWS_ENDPOINT_URL")] = None
-    """Another EC2 API than AWS's own."""
+    """URL of an EC2 API other than AWS's own."""
     aws: bool = False
     """Use AWS itself, with the credentials of its usual environment; otherwise the EC2 simulator."""
 
@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     ec2_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the EC2 simulator; 0: a free one."""
     ec2_transition_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0
-    """How long the simulator's instances take from state to state."""
+    """How long the simulator's instances take to change their state."""
 
     deployment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "default"
     """Name of this fleet, of which an AWS account may have only one; its instances carry it as tag cml:deployment."""
@@ -86,19 +86,19 @@ class Settings(BaseSettings):
     allowed_instance_types: frozenset[str] = frozenset()
     """JSON array; empty: every type."""
     visibility_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 300
-    """How long a new instance may be invisible in EC2 before that means it is gone."""
+    """How long a new instance may be invisible in EC2 before it counts as gone."""
     authentication_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
-    """How long refused AWS credentials are tried again before an operation fails for them."""
+    """How long a call that AWS does not authorize is tried again before its operation fails."""
 
     reminder_seconds: Annotated[float, Field(ge=1, le=3600)] = 30
-    """How often the projector looks for operations without an outcome that are older than this, and wakes them again."""
+    """How often the projector looks for operations that have been pending for longer than this, and sends reminders of them."""
     operation_deadline_seconds: Annotated[float, Field(ge=1, le=86400)] = 900
-    """How long an operation may go without an outcome before the event operation_overdue tells of it."""
+    """How long an operation may go without an outcome before the event operation_overdue reports it."""
 
     declare_topology: bool = True
-    """Declare exchanges and queues at start; false: only see that they are there, which needs no rights."""
+    """Declare exchanges and queues at start; false: only check that they exist, which needs no rights."""
     authorize: bool | None = None
-    """Refuse commands of users that may not send them. Unset: on with RABBITMQ_URL, off with the embedded broker."""
+    """Deny commands of users that may not send them. Unset: true with RABBITMQ_URL, false with the embedded broker."""
     command_users: dict[str, frozenset[str]] = {}
     """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}."""
     delegate_users: frozenset[str] = frozenset()
@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
     """Messages of one queue that a role handles at once."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least that is logged, on stderr."""
+    """The lowest level that is logged, on stderr."""
     log_format: Literal["auto", "console", "json"] = "auto"
     """auto: console on a terminal, JSON elsewhere."""
 
@@ -198,11 +198,11 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        told = [
+        lines = [
             f"{_variable(problem['loc'])}{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_url=False, include_input=False)
         ]
-        raise SettingsError("\n".join(told)) from error
+        raise SettingsError("\n".join(lines)) from error
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

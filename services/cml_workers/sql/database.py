@@ -44,7 +44,7 @@ class DatabaseUnavailableError(ConnectionError):
 
 
 class DatabaseConfigurationError(ConfigurationError):
-    """The database cannot be used as configured; says what to mend."""
+    """The database cannot be used as configured; says what to fix."""
 
 
 _DRIVERS = {
@@ -169,7 +169,7 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     except DBAPIError as error:
         if str(getattr(error.orig, "sqlstate", "")).startswith(_NOT_LET_IN):
             raise DatabaseConfigurationError(
-                f"{_where(engine)} does not let us in: {error.orig}; mend DATABASE_URL"
+                f"{_where(engine)} does not let us in: {error.orig}; fix DATABASE_URL"
             ) from error
         if error.connection_invalidated:
             raise DatabaseUnavailableError(f"the connection to {_where(engine)} broke: {error}") from error

@@ -8,7 +8,7 @@ import aio_pika
 from rich.table import Table
 
 from cml_contracts.topology import EVENTS_EXCHANGE
-from cml_workers.bus.port import REASON_HEADER
+from cml_workers.bus.headers import REASON_HEADER
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE
 from support.load import Manner
 

@@ -15,10 +15,10 @@ def upgrade() -> None:
     operations = sa.table("operations", *map(sa.column, ("command_id", "pending_since", "view")))
     connection = op.get_bind()
     for command_id, view in connection.execute(sa.select(operations.c.command_id, operations.c.view)).all():
-        told = json.loads(view)
-        if told["result"] is None:
+        operation = json.loads(view)
+        if operation["result"] is None:
             connection.execute(
                 sa.update(operations)
                 .where(operations.c.command_id == command_id)
-                .values(pending_since=told["requested_at"].replace("Z", "+00:00"))
+                .values(pending_since=operation["requested_at"].replace("Z", "+00:00"))
             )

@@ -10,7 +10,7 @@ The hazards, found by running kurrentdbclient 1.3.5 and by reading its source:
   CancelledError that nobody asked for. So every follower has a client of its own.
 - A read that is under way then ends as if the stream ended there: what it returns may be only the stream's beginning.
 - A subscription ends with the connection, sometimes without an error, and does not resume.
-- A read or subscription without keep-alive waits for ever on a connection that died silently.
+- A read or subscription without keep-alive waits without end on a connection that died silently.
 """
 
 import asyncio
@@ -18,31 +18,20 @@ import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlsplit
 
-import grpc  # type: ignore[import-untyped]  # it ships no types
-import grpc.aio  # type: ignore[import-untyped]
 from kurrentdbclient import AsyncKurrentDBClient, RecordedEvent, StreamState
 from kurrentdbclient import NewEvent as ClientEvent
-from kurrentdbclient.asyncio_client import autoreconnect, retrygrpc
 from kurrentdbclient.common import AbstractAsyncCatchupSubscription
 from kurrentdbclient.exceptions import (
-    AccessDeniedError,
-    DiscoveryFailedError,
-    InvalidCommitPositionError,
-    KurrentDBClientError,
     MaximumAppendSizeExceededError,
-    NodeIsNotLeaderError,
     NotFoundError,
-    ProgrammingError,
-    ServiceUnavailableError,
-    SSLError,
     StreamIsDeletedError,
-    UnauthenticatedError,
     WrongCurrentVersionError,
 )
 
+from cml_workers.eventstore.kurrentdb.client import Client, close, kept_alive
+from cml_workers.eventstore.kurrentdb.errors import explained
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -62,29 +51,10 @@ CALL_SECONDS = 10.0
 """How long the server may take for a call, unless the address sets DefaultDeadline (seconds)."""
 CLOSE_SECONDS = 5.0
 """How long closing waits for appends under way."""
-KEEP_ALIVE = {"KeepAliveInterval": 10_000, "KeepAliveTimeout": 10_000}
-"""Milliseconds after which a silent connection is probed, and given up; unless set in the address."""
 SOFT_DELETED = 2**63 - 1
 """The ``$tb`` (truncate before) of a stream that was deleted without a tombstone."""
 
 _POSITION = re.compile(r"C:(\d+)/P:\d+", re.ASCII)
-_TLS_IS_MISCONFIGURED = re.compile(
-    "CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|security handshaker|empty address list", re.IGNORECASE
-)
-
-
-class _Client(AsyncKurrentDBClient):
-    """The client, whose reads are whole or fail."""
-
-    @retrygrpc
-    @autoreconnect
-    async def get_stream(self, stream_name: str, **how: Any) -> tuple[RecordedEvent, ...]:
-        response = await self.read_stream(stream_name, **how)
-        async with response:
-            found = tuple([event async for event in response])
-        if await response._unary_stream_call.code() is not grpc.StatusCode.OK:  # noqa: SLF001 - it tells in no other way
-            raise ServiceUnavailableError(f"the connection was closed while {stream_name} was read")
-        return found
 
 
 class KurrentDbEventStore(EventStore):
@@ -99,7 +69,7 @@ class KurrentDbEventStore(EventStore):
 
     def __init__(self, uri: str) -> None:
         self._address = urlsplit(uri).netloc.rpartition("@")[2]
-        self._uri = _kept_alive(uri)
+        self._uri = kept_alive(uri)
         self._client = self._new_client()
         self._seconds = float(self._client.connection_spec.options.default_deadline or CALL_SECONDS)
         self._appending: set[asyncio.Task[int]] = set()
@@ -154,7 +124,7 @@ class KurrentDbEventStore(EventStore):
                 raise
         finally:
             self._following.discard(client)
-            await _close(client)
+            await close(client)
         if not self._closed:
             raise StoreUnavailableError(f"KurrentDB at {self._address} ended the subscription")
 
@@ -170,7 +140,7 @@ class KurrentDbEventStore(EventStore):
         self._closed = True
         if self._appending:
             await asyncio.wait(self._appending, timeout=CLOSE_SECONDS)
-        await asyncio.gather(*map(_close, {self._client, *self._following}))
+        await asyncio.gather(*map(close, {self._client, *self._following}))
 
     def _appended(self, task: asyncio.Task[int]) -> None:
         self._appending.discard(task)
@@ -254,7 +224,7 @@ class KurrentDbEventStore(EventStore):
 
     def _new_client(self) -> AsyncKurrentDBClient:
         try:
-            return _Client(self._uri)
+            return Client(self._uri)
         except (ValueError, OSError) as error:
             # The client's messages repeat the address with its password.
             reason = str(error).replace(self._uri, self._address)
@@ -268,67 +238,16 @@ class KurrentDbEventStore(EventStore):
 
     @contextlib.asynccontextmanager
     async def _explained(self) -> AsyncIterator[None]:
-        """Errors of the client and of gRPC as the port's, but for those that tell of the stream."""
         closed = f"the event store at {self._address} is closed"
         if self._closed:
             raise StoreUnavailableError(closed)
         try:
-            yield
-        except asyncio.CancelledError:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            raise StoreUnavailableError(
-                f"the connection to KurrentDB at {self._address} was closed"
-            ) from None
-        except TimeoutError as error:
-            raise StoreUnavailableError(f"KurrentDB at {self._address} did not answer in time") from error
-        except (
-            NotFoundError,
-            StreamIsDeletedError,
-            WrongCurrentVersionError,
-            MaximumAppendSizeExceededError,
-        ):
-            raise
-        except (KurrentDBClientError, ProgrammingError, grpc.RpcError, grpc.aio.UsageError) as error:
-            raise self._meaning(error) from error
-        except AttributeError as error:  # a closed client has forgotten its connection
+            async with explained(self._address):
+                yield
+        except AttributeError as error:  # a closed client has no connection any more
             if self._closed:
                 raise StoreUnavailableError(closed) from error
             raise
-
-    def _meaning(self, error: BaseException) -> StoreUnavailableError | StoreConfigurationError:
-        where = f"KurrentDB at {self._address}"
-        match error:
-            case DiscoveryFailedError(__cause__=BaseException() as cause):
-                return self._meaning(cause)
-            case UnauthenticatedError():
-                return StoreConfigurationError(f"{where} refuses our user name and password")
-            case AccessDeniedError():
-                return StoreConfigurationError(f"{where} does not let our user do this: {error}")
-            case InvalidCommitPositionError():
-                return StoreConfigurationError(f"{where} does not know the position we are to follow from")
-            case SSLError() if _TLS_IS_MISCONFIGURED.search(str(error)):
-                return StoreConfigurationError(
-                    f"no trusted connection to {where}: TlsCaFile must name the certificate authority of a "
-                    f"secure server, tls=false is for an insecure one ({error})"
-                )
-            case NodeIsNotLeaderError():
-                return StoreUnavailableError(
-                    f"{where} is not the leader now; name all nodes, or use +discover, to have it found"
-                )
-            case _:
-                return StoreUnavailableError(f"{where} failed: {type(error).__name__}: {error}")
-
-
-def _kept_alive(uri: str) -> str:
-    query = urlsplit(uri).query
-    missing = [f"{name}={value}" for name, value in KEEP_ALIVE.items() if name.lower() not in query.lower()]
-    return f"{uri}{'&' if query else '?'}{'&'.join(missing)}" if missing else uri
-
-
-async def _close(client: AsyncKurrentDBClient) -> None:
-    with contextlib.suppress(ProgrammingError):  # it was never connected
-        await client.close()
 
 
 def _position(event: RecordedEvent) -> str:

@@ -1,9 +1,9 @@
-"""What the AMQP library cannot read of a message ends the message, not the connection.
+"""A message that the AMQP library cannot read becomes a dead letter, and does not end the connection.
 
-RabbitMQ passes properties and routing keys on as they came: bytes that are no UTF-8, timestamps beyond the year
-9999, tables in tables in tables. Where the library meets them while it reads a frame it gives the connection up,
-and as the message comes again, one message would end its consumer's connection until the broker gives up on it.
-Read tolerantly, such a message arrives without its properties and with a header that says why.
+RabbitMQ passes properties and routing keys on as they came: bytes that are no UTF-8, timestamps beyond the year 9999,
+deeply nested tables. The library closes the connection on them, and as the message is delivered again, one message would
+close its consumer's connection until its delivery limit. Read tolerantly, it arrives without its properties and with a
+header that says why.
 """
 
 from typing import Any

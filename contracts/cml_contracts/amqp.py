@@ -1,0 +1,23 @@
+"""Which errors of the AMQP libraries (aio-pika, aiormq) mean that the connection was lost.
+
+aiormq ends a call under way in several ways when it closes the connection: with its own errors, with a plain
+``Exception``, or with a ``CancelledError`` although nobody cancelled the task.
+"""
+
+import asyncio
+
+from aio_pika.exceptions import AMQPError
+
+
+def outage(error: BaseException) -> str | None:
+    """What happened to the connection, if that is what the error means; otherwise None."""
+    match error:
+        case asyncio.CancelledError():
+            task = asyncio.current_task()
+            return None if task is not None and task.cancelling() else "the connection was closed"
+        case StopAsyncIteration():
+            return "the connection was closed while it was being opened"
+        case AMQPError() | OSError() | RuntimeError():
+            return str(error) or type(error).__name__
+        case _:
+            return "the connection was closed" if type(error) is Exception else None

@@ -1,0 +1,31 @@
+"""The headers that our roles write beside a message; believed only of a message that one of our roles published."""
+
+USER_HEADER = "x-cml-user-id"
+"""The sender's user, as the property ``user_id`` must name the publisher."""
+ATTEMPT_HEADER = "x-cml-attempt"
+"""How often the message was retried before."""
+FAULT_HEADER = "x-cml-faults"
+"""How many times a handler failed with it, unexpectedly."""
+QUEUE_HEADER = "x-cml-queue"
+"""The queue in which it died. A dead letter has this header and the next four."""
+CAUSE_HEADER = "x-cml-cause"
+REASON_HEADER = "x-cml-reason"
+DELIVERIES_HEADER = "x-cml-deliveries"
+DEATH_HEADER = "x-cml-death"
+"""An id of its own for each death, so that a redelivered dead letter is not counted twice."""
+REDRIVE_HEADER = "x-cml-redrive"
+"""Which dead letter it was redriven from, and the number of that redrive: ``<id>/<number>``."""
+
+OWN_HEADERS = frozenset(
+    {
+        USER_HEADER,
+        ATTEMPT_HEADER,
+        FAULT_HEADER,
+        QUEUE_HEADER,
+        CAUSE_HEADER,
+        REASON_HEADER,
+        DELIVERIES_HEADER,
+        DEATH_HEADER,
+        REDRIVE_HEADER,
+    }
+)

@@ -1,0 +1,223 @@
+"""One connection to RabbitMQ: a channel to publish, a channel for each consumer, and what is wrong with them."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+from aio_pika.abc import AbstractRobustConnection
+from aio_pika.exceptions import AMQPError
+from aiormq.connection import parse_heartbeat
+from aiormq.exceptions import AuthenticationError, ChannelAccessRefused, ProbableAuthenticationError
+from faststream import AckPolicy
+from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
+from faststream.rabbit.message import RabbitMessage
+from faststream.rabbit.subscriber.usecase import RabbitSubscriber
+from yarl import URL
+
+from cml_contracts.amqp import outage
+from cml_workers.bus.port import (
+    BusConfigurationError,
+    BusUnavailableError,
+    Handler,
+    Outgoing,
+    TopologyError,
+)
+from cml_workers.bus.rabbit.consuming import Consumer
+from cml_workers.bus.rabbit.direct_replies import DirectReplies
+from cml_workers.bus.rabbit.properties import read_tolerantly
+from cml_workers.bus.rabbit.publishing import Publisher
+from cml_workers.bus.rabbit.topology import declare_topology, verify_topology
+from cml_workers.bus.topology import Queue
+from cml_workers.bus.usage import EVERYTHING, Usage
+from cml_workers.foundation.urls import redacted
+
+log = structlog.get_logger(__name__)
+
+
+class RabbitBus:
+    """A connection of one role.
+
+    ``uses``: the queues and exchanges it uses; it knows no others. ``roles``: the users of our roles, who are believed
+    when they say for whom they publish a message again.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        uses: Usage = EVERYTHING,
+        declare: bool = True,
+        roles: Collection[str] = frozenset(),
+    ) -> None:
+        self._url = url
+        self._uses = uses
+        self._declare = declare
+        self.user = URL(url).user or "guest"
+        """Whom the broker vouches for when we publish."""
+        self._roles = {self.user, *roles}
+        self._broker = RabbitBroker(
+            str(URL(url).update_query(name=name)),
+            default_channel=Channel(publisher_confirms=True, on_return_raises=True),
+            app_id=name,
+            logger=None,
+            apply_types=False,
+            graceful_timeout=None,
+            reconnect_interval=0.5,
+        )
+        self._direct_replies = DirectReplies(url)
+        self._publisher = Publisher(self._broker, uses.exchanges, self._direct_replies)
+        self._consumers: list[Consumer] = []
+        self._subscribers: list[RabbitSubscriber] = []
+        self._on_loss: list[Callable[[], None]] = []
+        self._on_return: list[Callable[[], None]] = []
+
+    @property
+    def heartbeat(self) -> timedelta:
+        """The broker closes a connection that is silent for two of them, not sooner; ``max``: never."""
+        asked = parse_heartbeat(URL(self._url).query.get("heartbeat", "60"))
+        return timedelta(seconds=asked) if asked else timedelta.max
+
+    async def publish(self, message: Outgoing) -> None:
+        """See ``Publish``."""
+        await self._publisher(message)
+
+    def consume(self, queue: Queue, handler: Handler, *, prefetch: int) -> None:
+        """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``."""
+        if queue not in self._uses.consumes:
+            raise ValueError(f"{queue.name} is not among the queues that this connection uses")
+        consumer = Consumer(
+            queue, handler, publish=self.publish, own_user=self.user, roles=frozenset(self._roles)
+        )
+
+        async def undecoded(received: RabbitMessage) -> RabbitMessage:
+            return received
+
+        subscriber = self._broker.subscriber(
+            RabbitQueue(queue.name, declare=False),
+            channel=Channel(prefetch_count=prefetch),
+            ack_policy=AckPolicy.MANUAL,
+            decoder=undecoded,
+            no_reply=True,
+        )
+        subscriber(consumer.on_message)
+        self._consumers.append(consumer)
+        self._subscribers.append(subscriber)
+
+    def watch_connection(self, *, lost: Callable[[], None], back: Callable[[], None]) -> None:
+        """Have ``lost`` called when the connection is lost, and ``back`` when it is restored; before ``start``."""
+        self._on_loss.append(lost)
+        self._on_return.append(back)
+
+    async def start(self) -> None:
+        """Connect, declare and check the topology, then consume.
+
+        Raises:
+            BusUnavailableError: the broker does not answer.
+            BusConfigurationError: it does not let us in, or we do not trust it.
+            TopologyError: a queue or exchange exists with other arguments, or does not exist.
+        """
+        logging.getLogger("aio_pika").setLevel(logging.ERROR)
+        logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # what it logs, it also raises
+        read_tolerantly()
+        try:
+            await (declare_topology if self._declare else verify_topology)(self._url, self._uses)
+            await self._broker.start()
+        except ChannelAccessRefused as error:
+            raise TopologyError(
+                f"RabbitMQ does not allow user {self.user!r} what it needs ({error}); see "
+                "deploy/rabbitmq/definitions.json for the rights of each role"
+            ) from error
+        except BaseException as error:
+            if (cause := outage(error)) is None:
+                raise
+            raise _unreachable(error, cause, redacted(self._url)) from error
+        connection = self._connection
+        assert connection is not None  # noqa: S101 - it has started
+        self._direct_replies.connected(_server_properties(connection))
+        connection.close_callbacks.add(self._lost)
+        connection.reconnect_callbacks.add(self._restored)
+
+    async def stop(self, *, grace: float = 2.0) -> None:
+        """Stop consuming first, give handlers ``grace`` seconds to end, then disconnect.
+
+        What is not finished by then is redelivered to the next consumer.
+        """
+        for subscriber in self._subscribers:
+            with contextlib.suppress(AMQPError, OSError):
+                await subscriber.stop()
+        in_flight = [task for consumer in self._consumers for task in consumer.in_flight]
+        if in_flight:
+            await asyncio.wait(in_flight, timeout=grace)
+        with contextlib.suppress(AMQPError, OSError):
+            await self._broker.stop()
+
+    def problem(self) -> str | None:
+        """What is wrong with the connection or a consumer; None if nothing is.
+
+        An open connection is not enough: after its queue was deleted or its channel closed, a consumer gets nothing.
+        """
+        connection = self._connection
+        if connection is None or not connection.connected.is_set():
+            return "not connected to RabbitMQ"
+        for subscriber in self._subscribers:
+            queue, tag = subscriber._queue_obj, subscriber._consumer_tag  # noqa: SLF001 - FastStream has no other way
+            if queue is None or queue.channel.is_closed or not _consumes(queue.channel, tag):
+                return f"no consumer on {subscriber.queue.name}"
+        return None
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    @property
+    def _connection(self) -> AbstractRobustConnection | None:
+        connection: AbstractRobustConnection | None = self._broker._connection  # noqa: SLF001 - FastStream offers no more than `ping`
+        return connection
+
+    def _lost(self, *_: object) -> None:
+        for notify in self._on_loss:
+            notify()
+
+    def _restored(self, connection: Any, *_: object) -> None:
+        self._direct_replies.connected(
+            _server_properties(connection)
+        )  # it may be another node, of another version
+        for notify in self._on_return:
+            notify()
+
+
+def _server_properties(connection: Any) -> dict[str, Any]:
+    """What the broker says of itself; empty if the connection is already lost again."""
+    transport = connection.transport
+    return dict(transport.connection.server_properties) if transport else {}
+
+
+def _consumes(channel: Any, tag: str | None) -> bool:
+    """Whether the broker still delivers to this consumer: aiormq forgets one that the broker cancelled."""
+    underlay = getattr(channel, "_channel", None)
+    return underlay is not None and tag in underlay.channel.consumers
+
+
+def _unreachable(error: BaseException, cause: str, url: str) -> Exception:
+    if isinstance(error, AuthenticationError | ProbableAuthenticationError):
+        return BusConfigurationError(f"{url} does not accept user and password; fix RABBITMQ_URL ({cause})")
+    if isinstance(error, FileNotFoundError) or "CERTIFICATE_VERIFY_FAILED" in cause:
+        return BusConfigurationError(
+            f"no trusted connection to {url}: cafile in RABBITMQ_URL must name the certificate authority of its "
+            f"server ({cause})"
+        )
+    return BusUnavailableError(f"no RabbitMQ at {url}: {cause}")

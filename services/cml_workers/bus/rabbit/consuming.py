@@ -1,0 +1,128 @@
+"""Consuming: each delivery goes to its handler and is settled by the delivery policy.
+
+No message is lost: it is acknowledged only after what takes its place (the retry, the dead letter) has been confirmed.
+Whatever goes wrong in between ends in a redelivery.
+"""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Collection, Mapping
+
+import structlog
+from faststream.rabbit.message import RabbitMessage
+
+from cml_workers.bus.delivery import settle
+from cml_workers.bus.headers import FAULT_HEADER
+from cml_workers.bus.port import (
+    Ack,
+    CallerRefusesError,
+    DeadLetter,
+    Handler,
+    Message,
+    Publish,
+    Retry,
+    Verdict,
+)
+from cml_workers.bus.rabbit.messages import counter, dead_letter, delivered, publishable, retry
+from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, Queue
+from cml_workers.foundation.failures import ConfigurationError
+
+log = structlog.get_logger(__name__)
+
+UNSETTLED_PAUSE = 1.0
+"""Seconds before a message that could not be settled goes back: no hot loop."""
+SUSPECT = 3
+"""Deliveries from which a message is suspected to kill the process, as two deaths in a row are no coincidence."""
+SUSPENSE = 1.0
+"""Seconds, at most, that a suspect waits for the others."""
+
+
+class Consumer:
+    """Consumes one queue. ``roles``: the users of our roles; ``own_user``: the one we publish as."""
+
+    def __init__(
+        self, queue: Queue, handler: Handler, *, publish: Publish, own_user: str, roles: Collection[str]
+    ) -> None:
+        self._queue = queue
+        self._handler = handler
+        self._publish = publish
+        self._own_user = own_user
+        self._roles = roles
+        self._alone = asyncio.Lock()
+        self.in_flight: set[asyncio.Task[object]] = set()
+
+    async def on_message(self, received: RabbitMessage) -> None:
+        """Handle one delivery and settle it."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine
+        self.in_flight.add(task)
+        try:
+            await self._process(received)
+        finally:
+            self.in_flight.discard(task)
+
+    async def _process(self, received: RabbitMessage) -> None:
+        message = delivered(received, self._roles)
+        headers = publishable(message.headers)
+        ended = await self._handle(message, headers)
+        faults = counter(headers.get(FAULT_HEADER))
+        settlement = settle(self._queue, ended, attempt=message.attempt, faults=faults)
+        if settlement.faults:
+            headers[FAULT_HEADER] = settlement.faults
+        try:
+            await self._settle(message, headers, settlement.verdict)
+            await received.ack()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the message is delivered again
+            log.warning(
+                "message not settled", queue=self._queue.name, message_id=message.message_id, cause=str(error)
+            )
+            await asyncio.sleep(UNSETTLED_PAUSE)
+            with contextlib.suppress(Exception):
+                await received.nack(requeue=True)
+
+    async def _handle(self, message: Message, headers: Mapping[str, object]) -> Verdict | Exception:
+        """The handler's verdict, or what it raised."""
+        if UNREADABLE_HEADER in headers and self._queue is not DEAD_LETTER_QUEUE:
+            return DeadLetter(
+                f"the AMQP properties cannot be read ({headers[UNREADABLE_HEADER]})", "Unreadable"
+            )
+        try:
+            async with contextlib.AsyncExitStack() as turn:
+                if message.deliveries >= SUSPECT:
+                    # One at a time, in another order each time: whichever kills the process, the others are handled
+                    # before they reach their delivery limit.
+                    await asyncio.sleep(random.uniform(0, SUSPENSE))  # noqa: S311 - shuffles, guards nothing
+                    await turn.enter_async_context(self._alone)
+                return await self._handler(message)
+        except Exception as error:  # noqa: BLE001 - the delivery policy knows what it means
+            self._log(message, error)
+            return error
+
+    async def _settle(self, message: Message, headers: Mapping[str, object], verdict: Verdict) -> None:
+        match verdict:
+            case Ack():
+                return
+            case Retry(delay):
+                assert delay is not None  # noqa: S101 - the delivery policy has chosen one
+                await self._publish(
+                    retry(message, headers, queue=self._queue, delay=delay, own_user=self._own_user)
+                )
+            case DeadLetter(reason):
+                log.warning(
+                    "dead letter", queue=self._queue.name, message_id=message.message_id, reason=reason
+                )
+                await self._publish(
+                    dead_letter(message, headers, verdict, queue=self._queue, own_user=self._own_user)
+                )
+
+    def _log(self, message: Message, error: Exception) -> None:
+        about = {"queue": self._queue.name, "message_id": message.message_id}
+        match error:
+            case ConnectionError() | ConfigurationError():
+                log.warning("message will be retried", **about, cause=str(error))
+            case CallerRefusesError():
+                log.warning("reply not accepted", **about, cause=str(error))
+            case _:
+                log.error("handler failed", **about, exc_info=error)

@@ -1,0 +1,117 @@
+"""Messages as FastStream delivers them, as handlers see them, and as they are published again."""
+
+from collections.abc import Collection, Mapping
+from uuid import uuid4
+
+from faststream.rabbit.message import RabbitMessage
+
+from cml_contracts.tokens import TOKEN_HEADER
+from cml_workers.bus.headers import (
+    ATTEMPT_HEADER,
+    CAUSE_HEADER,
+    DEATH_HEADER,
+    DELIVERIES_HEADER,
+    OWN_HEADERS,
+    QUEUE_HEADER,
+    REASON_HEADER,
+    USER_HEADER,
+)
+from cml_workers.bus.port import DeadLetter, Message, Outgoing
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, Queue
+
+MAX_HEADER_NAME = 128
+"""Bytes; the library truncates a longer one (AMQP 0-9-1, 4.2.5.5)."""
+MAX_TABLE = 200
+"""Characters that are kept of a header that is no plain value."""
+MAX_REASON = 1000
+"""Characters of a dead letter's reason, which may quote its error: headers must fit into one frame."""
+
+
+def delivered(received: RabbitMessage, roles: Collection[str]) -> Message:
+    """The message for its handler; our own headers are believed only if a user of ``roles`` published it."""
+    raw = received.raw_message
+    headers: dict[str, object] = dict(raw.headers or {})
+    redeliveries = counter(headers.pop("x-delivery-count", 0))
+    user: object = raw.user_id or None
+    if user in roles and USER_HEADER in headers:
+        user = headers.pop(USER_HEADER) or None
+    else:
+        headers = {name: value for name, value in headers.items() if name not in OWN_HEADERS}
+    return Message(
+        body=raw.body,
+        type=raw.type or raw.routing_key or "",
+        routing_key=raw.routing_key or "",
+        message_id=raw.message_id or None,
+        correlation_id=raw.correlation_id or None,
+        reply_to=raw.reply_to or None,
+        headers=headers,
+        content_type=raw.content_type or None,
+        user_id=user if isinstance(user, str) else None,
+        redelivered=bool(raw.redelivered),
+        deliveries=1 + redeliveries,
+        attempt=counter(headers.get(ATTEMPT_HEADER)),
+    )
+
+
+def publishable(headers: Mapping[str, object]) -> dict[str, object]:
+    """The headers to publish again: plain values; a table may not survive, so it becomes text."""
+    return {
+        name: value if isinstance(value, str | int | float) else repr(value)[:MAX_TABLE]
+        for name, value in headers.items()
+        if len(name.encode()) <= MAX_HEADER_NAME and name != "x-death"
+    }
+
+
+def retry(
+    message: Message, headers: Mapping[str, object], *, queue: Queue, delay: int, own_user: str
+) -> Outgoing:
+    """The same message for the retry queue of ``delay`` seconds."""
+    counted = {**headers, ATTEMPT_HEADER: message.attempt + 1}
+    return _again(message, counted, own_user, retry_queue=queue.retry_queue(delay))
+
+
+def dead_letter(
+    message: Message, headers: Mapping[str, object], verdict: DeadLetter, *, queue: Queue, own_user: str
+) -> Outgoing:
+    """The same message for the dead letters, with its reason."""
+    died = {
+        **headers,
+        QUEUE_HEADER: queue.name,
+        CAUSE_HEADER: str(verdict.cause),
+        REASON_HEADER: _printable(verdict.reason[:MAX_REASON]),
+        DELIVERIES_HEADER: message.deliveries,
+        DEATH_HEADER: str(uuid4()),
+    }
+    died.pop(TOKEN_HEADER, None)  # a secret that expires within minutes
+    return _again(message, died, own_user, retry_queue=None)
+
+
+def _again(
+    message: Message, headers: Mapping[str, object], own_user: str, *, retry_queue: str | None
+) -> Outgoing:
+    """The same message for a retry queue, or (None) for the dead letters.
+
+    The property ``user_id`` must name the publisher, which is us, so the sender's user goes into a header. That is how
+    our own headers differ from those that a sender made up.
+    """
+    return Outgoing(
+        exchange=None if retry_queue else DEAD_LETTER_EXCHANGE,
+        routing_key=retry_queue or message.routing_key,
+        body=message.body,
+        type=message.type,
+        message_id=message.message_id or "",
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        content_type=message.content_type,
+        headers={**headers, USER_HEADER: message.user_id or ""},
+        user_id=own_user,
+    )
+
+
+def counter(header: object) -> int:
+    """The value of a header that counts; 0 if it is no count."""
+    return header if isinstance(header, int) and 0 <= header < 2**31 else 0
+
+
+def _printable(text: str) -> str:
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)

@@ -1,0 +1,74 @@
+"""Publishing: each message is persistent and confirmed, or an error says that it may not have arrived."""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+from aiormq.exceptions import DeliveryError, PublishError
+from faststream.rabbit import RabbitBroker, RabbitExchange
+
+from cml_contracts.amqp import outage
+from cml_contracts.topology import Exchange
+from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Outgoing, UnroutableError
+from cml_workers.bus.rabbit.direct_replies import DirectReplies
+
+CONFIRM_TIMEOUT = 15.0
+"""Seconds to wait for a publisher confirm before it counts as missing."""
+
+_DEFAULT_EXCHANGE = RabbitExchange()
+
+
+class Publisher:
+    """Publishes through the publishing channel of one connection."""
+
+    def __init__(
+        self, broker: RabbitBroker, exchanges: Iterable[Exchange], direct_replies: DirectReplies
+    ) -> None:
+        self._broker = broker
+        self._direct_replies = direct_replies
+        self._exchanges = {
+            exchange.name: RabbitExchange(exchange.name, declare=False) for exchange in exchanges
+        }
+
+    async def __call__(self, message: Outgoing, /) -> None:
+        """See ``Publish``. A direct reply that would end the connection is dropped: no caller can await it."""
+        try:
+            await self._publish(message)
+        except PublishError as error:
+            raise UnroutableError(f"no queue takes {message.routing_key}") from error
+        except DeliveryError as error:
+            if message.exchange is None and not message.mandatory:
+                raise CallerRefusesError(
+                    f"the caller's queue {message.routing_key!r} does not accept it"
+                ) from error
+            raise BusUnavailableError(f"not confirmed: {str(error) or type(error).__name__}") from error
+        except BusUnavailableError:
+            raise
+        except BaseException as error:
+            if (cause := outage(error)) is None:
+                raise
+            self._direct_replies.forget()
+            raise BusUnavailableError(f"not confirmed: {cause}") from error
+
+    async def _publish(self, message: Outgoing) -> None:
+        if message.exchange is None and not await self._direct_replies.reach(message.routing_key):
+            if message.mandatory:
+                raise UnroutableError(f"no caller is at {message.routing_key}")
+            return
+        exchange = self._exchanges[message.exchange.name] if message.exchange else _DEFAULT_EXCHANGE
+        confirmation = await self._broker.publish(
+            message.body,
+            exchange=exchange,
+            routing_key=message.routing_key,
+            mandatory=message.mandatory,
+            persist=True,
+            timeout=CONFIRM_TIMEOUT,
+            headers=cast("Any", dict(message.headers)),
+            content_type=message.content_type,
+            message_id=message.message_id,
+            message_type=message.type,
+            correlation_id=message.correlation_id,
+            reply_to=message.reply_to,
+            user_id=message.user_id,
+        )
+        if confirmation is not None and type(confirmation).__name__ != "Ack":
+            raise BusUnavailableError(f"not confirmed: {type(confirmation).__name__}")

@@ -1,0 +1,141 @@
+"""Commands that show workers, operations and events."""
+
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from cml_contracts.client import WorkerClient
+from cml_contracts.envelope import EventEnvelope
+from cml_contracts.instance import WorkerStatus
+from cml_contracts.queries import ListCMLWorkers, WorkerView
+from cml_workers.cli.resolving import WorkerRef, resolve
+from cml_workers.cli.show import event_line, operation_panel, print_json, worker_panel, worker_table
+from cml_workers.cli.terminal import (
+    NOT_DONE,
+    AsJson,
+    configured,
+    fail,
+    out,
+    run_to_end,
+    valid,
+    with_client,
+)
+from cml_workers.eventstore.port import StreamNotFoundError
+from cml_workers.eventstore.worker_streams import published, stream_of
+from cml_workers.runtime.endpoints import amqp_url, event_store_uri
+
+
+def get(worker: WorkerRef, as_json: AsJson = False) -> None:
+    """Show a worker."""
+
+    async def ask(client: WorkerClient) -> WorkerView | None:
+        return await client.worker(await resolve(client, worker))
+
+    view = with_client(ask)
+    if view is None:
+        fail(f"worker {worker} is not in the read model (yet); `cml-workers list` shows all", NOT_DONE)
+    if as_json:
+        print_json(view.model_dump(mode="json"))
+    else:
+        out.print(worker_panel(view))
+
+
+def list_(
+    region: Annotated[str | None, typer.Option(help="Only in this AWS region.")] = None,
+    status: Annotated[
+        WorkerStatus | None, typer.Option(help="Only in this status.", case_sensitive=False)
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="Only those created by this actor.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only with this tag: KEY or KEY=VALUE.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only with this in the name.")] = None,
+    sort: Annotated[str, typer.Option(help="created_at, name, status or aws_region.")] = "created_at",
+    descending: Annotated[bool, typer.Option("--descending", help="Sort in descending order.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="Workers on one page.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="Where the next page begins.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List workers."""
+    wanted = valid(
+        lambda: ListCMLWorkers.model_validate(
+            {
+                "aws_region": region,
+                "status": status,
+                "owner": owner,
+                "tag": tag,
+                "name_part": name,
+                "sort": sort,
+                "descending": descending,
+                "limit": limit,
+                "cursor": cursor,
+            }
+        )
+    )
+    page = with_client(lambda client: client.workers(wanted))
+    if as_json:
+        print_json(page.model_dump(mode="json"))
+        return
+    out.print(worker_table(page.workers, out.width) if page.workers else "no workers")
+    if page.next_cursor:
+        out.print(f"more: --cursor {page.next_cursor}", soft_wrap=True, highlight=False)
+
+
+def operation(command_id: str, as_json: AsJson = False) -> None:
+    """Show the operation of a command, and its outcome."""
+    view = with_client(lambda client: client.operation(command_id))
+    if view is None:
+        fail(f"no operation of command {command_id} is recorded (yet)", NOT_DONE)
+    if as_json:
+        print_json(view.model_dump(mode="json"))
+    else:
+        out.print(operation_panel(view))
+
+
+def history(worker: WorkerRef, as_json: AsJson = False) -> None:
+    """Show the events of a worker, from the event store."""
+    from cml_workers.eventstore.opening import open_event_store  # noqa: PLC0415 - see `run`
+
+    settings = configured()
+
+    async def read() -> list[EventEnvelope]:
+        try:
+            worker_id = UUID(worker)
+        except ValueError:
+            async with WorkerClient(amqp_url(settings), deadline=10) as client:
+                worker_id = await resolve(client, worker)
+        store = open_event_store(event_store_uri(settings))
+        try:
+            stored = await store.read(stream_of(worker_id))
+        except StreamNotFoundError:
+            fail(f"worker {worker} has no history", NOT_DONE)
+        finally:
+            await store.close()
+        return [published(f"/cml-workers/{settings.deployment}", each) for each in stored]
+
+    for envelope in run_to_end(read()):
+        if as_json:
+            print_json(envelope.to_cloudevent(), compact=True)
+        else:
+            out.print(event_line(envelope), soft_wrap=True)
+
+
+def watch(
+    pattern: Annotated[
+        str, typer.Argument(help="Topic pattern of event types, e.g. 'cml.worker.#'.")
+    ] = "cml.#",
+    as_json: AsJson = False,
+) -> None:
+    """Print events as they happen, until Ctrl-C."""
+
+    async def follow(client: WorkerClient) -> None:
+        async with client.events(pattern) as events:
+            async for envelope in events:
+                if as_json:
+                    print_json(envelope.to_cloudevent(), compact=True)
+                else:
+                    out.print(event_line(envelope), soft_wrap=True)
+
+    try:
+        with_client(follow)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None

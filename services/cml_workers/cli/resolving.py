@@ -1,0 +1,38 @@
+"""Finds the worker that an id or a name stands for."""
+
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from cml_contracts.client import WorkerClient
+from cml_contracts.instance import WorkerStatus
+from cml_contracts.queries import ListCMLWorkers
+from cml_workers.cli.terminal import (
+    NOT_DONE,
+    fail,
+    valid,
+)
+
+WorkerRef = Annotated[str, typer.Argument(metavar="WORKER", help="Worker id, or its name if unique.")]
+
+
+async def resolve(client: WorkerClient, worker: str) -> UUID:
+    """A worker by id, or by its name if only one worker that is not terminated has it."""
+    try:
+        return UUID(worker)
+    except ValueError:
+        pass
+    wanted: ListCMLWorkers | None = valid(lambda: ListCMLWorkers(name_part=worker, limit=500))
+    named = []
+    while wanted:
+        page = await client.workers(wanted)
+        named += [view for view in page.workers if view.name == worker]
+        wanted = wanted.model_copy(update={"cursor": page.next_cursor}) if page.next_cursor else None
+    living = [view for view in named if view.status is not WorkerStatus.TERMINATED] or named
+    if len(living) == 1:
+        return living[0].id
+    if living:
+        them = ", ".join(str(view.id) for view in living)
+        fail(f"{len(living)} workers are named {worker!r}; use an id: {them}", NOT_DONE)
+    return fail(f"no worker is named {worker!r}; `cml-workers list` shows all", NOT_DONE)

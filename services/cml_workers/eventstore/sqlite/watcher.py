@@ -1,0 +1,57 @@
+"""The one thread of a process that looks for what other processes have written to the file."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+
+from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailableError
+from cml_workers.eventstore.sqlite.file import EventFile
+
+POLL_SECONDS = 0.05
+"""How often it looks."""
+
+
+class Watcher:
+    """Watches from ``start`` until it is closed; ``changed`` is called in the loop after each change."""
+
+    def __init__(self, file: EventFile, changed: Callable[[], None]) -> None:
+        self._file = file
+        self._changed = changed
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Watch, if it does not yet."""
+        if self._thread is None:
+            loop = asyncio.get_running_loop()
+            self._thread = threading.Thread(
+                target=self._watch, args=(loop,), name="event-store-watcher", daemon=True
+            )
+            self._thread.start()
+
+    def close(self) -> None:
+        """End soon."""
+        self._closing.set()
+
+    def join(self) -> None:
+        """Return when the thread has ended."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._closing.wait(POLL_SECONDS):
+            # The followers meet an error here as well, and report it.
+            with (
+                contextlib.suppress(StoreUnavailableError, StoreConfigurationError),
+                self._file.explained(),
+                contextlib.closing(self._file.connect()) as connection,
+            ):
+                seen = None
+                while not self._closing.wait(POLL_SECONDS):
+                    if (version := connection.execute("PRAGMA data_version").fetchone()) != seen:
+                        seen = version
+                        try:
+                            loop.call_soon_threadsafe(self._changed)
+                        except RuntimeError:  # the loop is gone
+                            return

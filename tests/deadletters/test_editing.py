@@ -1,0 +1,135 @@
+"""Dead letters are edited: one edit is one command, and the sender is answered."""
+
+import asyncio
+import json
+from uuid import UUID, uuid4
+
+import pytest
+
+from cml_contracts.deadletters import (
+    DeadLetterState,
+    DiscardDeadLetter,
+    EditDeadLetter,
+)
+from cml_workers.domain.policy import Access
+from support.dead_letter_service import CREATE, START, Service, into_a_creation, nothing, types, until
+from support.deadletters import dead_letters
+
+
+async def test_an_edited_command_keeps_its_id_where_nobody_used_it_and_its_old_body_in_the_history(
+    service: Service,
+):
+    await service.consume()
+    sent = await service.send({"worker_id": str(uuid4()), "colour": "red"}, "start")
+    await service.reply(sent)
+    letter = await service.the_letter()
+    body = json.dumps({"worker_id": str(uuid4())})
+    result = await service.ask(
+        EditDeadLetter(dead_letter_id=letter.id, body=body, by="ann", reason="no colours")
+    )
+    assert (result.data["state"], result.data["message_id"]) == ("edited", "start")
+    reply = await service.reply(sent, 2)
+    assert (reply["command_id"], reply["problem"]["code"]) == ("start", "WorkerNotFound")
+    now = await service.until(letter, body=body)
+    outcome = now.history[-1]
+    assert (outcome.what, outcome.by, outcome.replaced_body) == ("edited", "ann", letter.body)
+    assert (outcome.replaced_type, outcome.message_id) == (START, "start")
+
+
+async def test_an_edited_command_whose_id_was_used_gets_a_new_one_and_its_sender_is_answered(
+    service: Service,
+):
+    service.fail(after=False)
+    await service.consume()
+    sent = await service.send({"worker_id": str(uuid4())}, "used", correlation_id="")
+    assert sent
+    letter = await service.the_letter()
+    service.let(Access())
+    edit = EditDeadLetter(dead_letter_id=letter.id, body=json.dumps({"worker_id": str(uuid4())}))
+    result = await service.ask(edit)
+    new_id = result.data["message_id"]
+    assert UUID(new_id) != UUID(int=0)
+    assert new_id != "used"
+    reply = await service.reply(sent)
+    assert (reply["command_id"], reply["problem"]["code"]) == (new_id, "WorkerNotFound")
+    again = await service.ask(edit)
+    assert again.problem
+    assert (again.problem.code, "in its queue again" in again.problem.detail) == ("Conflict", True)
+
+
+@pytest.mark.parametrize("decided", [True, False])
+async def test_a_command_that_its_sender_has_fixed_meanwhile_cannot_be_edited_into_a_second_one(
+    service: Service, decided: bool
+):
+    await service.consume()
+    await service.send({**CREATE, "colour": "red"}, "create", kind="cml.worker.create.v1")
+    letter = await service.the_letter()
+    if not decided:
+        service.fail(after=False)
+    await service.send(CREATE, "create", kind="cml.worker.create.v1")
+    if decided:
+        await until(lambda: types(service), ["worker.created", "worker.launch_requested"])
+    else:
+        await dead_letters(service.operator, 1, cause="HandlerFailed")
+    other = json.dumps({**CREATE, "worker_id": str(uuid4())})
+    result = await service.ask(EditDeadLetter(dead_letter_id=letter.id, body=other))
+    assert result.problem
+    assert result.problem.code == "Conflict"
+    assert ("was decided" if decided else "another command") in result.problem.detail
+
+
+async def test_a_command_without_an_id_gets_one_and_an_unknown_type_can_be_corrected(service: Service):
+    await service.consume()
+    sent = await service.send({"worker_id": str(uuid4())}, kind="cml.worker.strat.v1", message_id=" ")
+    await service.reply(sent)
+    letter = await service.the_letter()
+    result = await service.ask(EditDeadLetter(dead_letter_id=letter.id, type=START))
+    assert str(UUID(result.data["message_id"])) == result.data["message_id"]
+    assert (await service.reply(sent, 2))["problem"]["code"] == "WorkerNotFound"
+
+
+async def test_two_who_edit_it_at_once_make_one_command(service: Service):
+    await service.consume()
+    await service.send({**CREATE, "colour": "red"}, kind="cml.worker.create.v1", message_id=" ")
+    letter = await service.the_letter()
+    workers = [str(uuid4()) for _ in range(4)]
+    edits = [into_a_creation(letter, worker_id) for worker_id in workers]
+
+    async def made() -> list[int]:
+        return sorted([len(await types(service, worker_id)) for worker_id in workers])
+
+    results = await asyncio.gather(*(service.ask(edit) for edit in edits))
+    assert sorted(result.outcome for result in results) == ["rejected"] * 3 + ["succeeded"]
+    await until(made, [0, 0, 0, 2])
+    discarded = await service.ask(DiscardDeadLetter(dead_letter_id=letter.id, reason="late"))
+    assert discarded.problem
+    assert discarded.problem.code == "Conflict"
+
+
+async def test_an_edit_that_was_not_recorded_and_another_one_make_one_command(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    await service.consume()
+    await service.send({**CREATE, "colour": "red"}, kind="cml.worker.create.v1", message_id=" ")
+    letter = await service.the_letter()
+    workers = [str(uuid4()) for _ in range(2)]
+    edits = [into_a_creation(letter, worker_id) for worker_id in workers]
+    with monkeypatch.context() as patch:
+        patch.setattr(service.archive, "redriven", nothing)
+        await service.ask(edits[0])
+    await until(lambda: types(service, workers[0]), ["worker.created", "worker.launch_requested"])
+    await service.ask(edits[1])
+    now = await service.until(letter, cause="DuplicateCommand", state=DeadLetterState.WAITING)
+    assert workers[1] in now.body
+    assert await types(service, workers[0]) == ["worker.created", "worker.launch_requested"]
+    assert await types(service, workers[1]) == []
+
+
+async def test_an_edited_one_that_dies_again_is_the_same_one_with_its_new_body(service: Service):
+    await service.consume()
+    await service.send(b"{", "m-1")
+    letter = await service.the_letter()
+    await service.ask(EditDeadLetter(dead_letter_id=letter.id, body="[]"))
+    now = await service.until(letter, deaths=2, redrives=1)
+    assert (now.body, now.state) == ("[]", DeadLetterState.WAITING)
+    assert (await service.the_letter()).id == letter.id

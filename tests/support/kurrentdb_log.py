@@ -1,0 +1,111 @@
+"""The log of the KurrentDB stand-in: records by stream, in the order in which they were appended."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from kurrentdbclient.protos.v1 import (
+    shared_pb2,
+    streams_pb2,
+)
+
+TOMBSTONE = 2**63 - 1
+"""The revision of a tombstone, and the ``$tb`` (truncate before) of a soft-deleted stream."""
+
+
+NO_STREAM, ANY, EXISTS = -1, -2, -4
+
+
+ReadResponse = streams_pb2.ReadResp
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An event as it lies in the log."""
+
+    stream: str
+    revision: int
+    position: int
+    event_id: str
+    type: str
+    content_type: str
+    data: bytes
+    metadata: bytes
+    created: int
+    """In ticks of 100 ns since 1970."""
+
+
+@dataclass(slots=True)
+class Log:
+    """Everything stored; survives a restart of the server."""
+
+    records: list[Record] = field(default_factory=list)
+    streams: dict[str, list[Record]] = field(default_factory=dict)
+
+    def append(self, stream: str, events: Iterable[streams_pb2.BatchAppendReq.ProposedMessage]) -> Record:
+        """Write behind the stream's last event; return the last record."""
+        there = self.streams.setdefault(stream, [])
+        for event in events:
+            # As at the server, a position is a place in bytes: it grows by more than one.
+            position = self.records[-1].position + 64 + len(self.records[-1].data) if self.records else 0
+            record = Record(
+                stream=stream,
+                revision=TOMBSTONE if event.metadata["type"] == "$streamDeleted" else len(there),
+                position=position,
+                event_id=event.id.string,
+                type=event.metadata["type"],
+                content_type=event.metadata["content-type"],
+                data=event.data,
+                metadata=event.custom_metadata,
+                created=time.time_ns() // 100,
+            )
+            there.append(record)
+            self.records.append(record)
+        return there[-1]
+
+    def append_system(self, stream: str, type_: str, data: bytes) -> Record:
+        return self.append(
+            stream,
+            [
+                streams_pb2.BatchAppendReq.ProposedMessage(
+                    id=shared_pb2.UUID(string=str(uuid4())),
+                    metadata={"type": type_, "content-type": "application/json"},
+                    data=data,
+                )
+            ],
+        )
+
+    def head(self, stream: str) -> int:
+        there = self.streams.get(stream)
+        return there[-1].revision if there else NO_STREAM
+
+    def truncated_before(self, stream: str) -> int:
+        described = self.streams.get(f"$${stream}")
+        return int(json.loads(described[-1].data).get("$tb", 0)) if described else 0
+
+    def describe(self, stream: str, metadata: Mapping[str, int]) -> Record:
+        return self.append_system(f"$${stream}", "$metadata", json.dumps(metadata).encode())
+
+
+def read_event(record: Record) -> ReadResponse:
+    return ReadResponse(
+        event=ReadResponse.ReadEvent(
+            event=ReadResponse.ReadEvent.RecordedEvent(
+                id=shared_pb2.UUID(string=record.event_id),
+                stream_identifier=shared_pb2.StreamIdentifier(stream_name=record.stream.encode()),
+                stream_revision=record.revision,
+                prepare_position=record.position,
+                commit_position=record.position,
+                metadata={
+                    "type": record.type,
+                    "content-type": record.content_type,
+                    "created": str(record.created),
+                },
+                custom_metadata=record.metadata,
+                data=record.data,
+            ),
+            commit_position=record.position,
+        )
+    )
