@@ -56,6 +56,9 @@ async def test_a_retried_message_comes_back_as_it_was(bus: RabbitBus, recorder: 
         (attempt, False, "m-1", "c-1", "somewhere", "cml.worker.start.v1", b'{"a": 1}')
         for attempt in range(3)
     ]
+    first, *retried = [each.received_at for each in seen]
+    assert first
+    assert retried == [first.replace(microsecond=0)] * 2
 
 
 async def test_the_sender_is_known_for_certain_also_after_a_retry(
@@ -65,10 +68,11 @@ async def test_the_sender_is_known_for_certain_also_after_a_retry(
         return Retry() if message.attempt == 0 else Ack()
 
     recorder.answer = once
-    forged = {"x-cml-user-id": "admin", "x-cml-attempt": 7, "x-cml-faults": 7}
+    forged = {"x-cml-user-id": "admin", "x-cml-attempt": 7, "x-cml-faults": 7, "x-cml-received": 7}
     await bus.publish(outgoing("anonymous", headers=forged))
     await bus.publish(outgoing("known", user_id="guest"))
     seen = await recorder.until(4)
+    assert all(each.received_at and each.received_at.year > 1970 for each in seen)
     assert sorted((m.message_id or "", m.user_id, m.attempt) for m in seen) == [
         ("anonymous", None, 0),
         ("anonymous", None, 1),

@@ -36,16 +36,17 @@ async def test_an_edited_command_keeps_its_id_where_nobody_used_it_and_its_old_b
     assert (outcome.replaced_type, outcome.message_id) == (START, "start")
 
 
-async def test_an_edited_command_whose_id_was_used_gets_a_new_one_and_its_sender_is_answered(
+async def test_an_edited_creation_whose_id_is_bound_gets_a_new_one_and_its_sender_is_answered(
     service: Service,
 ):
     service.fail(after=False)
     await service.consume()
-    sent = await service.send({"worker_id": str(uuid4())}, "used", correlation_id="")
+    sent = await service.send(CREATE, "used", kind="cml.worker.create.v1", correlation_id="")
     assert sent
     letter = await service.the_letter()
     service.let(Access())
-    edit = EditDeadLetter(dead_letter_id=letter.id, body=json.dumps({"worker_id": str(uuid4())}))
+    body = json.dumps({"worker_id": str(uuid4())})
+    edit = EditDeadLetter(dead_letter_id=letter.id, type=START, body=body)
     result = await service.ask(edit)
     new_id = result.data["message_id"]
     assert UUID(new_id) != UUID(int=0)

@@ -288,6 +288,17 @@ async def test_a_reply_goes_to_the_address_on_record_and_to_the_repetitions_own(
     assert service.outbox.results("second") == service.outbox.results("first")[:1]
 
 
+async def test_a_token_that_was_valid_when_the_command_came_is_valid_for_its_retries(service: Service):
+    key, came = b"k" * 32, service.now
+    users = {"portal": frozenset({"*"})}
+    service.handler._access = Access(enforced=True, users=users, delegates=frozenset({"portal"}), keys=(key,))
+    token = sign(key, actor="ann", command_id="create", expires=came + timedelta(minutes=1))
+    service.now += timedelta(hours=1)
+    sent: dict[str, Any] = {"user_id": "portal", "headers": {TOKEN_HEADER: token}}
+    assert isinstance(await service.command(CREATE, "create", **sent), DeadLetter)
+    assert await service.command(CREATE, "create", **sent, received_at=came, attempt=1) == Ack()
+
+
 async def test_who_was_authorized_is_not_judged_again_when_the_token_has_run_out(service: Service):
     key = b"k" * 32
     service.handler._access = Access(

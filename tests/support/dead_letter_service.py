@@ -23,6 +23,7 @@ from cml_workers.bus.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJ
 from cml_workers.deadletters.archive import Archive
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.domain.policy import Access, Policy
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import StreamNotFoundError
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.handler import Lifecycle
@@ -91,9 +92,9 @@ class Service:
         await self.bus.publish(message)
 
     def fail(self, *, after: bool) -> None:
-        """Lifecycle has a bug: it records the command id and fails, or it fails when all is done but the message."""
+        """Lifecycle has a bug: it fails before it records a decision, or when all is done but the message."""
 
-        async def decide(*_: object, **__: object) -> Verdict:
+        async def record(*_: object, **__: object) -> Worker:
             raise ValueError("a bug")
 
         real = self.lifecycle.on_command
@@ -105,7 +106,7 @@ class Service:
         if after:
             self.handle = handle
         else:
-            self.lifecycle._decide = decide  # type: ignore[method-assign]
+            self.lifecycle._record = record  # type: ignore[method-assign]
 
     async def consume(self) -> None:
         """Lifecycle begins to take commands."""

@@ -4,6 +4,8 @@ USER_HEADER = "x-cml-user-id"
 """The sender's user, as the property ``user_id`` must name the publisher."""
 ATTEMPT_HEADER = "x-cml-attempt"
 """How often the message was retried before."""
+RECEIVED_HEADER = "x-cml-received"
+"""When the message was first delivered to us, in seconds since 1970: what expires later was valid in time."""
 FAULT_HEADER = "x-cml-faults"
 """How many times a handler failed with it, unexpectedly."""
 QUEUE_HEADER = "x-cml-queue"
@@ -20,6 +22,7 @@ OWN_HEADERS = frozenset(
     {
         USER_HEADER,
         ATTEMPT_HEADER,
+        RECEIVED_HEADER,
         FAULT_HEADER,
         QUEUE_HEADER,
         CAUSE_HEADER,

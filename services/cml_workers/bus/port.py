@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol
 
 from cml_contracts.envelope import JSON
@@ -36,6 +37,7 @@ class Message:
     ``attempt``: how often it was retried before; ``deliveries``: how often it was delivered since, this time
     included.
     ``user_id``: the user that the broker vouches for, also of a retried message.
+    ``received_at``: when one of our roles first had it, also of a retried message, UTC; None: just now.
     """
 
     body: bytes
@@ -50,6 +52,7 @@ class Message:
     redelivered: bool = False
     deliveries: int = 1
     attempt: int = 0
+    received_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

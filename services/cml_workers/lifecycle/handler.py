@@ -158,7 +158,7 @@ class Lifecycle:
                     user_id=message.user_id,
                     token=_text(message.headers.get(TOKEN_HEADER)),
                     access=self._access,
-                    now=self._now(),
+                    now=message.received_at or self._now(),
                 )
             except UnauthorizedError as error:
                 # Its token may have expired since: what was authorized once is not judged a second time.

@@ -1,6 +1,8 @@
 """Messages as FastStream delivers them, as handlers see them, and as they are published again."""
 
+import time
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from uuid import uuid4
 
 from faststream.rabbit.message import RabbitMessage
@@ -14,6 +16,7 @@ from cml_workers.bus.headers import (
     OWN_HEADERS,
     QUEUE_HEADER,
     REASON_HEADER,
+    RECEIVED_HEADER,
     USER_HEADER,
 )
 from cml_workers.bus.port import DeadLetter, Message, Outgoing
@@ -50,6 +53,7 @@ def delivered(received: RabbitMessage, roles: Collection[str]) -> Message:
         redelivered=bool(raw.redelivered),
         deliveries=1 + redeliveries,
         attempt=counter(headers.get(ATTEMPT_HEADER)),
+        received_at=datetime.fromtimestamp(counter(headers.get(RECEIVED_HEADER)) or time.time(), UTC),
     )
 
 
@@ -66,7 +70,11 @@ def retry(
     message: Message, headers: Mapping[str, object], *, queue: Queue, delay: int, own_user: str
 ) -> Outgoing:
     """The same message for the retry queue of ``delay`` seconds."""
-    counted = {**headers, ATTEMPT_HEADER: message.attempt + 1}
+    counted = {
+        **headers,
+        ATTEMPT_HEADER: message.attempt + 1,
+        RECEIVED_HEADER: int(message.received_at.timestamp()) if message.received_at else 0,
+    }
     return _again(message, counted, own_user, retry_queue=queue.retry_queue(delay))
 
 
