@@ -1,4 +1,6 @@
-"""How contract types treat what they do not know: commands refuse it, everything else passes over it."""
+"""How contract types treat fields that they do not know: a command with one is invalid, a reader ignores it."""
+
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -10,6 +12,18 @@ class Strict(BaseModel):
 
 
 class Tolerant(BaseModel):
-    """What we tell others: immutable; a reader passes over fields that a later version added."""
+    """What we publish: immutable. A reader ignores fields that a later version added; code that makes one may not add any.
+
+    Validation of data (``model_validate``, ``model_validate_json``) ignores unknown fields. A constructor call with an
+    unknown keyword is a mistake in our own code, and raises ValidationError.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def __init__(self, /, **fields: Any) -> None:
+        """Raises ValidationError, for an unknown field too."""
+        self.__pydantic_validator__.validate_python(fields, self_instance=self, extra="forbid")
+
+    # Pydantic's mark of a constructor that only validates: without it, validation would call the constructor for each
+    # model that it reads, which is slower and would not ignore unknown fields.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]

@@ -43,7 +43,7 @@ def decode(stored: StoredEvent) -> Recorded:
 
 
 def published(source: str, stored: StoredEvent) -> EventEnvelope:
-    """A stored event as others see it: everything but the caller's reply address.
+    """A stored event as others see it: what an envelope holds, and so not the caller's reply address.
 
     ``source``: the deployment's, by CloudEvents. Events of newer types than this version knows are shown, too.
     """
@@ -55,7 +55,7 @@ def published(source: str, stored: StoredEvent) -> EventEnvelope:
         worker_id=worker_of(stored.stream),
         revision=stored.revision,
         data=json.loads(stored.data),
-        **metadata.model_dump(exclude={"event_id", "reply"}),
+        **metadata.model_dump(include=set(EventEnvelope.model_fields)),
     )
 
 
