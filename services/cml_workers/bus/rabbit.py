@@ -26,7 +26,6 @@ from faststream.rabbit.message import RabbitMessage
 from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 from yarl import URL
 
-from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.delivery import settle
 from cml_workers.bus.direct_reply import DirectReplies
 from cml_workers.bus.port import (
@@ -56,6 +55,7 @@ from cml_workers.bus.properties import UNREADABLE_HEADER, read_tolerantly
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, Queue
 from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 from cml_workers.foundation.failures import ConfigurationError
+from cml_workers.foundation.secrets import may_be_secret
 from cml_workers.foundation.urls import redacted
 
 log = structlog.get_logger(__name__)
@@ -317,14 +317,13 @@ class RabbitBus:
                 await self.publish(_again(message, headers, queue.retry_queue(delay), self.user))
             case DeadLetter(reason, cause):
                 log.warning("dead letter", queue=queue.name, message_id=message.message_id, reason=reason)
-                headers |= {
+                headers = {name: value for name, value in headers.items() if not may_be_secret(name)} | {
                     QUEUE_HEADER: queue.name,
                     CAUSE_HEADER: str(cause),
                     REASON_HEADER: _printable(reason[:MAX_REASON]),
                     DELIVERIES_HEADER: message.deliveries,
                     DEATH_HEADER: str(uuid4()),
                 }
-                headers.pop(TOKEN_HEADER, None)  # a secret, and of no use for longer than minutes
                 await self.publish(_again(message, headers, None, self.user))
 
 

@@ -48,6 +48,7 @@ from cml_workers.cli.terminal import (
 )
 from cml_workers.eventstore.port import StreamNotFoundError
 from cml_workers.eventstore.worker_streams import published, stream_of
+from cml_workers.foundation.urls import redacted
 from cml_workers.runtime.endpoints import amqp_url, event_store_uri
 
 SYSTEM, CLIENT, OPERATE = "Run the system", "Use it", "Operate it"
@@ -83,7 +84,8 @@ def run() -> None:
         with ended_by_signals():
             async with system(settings) as (endpoints, running):
                 for name, url in endpoints.items():
-                    out.print(f"[bold]{name:12}[/bold] {escape(url)}", soft_wrap=True, highlight=False)
+                    shown = redacted(url) if settings.rabbitmq_url else url  # the embedded broker's is no secret
+                    out.print(f"[bold]{name:12}[/bold] {escape(shown)}", soft_wrap=True, highlight=False)
                 out.print("Ready. In another terminal: cml-workers create --help. Ctrl-C stops.")
                 await until_one_fails(running)
         out.print("Stopped.")
