@@ -60,6 +60,7 @@ from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.relay.relay import Relay
 from simulation import fleet
 from simulation.bus import Broker, Consumer, Delivery, QueueState
+from simulation.planted_messages import MESSAGES
 from simulation.run import Outcome, simulate, simulate_script
 from simulation.sweep import Plan, scripts, swept
 from simulation.tables import ReadModelOfProcess
@@ -552,6 +553,7 @@ PLANTED: Mapping[str, Planted] = {
             not_decided_again,
             not_followed_again,
             not_consumed_again,
+            *MESSAGES,
         )
     },
     "reply_forgotten_while_pending": Planted(

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
+CANARY = "canary"
+"""What each of them begins with: nothing else may contain it."""
+
 
 class Canaries:
     """``canaries["the database's password"]`` is the same text each time, and occurs nowhere else."""
@@ -14,7 +17,7 @@ class Canaries:
         self._texts: dict[str, str] = {}
 
     def __getitem__(self, what: str) -> str:
-        return self._texts.setdefault(what, f"canary{uuid4().hex}")
+        return self._texts.setdefault(what, f"{CANARY}{uuid4().hex}")
 
     def plant(self, what: str, secret: str) -> str:
         """A secret that cannot be any text, e.g. a signed one."""

@@ -84,7 +84,9 @@ def run() -> None:
         with ended_by_signals():
             async with system(settings) as (endpoints, running):
                 for name, url in endpoints.items():
-                    shown = redacted(url) if settings.rabbitmq_url else url  # the embedded broker's is no secret
+                    shown = (
+                        redacted(url) if settings.rabbitmq_url else url
+                    )  # the embedded broker's is no secret
                     out.print(f"[bold]{name:12}[/bold] {escape(shown)}", soft_wrap=True, highlight=False)
                 out.print("Ready. In another terminal: cml-workers create --help. Ctrl-C stops.")
                 await until_one_fails(running)
