@@ -38,7 +38,8 @@ def main() -> None:
     for room, counted in by_room(coverage).items():
         total.update(counted)
         print(f"{percent(counted):6.1f} %  of {counted['num_statements']:5} lines  {room}")
-    gate = float(coverage.get_option("report:fail_under") or 0)
+    gate = coverage.get_option("report:fail_under")
+    assert isinstance(gate, int | float)
     reached = percent(total)
     print(f"{reached:6.1f} %  of {total['num_statements']:5} lines  in all; at least {gate:g} % is asked for")
     sys.exit(reached < gate)
