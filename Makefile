@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test chaos fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
+.PHONY: help demo run test quick coverage chaos fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -31,6 +31,17 @@ run: $(READY) ## run all roles, embedded unless configured by the environment (s
 test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded broker
 	@tests/support/ensure-services
 	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+
+# One process more than cores: some of these tests wait.
+QUICK := -n 3 --dist loadscope --no-loadscope-reorder -m "not slow"
+quick: $(READY) ## the tests that need no server and are not slow, in less than a minute
+	@$(BIN)/python -m pytest $(QUICK) $(ARGS)
+
+coverage: $(READY) ## the quick tests, and how much of each room they ran; fails below the gate in pyproject.toml
+	@rm -rf .coverage && mkdir .coverage
+	@$(BIN)/python -m coverage run -m pytest $(QUICK) $(ARGS)
+	@$(BIN)/python -m coverage combine --quiet
+	@PYTHONPATH=tests $(BIN)/python -m support.covered
 
 chaos: $(READY) ## kill -9, freeze and cut off at random and at chosen messages, under load: KILLS=200 SEED=.. STORE=sqlite|kurrentdb PACE=2 PLANT=..
 	@tests/support/ensure-services
@@ -96,4 +107,4 @@ lock: $(READY) ## pin the dependencies again
 	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q pyproject.toml --extra embedded --group dev --no-emit-package cml-contracts -o requirements/dev.txt
 
 clean: ## remove the virtual environment and caches
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,10 +20,24 @@ from support.used import USED
 
 PARTS = re.compile(r"\[(sqlite|kurrentdb|server|postgresql|embedded|rabbitmq|real)\b")
 """What one suite runs on, one after the other, in the names of its tests."""
+SERVERS = {"server", "postgresql", "rabbitmq", "real"}
+"""Those of them that have to be started, as have what these fixtures give."""
+OF_SERVERS = {"rabbitmq_url", "postgresql_url", "kurrentdb_uri"}
+SLOW = (
+    *("simulation", "system", "bench", "fuzz/test_processes.py", "test_command_line.py", "test_ending.py"),
+    "embedded/test_ec2_simulator.py::test_instances_survive_the_end_of_the_process",
+)
+"""Folders, files and tests that take their time: many runs, or many processes."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[USED] = {}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Before any is chosen by its marks."""
+    if _is_slow(item):
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)
@@ -31,6 +45,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Folders with a test that may take long come first, so that no process works alone at the end."""
     long = {item.path.parent for item in items if item.get_closest_marker("timeout")}
     items.sort(key=lambda item: item.path.parent not in long)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    """Whether ``make quick`` leaves it out."""
+    place = item.path.relative_to(Path(__file__).parent).as_posix()
+    part = PARTS.search(item.nodeid)
+    return (
+        f"{place}::{item.name}".startswith(SLOW)
+        or bool(part and part[1] in SERVERS)
+        or not OF_SERVERS.isdisjoint(getattr(item, "fixturenames", ()))
+    )
 
 
 @pytest.hookimpl(optionalhook=True)

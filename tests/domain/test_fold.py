@@ -15,11 +15,13 @@ from cml_contracts.events import (
     WorkerEvent,
     WorkerTerminated,
 )
-from cml_contracts.results import Problem
+from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.worker import Worker, evolve, fold
 from support.given import NOW, WORKER, instance, launch, recorded
 
-PROBLEM = Problem(code="EC2InstanceOperation", title="EC2 refuses", detail="as it does", retryable=False)
+PROBLEM = Problem(
+    code=ProblemCode.EC2_INSTANCE_OPERATION, title="EC2 refuses", detail="as it does", retryable=False
+)
 LIFE: list[WorkerEvent] = [
     WorkerCreated(
         name="lab", ami_id="ami-1", aws_region="us-east-1", instance_type="m5.large", created_by="ann"
@@ -31,7 +33,7 @@ LIFE: list[WorkerEvent] = [
     StopRequested(operation_id="s"),
     OperationRefused(operation_id="s", problem=PROBLEM),
     StopFailed(operation_id="s", problem=PROBLEM),
-    TagsUpdateRequested(operation_id="t", tags={"a": "1"}, removed=[]),
+    TagsUpdateRequested(operation_id="t", tags={"a": "1"}),
     TagsUpdated(operation_id="t", tags={"a": "1"}),
     TerminationRequested(operation_id="x"),
     TerminationRequested(operation_id="y"),

@@ -27,6 +27,7 @@ from support.ec2 import SimulatorAdmin
 from support.simulated import admin, ec2, simulator
 
 __all__ = ["admin", "ec2", "simulator"]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 REGION = "us-east-1"
 

@@ -70,18 +70,6 @@ UNKNOWN = [
     "Unavailable",
     "ServiceUnavailable",
 ]
-EXCEPTIONS = [
-    "EC2InvalidParameterException",
-    "EC2QuotaExceededException",
-    "EC2CapacityException",
-    "EC2AuthenticationException",
-    "EC2InstanceCreationException",
-    "EC2InstanceNotFoundException",
-    "EC2InstanceOperationException",
-    "EC2TagOperationException",
-    "EC2StatusCheckException",
-    "EC2ThrottledException",
-]
 
 
 def told(
@@ -156,5 +144,5 @@ def test_a_long_message_is_cut():
 
 
 def test_the_exceptions_bear_the_names_of_the_specification():
-    for name in EXCEPTIONS:
+    for name in (f"{code}Exception" for code in ProblemCode if code.startswith("EC2")):
         assert issubclass(getattr(errors, name), EC2Exception)

@@ -9,6 +9,7 @@ from uuid import UUID
 from cml_contracts.commands import StartCMLWorker, UpdateCMLWorkerStatus, WorkerCommand
 from cml_contracts.queries import GetCMLWorker, GetOperation, OperationView, Query, WorkerView
 from cml_contracts.results import OperationResult, ProblemCode
+from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import COMMANDS_EXCHANGE, QUERIES_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
@@ -18,6 +19,7 @@ from simulation.bus import CLIENTS, SENT_AGAIN, Broker, BusOfProcess
 from simulation.coverage import SETTLED, Coverage
 from simulation.store import Log
 from simulation.world import Process, World
+from support.canaries import CANARY
 from support.invariants import NOT_RECORDED
 
 IMPATIENT = 90.0
@@ -86,7 +88,7 @@ class Callers:
             await asyncio.wait([arrived], timeout=IMPATIENT if impatient else None)
             if not arrived.done():
                 with contextlib.suppress(BusUnavailableError):
-                    await self._publish(replace(message, headers={SENT_AGAIN: "1"}))
+                    await self._publish(replace(message, headers={**message.headers, SENT_AGAIN: "1"}))
 
     async def _until_confirmed(
         self, message: Outgoing, command: WorkerCommand, *, gives_up: bool = False
@@ -253,6 +255,7 @@ def _message(command_id: str, command: WorkerCommand, reply_to: str | None = Non
         type=command.TYPE,
         message_id=command_id,
         reply_to=reply_to,
+        headers={TOKEN_HEADER: f"{CANARY} of {command_id}"},
     )
 
 

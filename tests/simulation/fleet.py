@@ -234,8 +234,12 @@ class Fleet:
             for command_id in self.callers.confirmed
             if self.callers.recorded_at(command_id) is None and command_id not in self.callers.status_updates
         ]
-        kept = {message.message_id for _, message, _ in self.broker.dead}
-        found += [f"9: {name} is not in the dead letters" for name in sorted(self.callers.rubbish - kept)]
+        reasons = {message.message_id: reason for _, message, reason in self.broker.dead}
+        found += [
+            f"9: {name} is not in the dead letters with its reason"
+            for name in sorted(self.callers.rubbish)
+            if not reasons.get(name)
+        ]
         if not self.broker.quiet:
             found.append("9: messages are still in the queues")
         return found

@@ -16,22 +16,18 @@ import pytest
 
 from cml_contracts.commands import UpdateCMLWorkerTags
 from cml_contracts.events import (
-    InstanceLaunched,
+    EVENTS,
     InstanceStarting,
-    InstanceStateObserved,
-    InstanceStopping,
-    LaunchRequested,
     OperationRefused,
-    StartRequested,
-    StopRequested,
-    TagsUpdated,
-    TagsUpdateRequested,
-    TerminationRequested,
+    StartFailed,
+    StopFailed,
+    TagsUpdateFailed,
+    TerminationFailed,
     WorkerEvent,
-    WorkerImported,
 )
 from cml_contracts.instance import Ec2Instance, LaunchParameters, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
+from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import Ack, BusUnavailableError, Message, Outgoing, Retry, Verdict
 from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.domain import decide as rules
@@ -59,6 +55,7 @@ from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.relay.relay import Relay
 from simulation import fleet
 from simulation.bus import Broker, Consumer, Delivery, QueueState
+from simulation.planted_messages import MESSAGES
 from simulation.run import Outcome, simulate, simulate_script
 from simulation.sweep import Plan, scripts, swept
 from simulation.tables import ReadModelOfProcess
@@ -513,6 +510,10 @@ class Planted:
     script: str = ""
 
 
+TRIGGERS = [EVENTS[each.routing_key] for each in EC2_TRIGGERS.bindings if each.exchange == EVENTS_EXCHANGE]
+SEEN_BY_THE_WALK = {StartFailed, StopFailed, TerminationFailed, TagsUpdateFailed}
+"""Triggers that are needed only where more comes together than in a script: ``tests/ec2_adapter/test_triggers.py``."""
+
 PLANTED: Mapping[str, Planted] = {
     **{
         each.__name__: Planted(each)
@@ -541,6 +542,7 @@ PLANTED: Mapping[str, Planted] = {
             not_decided_again,
             not_followed_again,
             not_consumed_again,
+            *MESSAGES,
         )
     },
     "reply_forgotten_while_pending": Planted(
@@ -558,19 +560,8 @@ PLANTED: Mapping[str, Planted] = {
     "not_rechecked": Planted(not_rechecked, SWEEP, "update_tags, update_tags when it is"),
     **{
         f"no_trigger_{event.__name__}": Planted(_without_trigger(event), CALM_RUNS)
-        for event in (
-            LaunchRequested,
-            StartRequested,
-            StopRequested,
-            TerminationRequested,
-            TagsUpdateRequested,
-            InstanceLaunched,
-            InstanceStarting,
-            InstanceStopping,
-            InstanceStateObserved,
-            WorkerImported,
-            TagsUpdated,
-        )
+        for event in TRIGGERS
+        if event is not OperationRefused and event not in SEEN_BY_THE_WALK
     },
     "no_trigger_OperationRefused": Planted(
         _without_trigger(OperationRefused), SWEEP, "start, stop when it is req"

@@ -12,7 +12,9 @@ from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.envelope import JSON
 from cml_contracts.results import OperationResult
+from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import COMMANDS_EXCHANGE
+from support.canaries import CANARY
 
 CONFIRM_SECONDS = 20.0
 """How long to wait for the broker's confirm before the message is published again."""
@@ -74,6 +76,7 @@ class Callers:
             reply_to=self.queue if address else None,
             correlation_id=address,
             content_type=JSON,
+            headers={TOKEN_HEADER: f"{CANARY} of {command_id}", "authorization": CANARY},
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )
         while not await self._confirmed(message, command.TYPE):

@@ -48,6 +48,7 @@ from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker
 from cml_workers.projector.read_model import OPERATIONS, WORKERS
 from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.sql.database import open_database, transaction
+from support.canaries import CANARY
 from support.ec2 import SimulatorAdmin
 
 OUTCOMES: Mapping[type[Intent], tuple[type[Any], ...]] = {
@@ -191,9 +192,21 @@ def safety(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iterat
     for worker_id, history in streams.items():
         yield from _of_stream(worker_id, history, launched)
     yield from _replies(seen, streams)
+    yield from _secrets(seen)
+
+
+def _secrets(seen: Observed) -> Iterator[str]:
+    """The callers of every run have secrets in the headers of their messages."""
+    secret = CANARY.encode()
     for stored in seen.events:
-        if b"AWS_SECRET" in stored.data or b"x-cml-actor-token" in stored.metadata:
+        if secret in stored.data or secret in stored.metadata:
             yield f"8: a secret in {stored.stream}@{stored.revision}"
+    for command_id, replies in seen.replies.items():
+        if any(CANARY in reply.model_dump_json() for reply in replies):
+            yield f"8: a secret in a reply to {command_id}"
+    for envelope in seen.published or ():
+        if CANARY in repr(envelope):
+            yield f"8: a secret in {envelope.type} of {envelope.worker_id} as published"
 
 
 def _of_stream(

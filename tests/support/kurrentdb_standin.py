@@ -13,6 +13,7 @@ import signal
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import uuid4
 
 import grpc  # type: ignore[import-untyped]  # it ships no types
@@ -184,8 +185,8 @@ class KurrentDbStandIn:
             self._followers.discard(news)
 
 
-async def serve(port: int) -> None:
-    node, done = KurrentDbStandIn(port=port), asyncio.Event()
+async def serve(port: int, users: Mapping[str, str], tls: tuple[bytes, bytes] | None) -> None:
+    node, done = KurrentDbStandIn(port=port, users=users, tls=tls), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
@@ -199,4 +200,8 @@ async def serve(port: int) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--port", type=int, required=True)
-    asyncio.run(serve(arguments.parse_args().port))
+    arguments.add_argument("--user", nargs=2, action="append", metavar=("NAME", "PASSWORD"))
+    arguments.add_argument("--tls", nargs=2, type=Path, metavar=("KEY", "CERTIFICATE"))
+    given = arguments.parse_args()
+    files = (given.tls[0].read_bytes(), given.tls[1].read_bytes()) if given.tls else None
+    asyncio.run(serve(given.port, dict(given.user or {}), files))

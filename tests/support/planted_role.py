@@ -9,9 +9,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
-from cml_workers.bus.port import Ack
+import structlog
+
+from cml_workers.bus.port import Ack, Message, Verdict
 from cml_workers.cli import main
 from cml_workers.lifecycle.handler import Finish, Lifecycle
+
+log = structlog.get_logger(__name__)
 
 
 def forgotten_reply() -> None:
@@ -34,7 +38,20 @@ def forgotten_reply() -> None:
     Lifecycle._transact = _transact  # type: ignore[assignment, method-assign]
 
 
-PLANTS: Mapping[str, Callable[[], None]] = {"forgotten_reply": forgotten_reply}
+def headers_logged() -> None:
+    """A line for each command, with all that came with it."""
+    on_command = Lifecycle.on_command
+
+    async def _on_command(self: Lifecycle, message: Message) -> Verdict:
+        log.debug("a command", headers=message.headers)
+        return await on_command(self, message)
+
+    Lifecycle.on_command = _on_command  # type: ignore[method-assign]
+
+
+PLANTS: Mapping[str, Callable[[], None]] = {
+    plant.__name__: plant for plant in (forgotten_reply, headers_logged)
+}
 
 if __name__ == "__main__":
     PLANTS[sys.argv[1]]()

@@ -1,8 +1,13 @@
-"""An EC2 simulator and a client of it, for the tests of one module."""
+"""An EC2 simulator and a client of it, for the tests of one module.
+
+The client is made once, as that takes a third of a second: such a module has
+``pytestmark = pytest.mark.asyncio(loop_scope="module")``.
+"""
 
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import pytest_asyncio
 
 from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_workers.ec2_adapter.aws import AwsEc2Client
@@ -25,10 +30,13 @@ def admin(simulator: Ec2Simulator) -> Iterator[SimulatorAdmin]:
     admin.clear()
 
 
-@pytest.fixture
-async def ec2(simulator: Ec2Simulator, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AwsEc2Client]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ec2(simulator: Ec2Simulator) -> AsyncIterator[AwsEc2Client]:
     """The adapter's own client, over HTTP."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "simulator")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "simulator")
-    async with AwsEc2Client(endpoint_url=simulator.url, read_timeout=2) as client:
-        yield client
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "simulator")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "simulator")
+        async with AwsEc2Client(endpoint_url=simulator.url) as first:
+            await first.find_image("us-east-1", "none")  # moto takes its time over the first of all calls
+        async with AwsEc2Client(endpoint_url=simulator.url, read_timeout=2) as client:
+            yield client

@@ -36,7 +36,7 @@ from support.given import NOW, POLICY, WORKER, evolved, instance
 AT_ONCE = 2
 """Operations that are pending together, at most; more of them lead to nothing else."""
 PROBLEM = Problem.of(ProblemCode.EC2_INSTANCE_OPERATION, "refused")
-COMMANDS: Sequence[WorkerCommand] = (
+TRIED: Sequence[WorkerCommand] = (
     CreateCMLWorker(name="lab", aws_region="us-east-1", created_by="ann", worker_id=WORKER),
     ImportCMLWorker(aws_region="us-east-1", instance_id=instance().instance_id, created_by="ann"),
     StartCMLWorker(worker_id=WORKER),
@@ -95,7 +95,7 @@ def _situation(worker: Worker) -> object:
 
 
 def _commanded(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Step]:
-    for command in COMMANDS:
+    for command in TRIED:
         # As EC2 answers before anybody asked, where it has to be asked.
         for finding in (
             None,

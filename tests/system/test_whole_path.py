@@ -198,8 +198,7 @@ async def test_an_id_that_was_used_before_with_another_body_is_rejected(system: 
 
 
 async def test_many_commands_in_flight_all_get_their_own_reply(system: System):
-    """200 on RabbitMQ; the simulator takes its time over so many instances, so fewer on the embedded broker."""
-    crowd = 200 if "RABBITMQ_URL" in system.running.environment else 50
+    crowd = 200
     async with system.client() as client:
 
         async def all_of(name: str, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from cml_workers.cli.terminal import (
     out,
     run_to_end,
 )
+from cml_workers.foundation.urls import redacted
 
 
 def run() -> None:
@@ -36,7 +37,9 @@ def run() -> None:
         with ended_by_signals():
             async with system(settings) as (endpoints, running):
                 for name, url in endpoints.items():
-                    out.print(f"[bold]{name:12}[/bold] {escape(url)}", soft_wrap=True, highlight=False)
+                    # The embedded broker's is no secret.
+                    shown = redacted(url) if settings.rabbitmq_url else url
+                    out.print(f"[bold]{name:12}[/bold] {escape(shown)}", soft_wrap=True, highlight=False)
                 out.print("Ready. In another terminal: cml-workers create --help. Ctrl-C stops.")
                 await until_one_fails(running)
         out.print("Stopped.")

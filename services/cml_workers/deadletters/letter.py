@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.headers import (
     CAUSE_HEADER,
     DEATH_HEADER,
@@ -21,6 +20,7 @@ from cml_workers.bus.headers import (
 )
 from cml_workers.bus.port import Message, Outgoing
 from cml_workers.bus.topology import DELIVERY_LIMIT, QUEUES
+from cml_workers.foundation.secrets import may_be_secret
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
 _OF_THE_BROKER = ("x-death", "x-first-death-", "x-last-death-")
@@ -145,7 +145,7 @@ def _uuid(text: str) -> UUID | None:
 
 
 def _may_be_kept(name: str) -> bool:
-    return name not in OWN_HEADERS and name.lower() != TOKEN_HEADER
+    return name not in OWN_HEADERS and not may_be_secret(name)
 
 
 def _plain(value: object) -> Any:

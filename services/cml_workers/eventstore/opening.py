@@ -22,6 +22,6 @@ def open_event_store(uri: str) -> EventStore:
     if scheme in KURRENTDB_SCHEMES:
         return KurrentDbEventStore(uri)
     raise StoreConfigurationError(
-        f"no event store at an address of scheme {scheme!r}: give sqlite:///file, or a KurrentDB connection "
-        f"string of scheme {', '.join(KURRENTDB_SCHEMES)}"
+        "the event store's address is not one: give sqlite:///file, or a KurrentDB connection string that begins with "
+        + ", ".join(f"{each}://" for each in KURRENTDB_SCHEMES)
     )

@@ -55,7 +55,7 @@ def published(source: str, stored: StoredEvent) -> EventEnvelope:
         worker_id=worker_of(stored.stream),
         revision=stored.revision,
         data=json.loads(stored.data),
-        **metadata.model_dump(exclude={"event_id", "reply", "fingerprint"}),
+        **metadata.model_dump(include=set(EventEnvelope.model_fields)),
     )
 
 

@@ -28,6 +28,7 @@ from cml_workers.eventstore.port import EventStore
 from cml_workers.projector.read_model import OPERATIONS, WORKERS
 from cml_workers.sql.database import open_database, transaction
 from support.callers import Callers
+from support.canaries import CANARY
 from support.invariants import Observed, observe, violations
 from support.load import Load, Manner
 from system.chaos.outcome import SUBSCRIBER, Outcome, dead_letters, taken
@@ -196,6 +197,11 @@ class Chaos:
         await store.close()
         unanswered = sum(each.startswith("10:") for each in broken)
         broken += await dead_letters(self.system.rabbitmq.url)
+        broken += [
+            f"8: a secret in {log}"
+            for log in self.system.roles.logs.values()
+            if log.exists() and CANARY in log.read_text()
+        ]
         broken += [
             f"a traceback in {log}"
             for log in self.system.roles.logs.values()

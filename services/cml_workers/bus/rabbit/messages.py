@@ -7,7 +7,6 @@ from uuid import uuid4
 
 from faststream.rabbit.message import RabbitMessage
 
-from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.headers import (
     ATTEMPT_HEADER,
     CAUSE_HEADER,
@@ -21,6 +20,7 @@ from cml_workers.bus.headers import (
 )
 from cml_workers.bus.port import DeadLetter, Message, Outgoing
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, Queue
+from cml_workers.foundation.secrets import may_be_secret
 
 MAX_HEADER_NAME = 128
 """Bytes; the library truncates a longer one (AMQP 0-9-1, 4.2.5.5)."""
@@ -83,14 +83,13 @@ def dead_letter(
 ) -> Outgoing:
     """The same message for the dead letters, with its reason."""
     died = {
-        **headers,
+        **{name: value for name, value in headers.items() if not may_be_secret(name)},
         QUEUE_HEADER: queue.name,
         CAUSE_HEADER: str(verdict.cause),
         REASON_HEADER: _printable(verdict.reason[:MAX_REASON]),
         DELIVERIES_HEADER: message.deliveries,
         DEATH_HEADER: str(uuid4()),
     }
-    died.pop(TOKEN_HEADER, None)  # a secret that expires within minutes
     return _again(message, died, own_user, retry_queue=None)
 
 

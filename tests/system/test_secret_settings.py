@@ -1,0 +1,108 @@
+"""A setting that holds a secret is reported without it when it is wrong, and shown without it when it is right."""
+
+import json
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cml_tools.definitions import definitions
+from cml_workers.runtime.settings import Settings
+from support.canaries import Canaries
+from support.certificates import Certificates
+from support.postgresql import private_postgresql
+from support.rabbitmq import free_port, private_rabbitmq
+from support.running import COMMAND, RunningSystem, unconfigured
+from support.secret_parts import everything_to
+
+URLS = {
+    "RABBITMQ_URL": ("amqp://me:{secret}@127.0.0.1:{rabbitmq}/", "amqp:/me:{secret}@127.0.0.1", "{secret}"),
+    "KURRENTDB_URI": (
+        "esdb://me:{secret}@127.0.0.1:{nothing}?TlsCaFile={authority}",
+        "esdb://me:{secret}@127.0.0.1?TlsCaFile=/none.pem",
+        "esdb:/me:{secret}@127.0.0.1",
+        "{secret}",
+    ),
+    "DATABASE_URL": (
+        "postgresql://cml:{secret}@127.0.0.1:{postgresql}/postgres",
+        "postgresql://cml:{secret}@127.0.0.1:{nothing}/postgres",
+        "postgresql://cml:{secret}@127.0.0.1:port/postgres",
+        "postgresql:/cml:{secret}@127.0.0.1",
+        "{secret}",
+    ),
+    "CML_ACTOR_TOKEN_KEYS": ("{secret}", '["{secret}"', '["{short}"]', '[["{secret}"]]'),
+}
+"""Settings that hold a secret, each wrong in its own way."""
+
+
+def test_these_are_all_the_settings_that_hold_secrets():
+    secret = {
+        field.validation_alias or f"CML_{name.upper()}"
+        for name, field in Settings.model_fields.items()
+        if "SecretStr" in repr(field.annotation)
+    }
+    assert URLS.keys() == secret
+
+
+@pytest.fixture(scope="module")
+def ports(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with (
+        private_rabbitmq(tmp_path_factory.mktemp("rabbitmq")) as rabbitmq,
+        private_postgresql(password="another") as postgresql,
+    ):
+        yield {
+            "rabbitmq": str(rabbitmq.port),
+            "postgresql": str(postgresql.port),
+            "nothing": str(free_port()),
+            "authority": str(certificates.authority),
+            "RABBITMQ_URL": rabbitmq.url,
+        }
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [(setting, value) for setting, values in URLS.items() for value in values]
+)
+def test_a_wrong_setting_is_reported_without_its_secret(
+    ports: dict[str, str], tmp_path: Path, setting: str, value: str
+):
+    secrets = Canaries()
+    short = secrets["a key that is too short"][:31]
+    secrets.plant("a key that is too short", short)
+    wrong = value
+    for name, text in {**ports, "secret": secrets[setting], "short": short}.items():
+        wrong = wrong.replace(f"{{{name}}}", text)
+    done = subprocess.run(
+        [COMMAND, "role", "projector"],
+        env={
+            **unconfigured(),
+            "RABBITMQ_URL": ports["RABBITMQ_URL"],
+            "CML_AUTHORIZE": "false",
+            "CML_LOG_LEVEL": "debug",
+            "CML_DATA_DIR": str(tmp_path),
+            setting: wrong,
+        },
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode in (2, 3), done.stderr
+    assert setting.encode() in done.stderr or b"RabbitMQ" in done.stderr or b"KurrentDB" in done.stderr
+    assert secrets.found({"stdout": done.stdout, "stderr": done.stderr}) == []
+
+
+def test_what_a_running_system_prints_has_no_password_and_what_it_writes_is_for_its_owner(tmp_path: Path):
+    secrets = Canaries()
+    users = json.dumps(definitions({"cml-client": secrets["a password"]}))
+    with private_rabbitmq(tmp_path / "rabbitmq", everything_to("cml-client", users)) as rabbitmq:
+        url = f"amqp://cml-client:{secrets['a password']}@127.0.0.1:{rabbitmq.port}/"
+        running = RunningSystem(tmp_path / "data", RABBITMQ_URL=url, CML_LOG_LEVEL="debug")
+        try:
+            running.start()
+            endpoints = running.data_dir / "endpoints.json"
+            assert stat.S_IMODE(endpoints.stat().st_mode) == 0o600
+            assert f"127.0.0.1:{rabbitmq.port}" in running.told()
+            assert secrets.found({"stdout": running.told(), "stderr": running.log()}) == []
+        finally:
+            running.kill()
