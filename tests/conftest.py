@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Where tests run in several processes, what each of them used is told by the first."""
+    """Where tests run in several processes, the first one reports what each of them used."""
     node.config.stash[USED].update(getattr(node, "workeroutput", {}).get("used", {}))
 
 

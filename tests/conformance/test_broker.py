@@ -159,10 +159,10 @@ async def test_declaring_again_with_other_arguments_is_refused_by_name(
     async with a_queue(channel, **QUORUM, x_delivery_limit=3) as queue:
         await channel.declare_queue(queue.name, durable=True, arguments={**QUORUM, "x-delivery-limit": 3})
         other = await connection.channel()
-        with pytest.raises(ChannelPreconditionFailed) as told:
+        with pytest.raises(ChannelPreconditionFailed) as raised:
             await other.declare_queue(queue.name, durable=True, arguments={**QUORUM, "x-delivery-limit": 4})
-        assert queue.name in str(told.value)
-        assert "x-delivery-limit" in str(told.value)
+        assert queue.name in str(raised.value)
+        assert "x-delivery-limit" in str(raised.value)
 
 
 async def test_what_does_not_exist_is_not_found(connection: Connection):
@@ -328,20 +328,20 @@ async def test_a_limit_of_three_is_four_deliveries(channel: AbstractChannel):
             assert message.headers.get("x-delivery-count", 0) == expected
             await message.nack(requeue=True)
         assert await bodies(queue, 1) == ["fine"]
-        buried = await take(grave)
-        assert (death(buried)["reason"], death(buried)["queue"]) == ("delivery_limit", queue.name)
-        await buried.ack()
+        dead = await take(grave)
+        assert (death(dead)["reason"], death(dead)["queue"]) == ("delivery_limit", queue.name)
+        await dead.ack()
 
 
-async def test_what_is_rejected_is_buried_with_its_story(channel: AbstractChannel):
+async def test_what_is_rejected_is_dead_lettered_with_its_story(channel: AbstractChannel):
     async with a_grave(channel) as (grave, arguments), a_queue(channel, **QUORUM, **arguments) as queue:
         await put(channel, queue, "a", headers={"mine": "kept"}, message_id="m-1", correlation_id="c-1")
         await (await take(queue)).reject(requeue=False)
-        buried = await take(grave)
-        assert (death(buried)["reason"], death(buried)["count"]) == ("rejected", 1)
-        assert buried.headers["x-first-death-queue"] == queue.name
-        assert (buried.headers["mine"], buried.message_id, buried.correlation_id) == ("kept", "m-1", "c-1")
-        await buried.ack()
+        dead = await take(grave)
+        assert (death(dead)["reason"], death(dead)["count"]) == ("rejected", 1)
+        assert dead.headers["x-first-death-queue"] == queue.name
+        assert (dead.headers["mine"], dead.message_id, dead.correlation_id) == ("kept", "m-1", "c-1")
+        await dead.ack()
 
 
 async def test_a_waiting_queue_gives_back_after_its_time(channel: AbstractChannel):
@@ -371,26 +371,26 @@ async def test_a_full_queue_that_rejects_says_no(channel: AbstractChannel):
 async def test_direct_reply_to_reaches_the_asker_from_another_connection(
     amqp_url: str, channel: AbstractChannel
 ):
-    async with a_queue(channel) as questions, await aio_pika.connect(amqp_url) as asking:
+    async with a_queue(channel) as requests, await aio_pika.connect(amqp_url) as asking:
         asker = await asking.channel()
         replies = Consumer()
         await (await asker.get_queue("amq.rabbitmq.reply-to", ensure=False)).consume(replies, no_ack=True)
-        await put(asker, questions, "?", reply_to="amq.rabbitmq.reply-to", correlation_id="c-1")
-        question = await take(questions)
-        await question.ack()
-        assert question.reply_to
-        assert question.reply_to != "amq.rabbitmq.reply-to"
+        await put(asker, requests, "?", reply_to="amq.rabbitmq.reply-to", correlation_id="c-1")
+        request = await take(requests)
+        await request.ack()
+        assert request.reply_to
+        assert request.reply_to != "amq.rabbitmq.reply-to"
         answer = aio_pika.Message(b"!", correlation_id="c-1")
         exchange = channel.default_exchange
-        await exchange.publish(answer, question.reply_to, mandatory=False)
+        await exchange.publish(answer, request.reply_to, mandatory=False)
         (got,) = await replies.until(1)
         assert (got.body, got.correlation_id) == (b"!", "c-1")
         with pytest.raises(DeliveryError):  # not a queue: it comes back, although it arrived
-            await exchange.publish(answer, question.reply_to, mandatory=True)
+            await exchange.publish(answer, request.reply_to, mandatory=True)
         await replies.until(2)
         await asking.close()
         await asyncio.sleep(0.1)
-        await exchange.publish(answer, question.reply_to, mandatory=False)
+        await exchange.publish(answer, request.reply_to, mandatory=False)
 
 
 async def test_a_forged_user_is_refused_and_the_own_one_passed_on(connection: Connection):

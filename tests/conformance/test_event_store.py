@@ -332,7 +332,7 @@ async def test_a_follower_starts_behind_its_position(store, place, ours):
     assert ids(await followed(other, caught_up, prefix=ours, after=stored[3].position)) == []
 
 
-async def test_a_follower_is_told_that_it_caught_up_and_then_gets_what_is_new(store, place, ours):
+async def test_a_follower_learns_that_it_caught_up_and_then_gets_what_is_new(store, place, ours):
     writer = await place.opened()
     old, new = events(2), events(2)
     await store.append(ours + "a", old, expected=NO_STREAM)
