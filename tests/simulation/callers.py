@@ -64,7 +64,7 @@ class Callers:
     # -- sending ------------------------------------------------------------------------------------------
 
     async def post(self, command_id: str, command: WorkerCommand) -> None:
-        """Send a command until the broker has it, and ask no more. Not a status update, which is a question."""
+        """Send a command until the broker has it, and ask no more. Not a status update, whose result is not recorded."""
         await self._until_confirmed(_message(command_id, command), command)
 
     async def call(self, command_id: str, command: WorkerCommand, *, impatient: bool = False) -> None:

@@ -72,7 +72,7 @@ class Load:
 
     @property
     def status_updates(self) -> frozenset[str]:
-        """The commands that are questions: what they are answered is not recorded."""
+        """The status updates, whose results are not recorded."""
         return frozenset(each for each, kind in self.sent.items() if kind == UpdateCMLWorkerStatus.TYPE)
 
     async def run(self, on_answer: Callable[[], None] = lambda: None) -> None:
