@@ -65,11 +65,12 @@ bench-report: $(READY) ## write tests/bench/before.json, and after.json if there
 bench-compare: $(READY) ## two results side by side: BEFORE=before.json AFTER=after.json
 	@$(BENCH) --compare $(or $(BEFORE),tests/bench/before.json) $(AFTER)
 
-check: $(READY) ## format, lint, strict types, import rules, generated documents
+check: $(READY) ## format, lint, strict types, import rules, words, generated documents
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m cml_tools.import_rules
+	@$(BIN)/python -m cml_tools.english
 	@$(BIN)/python -m cml_tools.asyncapi --check docs/asyncapi.json
 	@$(BIN)/python -m cml_tools.definitions --check deploy/rabbitmq/definitions.json
 	@$(BIN)/python -m cml_tools.configuration --check docs/configuration.md

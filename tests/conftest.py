@@ -60,7 +60,7 @@ def _is_slow(item: pytest.Item) -> bool:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Where tests run in several processes, what each of them used is told by the first."""
+    """Where tests run in several processes, the first one reports what each of them used."""
     node.config.stash[USED].update(getattr(node, "workeroutput", {}).get("used", {}))
 
 

@@ -1,4 +1,4 @@
-"""A process ends when it is told to, whatever the libraries it waits in do with a cancellation."""
+"""A process ends on its signal, whatever the libraries it waits in do with a cancellation."""
 
 import asyncio
 import os
@@ -70,7 +70,7 @@ async def test_a_task_that_fails_while_it_is_ended_harms_nobody() -> None:
     assert isinstance(task.exception(), ConnectionError)
 
 
-def test_what_does_not_end_in_good_order_ends_all_the_same_and_says_where_it_was() -> None:
+def test_what_does_not_end_cleanly_ends_all_the_same_and_says_where_it_was() -> None:
     stuck = """
 import asyncio, os, signal
 from cml_workers.process import signals

@@ -106,13 +106,13 @@ def test_every_breach_is_noticed_in_the_code_itself(tmp_path: Path, graph: Graph
         check=False,
     )
     assert (done.returncode, done.stderr) == (1, "")
-    told = set(done.stdout.splitlines())
+    found = set(done.stdout.splitlines())
     expected = {f"{each} (room {room_of(each)}) must not import {imported}" for each, imported in planted}
     expected |= {
         f"cml_workers.attic{each} is in no room: enter it in cml_tools/rooms.py" for each in ("", ".box")
     }
-    assert sorted(expected - told) == []
-    assert {line for line in told - expected if "circle" not in line} == set()
+    assert sorted(expected - found) == []
+    assert {line for line in found - expected if "circle" not in line} == set()
 
 
 @pytest.mark.parametrize(("module", "imported"), EXAMPLES)
@@ -148,7 +148,7 @@ def test_modules_of_one_room_do_not_import_each_other_in_a_circle(graph: Graph):
     ],
 )
 @pytest.mark.parametrize("module", ["cml_workers.domain.new", "cml_workers.lifecycle.new"])
-def test_nobody_asks_for_the_time_who_is_told_it(module: str, source: str, noticed: bool):
+def test_modules_that_are_given_the_time_do_not_ask_for_it(module: str, source: str, noticed: bool):
     assert bool(list(moments(module, source))) is noticed
     assert list(moments("cml_workers.runtime.new", source)) == []
 

@@ -58,17 +58,17 @@ def test_what_is_wrong_is_said_of_the_variable_it_is_in(
     if said is None:
         load_settings()
         return
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as raised:
         load_settings()
-    assert str(told.value) == said
+    assert str(raised.value) == said
 
 
 def test_every_variable_that_is_wrong_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CML_ALLOWED_REGIONS", "us-east-1")
     monkeypatch.setenv("CML_PREFETCH", "many")
-    with pytest.raises(SettingsError) as told:
+    with pytest.raises(SettingsError) as raised:
         load_settings()
-    assert [line.partition(":")[0] for line in str(told.value).splitlines()] == [
+    assert [line.partition(":")[0] for line in str(raised.value).splitlines()] == [
         "CML_ALLOWED_REGIONS",
         "CML_PREFETCH",
     ]

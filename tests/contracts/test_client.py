@@ -64,9 +64,9 @@ async def test_the_same_id_may_be_in_flight_more_than_once(broker: AmqpBroker):
 
 async def test_a_deadline_that_passes_names_the_command(broker: AmqpBroker):
     async with WorkerClient(broker.url) as client:
-        with pytest.raises(NoResultYetError, match="c-1") as told:
+        with pytest.raises(NoResultYetError, match="c-1") as raised:
             await client.send(START, command_id="c-1", deadline=0.2)
-        assert told.value.command_id == "c-1"
+        assert raised.value.command_id == "c-1"
 
 
 @pytest.mark.parametrize("command_id", ["", "two words", "x" * 201, "中" * 86])

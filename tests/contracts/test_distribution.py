@@ -48,5 +48,5 @@ def test_the_types_load_without_an_amqp_library():
 def test_the_client_says_which_extra_it_needs(missing: str):
     done = run("import cml_contracts.client", missing)
     assert done.returncode == 1
-    told = f"cml_contracts.client needs {missing}: pip install 'cml-contracts[client]'"
-    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {told}"
+    message = f"cml_contracts.client needs {missing}: pip install 'cml-contracts[client]'"
+    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {message}"

@@ -1,4 +1,4 @@
-"""One frozen JSON example for each type and version; what was valid once decodes for ever."""
+"""One frozen JSON example for each type and version; what was valid once decodes without end."""
 
 import json
 from pathlib import Path

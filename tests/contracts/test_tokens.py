@@ -12,8 +12,8 @@ SOON = NOW + timedelta(minutes=1)
 
 
 def token(**changes: object) -> str:
-    claims: dict[str, object] = {"actor": "ann", "command_id": "c-1", "expires": SOON}
-    return sign(KEY, **(claims | changes))  # type: ignore[arg-type]
+    content: dict[str, object] = {"actor": "ann", "command_id": "c-1", "expires": SOON}
+    return sign(KEY, **(content | changes))  # type: ignore[arg-type]
 
 
 def test_a_token_names_its_actor():

@@ -52,14 +52,14 @@ async def test_a_command_with_an_idempotency_record_that_was_not_decided_is_deci
     letter = await service.the_letter()
     assert (letter.cause, letter.faults) == ("HandlerFailed", 1)
     service.let(Access())
-    done = await service.ask(RedriveDeadLetter(dead_letter_id=letter.id, by="ann", reason="mended"))
+    done = await service.ask(RedriveDeadLetter(dead_letter_id=letter.id, by="ann", reason="fixed"))
     assert done.data["state"] == "redriven"
     assert (await service.reply(sent))["problem"]["code"] == "WorkerNotFound"
     assert service.seen[-1].attempt == 0
     assert "x-cml-faults" not in service.seen[-1].headers
     now = await service.until(letter, state=DeadLetterState.REDRIVEN, redrives=1)
     outcome = now.history[-1]
-    assert (outcome.what, outcome.user, outcome.by, outcome.reason) == ("redriven", "guest", "ann", "mended")
+    assert (outcome.what, outcome.user, outcome.by, outcome.reason) == ("redriven", "guest", "ann", "fixed")
 
 
 async def test_a_command_that_was_decided_gets_its_recorded_reply_again_and_no_second_effect(
@@ -136,11 +136,13 @@ async def test_a_discarded_one_stays_archived_and_waits_again_when_it_dies_again
     await service.consume()
     await service.send(b"{", "m-1")
     letter = await service.the_letter()
-    result = await service.ask(DiscardDeadLetter(dead_letter_id=letter.id, reason="theirs to mend", by="ann"))
+    result = await service.ask(
+        DiscardDeadLetter(dead_letter_id=letter.id, reason="the sender will fix it", by="ann")
+    )
     assert result.data["state"] == "discarded"
     assert await service.archive.waiting() == 0
     now = await service.until(letter, state=DeadLetterState.DISCARDED)
-    assert (now.history[-1].what, now.history[-1].reason) == ("discarded", "theirs to mend")
+    assert (now.history[-1].what, now.history[-1].reason) == ("discarded", "the sender will fix it")
     await service.send(b"{", "m-1")
     await service.until(letter, state=DeadLetterState.WAITING, deaths=2)
     assert await service.archive.waiting() == 1

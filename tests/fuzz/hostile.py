@@ -2,7 +2,7 @@
 
 Bodies come from the contracts (valid and nearly valid, drawn by Hypothesis) and from the frozen examples; then bytes,
 sizes, encodings, ids, headers and properties are spoilt. The number travels in a header, in the correlation id and in
-the message id, so that what became of a message can be told.
+the message id, so that the outcome of each message can be found.
 """
 
 import itertools
@@ -51,7 +51,7 @@ TARGETS = (
     Target("queries", QUERIES_EXCHANGE, tuple(QUERIES), 22),
     Target("reports", INTERNAL_EXCHANGE, tuple(REPORTS), 12, "cml.report.x"),
     Target("lookups", INTERNAL_EXCHANGE, (LookupRequested.TYPE,), 4, "cml.lookup.x"),
-    Target("wake-ups", EC2_TRIGGERS.bindings[0].exchange, ("any",), 12, EC2_TRIGGERS.bindings[0].routing_key),
+    Target("triggers", EC2_TRIGGERS.bindings[0].exchange, ("any",), 12, EC2_TRIGGERS.bindings[0].routing_key),
 )
 
 
@@ -98,7 +98,7 @@ class Stranger:
             "correlation_id": str(number),
             "reply_to": self._reply_to,
             "message_type": kind,
-            "content_type": CLOUDEVENTS_JSON if target.name == "wake-ups" else JSON,
+            "content_type": CLOUDEVENTS_JSON if target.name == "triggers" else JSON,
             "user_id": USER,
             "headers": {NUMBER_HEADER: number},
             "delivery_mode": 1,
@@ -124,10 +124,10 @@ class Stranger:
 
     def _fields(self, target: Target, kind: str, number: int) -> Any:
         match target.name:
-            case "wake-ups":
+            case "triggers":
                 to_come = self._patient and self._random.random() < 0.02
                 revision = 2**40 if to_come else self._random.choice((-1, -(2**70)))
-                return {**_WAKE, "subject": str(self._worker()), "streamrevision": revision}
+                return {**_TRIGGER, "subject": str(self._worker()), "streamrevision": revision}
             case "reports" | "lookups":
                 return self._report(dict(_example(kind)), number)
             case "commands":
@@ -386,7 +386,7 @@ def _example(kind: str) -> dict[str, Any]:
 
 
 _EXAMPLES: dict[str, dict[str, Any]] = {}
-_WAKE: Mapping[str, Any] = {
+_TRIGGER: Mapping[str, Any] = {
     "specversion": "1.0",
     "id": "00000000-0000-0000-0000-000000000007",
     "source": "/stranger",

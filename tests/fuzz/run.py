@@ -58,7 +58,7 @@ WAITING = 400
 QUIET = 180.0
 """Seconds for the last messages to be dealt with."""
 PROMPT, PATIENCE = 5.0, 30.0
-"""Seconds that half of the valid wishes among the hostile ones, and each of them, may take on a busy machine."""
+"""Seconds that half of the valid commands among the hostile ones, and each of them, may take on a busy machine."""
 ENOUGH_FOR_MEMORY = 20_000
 """Messages below which a process has hardly reached its size."""
 GROWTH = 0.15
@@ -100,7 +100,7 @@ class Books:
             return
         number = headers.get(NUMBER_HEADER)
         if message.header.properties.message_type == RESULT_TYPE and number is None:
-            return  # a reply of ours, to one of our own queues, as its caller wished
+            return  # a reply of ours, to one of our own queues, as its caller requested
         if not isinstance(number, int):
             known = self.by_body.get(sha256(message.body).digest())
             number = known.pop() if known else _number(_command(message.body))
@@ -118,7 +118,7 @@ class Books:
         ]
 
     def unanswered(self) -> list[str]:
-        """Refused commands and queries whose sender listens, and was told nothing."""
+        """Rejected commands and queries whose sender listens, and got no reply."""
         return [
             f"{number}: {reason}"
             for number, reason in self.dead.items()
@@ -148,7 +148,7 @@ class Outcome:
             f"{sent} messages in {self.seconds:.0f} s, {sent / self.seconds:.0f}/s",
             f"{len(books.answered)} answered, {len(books.dead)} dead letters, {len(self.lost)} lost",
             f"{self.decided} decided without a reply, {self.of_no_effect} well-formed and of no effect",
-            f"{len(waits)} valid wishes among them took {statistics.median(waits):.2f} s, at most {waits[-1]:.2f} s",
+            f"{len(waits)} valid commands among them took {statistics.median(waits):.2f} s, at most {waits[-1]:.2f} s",
         ]
         for name, samples in self.memory.items():
             early, late = _early_and_late(samples)
@@ -251,7 +251,7 @@ class Attack:
         seed: int,
         bodies: int,
         patient: bool,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
     ) -> Outcome:
         """Send the messages, wait until all is quiet, and say what became of them."""
         own, *victims = await self._workers(12)
@@ -266,7 +266,7 @@ class Attack:
         )
         began = time.monotonic()
         valid = asyncio.create_task(self._valid(own))
-        watch = asyncio.create_task(self._watch(messages, began, tell))
+        watch = asyncio.create_task(self._watch(messages, began, report))
         await self._send(stranger, messages)
         self._enough.set()
         await valid
@@ -291,29 +291,29 @@ class Attack:
         return list(await asyncio.gather(*(create(number) for number in range(count))))
 
     async def _valid(self, worker_id: UUID) -> None:
-        """A caller like any other; how long each of its wishes takes. It begins none after there was enough."""
+        """A caller like any other; how long each of its commands takes. It begins none after there was enough."""
         number = 0
         while not self._enough.is_set():
             number += 1
             began = time.monotonic()
             if number % 2:
-                wish = UpdateCMLWorkerTags(worker_id=worker_id, tags={"turn": str(number)})
-                result = await self._client.send(wish, deadline=120)
+                command = UpdateCMLWorkerTags(worker_id=worker_id, tags={"turn": str(number)})
+                result = await self._client.send(command, deadline=120)
             else:
                 result = await self._client.query(GetCMLWorker(worker_id=worker_id), deadline=120)
             assert result.outcome == "succeeded", result
             self.waits.append(time.monotonic() - began)
             await asyncio.sleep(1)
 
-    async def _watch(self, messages: int, began: float, tell: Callable[[str], None]) -> None:
-        """Take the memory of each role, and tell how it goes."""
+    async def _watch(self, messages: int, began: float, report: Callable[[str], None]) -> None:
+        """Measure the memory of each role, and report the progress."""
         while True:
             share = len(self.books.sent) / messages
             sizes = {name: _resident(process.pid) for name, process in self.roles.processes.items()}
             for name, size in sizes.items():
                 self.memory[name].append((share, size))
             books, seconds = self.books, time.monotonic() - began
-            tell(
+            report(
                 f"{seconds:4.0f} s  sent {len(books.sent)}  answered {len(books.answered)}  "
                 f"dead {len(books.dead)}  {len(books.sent) / seconds:4.0f}/s  "
                 + "  ".join(f"{name} {size >> 20} MiB" for name, size in sizes.items())
@@ -341,7 +341,7 @@ class Attack:
                         await asyncio.sleep(0.1)
 
     async def _waiting(self, *, aside: bool = False) -> dict[str, int]:
-        """Messages in the queues, those put aside too."""
+        """Messages in the queues, retry queues included."""
         counts = {}
         for queue in INBOUND:
             names = [queue.retry_queue(delay) for delay in RETRY_DELAYS if queue.retries and aside]
@@ -393,7 +393,9 @@ class Attack:
             problems.append(f"{self.books.without_reason} dead letters without a reason")
         waits = sorted(self.waits) or [float("inf")]
         if statistics.median(waits) > PROMPT or waits[-1] > PATIENCE:
-            problems.append(f"valid wishes took {statistics.median(waits):.1f} s, at most {waits[-1]:.1f} s")
+            problems.append(
+                f"valid commands took {statistics.median(waits):.1f} s, at most {waits[-1]:.1f} s"
+            )
         problems += self._processes(pids)
         problems += await self._followers(events[-1].position)
         if len(self.books.sent) >= ENOUGH_FOR_MEMORY:
@@ -454,11 +456,11 @@ def _command(body: bytes) -> str | None:
 
 
 def _of_no_effect(message: Hostile) -> bool:
-    """Well-formed, and nothing follows from it: a stale wake-up, a repeated observation, a question of nobody."""
+    """Well-formed, and nothing follows from it: a stale trigger, a repeated observation, a lookup request of nobody."""
     kind = message.properties["message_type"] or message.routing_key
     try:
         match message.target.name:
-            case "wake-ups":
+            case "triggers":
                 EventEnvelope.from_cloudevent(json.loads(message.body))
                 return True
             case "reports":
@@ -516,7 +518,7 @@ async def main() -> int:
     with any_rabbitmq(folder / "rabbitmq") as (amqp, _), any_postgresql() as (postgresql, _):
         async with database_of_its_own(postgresql) as database, Attack(amqp, database, folder) as attack:
             outcome = await attack.run(
-                given.messages, seed=given.seed, bodies=given.bodies, patient=True, tell=_progress
+                given.messages, seed=given.seed, bodies=given.bodies, patient=True, report=_progress
             )
     print(f"\n{outcome.summary()}")
     for problem in outcome.problems:

@@ -103,7 +103,7 @@ def _can_be_an_id(text: str) -> bool:
 
 
 def queries() -> SearchStrategy[Query]:
-    """Valid questions."""
+    """Valid queries."""
     return st.one_of(
         st.builds(GetCMLWorker, worker_id=st.uuids()),
         st.builds(GetOperation, command_id=texts(200).filter(_can_be_an_id)),

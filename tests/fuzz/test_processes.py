@@ -17,7 +17,7 @@ async def test_every_hostile_message_is_accounted_for_and_hurts_nobody(
         database_of_its_own(postgresql_url) as database,
         Attack(rabbitmq_url, database, tmp_path) as attack,
     ):
-        outcome = await attack.run(MESSAGES, seed=7, bodies=150, patient=False, tell=lambda _line: None)
+        outcome = await attack.run(MESSAGES, seed=7, bodies=150, patient=False, report=lambda _line: None)
     print(outcome.summary())
     assert outcome.problems == []
     assert len(outcome.books.sent) == MESSAGES

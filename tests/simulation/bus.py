@@ -29,7 +29,7 @@ SENT_AGAIN = "x-sent-again"
 LONGEST_DELAY = 400.0
 """Seconds a message may be on its way."""
 CROWD = 25
-"""Messages under way above which no ack is lost: what is put aside and redelivered doubles each time."""
+"""Messages under way above which no ack is lost: what is retried and redelivered doubles each time."""
 DELIVERY_LIMIT = 4
 """Lower than in production, so that innocent messages become dead letters, too."""
 
@@ -38,7 +38,7 @@ DELIVERY_LIMIT = 4
 class Delivery:
     """A message in a queue; ``owner``: the consumer that has it, unsettled.
 
-    ``after_error``: it was put aside as a part was unavailable; ``redriven``: an operator took it from the dead letters.
+    ``after_error``: it was retried as a part was unavailable; ``redriven``: an operator took it from the dead letters.
     ``effects``: what the handling of it has brought about so far.
     """
 
@@ -56,7 +56,7 @@ class Delivery:
         if self.message.redelivered:
             yield nets.REDELIVERY
         if self.after_error:
-            yield nets.PUT_ASIDE
+            yield nets.RETRIED
         if self.redriven:
             yield nets.REDRIVE
         if SENT_AGAIN in self.message.headers:
@@ -110,7 +110,7 @@ class Broker:
         self.on_lookup: Callable[[Outgoing], object] = lambda _: None
         self.dead: list[tuple[str, Message, str]] = []
         """Queue, message and reason."""
-        self.put_aside = 0
+        self.retrying = 0
         self.delayed = 0
         self.single_active = True
         self.subscribed: list[Outgoing] = []
@@ -259,8 +259,8 @@ class Broker:
             case Retry(wait):
                 assert wait is not None  # the delivery policy has chosen one
                 again = replace(delivery.message, attempt=delivery.message.attempt + 1, redelivered=False)
-                await bus.confirmed("put aside")
-                self.put_aside += 1
+                await bus.confirmed("retry")
+                self.retrying += 1
                 later = Delivery(again, faults=delivery.faults, after_error=delivery.after_error)
                 self.world.loop.call_later(wait, self._come_back, state, later)
             case DeadLetter(reason):
@@ -268,7 +268,7 @@ class Broker:
                 self.dead.append((state.queue.name, delivery.message, reason))
 
     def _come_back(self, state: QueueState, delivery: Delivery) -> None:
-        self.put_aside -= 1
+        self.retrying -= 1
         self._enqueue(state, delivery)
 
     def _give_back(self, state: QueueState, consumer: Consumer, delivery: Delivery) -> None:
@@ -294,13 +294,13 @@ class Broker:
 
     @property
     def _crowd(self) -> int:
-        return self.delayed + self.put_aside + sum(len(each.waiting) for each in self.queues.values())
+        return self.delayed + self.retrying + sum(len(each.waiting) for each in self.queues.values())
 
     @property
     def quiet(self) -> bool:
-        """Nothing is in a queue, in somebody's hands or put aside."""
+        """Nothing is in a queue, in a handler or in a retry queue."""
         return (
-            not self.put_aside
+            not self.retrying
             and not self.delayed
             and not any(each.waiting or each.taken for each in self.queues.values())
         )

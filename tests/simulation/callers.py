@@ -57,7 +57,7 @@ class Callers:
         self.status_updates: dict[str, UUID] = {}
         """The worker of each status update that was sent, by its id."""
         self.rubbish: set[str] = set()
-        self._questions: dict[str, tuple[Query, asyncio.Future[OperationResult]]] = {}
+        self._queries: dict[str, tuple[Query, asyncio.Future[OperationResult]]] = {}
         self._process = Process(world, "client", mortal=False)
         self._publish = BusOfProcess(self._process, broker)
         self._addresses = 0
@@ -66,7 +66,7 @@ class Callers:
     # -- sending ------------------------------------------------------------------------------------------
 
     async def post(self, command_id: str, command: WorkerCommand) -> None:
-        """Send a command until the broker has it, and ask no more. Not a status update, which is a question."""
+        """Send a command until the broker has it, and ask no more. Not a status update, whose result is not recorded."""
         await self._until_confirmed(_message(command_id, command), command)
 
     async def call(self, command_id: str, command: WorkerCommand, *, impatient: bool = False) -> None:
@@ -128,9 +128,9 @@ class Callers:
 
     def _on_reply(self, message: Outgoing) -> None:
         result = OperationResult.model_validate_json(message.body)
-        question = self._questions.get(message.routing_key)
-        if question is not None:
-            self._on_answer(*question, result)
+        asked = self._queries.get(message.routing_key)
+        if asked is not None:
+            self._on_answer(*asked, result)
             return
         assert result.command_id is not None
         self.replies.setdefault(result.command_id, []).append(result)
@@ -186,9 +186,9 @@ class Callers:
         while True:
             address = self._address()
             answered: asyncio.Future[OperationResult] = self.world.loop.create_future()
-            self._questions[address] = query, answered
+            self._queries[address] = query, answered
             with contextlib.suppress(BusUnavailableError):
-                await self._publish(_question(address, query))
+                await self._publish(_query_message(address, query))
                 await asyncio.wait([answered], timeout=QUERY_AGAIN)
             if answered.done():
                 return answered.result()
@@ -259,12 +259,12 @@ def _message(command_id: str, command: WorkerCommand, reply_to: str | None = Non
     )
 
 
-def _question(address: str, query: Query) -> Outgoing:
+def _query_message(address: str, query: Query) -> Outgoing:
     return Outgoing(
         exchange=QUERIES_EXCHANGE,
         routing_key=query.TYPE,
         body=query.model_dump_json(exclude_none=True).encode(),
         type=query.TYPE,
-        message_id=f"question-{address}",
+        message_id=f"query-{address}",
         reply_to=address,
     )

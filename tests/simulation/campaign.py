@@ -59,7 +59,7 @@ SOMETIMES = frozenset(
         *itertools.product(("unavailable", "lost answer"), ("rows", "checkpoint")),
         ("unavailable", "query"),
         *itertools.product(("dropped, not confirmed", "taken, not confirmed"), ("publish",)),
-        *itertools.product(("dropped, not confirmed",), ("put aside",)),
+        *itertools.product(("dropped, not confirmed",), ("retry",)),
         *itertools.product(("lost ack", "delayed", "redelivered", "reordered"), CONSUMED),
         ("lost", EC2_TRIGGERS.name),
     ]
@@ -168,7 +168,7 @@ def run(
     *,
     first: int = 0,
     seconds: float = float("inf"),
-    told: Callable[[Campaign], object] = lambda _: None,
+    report: Callable[[Campaign], object] = lambda _: None,
 ) -> Campaign:
     """Simulate that many seeds (None: without end), or as many as there is time for."""
     campaign, began = Campaign(), time.monotonic()
@@ -179,7 +179,7 @@ def run(
         for outcome in outcomes:
             campaign.add(outcome)
         campaign.took = time.monotonic() - began
-        told(campaign)
+        report(campaign)
 
     chunks = (range(start, min(start + CHUNK, last or start + CHUNK)) for start in starts)
     _each(_simulated, chunks, began + seconds, done)
@@ -193,7 +193,7 @@ def sweep(
     names: Sequence[str] | None = None,
     *,
     stride: int = sweeping.STRIDE,
-    told: Callable[[Campaign], object] = lambda _: None,
+    report: Callable[[Campaign], object] = lambda _: None,
 ) -> Campaign:
     """The scripts of these names, or all; see ``sweep.py``."""
     campaign, began = Campaign(), time.monotonic()
@@ -205,7 +205,7 @@ def sweep(
         for outcome in outcomes:
             campaign.add(outcome)
         campaign.took = time.monotonic() - began
-        told(campaign)
+        report(campaign)
 
     done(plan.calm)
     size = max(CHUNK, 50)
@@ -214,7 +214,7 @@ def sweep(
     return campaign
 
 
-def catch_all(told: Callable[[str, str], object] = lambda *_: None, *, enough: int = 2) -> dict[str, str]:
+def catch_all(report: Callable[[str, str], object] = lambda *_: None, *, enough: int = 2) -> dict[str, str]:
     """Every planted fault, with what caught it: empty where nothing did."""
     caught = {}
     with _pool() as pool:
@@ -224,7 +224,7 @@ def catch_all(told: Callable[[str, str], object] = lambda *_: None, *, enough: i
             for each in done:
                 name = running.pop(each)
                 caught[name] = each.result()
-                told(name, caught[name])
+                report(name, caught[name])
     return caught
 
 
@@ -253,7 +253,7 @@ def saved(campaign: Campaign) -> Table:
     return table
 
 
-def _told(console: Console, campaign: Campaign, *, complete: bool) -> int:
+def _report(console: Console, campaign: Campaign, *, complete: bool) -> int:
     wide = Console(width=max(console.width, WIDE))  # to be read with a pager, or in a file
     for table in (
         faults_by_operation(campaign),
@@ -318,7 +318,7 @@ def main() -> int:
         campaign = Campaign()
         campaign.add(outcome)
         console.print(f"trace {outcome.digest}", highlight=False)
-        return _told(console, campaign, complete=False)
+        return _report(console, campaign, complete=False)
     if chosen.planted:
         return _planted(console)
     with Progress(
@@ -327,7 +327,7 @@ def main() -> int:
         task = progress.add_task("starting", total=chosen.seeds)
         shown_at = time.monotonic()
 
-        def told(campaign: Campaign) -> None:
+        def report(campaign: Campaign) -> None:
             nonlocal shown_at
             total = campaign.planned or chosen.seeds
             if not console.is_terminal and time.monotonic() - shown_at > EVERY:
@@ -338,18 +338,18 @@ def main() -> int:
         if chosen.sweep:
             part = chosen.script
             names = [each for each in sweeping.scripts() if part in each] if part else None
-            campaign = sweep(names, stride=chosen.stride or (1 if part else sweeping.STRIDE), told=told)
+            campaign = sweep(names, stride=chosen.stride or (1 if part else sweeping.STRIDE), report=report)
         else:
             seeds = chosen.seeds if chosen.seeds or chosen.minutes else 1000
             campaign = run(
-                seeds, first=chosen.first, seconds=60 * (chosen.minutes or float("inf")), told=told
+                seeds, first=chosen.first, seconds=60 * (chosen.minutes or float("inf")), report=report
             )
     if chosen.sweep:
         scripts = len({cell[:2] for cell in campaign.possible})
         console.print(
             f"{campaign.planned:,} runs with one fault, {scripts} pairs of commands", highlight=False
         )
-    return _told(console, campaign, complete=not chosen.sweep and campaign.runs >= 500)
+    return _report(console, campaign, complete=not chosen.sweep and campaign.runs >= 500)
 
 
 def _planted(console: Console) -> int:

@@ -30,7 +30,7 @@ CALLS = {
 JUST = 5.0
 """Seconds for which an operation is just settled."""
 
-PARTS = ("append", "read", "follow", "publish", "put aside", "dead letter", "rows", "checkpoint", "query")
+PARTS = ("append", "read", "follow", "publish", "retry", "dead letter", "rows", "checkpoint", "query")
 """The operations of store, broker and database that fail; any other is one of EC2."""
 
 Cell = tuple[str, str, str, str]

@@ -44,7 +44,7 @@ class Cloud(FakeEc2):
     tokens_of: dict[str, str] = field(default_factory=dict)
     """The token each instance was launched under."""
     on_call: Callable[[str, str, str], None] = field(default=lambda *_: None)
-    """Told of each call that is made for a command: the phase, the command's id, the operation at EC2."""
+    """Called with each call that is made for a command: the phase, the command's id, the operation at EC2."""
     changes: int = 0
     loses_answer: Callable[[str, str], bool] = field(default=lambda *_: False)
     """Whether the answer to this call for a command is to be lost."""
@@ -88,8 +88,8 @@ class Cloud(FakeEc2):
         if not there:
             return
         instance = self.world.random.choice(there)
-        wish = self.world.random.choice(("stop", "stop", "start", "terminate"))
-        match wish, instance.state:
+        change = self.world.random.choice(("stop", "stop", "start", "terminate"))
+        match change, instance.state:
             case "stop", InstanceState.RUNNING:
                 after = InstanceState.STOPPING
             case "start", InstanceState.STOPPED:
@@ -98,7 +98,7 @@ class Cloud(FakeEc2):
                 after = InstanceState.SHUTTING_DOWN
             case _:
                 return
-        self.world.seen["from outside", wish] += 1
+        self.world.seen["from outside", change] += 1
         self.world.changed_outside = True
         self.put(instance.model_copy(update={"state": after}))
 

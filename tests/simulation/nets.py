@@ -5,7 +5,7 @@ needed, or not tested. ``World.nets`` has the counts.
 """
 
 REDELIVERY = "redelivered"
-PUT_ASIDE = "put aside"
+RETRIED = "retried"
 REDRIVE = "redriven by an operator"
 SENT_AGAIN = "sent again by its caller"
 REMINDER = "reminder"
@@ -16,7 +16,7 @@ RECONNECTED = "reconnected"
 
 MEANING = {
     REDELIVERY: "a message came again, as its consumer was lost, and something new came of it",
-    PUT_ASIDE: "a message waited, as a part was unavailable, and something new came of it",
+    RETRIED: "a message waited, as a part was unavailable, and something new came of it",
     REDRIVE: "an operator took a message out of the dead letters, and something new came of it",
     SENT_AGAIN: "a caller got no answer, sent its command again, and something new came of it",
     REMINDER: "a reminder triggered the adapter, and something new came of it",

@@ -256,7 +256,7 @@ async def _until_quiet(fleet: Fleet, work: list[asyncio.Task[Any]]) -> None:
 
 
 def _end(loop: VirtualLoop) -> None:
-    """Whoever waits for ever is let go."""
+    """Whoever waits without end is let go."""
     left = asyncio.all_tasks(loop)
     for task in left:
         task.cancel()

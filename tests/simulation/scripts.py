@@ -51,7 +51,7 @@ class Script:
     """Commands, and what is there before.
 
     ``given``: the state of the instance of each worker that exists already, as it is recorded; ``outside``: into which
-    states somebody has brought which of these instances since, or that which may be imported. ``uncertain``: the
+    states somebody has brought which of these instances since, or the one that may be imported. ``uncertain``: the
     first command's call at EC2 is not answered the first time.
     """
 

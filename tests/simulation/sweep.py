@@ -40,7 +40,7 @@ def _faults(script: Script, offer: Offer) -> Iterator[tuple[str, set[Cell]]]:
         yield fault, {(*pair, fault) for pair in offer.pairs}
     for fault, (operation, pairs) in offer.faults.items():
         if fault == "stale" and script.outside:
-            continue  # it is told that there is no worker, and nobody looks again (docs/guarantees.md)
+            continue  # it gets WorkerNotFound, and nobody looks again (docs/guarantees.md)
         kind = kind_of(fault, operation)
         yield fault, {(*pair, kind) for pair in pairs}
 

@@ -74,8 +74,8 @@ def test_every_net_has_a_meaning():
 @pytest.mark.timeout(600)
 def test_every_planted_fault_is_caught(pytestconfig: pytest.Config):
     caught = campaign.catch_all(enough=1)
-    told = "; ".join(f"{name} by {how}" for name, how in sorted(caught.items()))
-    pytestconfig.stash[USED]["simulation, planted faults"] = told
+    found = "; ".join(f"{name} by {how}" for name, how in sorted(caught.items()))
+    pytestconfig.stash[USED]["simulation, planted faults"] = found
     assert caught.keys() == PLANTED.keys()
     assert [name for name, how in caught.items() if not how] == []
 

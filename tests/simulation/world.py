@@ -116,7 +116,7 @@ class World:
         self.on_fault: Callable[[str, str], None] = lambda *_: None
         self.pairs: Callable[[], list[Pair]] = list
         self.on_loss: list[Callable[[Process], None]] = []
-        """Who is told when a process has died or has lost its connection to the broker."""
+        """Called when a process has died or has lost its connection to the broker."""
         self.last: deque[str] = deque(maxlen=100_000)
         self._trace = hashlib.blake2b(digest_size=16)
         self._kept: list[asyncio.Task[Any]] = []
@@ -203,7 +203,7 @@ class Process:
     """Until when it has no connection to the broker."""
     on_loss: list[Callable[[], None]] = field(default_factory=list)
     on_return: list[Callable[[], None]] = field(default_factory=list)
-    """What is told when its connection to the broker is lost, and when it is there again."""
+    """What is called when its connection to the broker is lost, and when it is there again."""
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         return self.world.start(work)
@@ -253,7 +253,7 @@ class Process:
         while self.alive and self.paused_until > self.world.loop.time():
             await asyncio.sleep(self.paused_until - self.world.loop.time())
         if not self.alive:
-            await self.world.loop.create_future()  # for ever
+            await self.world.loop.create_future()  # without end
 
     async def sleep(self, seconds: float) -> None:
         """What the handlers sleep by."""
@@ -275,8 +275,8 @@ class Process:
         """The connection to the broker is reset, and comes back."""
         self.world.fault(DISCONNECTED, label, AWAY)
         self.away_until = self.world.loop.time() + AWAY
-        for told in self.world.on_loss:
-            told(self)
+        for notify in self.world.on_loss:
+            notify(self)
         for lost in self.on_loss:
             lost()
         self.world.loop.call_later(AWAY, self._return)
@@ -291,8 +291,8 @@ class Process:
 
     def _given_up(self) -> None:
         """The broker knows that it is gone, or has had no sign of life for too long."""
-        for told in self.world.on_loss:
-            told(self)
+        for notify in self.world.on_loss:
+            notify(self)
 
     def _noticed(self) -> None:
         """It goes on, and finds that its connection is lost."""

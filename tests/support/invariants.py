@@ -68,7 +68,7 @@ SAME_LANE: Mapping[str, tuple[type[Intent], ...]] = {
     StopCMLWorker.TYPE: POWER,
     UpdateCMLWorkerTags.TYPE: (TagsUpdateRequested,),
 }
-"""What must not be owed when such a command is told that its wish is met."""
+"""What must not be pending when such a command is a no-op."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Observed:
     """The read model's; None: not looked at."""
     operations: Sequence[OperationView] | None = None
     status_updates: Collection[str] = frozenset()
-    """Ids of the commands that are questions: what they are answered is not recorded."""
+    """Ids of the status updates, whose results are not recorded."""
     published: Sequence[EventEnvelope] | None = None
     """What a subscriber got, in the order it came. None: nobody listened."""
 
@@ -158,7 +158,7 @@ async def stored_events(store: EventStore, prefix: str = WORKER_STREAMS) -> list
 
 
 def simulated_instances(answer: Sequence[Mapping[str, Any]]) -> list[SeenInstance]:
-    """What the EC2 simulator's ``/simulator/instances`` told."""
+    """What the EC2 simulator's ``/simulator/instances`` showed."""
     return [
         SeenInstance(each["instance_id"], InstanceState(each["state"]), each["client_token"], each["tags"])
         for each in answer
@@ -251,8 +251,8 @@ def _of_stream(
                     yield f"7: launch recorded as failed, but {there.instance_id} was launched, {at}"
         elif isinstance(event, CommandRejected | CommandSkipped | WorkerImported):
             lane = SAME_LANE.get(event.command_type) if isinstance(event, CommandSkipped) else None
-            if lane and any(isinstance(owed, lane) for owed in open_intents.values()):
-                yield f"6: {event.operation_id} was told that it is so while something else is owed, {at}"
+            if lane and any(isinstance(pending, lane) for pending in open_intents.values()):
+                yield f"6: {event.operation_id} was a no-op while another operation was pending, {at}"
             if event.operation_id in settled or event.operation_id in open_intents:
                 yield f"3: command {event.operation_id} decided twice, {at}"
             settled.add(event.operation_id)
@@ -326,16 +326,16 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
         shown = {row.id: row for row in seen.rows}
         for worker_id in wanted.keys() | shown.keys():
             if wanted.get(worker_id) != shown.get(worker_id):
-                yield f"4: the read model shows {shown.get(worker_id)}, the stream tells {wanted.get(worker_id)}"
+                yield f"4: the read model shows {shown.get(worker_id)}, the stream {wanted.get(worker_id)}"
     if seen.operations is not None:
-        told = {
+        recorded = {
             row.command_id: row
             for worker in folded.values()
             for row in operation_rows(worker, Worker(worker.id))
         }
         listed = {row.command_id: row for row in seen.operations}
-        for command_id in told.keys() | listed.keys():
-            if told.get(command_id) != listed.get(command_id):
+        for command_id in recorded.keys() | listed.keys():
+            if recorded.get(command_id) != listed.get(command_id):
                 yield f"4: the read model's operation {command_id} is not the stream's"
 
 

@@ -72,7 +72,7 @@ class Load:
 
     @property
     def status_updates(self) -> frozenset[str]:
-        """The commands that are questions: what they are answered is not recorded."""
+        """The status updates, whose results are not recorded."""
         return frozenset(each for each, kind in self.sent.items() if kind == UpdateCMLWorkerStatus.TYPE)
 
     async def run(self, on_answer: Callable[[], None] = lambda: None) -> None:
@@ -134,10 +134,10 @@ class Load:
                 commands += first(worker_id=worker_id), TerminateCMLWorker(worker_id=worker_id)
             else:
                 anyone = self._random.random() < 0.2 or not alive
-                wish = self._wish(self._random.choice(self._workers[:created] if anyone else alive))
-                if isinstance(wish, TerminateCMLWorker) and wish.worker_id in alive:
-                    alive.remove(wish.worker_id)
-                commands.append(wish)
+                command = self._command(self._random.choice(self._workers[:created] if anyone else alive))
+                if isinstance(command, TerminateCMLWorker) and command.worker_id in alive:
+                    alive.remove(command.worker_id)
+                commands.append(command)
         manners = self._random.choices(list(MANNERS), list(MANNERS.values()), k=len(commands))
         return [
             (str(uuid5(_NAMES, f"{seed}/command/{n}")), command, manner)
@@ -154,7 +154,7 @@ class Load:
             worker_id=self._workers[number],
         )
 
-    def _wish(self, worker_id: UUID) -> WorkerCommand:
+    def _command(self, worker_id: UUID) -> WorkerCommand:
         kind = self._random.choices(("start", "stop", "tags", "status", "terminate"), (28, 28, 26, 14, 4))[0]
         match kind:
             case "start":

@@ -139,7 +139,7 @@ class PlainAmqp:
     async def _on_reminder(self, message: AbstractIncomingMessage) -> None:
         def take() -> None:
             worker_id = json.loads(message.body)["worker_id"]
-            if worker_id != NOBODY:  # with which an adapter tells itself that it is the active one
+            if worker_id != NOBODY:  # by which an adapter learns that it is the leader
                 self.reminded.append(worker_id)
 
         await self._arrived(message, take)

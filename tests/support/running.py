@@ -39,9 +39,9 @@ class RunningSystem:
         """Start and wait until it is ready; the endpoints it wrote."""
         path = self.data_dir / "endpoints.json"
         path.unlink(missing_ok=True)  # one that was killed leaves it behind
-        with self._file("out").open("a") as told, self._file("log").open("a") as log:
+        with self._file("out").open("a") as output, self._file("log").open("a") as log:
             self.process = subprocess.Popen(
-                [COMMAND, "run"], env=self.environment, stdout=told, stderr=log, text=True
+                [COMMAND, "run"], env=self.environment, stdout=output, stderr=log, text=True
             )
         end = time.monotonic() + patience
         while time.monotonic() < end:
@@ -87,7 +87,7 @@ class RunningSystem:
         """What it has said so far."""
         return self._file("log").read_text()
 
-    def told(self) -> str:
+    def printed(self) -> str:
         """What it has printed so far."""
         return self._file("out").read_text()
 

@@ -1,4 +1,4 @@
-"""What a test run used and measured; told at its end."""
+"""What a test run used and measured; reported at its end."""
 
 import pytest
 

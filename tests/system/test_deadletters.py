@@ -13,7 +13,7 @@ from support.plain_amqp import PlainAmqp
 from support.running import RunningSystem
 
 CREATE: dict[str, Any] = {
-    "name": "mended",
+    "name": "fixed",
     "aws_region": "us-east-1",
     "instance_type": "m5.large",
     "created_by": "ann",
@@ -52,7 +52,7 @@ def shown(running: RunningSystem, dead_letter_id: str) -> dict[str, Any]:
     return details
 
 
-async def test_a_wrong_command_is_found_understood_mended_and_carried_out(
+async def test_a_wrong_command_is_found_understood_fixed_and_carried_out(
     running: RunningSystem, tmp_path: Path
 ):
     (dead_letter_id,) = await break_some(running, 1, {**CREATE, "colour": "red"})
@@ -60,20 +60,20 @@ async def test_a_wrong_command_is_found_understood_mended_and_carried_out(
     assert dead_letter_id in table
     assert "ValidationFailed" in table
     panel = running.cli("deadletters", "show", dead_letter_id).stdout
-    for told in ("colour", '"created_by": "ann"', "cml.lifecycle.commands", "died"):
-        assert told in panel
+    for expected in ("colour", '"created_by": "ann"', "cml.lifecycle.commands", "died"):
+        assert expected in panel
 
-    mended = tmp_path / "mended.json"
-    mended.write_text(json.dumps({**CREATE, "colour": None}))
-    refused = running.cli("deadletters", "edit", dead_letter_id, "--file", str(mended))
+    fixed = tmp_path / "fixed.json"
+    fixed.write_text(json.dumps({**CREATE, "colour": None}))
+    refused = running.cli("deadletters", "edit", dead_letter_id, "--file", str(fixed))
     assert (refused.returncode, "colour" in refused.stderr) == (2, True)
-    mended.write_text(json.dumps(CREATE))
-    done = running.cli("deadletters", "edit", dead_letter_id, "--file", str(mended), "--reason", "no colours")
+    fixed.write_text(json.dumps(CREATE))
+    done = running.cli("deadletters", "edit", dead_letter_id, "--file", str(fixed), "--reason", "no colours")
     assert done.returncode == 0, done.stderr
     command_id = shown(running, dead_letter_id)["message_id"]
     assert f"cml-workers operation {command_id}" in done.stdout
     async with asyncio.timeout(60):
-        while running.cli("get", "mended").returncode:
+        while running.cli("get", "fixed").returncode:
             await asyncio.sleep(0.1)
     history = shown(running, dead_letter_id)["history"]
     assert [(each["what"], each["reason"]) for each in history][1:] == [("edited", "no colours")]
@@ -81,7 +81,7 @@ async def test_a_wrong_command_is_found_understood_mended_and_carried_out(
     assert listed(running, "--cause", "ValidationFailed", "--type", "cml.worker.create.v1") == []
 
 
-async def test_it_is_mended_in_an_editor(running: RunningSystem):
+async def test_it_is_fixed_in_an_editor(running: RunningSystem):
     (dead_letter_id,) = await break_some(running, 1, {**CREATE, "name": "edited", "colour": "red"})
     unchanged = running.cli("deadletters", "edit", dead_letter_id, EDITOR="true", VISUAL="true")
     assert (unchanged.returncode, "nothing was changed" in unchanged.stderr) == (1, True)
@@ -100,15 +100,15 @@ async def test_many_are_redriven_at_once_and_what_dies_again_comes_back(running:
     assert asked.returncode == 1
     assert {each["deaths"] for each in listed(running, "--type", kind)} == {1}
     done = running.cli("deadletters", "redrive", "--type", kind, "--yes", "--json", "--reason", "again")
-    told = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {each["dead_letter_id"] for each in told} == set(ids)
-    assert {each["outcome"] for each in told} == {"succeeded"}
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {each["dead_letter_id"] for each in results} == set(ids)
+    assert {each["outcome"] for each in results} == {"succeeded"}
     async with asyncio.timeout(30):
         while {each["deaths"] for each in listed(running, "--type", kind)} != {2}:
             await asyncio.sleep(0.1)
     assert len(listed(running, "--type", kind, "--all")) == 5
 
-    discarded = running.cli_json("deadletters", "discard", ids[0], "--reason", "theirs to mend")
+    discarded = running.cli_json("deadletters", "discard", ids[0], "--reason", "the sender will fix it")
     assert discarded["state"] == "discarded"
     assert len(listed(running, "--type", kind)) == 4
     assert [each["id"] for each in listed(running, "--type", kind, "--state", "discarded")] == [ids[0]]
@@ -128,7 +128,7 @@ async def test_many_are_redriven_at_once_and_what_dies_again_comes_back(running:
         (["edit", str(uuid4()), "--body", "{", "--file", "x"], 2, "exclude each other"),
         (["discard", str(uuid4())], 2, "--reason"),
         (["list", "--since", "yesterday"], 2, "90m, 12h, 7d"),
-        (["list", "--cursor", "x"], 1, "begin anew"),
+        (["list", "--cursor", "x"], 1, "omit it"),
     ],
 )
 def test_what_is_wrong_is_said_with_what_to_do(

@@ -35,10 +35,10 @@ async def test_a_dead_consumer_makes_the_process_unready(running: RunningSystem,
     async with asyncio.timeout(60):
         while (await asyncio.to_thread(ask, f"{health}/readyz"))[0] != 200:
             await asyncio.sleep(0.1)
-    status, told = await asyncio.to_thread(ask, f"{health}/readyz")
-    assert (status, told["problems"]) == (200, {})
-    assert set(told["followers"]) == {"relay", "projector"}
-    assert "dead_letters_waiting" in told
+    status, content = await asyncio.to_thread(ask, f"{health}/readyz")
+    assert (status, content["problems"]) == (200, {})
+    assert set(content["followers"]) == {"relay", "projector"}
+    assert "dead_letters_waiting" in content
     assert await asyncio.to_thread(ask, f"{health}/livez") == (200, {"alive": True})
     assert (await asyncio.to_thread(ask, f"{health}/nothing"))[0] == 404
     port = health.rpartition(":")[2]

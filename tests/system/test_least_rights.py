@@ -87,7 +87,7 @@ async def test_a_worker_lives_with_least_rights_and_its_events_name_who_did_it(
                 await asyncio.sleep(0.1)
 
 
-async def test_who_may_not_have_a_reply_queue_is_told_so(rabbitmq: SpawnedRabbitMQ):
+async def test_a_user_who_may_not_have_a_reply_queue_gets_an_error_that_says_so(rabbitmq: SpawnedRabbitMQ):
     with pytest.raises(NotSentError, match="ACCESS_REFUSED"):
         async with WorkerClient(url(rabbitmq, "cml-relay")):
             pass

@@ -1,4 +1,4 @@
-"""What is set up wrongly or is not there: one clear line that says how to mend it, and an exit code, within seconds."""
+"""Wrong configuration, or a part that is missing: one line that says how to fix it, and an exit code, within seconds."""
 
 import asyncio
 import contextlib
@@ -79,7 +79,7 @@ async def parts(
     await node.stop()
 
 
-async def told(role: str, settings: dict[str, str]) -> tuple[int, list[str]]:
+async def started(role: str, settings: dict[str, str]) -> tuple[int, list[str]]:
     """The exit code, and what it said besides its log."""
     process = await asyncio.create_subprocess_exec(
         COMMAND,
@@ -125,8 +125,8 @@ async def told(role: str, settings: dict[str, str]) -> tuple[int, list[str]]:
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
-async def test_one_line_says_what_to_mend(parts: Parts, changes: dict[str, str], what: str):
-    code, lines = await told("projector", parts.settings(**changes))
+async def test_one_line_says_what_to_fix(parts: Parts, changes: dict[str, str], what: str):
+    code, lines = await started("projector", parts.settings(**changes))
     assert len(lines) == 1, lines
     assert what in lines[0]
     assert "secret" not in lines[0]
@@ -140,7 +140,7 @@ async def test_a_queue_with_other_arguments_is_named_with_the_remedy(parts: Part
         channel = await connection.channel()
         await channel.queue_delete(LIFECYCLE_COMMANDS.name)
         await channel.declare_queue(LIFECYCLE_COMMANDS.name, durable=True, arguments={"x-max-length": 5})
-    code, lines = await told("lifecycle", parts.settings())
+    code, lines = await started("lifecycle", parts.settings())
     assert len(lines) == 1, lines
     assert "'cml.lifecycle.commands' exists with other arguments" in lines[0]
     assert "delete" in lines[0]
@@ -149,7 +149,7 @@ async def test_a_queue_with_other_arguments_is_named_with_the_remedy(parts: Part
         await (await connection.channel()).queue_delete(LIFECYCLE_COMMANDS.name)
 
 
-async def test_a_role_that_still_starts_can_be_told_to_end(parts: Parts):
+async def test_a_role_that_still_starts_can_be_ended(parts: Parts):
     connected = asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

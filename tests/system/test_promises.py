@@ -46,7 +46,7 @@ def running(amqp_broker: tuple[str, str | None], tmp_path: Path) -> Iterator[Run
 
 
 async def stored(running: RunningSystem) -> tuple[list[StoredEvent], dict[UUID, WorkerView | None]]:
-    """Every event of a worker in the store, and each worker as its stream tells."""
+    """Every event of a worker in the store, and each worker as the fold of its stream."""
     store = SqliteEventStore(running.data_dir / "events.sqlite3")
     events = []
     async for item in store.follow(after=None, prefix=WORKER_STREAMS):
@@ -104,14 +104,14 @@ async def test_every_event_comes_once_and_in_order_to_a_queue_that_was_bound_bef
         for worker_id, view in views.items():  # what was published last is in the read model by now, or soon
             async with asyncio.timeout(10):
                 while True:
-                    told = WorkerView.model_validate(
+                    shown = WorkerView.model_validate(
                         (await client.query("worker.get", worker_id=str(worker_id)))["data"]
                     )
                     assert view
-                    if told.revision == view.revision:
+                    if shown.revision == view.revision:
                         break
                     await asyncio.sleep(0.05)
-            assert told == view
+            assert shown == view
         listed = (await client.query("worker.list", limit=100, sort="name"))["data"]["workers"]
         assert [WorkerView.model_validate(each) for each in listed] == sorted(
             (view for view in views.values() if view), key=lambda view: view.name
@@ -147,7 +147,7 @@ async def test_who_names_no_correlation_is_answered_by_the_command_id_and_who_na
     running: RunningSystem,
 ):
     endpoints = running.start()
-    assert all(f"{name:12} {url}" in running.told() for name, url in endpoints.items())
+    assert all(f"{name:12} {url}" in running.printed() for name, url in endpoints.items())
     async with PlainAmqp(endpoints["amqp"], inside=True) as client:
         commands = await client.channel.get_exchange("cml.commands", ensure=False)
         for command_id, reply_to in ((str(uuid4()), client.reply_to), (str(uuid4()), None)):

@@ -168,7 +168,7 @@ async def test_a_pattern_in_two_pieces_is_found(echo: Echo, proxy: TcpProxy, con
     assert echo.got == b"please term"
 
 
-async def test_a_trap_catches_as_often_as_it_is_told_and_no_occurrence_twice(
+async def test_a_trap_catches_as_often_as_it_is_set_and_no_occurrence_twice(
     echo: Echo, proxy: TcpProxy, connect: Connect
 ):
     armed = proxy.arm(Trap(b"stop", "server", "silence", seconds=0.0, times=2))

@@ -69,7 +69,7 @@ def system(amqp_broker: tuple[str, str | None], tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(autouse=True)
-def nothing_had_to_be_mended(system: System) -> Iterator[None]:
+def nothing_had_to_be_repaired(system: System) -> Iterator[None]:
     """Whatever a test saw come true came true without a retry, but for the faults that it planted and named."""
     said_before = len(system.running.log())
     system.expected = []
@@ -100,8 +100,8 @@ async def test_seven_commands_and_the_queries_with_nothing_but_amqp_and_json(sys
             "cml:worker-id": worker_id,
             "cml:deployment": "default",
         }
-        told = await client.command("update_status", worker_id=worker_id)
-        assert told["data"]["instance_state"] == "running"
+        observed = await client.command("update_status", worker_id=worker_id)
+        assert observed["data"]["instance_state"] == "running"
         assert (await client.command("stop", worker_id=worker_id))["data"] is True
         await client.until_status(worker_id, "STOPPED")
         assert (await client.command("start", worker_id=worker_id))["data"] is True
@@ -319,8 +319,8 @@ async def test_drift_is_recorded_when_somebody_asks(system: System):
         created = await client.command("create", **CREATE)
         await client.until_status(created["worker_id"], "RUNNING")
         system.admin.set_state(created["data"]["aws_instance_id"], "stopped")
-        told = await client.command("update_status", worker_id=created["worker_id"])
-        assert told["data"]["instance_state"] == "stopped"
+        observed = await client.command("update_status", worker_id=created["worker_id"])
+        assert observed["data"]["instance_state"] == "stopped"
         await client.until_status(created["worker_id"], "STOPPED")
         stopped = await client.until_event(
             created["worker_id"], "cml.worker.instance_state_observed.v1", instance_state="stopped"

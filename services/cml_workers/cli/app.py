@@ -23,7 +23,7 @@ BY_PANEL: Mapping[str, Mapping[str, Callable[..., None]]] = {
         "status": commands.status,
         "import": commands.import_,
         "get": queries.get,
-        "list": queries.list_,
+        "list": queries.list_workers,
         "operation": queries.operation,
         "history": queries.history,
         "watch": queries.watch,

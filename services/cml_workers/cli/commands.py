@@ -40,7 +40,7 @@ from cml_workers.cli.terminal import (
 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Await the result, or return at once.")]
 Deadline = Annotated[float, typer.Option(help="Seconds to await the result.", min=0.1)]
-CommandId = Annotated[
+CommandIdOption = Annotated[
     str | None, typer.Option(help="Idempotency key: a command sent again under it has no second effect.")
 ]
 TagOptions = Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE; may be repeated.")]
@@ -63,7 +63,7 @@ def create(
     ] = None,
     by: By = None,
     reason: Why = None,
-    command_id: CommandId = None,
+    command_id: CommandIdOption = None,
     wait: Wait = True,
     deadline: Deadline = 60.0,
     as_json: AsJson = False,
@@ -95,7 +95,7 @@ def _power(
         worker: WorkerRef,
         by: By = None,
         reason: Why = None,
-        command_id: CommandId = None,
+        command_id: CommandIdOption = None,
         wait: Wait = True,
         deadline: Deadline = patience,
         as_json: AsJson = False,
@@ -126,7 +126,7 @@ def tag(
     tags: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...", help="Tags to add or overwrite.")],
     by: By = None,
     reason: Why = None,
-    command_id: CommandId = None,
+    command_id: CommandIdOption = None,
     wait: Wait = True,
     deadline: Deadline = 60.0,
     as_json: AsJson = False,
@@ -145,7 +145,7 @@ def tag(
 
 def status(
     worker: WorkerRef,
-    command_id: CommandId = None,
+    command_id: CommandIdOption = None,
     wait: Wait = True,
     deadline: Deadline = 60.0,
     as_json: AsJson = False,
@@ -159,7 +159,7 @@ def import_(
     region: Annotated[str, typer.Option(help="AWS region.")] = "us-east-1",
     by: By = None,
     reason: Why = None,
-    command_id: CommandId = None,
+    command_id: CommandIdOption = None,
     wait: Wait = True,
     deadline: Deadline = 60.0,
     as_json: AsJson = False,

@@ -69,7 +69,7 @@ Since = Annotated[
 
 
 @deadletters.command("list")
-def list_(
+def list_letters(
     queue: OfQueue = None,
     message_type: OfType = None,
     cause: OfCause = None,

@@ -80,7 +80,7 @@ class _Demo:
         self.check(f"the read model shows {status}", await _soon(there))
 
 
-async def show(out: Console) -> bool:
+async def run_demo(out: Console) -> bool:
     """Run the demo; True if every check passed."""
     with tempfile.TemporaryDirectory(prefix="cml-workers-demo-") as folder:
         settings = Settings(

@@ -41,7 +41,7 @@ def get(worker: WorkerRef, as_json: AsJson = False) -> None:
         out.print(worker_panel(view))
 
 
-def list_(
+def list_workers(
     region: Annotated[str | None, typer.Option(help="Only in this AWS region.")] = None,
     status: Annotated[
         WorkerStatus | None, typer.Option(help="Only in this status.", case_sensitive=False)

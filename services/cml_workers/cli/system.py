@@ -91,7 +91,7 @@ def health() -> None:
 
 def demo() -> None:
     """Start an embedded system, run a worker through its life cycle, and check every step."""
-    from cml_workers.cli.demo import show  # noqa: PLC0415 - see `run`
+    from cml_workers.cli.demo import run_demo  # noqa: PLC0415 - see `run`
 
-    if not run_to_end(show(out)):
+    if not run_to_end(run_demo(out)):
         raise typer.Exit(1)

@@ -29,7 +29,7 @@ from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, UnroutableError, Verdict
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.deadletters.archive import Archive, ArchivedLetter, OperatorAction
-from cml_workers.deadletters.letter import Letter, again, dead_letter
+from cml_workers.deadletters.letter import Letter, again, letter_of
 from cml_workers.domain.history import fingerprint
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.command_streams import load_claim
@@ -73,7 +73,7 @@ class DeadLetters:
 
     async def collect(self, message: Message) -> Verdict:
         """Archive a message of the dead-letter queue; it is acknowledged when it is on disk."""
-        letter = dead_letter(message)
+        letter = letter_of(message)
         if await self._archive.keep(letter, self._now()):
             log.warning(
                 "dead letter archived", dead_letter_id=str(letter.id), queue=letter.queue, cause=letter.cause

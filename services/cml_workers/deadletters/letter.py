@@ -57,7 +57,7 @@ class Letter:
     faults: int
 
 
-def dead_letter(message: Message) -> Letter:
+def letter_of(message: Message) -> Letter:
     """The dead letter that a message of the dead-letter queue is.
 
     The same message (id, type, body and sender) that dies in the same queue again is the same dead letter, and so

@@ -108,7 +108,7 @@ class Chaos:
                 self._end = time.monotonic() + PATIENCE
                 ended, _ = await asyncio.wait(calling, timeout=PATIENCE)
                 outcome = await self._judge()
-                outcome.violations += [told for each in ended for told in _ended_early(each)]
+                outcome.violations += [line for each in ended for line in _ended_early(each)]
                 return outcome
             finally:
                 for lane_of_calls in calling:
@@ -292,7 +292,7 @@ async def _beside(work: Any) -> AsyncIterator[None]:
             await task
 
 
-def _told(chaos: Chaos) -> str:
+def _summary(chaos: Chaos) -> str:
     return (
         f"{chaos.stage}: {chaos.system.kills.total()} of {chaos.system.wanted} kills, "
         f"{chaos.system.faults.total()} faults; commands: {chaos.sent} sent, {chaos.answered} answered, "
@@ -302,14 +302,14 @@ def _told(chaos: Chaos) -> str:
 
 def _shown(chaos: Chaos) -> Group:
     bar = ProgressBar(total=chaos.system.wanted, completed=chaos.system.kills.total())
-    return Group(_told(chaos), bar)
+    return Group(_summary(chaos), bar)
 
 
 async def _lines(out: Console, chaos: Chaos) -> None:
     """Where nothing can be drawn over: a line now and then."""
     while True:
         await asyncio.sleep(15)
-        out.print(_told(chaos), soft_wrap=True)
+        out.print(_summary(chaos), soft_wrap=True)
 
 
 async def unleash(
@@ -332,7 +332,7 @@ async def unleash(
     planted = f", with the planted fault {plant}" if plant else ""
     out.print(f"chaos: {kills} kills, seed {seed}, on {store}{planted}; logs and store files are in {folder}")
     for name in ("aio_pika", "aiormq"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # callers tell of outages by publishing again
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # callers show outages by publishing again
     async with system(folder, store, kills, plant) as running:
         chaos = Chaos(running, seed=seed, store=store, pace=pace, wave=wave, must_meet=must_meet)
         if out.is_terminal:

@@ -139,8 +139,8 @@ def links(store: Store) -> list[tuple[str, Part]]:
 
 
 def frozen_parts(store: Store) -> dict[str, tuple[float, float]]:
-    """The parts whose processes may stand still, and for how many seconds."""
-    # A store that stood still for 13 s committed what its callers had given up after 10. EC2: see GRACE.
+    """The parts whose processes may be paused, and for how many seconds."""
+    # A store that was paused for 13 s committed what its callers had given up after 10. EC2: see GRACE.
     parts = {"rabbitmq": (4.0, 9.0), "postgresql": (2.0, 8.0), "ec2": (2.0, 6.0)}
     return parts | ({"kurrentdb": (12.0, 14.0)} if store == "kurrentdb" else {})
 

@@ -24,7 +24,7 @@ from cml_workers.bus.port import (
     Retry,
     Verdict,
 )
-from cml_workers.bus.rabbit.messages import counter, dead_letter, delivered, publishable, retry
+from cml_workers.bus.rabbit.messages import counter, delivered, publishable, to_dead_letters, to_retry_queue
 from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, Queue
 from cml_workers.foundation.failures import ConfigurationError
@@ -107,14 +107,14 @@ class Consumer:
             case Retry(delay):
                 assert delay is not None  # noqa: S101 - the delivery policy has chosen one
                 await self._publish(
-                    retry(message, headers, queue=self._queue, delay=delay, own_user=self._own_user)
+                    to_retry_queue(message, headers, queue=self._queue, delay=delay, own_user=self._own_user)
                 )
             case DeadLetter(reason):
                 log.warning(
                     "dead letter", queue=self._queue.name, message_id=message.message_id, reason=reason
                 )
                 await self._publish(
-                    dead_letter(message, headers, verdict, queue=self._queue, own_user=self._own_user)
+                    to_dead_letters(message, headers, verdict, queue=self._queue, own_user=self._own_user)
                 )
 
     def _log(self, message: Message, error: Exception) -> None:

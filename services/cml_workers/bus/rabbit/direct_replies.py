@@ -21,11 +21,11 @@ from cml_contracts.amqp import outage
 from cml_workers.bus.port import BusUnavailableError
 
 PREFIX = "amq.rabbitmq.reply-to."
-REMEMBERED = 1000
+REMEMBERED_NODES = 1000
 """Nodes of which it is remembered whether they are known; beyond that all are probed again."""
 UNKNOWN_FOR = 60.0
 """Seconds that a node counts as unknown: it may join."""
-TIMEOUT = 10.0
+PROBE_TIMEOUT = 10.0
 """Seconds for a probe."""
 PROBES = 4
 """Probes at once, each with a connection of its own."""
@@ -87,13 +87,13 @@ class DirectReplies:
 
     async def _ask(self, node: bytes, process: str) -> None:
         """Publish to the process, under a key that no consumer of it has."""
-        if len(self._known) + len(self._unknown_until) >= REMEMBERED:
+        if len(self._known) + len(self._unknown_until) >= REMEMBERED_NODES:
             self._known.clear()
             self._unknown_until.clear()
         try:
             async with (
                 self._at_once,
-                asyncio.timeout(TIMEOUT),
+                asyncio.timeout(PROBE_TIMEOUT),
                 await aio_pika.connect(self._url) as connection,
             ):
                 channel = await connection.channel()

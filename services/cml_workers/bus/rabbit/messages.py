@@ -66,7 +66,7 @@ def publishable(headers: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def retry(
+def to_retry_queue(
     message: Message, headers: Mapping[str, object], *, queue: Queue, delay: int, own_user: str
 ) -> Outgoing:
     """The same message for the retry queue of ``delay`` seconds."""
@@ -78,7 +78,7 @@ def retry(
     return _again(message, counted, own_user, retry_queue=queue.retry_queue(delay))
 
 
-def dead_letter(
+def to_dead_letters(
     message: Message, headers: Mapping[str, object], verdict: DeadLetter, *, queue: Queue, own_user: str
 ) -> Outgoing:
     """The same message for the dead letters, with its reason."""

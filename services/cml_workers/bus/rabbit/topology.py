@@ -6,7 +6,7 @@ from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from cml_workers.bus.port import TopologyError
 from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 
-TIMEOUT = 10
+CONNECT_TIMEOUT = 10
 """Seconds to connect."""
 
 
@@ -17,7 +17,7 @@ async def declare_topology(url: str, uses: Usage = EVERYTHING) -> None:
         TopologyError: something exists with other arguments.
         AMQPError, OSError: the broker cannot be reached.
     """
-    connection = await aio_pika.connect(url, timeout=TIMEOUT)
+    connection = await aio_pika.connect(url, timeout=CONNECT_TIMEOUT)
     async with connection:
         channel = await connection.channel()
         subject = ""
@@ -50,7 +50,7 @@ async def verify_topology(url: str, uses: Usage) -> None:
         TopologyError: something is missing.
         AMQPError, OSError: the broker cannot be reached.
     """
-    connection = await aio_pika.connect(url, timeout=TIMEOUT)
+    connection = await aio_pika.connect(url, timeout=CONNECT_TIMEOUT)
     async with connection:
         channel = await connection.channel()
         subject = ""

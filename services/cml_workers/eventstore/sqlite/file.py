@@ -71,11 +71,11 @@ class EventFile:
             raise StoreConfigurationError(f"cannot open the event store {self.path}: {error}") from error
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        with transaction(connection, "DEFERRED"):  # one view of a file that another process may be preparing
+        with atomic(connection, "DEFERRED"):  # one view of a file that another process may be preparing
             empty = self._format(connection) is None
         if empty:
             _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
-            with transaction(connection):
+            with atomic(connection):
                 if self._format(connection) is None:  # no other process was faster
                     for statement in _SCHEMA.split(";\n"):
                         connection.execute(statement)
@@ -121,7 +121,7 @@ class EventFile:
 
 
 @contextlib.contextmanager
-def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
+def atomic(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
     """A transaction that is committed at the end, or rolled back."""
     connection.execute(f"BEGIN {kind}")
     with connection:

@@ -24,7 +24,7 @@ _COLUMNS = "event_id, type, data, metadata, stream, revision, position, recorded
 
 
 @dataclass(frozen=True, slots=True)
-class Append:
+class StreamAppend:
     """Events for one stream."""
 
     stream: str
@@ -32,7 +32,7 @@ class Append:
     expected: int
 
 
-def insert(connection: sqlite3.Connection, append: Append) -> int | WrongExpectedVersionError:
+def append_events(connection: sqlite3.Connection, append: StreamAppend) -> int | WrongExpectedVersionError:
     """The last revision, or the conflict, which is known before anything is written: it needs no rollback."""
     current = head(connection, append.stream)
     last = append.expected + len(append.events)

@@ -24,7 +24,7 @@ from cml_workers.eventstore.port import (
     check_append,
 )
 from cml_workers.eventstore.sqlite.file import EventFile
-from cml_workers.eventstore.sqlite.statements import Append, last_position, scan, select
+from cml_workers.eventstore.sqlite.statements import StreamAppend, last_position, scan, select
 from cml_workers.eventstore.sqlite.watcher import Watcher
 from cml_workers.eventstore.sqlite.writer import Writer
 
@@ -55,7 +55,7 @@ class SqliteEventStore(EventStore):
     async def append(self, stream: str, events: Sequence[NewEvent], *, expected: int) -> int:
         check_append(stream, events, expected)
         self._check_open()
-        return await self._writer.append(Append(stream, tuple(events), expected))
+        return await self._writer.append(StreamAppend(stream, tuple(events), expected))
 
     async def read(
         self, stream: str, *, after: int = NO_STREAM, limit: int | None = None

@@ -11,13 +11,13 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 
-from cml_workers.eventstore.sqlite.file import EventFile, transaction
-from cml_workers.eventstore.sqlite.statements import Append, insert
+from cml_workers.eventstore.sqlite.file import EventFile, atomic
+from cml_workers.eventstore.sqlite.statements import StreamAppend, append_events
 
 MAX_BATCH = 500
 """Appends in one transaction."""
 
-_Waiting = tuple[Append, "asyncio.Future[int]"]
+_Waiting = tuple[StreamAppend, "asyncio.Future[int]"]
 
 
 class Writer:
@@ -29,7 +29,7 @@ class Writer:
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    async def append(self, append: Append) -> int:
+    async def append(self, append: StreamAppend) -> int:
         """Hand an append over, and return the last revision when it is committed."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, name="event-store-writer", daemon=True)
@@ -58,8 +58,8 @@ class Writer:
                             contextlib.closing(self._file.connect())
                         )
                         # A deferred transaction that reads before it writes fails with BUSY_SNAPSHOT under contention.
-                        with transaction(connection):
-                            outcomes = [insert(connection, append) for append, _ in batch]
+                        with atomic(connection):
+                            outcomes = [append_events(connection, append) for append, _ in batch]
                 except Exception as error:  # noqa: BLE001 - a dead thread would leave every caller waiting
                     opened.close()
                     connection = None
