@@ -27,7 +27,7 @@ from cml_contracts.deadletters import (
     OperatorRequest,
     RedriveDeadLetter,
 )
-from cml_contracts.results import OperationResult
+from cml_contracts.results import OperationResult, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus import delivery
 from cml_workers.bus.port import Message, Verdict
@@ -615,6 +615,7 @@ async def test_lists_are_filtered_counted_and_paged(service: Service):
     assert found == list(whole.dead_letters)
     wrong = await service.ask(ListDeadLetters(cursor="made up"))
     assert wrong.problem
+    assert wrong.problem.code is ProblemCode.VALIDATION_FAILED
     assert "cursor" in wrong.problem.detail
 
 

@@ -115,8 +115,8 @@ class DeadLetters:
                     return await self._archive.page(request)
                 except ValueError as error:
                     raise RefusedError(
-                        ProblemCode.CONFLICT,
-                        "cursor is not one that was handed out; leave it away to begin anew",
+                        ProblemCode.VALIDATION_FAILED,
+                        "the cursor is not one that was returned; omit it to begin again",
                     ) from error
             case GetDeadLetter():
                 details = await self._archive.details(request.dead_letter_id)

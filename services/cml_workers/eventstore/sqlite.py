@@ -36,6 +36,7 @@ from cml_workers.eventstore.port import (
     check_append,
 )
 from cml_workers.foundation.private_file import make_private
+from cml_workers.foundation.sqlite_files import write_ahead
 
 BUSY_SECONDS = 5.0
 """How long to wait for another process that is writing."""
@@ -301,7 +302,7 @@ class SqliteEventStore(EventStore):
         with _transaction(connection, "DEFERRED"):  # one view of a file that another may be preparing
             empty = self._format(connection) is None
         if empty:
-            _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+            write_ahead(connection, BUSY_SECONDS)
             with _transaction(connection):
                 if self._format(connection) is None:  # nobody was faster
                     for statement in _SCHEMA.split(";\n"):
@@ -444,16 +445,3 @@ def _transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Ite
     connection.execute(f"BEGIN {kind}")
     with connection:  # commits, or rolls back
         yield
-
-
-def _patiently(step: Callable[[], object]) -> None:
-    """Do what SQLite refuses at once, not after the busy timeout, while another process is at it."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            step()
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
