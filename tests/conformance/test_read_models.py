@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from cml_workers.readmodels.changes import Put, Remove
+from cml_workers.readmodels.changes import Change, Put, Remove
 from cml_workers.readmodels.generations import CheckpointMovedError, Generation, Generations, State
 from cml_workers.readmodels.model import ReadModel, active
 from cml_workers.sql.port import Database
@@ -91,15 +91,17 @@ async def test_calls_side_by_side_do_not_disturb_each_other(subject: Subject):
     async def read() -> list[int]:
         return [len(await subject.names()) for _ in range(60)]
 
-    _, *seen = await asyncio.gather(write(), *(read() for _ in range(5)))
+    writing = asyncio.create_task(write())
+    seen = await asyncio.gather(*(read() for _ in range(5)))
+    await writing
     assert all(counts == sorted(counts) for counts in seen)
     assert len(await subject.names()) == 30
 
 
 async def test_rows_are_added_replaced_and_removed(subject: Subject):
     generation = await subject.put(await subject.first(), "p1", _1="one", _2="two")
-    changes = {"things": [Put("things", {"id": 1, "name": "new"}), Remove("things", {"id": 2})]}
-    await subject.generations.write(generation, changes, "p2")
+    changes: list[Change] = [Put("things", {"id": 1, "name": "new"}), Remove("things", {"id": 2})]
+    await subject.generations.write(generation, {"things": changes}, "p2")
     assert await subject.names() == ["new"]
 
 
