@@ -29,6 +29,7 @@ from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import ListCMLWorkers, WorkerView
 from cml_contracts.results import OperationResult
 from cml_workers.cli.deadletters import deadletters
+from cml_workers.cli.rebuild import rebuild
 from cml_workers.cli.show import event_line, operation_panel, print_json, worker_panel, worker_table
 from cml_workers.cli.terminal import (
     REFUSED,
@@ -61,6 +62,7 @@ app = typer.Typer(
     "reached; 4 no result within the deadline (the command stands: ask with `cml-workers operation`).",
 )
 app.add_typer(deadletters, rich_help_panel=OPERATE)
+app.command(rich_help_panel=OPERATE)(rebuild)
 
 
 # -- the system -------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ class Generations:
         return await self._database.snapshot(partial(self._compare, generation))
 
     async def switch(self, generation: Generation, over: Generation | None) -> bool:
-        """Make it the active one, if the active one is still ``over``, and at the same position; whether that was so."""
+        """Make it the active one, if both are still as they were seen, at the same positions; whether that was so."""
         return await self._database.write(partial(self._switch, generation, over))
 
     async def drop(self, generation: Generation | None = None) -> Sequence[int]:
@@ -211,7 +211,8 @@ class Generations:
 
     def _switch(self, generation: Generation, over: Generation | None, connection: sa.Connection) -> bool:
         there = self._find(connection, state=State.ACTIVE, lock=True)
-        if (there is None) != (over is None):
+        here = self._find(connection, number=generation.number, lock=True)
+        if here != generation or (there is None) != (over is None):
             return False
         if there is not None and over is not None:
             if (there.number, there.position) != (over.number, over.position):

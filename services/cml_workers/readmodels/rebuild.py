@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -60,7 +61,7 @@ class Rebuilt:
 
 
 class SupersededError(Exception):
-    """Another process has finished this rebuild, or has begun one of another version."""
+    """Another process has begun a rebuild of another version, or has finished one since."""
 
 
 class _ReachedError(Exception):
@@ -84,62 +85,74 @@ class Rebuild:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _began: float = field(default=0.0, init=False)
     _events: int = field(default=0, init=False)
+    _before: Generation | None = field(default=None, init=False)
+    _differences: Sequence[Difference] | None = field(default=None, init=False)
 
     async def run(self) -> Rebuilt:
         """Do it, whatever becomes of the connections meanwhile.
 
         Raises:
-            SupersededError: somebody else finished this rebuild, or began another.
+            SupersededError: somebody else has replaced what this one has begun.
             ConfigurationError: trying again is of no use.
         """
         self._began = _now()
-        failures = 0
-        while True:
-            try:
-                return await self._rebuilt()
-            except ConnectionError as error:
-                failures += 1
-                log.warning("rebuild continues later", read_model=self._name, cause=str(error))
-            await self.sleep(self.backoff(failures))
+        begun = await self._patiently(self.generations.begin)
+        writer = Writer(
+            self.store, self.generations, partial(self._current, begun.number), remembered=REMEMBERED
+        )
+        done = await self._patiently(partial(self._fill_and_switch, begun.number, writer))
+        with suppress(ConnectionError):  # it is done when a process starts, then
+            if self.switch:
+                await self.generations.drop()
+            elif not self.keep:
+                await self.generations.drop(done)
+        return Rebuilt(
+            self._name, done, self._before, self._events, _now() - self._began, self._differences, self.switch
+        )
 
     @property
     def _name(self) -> str:
         return self.generations.model.name
 
-    async def _rebuilt(self) -> Rebuilt:
-        begun = await self.generations.begin()
-        writer = Writer(self.store, self.generations, self._chosen(begun.number), remembered=REMEMBERED)
-        differences: Sequence[Difference] | None = None
+    async def _patiently(self, step: Callable[[], Awaitable[Generation]]) -> Generation:
+        failures = 0
+        while True:
+            try:
+                return await step()
+            except ConnectionError as error:
+                failures += 1
+                log.warning("rebuild continues later", read_model=self._name, cause=str(error))
+            await self.sleep(self.backoff(failures))
+
+    async def _current(self, number: int) -> Generation:
+        """What has been begun, as it is now: active if a switch was made whose answer was lost."""
+        found = await self.generations.numbered(number)
+        if found is None or found.state is State.RETIRED:
+            raise SupersededError(f"read model {self._name}: another rebuild has replaced this one")
+        return found
+
+    async def _fill_and_switch(self, number: int, writer: Writer) -> Generation:
         end: float | None = None
         while True:
-            active = await self.generations.active()
+            current = await self._current(number)
+            if current.state is State.ACTIVE:
+                return current
+            if writer.at != current:  # another process fills it as well
+                writer.begin_again()
+            self._before = active = await self.generations.active()
             at = await self._follow(writer, active)
             end = end or _now() + PATIENCE
-            if active is not None and differences is None and self.generations.usable(active):
-                differences = await self.generations.compare(at)
-                if differences is None and _now() < end:
+            if self._differences is None and self._comparable(active):
+                self._differences = await self.generations.compare(at)
+                if self._differences is None and _now() < end:
                     await self.sleep(PAUSE)
                     continue
             if not self.switch or await self.generations.switch(at, active):
-                break
+                return at
             await self.sleep(PAUSE)
-        if self.switch:
-            await self.generations.drop()
-        elif not self.keep:
-            await self.generations.drop(at)
-        seconds = _now() - self._began
-        return Rebuilt(self._name, at, active, self._events, seconds, differences, self.switch)
 
-    def _chosen(self, number: int) -> Callable[[], Awaitable[Generation]]:
-        async def choose() -> Generation:
-            found = await self.generations.numbered(number)
-            if found is None or found.state is not State.BUILDING:
-                raise SupersededError(
-                    f"read model {self._name}: somebody else finished or replaced this rebuild"
-                )
-            return found
-
-        return choose
+    def _comparable(self, active: Generation | None) -> bool:
+        return active is not None and active.position is not None and self.generations.usable(active)
 
     async def _follow(self, writer: Writer, active: Generation | None) -> Generation:
         """Go on until exactly where the active one is, else to the end of what is stored.
@@ -158,7 +171,7 @@ class Rebuild:
             if (target is not None and here is not None) or any(isinstance(item, CaughtUp) for item in items):
                 raise _ReachedError
 
-        if await writer.resumed() != target or target is None:
+        if target is None or await writer.resumed() != target:
             try:
                 await follow_from(
                     self.store,

@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from uuid import UUID
 
-import sqlalchemy as sa
-
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.following import Item
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
@@ -47,6 +45,10 @@ class Writer:
         """The generation as it was written last; None while that is not known."""
         return self._at
 
+    def begin_again(self) -> None:
+        """Go on from what is saved."""
+        self._at = None
+
     async def resumed(self) -> str | None:
         """Where to go on: behind what was written last; after a failure, which it may be part of, behind what is saved."""
         if self._at is None:
@@ -69,14 +71,14 @@ class Writer:
         at, self._at = self._at, None
         if at is None:
             raise NotResumedError
-        steps: list[Step] = []
+        batch = Batch(self._generations.model)
         position = at.position
         for number, item in enumerate(items, 1):
             match item:
                 case StoredEvent():
                     step = await self._folding.step(item)
                     if step is not None:
-                        steps.append(step)
+                        batch.add(step)
                     position = item.position
                 case Checkpoint():
                     position = item.position
@@ -84,30 +86,55 @@ class Writer:
                     pass
             if not number % BREATHES:
                 await asyncio.sleep(0)
+        for number, worker in enumerate(batch.workers(), 1):
+            batch.show(worker)
+            if not number % BREATHES:
+                await asyncio.sleep(0)
         if position != at.position:
-            changes = changes_of(self._generations.model, steps)
-            at = await self._generations.write(at, changes, position, len(steps))
+            at = await self._generations.write(at, batch.changes(), position, batch.events)
         self._at = at
 
 
-def changes_of(model: ReadModel, steps: Iterable[Step]) -> Changes:
-    """What these events change in the tables, the last change of each row."""
-    changes: dict[str, dict[tuple[object, ...], Change]] = {}
-    keys = {table.name: _key(table) for table in model.tables}
-    last: dict[UUID, Worker] = {}
+class Batch:
+    """What events change in the tables: the last change of each row."""
 
-    def keep(made: Iterable[Change]) -> None:
+    def __init__(self, model: ReadModel) -> None:
+        self.events = 0
+        self._model = model
+        self._keys = {table.name: [column.name for column in table.primary_key] for table in model.tables}
+        self._changes: dict[str, dict[tuple[object, ...], Change]] = {}
+        self._last: dict[UUID, Worker] = {}
+
+    def add(self, step: Step) -> None:
+        """The next event."""
+        before, recorded, after = step
+        self.events += 1
+        self._last[after.id] = after
+        self._keep(self._model.of_event(before, recorded, after))
+
+    def workers(self) -> Sequence[Worker]:
+        """Those that had events, as they are after the last one."""
+        return list(self._last.values())
+
+    def show(self, worker: Worker) -> None:
+        """The rows of one of them, after all events."""
+        self._keep(self._model.of_worker(worker))
+
+    def changes(self) -> Changes:
+        """All of it, by table."""
+        return {name: list(by_key.values()) for name, by_key in self._changes.items()}
+
+    def _keep(self, made: Iterable[Change]) -> None:
         for change in made:
-            key = tuple(change.row[each] for each in keys[change.table])
-            changes.setdefault(change.table, {})[key] = change
-
-    for before, recorded, after in steps:
-        last[after.id] = after
-        keep(model.of_event(before, recorded, after))
-    for worker in last.values():
-        keep(model.of_worker(worker))
-    return {name: list(by_key.values()) for name, by_key in changes.items()}
+            key = tuple(change.row[name] for name in self._keys[change.table])
+            self._changes.setdefault(change.table, {})[key] = change
 
 
-def _key(table: sa.Table) -> Sequence[str]:
-    return [column.name for column in table.primary_key]
+def changes_of(model: ReadModel, steps: Iterable[Step]) -> Changes:
+    """What these events change, at once."""
+    batch = Batch(model)
+    for step in steps:
+        batch.add(step)
+    for worker in batch.workers():
+        batch.show(worker)
+    return batch.changes()

@@ -32,6 +32,7 @@ class SqliteDatabase(Database):
     """A file, which other processes may use as well."""
 
     def __init__(self, engine: sa.Engine) -> None:
+        self.engines = (engine,)
         self._engine = engine
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
@@ -76,6 +77,7 @@ class PostgresqlDatabase(Database):
     """A server. A connection of the ``reader`` that has gone away is noticed by its query, which is asked again."""
 
     def __init__(self, *, writer: AsyncEngine, reader: AsyncEngine) -> None:
+        self.engines = (writer.sync_engine, reader.sync_engine)
         self._writer = writer
         self._reader = reader
         self._single = reader.execution_options(isolation_level="AUTOCOMMIT")

@@ -34,4 +34,6 @@ def upsert(dialect: str, table: sa.Table) -> sa.Executable:
     overwritten = {
         column.name: statement.excluded[column.name] for column in table.columns if column.name not in key
     }
+    if not overwritten:
+        return statement.on_conflict_do_nothing(index_elements=key)
     return statement.on_conflict_do_update(index_elements=key, set_=overwritten)
