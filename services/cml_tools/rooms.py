@@ -224,7 +224,17 @@ ROOMS: Mapping[str, Room] = {
     ),
     "cli": Room(
         modules=_service("cli"),
-        imports=(*CORE, "contracts.client", "eventstore.opening", "runtime", "process", "cli.demo"),
+        imports=(
+            *CORE,
+            "contracts.client",
+            "eventstore.opening",
+            "sql",
+            "sql.port",
+            "readmodels",
+            "runtime",
+            "process",
+            "cli.demo",
+        ),
         packages=("click", "pydantic", "rich", "typer", "uvloop"),
         library=ANYTHING,
     ),
