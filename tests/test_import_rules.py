@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[1]
 FOREIGN = sorted({package for room in ROOMS.values() for package in room.packages} | {"flask", "boto3"})
 OF_THE_MACHINE = sorted(ANYTHING & {"os", "random", "socket", "sqlite3", "subprocess", "threading", "time"})
 EXAMPLES = [
-    ("cml_workers.projector.projector", "aio_pika"),
-    ("cml_workers.projector.projector", "cml_workers.bus.rabbit"),
-    ("cml_workers.projector.reminders", "sqlalchemy"),
+    ("cml_workers.projector.queries", "aio_pika"),
+    ("cml_workers.projector.queries", "cml_workers.bus.rabbit"),
+    ("cml_workers.reminders.reminders", "sqlalchemy"),
     ("cml_workers.deadletters.handler", "sqlalchemy"),
     ("cml_workers.deadletters.archive", "cml_workers.eventstore.sqlite"),
     ("cml_workers.runtime.endpoints", "cml_workers.process.system"),
@@ -30,7 +30,7 @@ EXAMPLES = [
     ("cml_workers.lifecycle.handler", "random"),
     ("cml_workers.lifecycle.handler", "cml_workers.eventstore.sqlite"),
     ("cml_workers.lifecycle.main", "cml_workers.relay.main"),
-    ("cml_workers.relay.relay", "cml_workers.projector.rows"),
+    ("cml_workers.relay.relay", "cml_workers.projector.queries"),
     ("cml_workers.relay.relay", "cml_workers.sql.database"),
     ("cml_workers.ec2_adapter.executor", "cml_workers.ec2_adapter.aws"),
     ("cml_workers.ec2_adapter.executor", "botocore"),

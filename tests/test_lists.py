@@ -57,7 +57,7 @@ def test_every_event_is_an_intent_an_outcome_or_neither() -> None:
     assert not outcomes & NO_OUTCOME
 
 
-def test_a_no_op_is_told_by_what_may_be_pending_in_its_lane() -> None:
+def test_a_no_op_depends_on_what_may_be_pending_in_its_lane() -> None:
     assert SAME_LANE.keys() <= COMMANDS.keys()
     assert {intent for lane in SAME_LANE.values() for intent in lane} < OUTCOMES.keys()
 

@@ -40,7 +40,7 @@ class ListCMLWorkers(Strict):
 
 
 class GetOperation(Strict):
-    """The operation of a command. Answer: ``OperationView``, or the problem ``WorkerNotFound``."""
+    """The operation of a command. Answer: ``OperationView``, or the problem ``OperationNotFound``."""
 
     TYPE: ClassVar = "cml.operation.get.v1"
     command_id: CommandId

@@ -22,6 +22,7 @@ class ProblemCode(StrEnum):
     EC2_STATUS_CHECK = "EC2StatusCheck"
     EC2_THROTTLED = "EC2Throttled"
     WORKER_NOT_FOUND = "WorkerNotFound"
+    OPERATION_NOT_FOUND = "OperationNotFound"
     WORKER_TERMINATED = "WorkerTerminated"
     NO_INSTANCE = "NoInstance"
     CONFLICT = "Conflict"
@@ -29,6 +30,7 @@ class ProblemCode(StrEnum):
     UNAUTHORIZED = "Unauthorized"
     DUPLICATE_COMMAND = "DuplicateCommand"
     DEAD_LETTER_NOT_FOUND = "DeadLetterNotFound"
+    READ_MODEL_UNAVAILABLE = "ReadModelUnavailable"
 
 
 class Problem(Tolerant):
@@ -57,6 +59,7 @@ TITLES: Mapping[ProblemCode, str] = {
     ProblemCode.EC2_STATUS_CHECK: "EC2 could not describe the instance's status",
     ProblemCode.EC2_THROTTLED: "EC2 throttles our requests",
     ProblemCode.WORKER_NOT_FOUND: "There is no such worker",
+    ProblemCode.OPERATION_NOT_FOUND: "There is no such operation",
     ProblemCode.WORKER_TERMINATED: "The worker is terminated",
     ProblemCode.NO_INSTANCE: "The worker has no instance",
     ProblemCode.CONFLICT: "The worker's state does not allow this now",
@@ -64,6 +67,7 @@ TITLES: Mapping[ProblemCode, str] = {
     ProblemCode.UNAUTHORIZED: "The sender is not authorized to do this",
     ProblemCode.DUPLICATE_COMMAND: "The command id was used before with another body",
     ProblemCode.DEAD_LETTER_NOT_FOUND: "There is no such dead letter",
+    ProblemCode.READ_MODEL_UNAVAILABLE: "Queries cannot be answered now",
 }
 
 

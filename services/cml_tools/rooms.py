@@ -131,13 +131,19 @@ ROOMS: Mapping[str, Room] = {
         modules=_service("eventstore.opening"),
         imports=("eventstore", "eventstore.sqlite", "eventstore.kurrentdb"),
     ),
+    "sql.port": Room(modules=_service("sql.port", "sql.schema"), packages=("sqlalchemy",)),
     "sql": Room(
         modules=_service("sql"),
         imports=("foundation", "sql.port"),
         packages=("alembic", "sqlalchemy"),
         library=ANYTHING,
     ),
-    "sql.port": Room(modules=_service("sql.port"), packages=("sqlalchemy",)),
+    "readmodels.changes": Room(modules=_service("readmodels.changes"), library=PURE),
+    "readmodels.fold": Room(
+        modules=_service("readmodels.workers.fold"),
+        imports=("contracts", "domain", "readmodels.changes"),
+        library=PURE,
+    ),
     "readmodels": Room(
         modules=_service("readmodels"),
         imports=(
@@ -146,10 +152,11 @@ ROOMS: Mapping[str, Room] = {
             "domain",
             "eventstore",
             "eventstore.following",
-            "sql",
             "sql.port",
+            "readmodels.changes",
+            "readmodels.fold",
         ),
-        packages=("pydantic", "sqlalchemy", "structlog"),
+        packages=("sqlalchemy", "structlog"),
     ),
     "reminders": Room(
         modules=_service("reminders"), imports=(*CORE, "sql.port", "readmodels"), packages=("structlog",)
@@ -159,7 +166,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "deadletters.archive": Room(
         modules=_service("deadletters.archive"),
-        imports=("contracts", "sql", "deadletters"),
+        imports=("contracts", "sql", "sql.port", "deadletters"),
         packages=("sqlalchemy",),
     ),
     "runtime": Room(
@@ -181,12 +188,9 @@ ROOMS: Mapping[str, Room] = {
         packages=("structlog",),
         library=ANYTHING,
     ),
-    "projector.read_model": Room(
-        modules=_service("projector.read_model"), imports=("contracts", "sql"), packages=("sqlalchemy",)
-    ),
     "projector": Room(
         modules=_service("projector"),
-        imports=(*CORE, "sql.port", "readmodels", "projector.read_model"),
+        imports=(*CORE, "sql.port", "readmodels"),
         packages=("structlog",),
     ),
     "projector.main": Room(
@@ -199,7 +203,6 @@ ROOMS: Mapping[str, Room] = {
             "deadletters",
             "deadletters.archive",
             "projector",
-            "projector.read_model",
         ),
         packages=("structlog",),
         library=ANYTHING,
@@ -221,7 +224,17 @@ ROOMS: Mapping[str, Room] = {
     ),
     "cli": Room(
         modules=_service("cli"),
-        imports=(*CORE, "contracts.client", "eventstore.opening", "runtime", "process", "cli.demo"),
+        imports=(
+            *CORE,
+            "contracts.client",
+            "eventstore.opening",
+            "sql",
+            "sql.port",
+            "readmodels",
+            "runtime",
+            "process",
+            "cli.demo",
+        ),
         packages=("click", "pydantic", "rich", "typer", "uvloop"),
         library=ANYTHING,
     ),

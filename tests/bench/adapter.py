@@ -7,8 +7,8 @@ import asyncio
 import gc
 import sys
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
@@ -47,6 +47,10 @@ try:
     _policy = import_module("cml_workers.bus.delivery")
 except ImportError:
     _policy = import_module("cml_workers.bus.rabbit")
+try:
+    _databases: Any = import_module("cml_workers.sql.adapters")
+except ImportError:
+    _databases = None
 retry_delay: Callable[[int | None, int], int] = _policy.retry_delay
 
 NEW = NO_STREAM
@@ -312,6 +316,8 @@ async def counted_roles(counts: Counts, clock: Callable[[], float]) -> AsyncGene
     _run_on(clock)
     broker = MemoryBroker(counts)
     async with AsyncExitStack() as stack:
+        if _databases is not None:
+            stack.enter_context(_counted_database("projector", counts))
         store = open_event_store(event_store_uri(settings))
         stack.push_async_callback(store.close)
         for name in ("relay", "projector", "ec2-adapter", "lifecycle"):
@@ -346,12 +352,32 @@ class _Given(Infrastructure):
 _PARTS = {part.name for part in fields(_Given)}
 
 
+@contextmanager
+def _counted_database(role: str, counts: Counts) -> Iterator[None]:
+    """The role opens a database of its own, which counts as well."""
+    module = import_module(f"cml_workers.{role}.main")
+    connect = module.connect
+
+    def counted(url: str) -> Any:
+        database = connect(url)
+        for engine in database.engines:
+            _count_sql(engine, role, counts)
+        return database
+
+    module.__dict__["connect"] = counted
+    try:
+        yield
+    finally:
+        module.__dict__["connect"] = connect
+
+
 def _count_sql(engine: sa.Engine, role: str, counts: Counts) -> None:
     def begin(_connection: object) -> None:
         counts.add(role, "SQL transactions")
 
-    def statement(*_: object) -> None:
-        counts.add(role, "SQL statements")
+    def statement(_connection: object, _cursor: object, text: str, *_: object) -> None:
+        if not text.startswith(("BEGIN", "COMMIT")):
+            counts.add(role, "SQL statements")
 
     sa.event.listen(engine, "begin", begin)
     sa.event.listen(engine, "before_cursor_execute", statement)

@@ -15,6 +15,7 @@ from cml_contracts.deadletters import (
     OperatorRequest,
     RedriveDeadLetter,
 )
+from cml_contracts.results import ProblemCode
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS, PROJECTOR_OPERATOR
 from cml_workers.domain.policy import Access
 from support.dead_letter_service import START, Service
@@ -60,6 +61,7 @@ async def test_lists_are_filtered_counted_and_paged(service: Service):
     wrong = await service.ask(ListDeadLetters(cursor="made up"))
     assert wrong.problem
     assert "cursor" in wrong.problem.detail
+    assert wrong.problem.code is ProblemCode.VALIDATION_FAILED
 
 
 async def test_only_an_operator_may(service: Service):

@@ -39,7 +39,7 @@ from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, QU
 from cml_workers.domain.messages import REPORTS, InstanceObserved
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import decode
-from cml_workers.projector.read_model import FOLLOWER as READ_MODEL
+from cml_workers.readmodels.generations import GENERATIONS
 from cml_workers.relay.main import FOLLOWER as RELAY
 from cml_workers.relay.relay import SAVE_EVERY
 from cml_workers.sql.database import load_checkpoint, open_database, transaction
@@ -425,12 +425,16 @@ class Attack:
 
     async def _followers(self, last: str) -> list[str]:
         """The read model and the relay take every event, if later than the queues are empty."""
-        wanted = {READ_MODEL: int(last), RELAY: int(last) - SAVE_EVERY}
+        wanted = {"read model": int(last), RELAY: int(last) - SAVE_EVERY}
+        projected = sa.select(GENERATIONS.c.position).where(GENERATIONS.c.state == "active")
         end = time.monotonic() + QUIET
         database = open_database(self._database_url)
         while True:
             async with transaction(database) as connection:
-                at = {name: int(await load_checkpoint(connection, name) or 0) for name in wanted}
+                at = {
+                    "read model": int(await connection.scalar(projected) or 0),
+                    RELAY: int(await load_checkpoint(connection, RELAY) or 0),
+                }
             behind = [f"{name} is at {at[name]} of {last}" for name in wanted if at[name] < wanted[name]]
             if not behind or time.monotonic() > end:
                 break

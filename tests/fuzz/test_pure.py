@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ from cml_workers.domain.messages import (
     OperationSucceeded,
 )
 from cml_workers.domain.policy import Policy
-from cml_workers.domain.worker import Worker
+from cml_workers.domain.worker import Worker, evolve
 from cml_workers.ec2_adapter.next_action import next_actions
-from cml_workers.projector.read_model import InvalidCursorError, _read_cursor
-from cml_workers.projector.rows import operation_rows, worker_row
+from cml_workers.readmodels.workers.fold import operation_rows, worker_row
+from cml_workers.readmodels.workers.queries import InvalidCursorError, _read_cursor
 from fuzz.strategies import (
     STEADY,
     anything,
@@ -59,7 +60,7 @@ from fuzz.strategies import (
     queries,
     texts,
 )
-from support.given import NOW, POLICY, WORKER, evolved, instance, launch
+from support.given import NOW, POLICY, WORKER, evolved, instance, launch, recorded
 
 EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples"
 INBOUND: dict[str, type[BaseModel]] = {
@@ -260,8 +261,13 @@ def decision_on(step: tuple[str, Any, Any], number: int, worker: Worker, policy:
     return decide_report(report, worker)
 
 
-def can_be_kept(worker: Worker, before: Worker) -> None:
-    """The read model's columns hold what the worker shows."""
+def can_be_kept(worker: Worker, events: list[WorkerEvent], at: datetime, cause: str) -> None:
+    """The read model's columns hold what the worker shows after these events, and their operations."""
+    for event in events:
+        happened = recorded(worker, event, at, cause)
+        before, worker = worker, evolve(worker, happened)
+        for operation in operation_rows(before, happened, worker):
+            assert len(operation.command_id) <= 256
     row = worker_row(worker)
     if row is not None:
         assert len(row.name) <= 256
@@ -269,8 +275,6 @@ def can_be_kept(worker: Worker, before: Worker) -> None:
         assert len(row.aws_region) <= 32
         assert all(len(key) <= 128 and len(value) <= 256 for key, value in row.tags.items())
         assert "\x00" not in row.name + row.owner + "".join([*row.tags, *row.tags.values()])
-    for operation in operation_rows(worker, before):
-        assert len(operation.command_id) <= 256
 
 
 @settings(STEADY, max_examples=600)
@@ -289,6 +293,6 @@ def test_whatever_is_decided_can_be_folded_shown_and_decided_upon(life: list[Wor
         worker = evolved(worker, events, at, f"c-{number}")
         assert worker.revision == before.revision + len(events)
         next_actions(worker)
-        can_be_kept(worker, before)
+        can_be_kept(before, events, at, f"c-{number}")
     if worker.terminated:
         assert next_actions(worker) == []

@@ -4,16 +4,29 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cml_workers.deadletters import archive
-from cml_workers.projector import read_model
-from cml_workers.sql.database import METADATA, DatabaseConfigurationError, migrate, open_database
+from cml_workers.readmodels.generations import GENERATIONS, Generation, Generations, State
+from cml_workers.readmodels.model import active
+from cml_workers.readmodels.workers import WORKERS_VIEW
+from cml_workers.readmodels.workers.tables import TABLES, VERSION, WORKERS
+from cml_workers.sql.database import (
+    DatabaseConfigurationError,
+    _upgrade,
+    load_checkpoint,
+    migrate,
+    open_database,
+)
+from cml_workers.sql.schema import CHECKPOINTS, METADATA
 from support.postgresql import emptied
+from support.projecting import opened
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -31,13 +44,43 @@ async def engine(url: str) -> AsyncIterator[AsyncEngine]:
 
 
 async def test_the_migrated_schema_is_the_one_in_the_code(engine: AsyncEngine):
-    assert archive.DEAD_LETTERS.metadata is read_model.WORKERS.metadata is METADATA
+    """The tables of read models are made by whoever fills them; those of the first generation were there before."""
+    assert archive.DEAD_LETTERS.metadata is GENERATIONS.metadata is METADATA
     await migrate(engine)
+    both = sa.MetaData()
+    for table in (*METADATA.tables.values(), *TABLES):
+        table.to_metadata(both)
     async with engine.connect() as connection:
         differences = await connection.run_sync(
-            lambda sync: compare_metadata(MigrationContext.configure(sync), METADATA)
+            lambda sync: compare_metadata(MigrationContext.configure(sync), both)
         )
     assert differences == []
+
+
+async def test_the_read_model_of_before_goes_on_where_it_was(engine: AsyncEngine, url: str):
+    async with engine.begin() as connection:
+        await connection.run_sync(_upgrade, "0003")
+        worker = {"id": uuid4(), "name": "a", "status": "RUNNING", "aws_region": "r", "owner": "o"}
+        row = {**worker, "created_at": "c", "view": '{"revision": 4}'}
+        await connection.execute(sa.insert(WORKERS), row)
+        await connection.execute(sa.insert(CHECKPOINTS), {"follower": "read-model", "position": "17"})
+        await connection.execute(sa.insert(CHECKPOINTS), {"follower": "relay", "position": "16"})
+    await migrate(engine)
+    async with opened(url) as database:
+        adopted = await Generations(WORKERS_VIEW, database).active()
+        assert adopted == Generation(1, 1, State.ACTIVE, "17", 5)
+        shown = await database.read(lambda seen: seen.scalars(sa.select(active(WORKERS).c.name)).all())
+    assert shown == ["a"]
+    async with engine.connect() as connection:
+        assert await load_checkpoint(connection, "relay") == "16"
+
+
+async def test_an_empty_database_begins_with_the_version_of_the_code(engine: AsyncEngine, url: str):
+    await migrate(engine)
+    async with opened(url) as database:
+        assert await Generations(WORKERS_VIEW, database).active() == Generation(
+            1, VERSION, State.ACTIVE, None, 0
+        )
 
 
 async def test_processes_that_start_together_migrate_once(url: str):

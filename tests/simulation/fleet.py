@@ -21,9 +21,11 @@ from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, worker_of
 from cml_workers.lifecycle.handler import Lifecycle
-from cml_workers.projector.projector import Projector
-from cml_workers.projector.reminders import Reminders
+from cml_workers.projector.queries import Queries
+from cml_workers.readmodels.runner import Runner
+from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.relay.relay import Relay
+from cml_workers.reminders.reminders import Reminders
 from simulation import nets
 from simulation.bus import HANDLED, Broker, BusOfProcess
 from simulation.callers import Callers
@@ -31,7 +33,7 @@ from simulation.coverage import REQUESTED, SETTLED, Coverage, kind_of
 from simulation.ec2 import Cloud, Ec2OfProcess
 from simulation.scripts import IMAGE, IMAGE_NAME, REGION
 from simulation.store import Log, StoreOfProcess
-from simulation.tables import ReadModelOfProcess, Tables
+from simulation.tables import DatabaseOfProcess, Tables
 from simulation.world import Process, World
 from support.invariants import Observed, SeenInstance, violations
 
@@ -117,7 +119,7 @@ class Fleet:
         self.broker.consume(process, EC2_LOOKUPS, executor.on_lookup, prefetch=PREFETCH)
 
     def _relay(self, process: Process) -> None:
-        tables = ReadModelOfProcess(process, self.tables)
+        tables = DatabaseOfProcess(process, self.tables)
 
         async def pause(seconds: float) -> None:
             self.world.nets[nets.PUBLISHED_AGAIN, "relay"] += 1
@@ -133,20 +135,30 @@ class Fleet:
         self._follow(process, partial(tables.load, "relay"), relay.handle)
 
     def _projector(self, process: Process) -> None:
-        read_model = ReadModelOfProcess(process, self.tables)
+        store, database = StoreOfProcess(process, self.log), DatabaseOfProcess(process, self.tables)
         publish = BusOfProcess(process, self.broker)
-        projector = Projector(store=StoreOfProcess(process, self.log), read_model=read_model)
-        self._follow(process, projector.resumed, projector.handle)
-        self.broker.consume(
-            process, PROJECTOR_QUERIES, partial(projector.on_query, publish=publish), prefetch=PREFETCH
+        runner = Runner(
+            model=WORKERS_VIEW,
+            store=store,
+            database=database,
+            backoff=self._backoff(process),
+            sleep=process.sleep,
         )
+        queries = Queries(database=database, unavailable=lambda _: runner.problem())
         reminders = Reminders(
-            read_model=read_model,
+            database=database,
             publish=publish,
             now=self.world.now,
             after=timedelta(seconds=30),
             deadline=timedelta(minutes=15),
         )
+
+        async def serve() -> None:
+            while runner.problem() is not None:
+                await process.sleep(0.1)
+            self.broker.consume(
+                process, PROJECTOR_QUERIES, partial(queries.on_query, publish=publish), prefetch=PREFETCH
+            )
 
         async def remind() -> None:
             while True:
@@ -157,23 +169,28 @@ class Fleet:
                     self.world.trace(process.name, "reminds later")
                 await process.sleep(30)
 
+        process.start(runner.run())
+        process.start(serve())
         process.start(remind())
 
     def _follow(self, process: Process, saved: Callable, handle: Callable) -> None:  # type: ignore[type-arg]
-        def backoff(attempt: int) -> float:
-            self.world.nets[nets.RECONNECTED, f"{process.name} to the store or its tables"] += 1
-            return float(min(0.2 * 2**attempt, 15.0))
-
         process.start(
             follow_from(
                 StoreOfProcess(process, self.log),
                 saved,
                 handle,
                 prefix=WORKER_STREAMS,
-                backoff=backoff,
+                backoff=self._backoff(process),
                 sleep=process.sleep,
             )
         )
+
+    def _backoff(self, process: Process) -> Callable[[int], float]:
+        def backoff(attempt: int) -> float:
+            self.world.nets[nets.RECONNECTED, f"{process.name} to the store or its tables"] += 1
+            return float(min(0.2 * 2**attempt, 15.0))
+
+        return backoff
 
     # -- phases -------------------------------------------------------------------------------------------
 
@@ -214,8 +231,8 @@ class Fleet:
             confirmed=frozenset(each.command_id for each in callers.awaited.values()),
             awaited={address: each.command_id for address, each in callers.awaited.items()},
             answered={address for address, each in callers.awaited.items() if each.answered_at is not None},
-            rows=list(self.tables.workers.values()),
-            operations=list(self.tables.operations.values()),
+            rows=self.tables.workers,
+            operations=self.tables.operations,
             published=self._envelopes,
             status_updates=callers.status_updates.keys(),
         )

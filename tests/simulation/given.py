@@ -7,11 +7,8 @@ from cml_contracts.events import InstanceLaunched, LaunchRequested, WorkerCreate
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
 from cml_workers.domain.decide import launch_token
 from cml_workers.domain.history import EventMetadata
-from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import NO_STREAM, NewEvent
 from cml_workers.eventstore.worker_streams import stream_of
-from cml_workers.projector.read_model import FOLLOWER
-from cml_workers.projector.rows import operation_rows, worker_row
 from cml_workers.relay.relay import event_message
 from simulation.fleet import POLICY, SOURCE, Fleet
 from simulation.scripts import FOUND, IMAGE, REGION
@@ -47,14 +44,8 @@ def worker(fleet: Fleet, worker_id: UUID, state: InstanceState) -> None:
     for stored in fleet.log.streams[stream_of(worker_id)]:
         fleet.published[str(stored.event_id)] = None
         fleet.broker.to_subscriber(event_message(SOURCE, stored))
-        fleet.tables.checkpoints.update({FOLLOWER: stored.position, "relay": stored.position})
-    there = fleet.log.workers[worker_id]
-    row = worker_row(there)
-    assert row is not None
-    fleet.tables.workers[worker_id] = row
-    fleet.tables.operations.update(
-        (each.command_id, each) for each in operation_rows(there, Worker(worker_id))
-    )
+        fleet.tables.checkpoints["relay"] = stored.position
+    fleet.tables.project(fleet.log.streams[stream_of(worker_id)])
 
 
 def _instance(instance_id: str, state: InstanceState, tags: dict[str, str]) -> Ec2Instance:

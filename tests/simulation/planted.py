@@ -5,10 +5,11 @@ promise rests on: a reply on one path, a trigger, an event in one queue, a safet
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -26,13 +27,12 @@ from cml_contracts.events import (
     WorkerEvent,
 )
 from cml_contracts.instance import Ec2Instance, LaunchParameters, WorkerStatus
-from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import Ack, BusUnavailableError, Message, Outgoing, Retry, Verdict
 from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.domain import decide as rules
 from cml_workers.domain.messages import AttemptRefused, OperationFailed
-from cml_workers.domain.worker import Operation, Worker, advance, evolve, settled_by
+from cml_workers.domain.worker import Operation, Worker, advance, settled_by
 from cml_workers.ec2_adapter import executor as adapter
 from cml_workers.ec2_adapter.errors import EC2InstanceOperationException, OutcomeUnknownError
 from cml_workers.ec2_adapter.executor import Executor, Gone, Turn
@@ -45,20 +45,18 @@ from cml_workers.eventstore.port import (
     StoredEvent,
     WrongExpectedVersionError,
 )
-from cml_workers.eventstore.worker_streams import load, worker_of
+from cml_workers.eventstore.worker_streams import load
 from cml_workers.lifecycle import handler as lifecycle
 from cml_workers.lifecycle.handler import Lifecycle
-from cml_workers.projector import projector
-from cml_workers.projector.read_model import FOLLOWER
-from cml_workers.projector.reminders import Reminders
-from cml_workers.projector.rows import operation_rows, worker_row
+from cml_workers.readmodels.folding import Folding, Step
 from cml_workers.relay.relay import Relay
+from cml_workers.reminders.reminders import Reminders
 from simulation import fleet
 from simulation.bus import Broker, Consumer, Delivery, QueueState
 from simulation.planted_messages import MESSAGES
 from simulation.run import Outcome, simulate, simulate_script
 from simulation.sweep import Plan, scripts, swept
-from simulation.tables import ReadModelOfProcess
+from simulation.tables import DatabaseOfProcess
 from simulation.world import Process
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -93,18 +91,18 @@ def ack_before_append(patch: pytest.MonkeyPatch) -> None:
 
 def checkpoint_before_rows(patch: pytest.MonkeyPatch) -> None:
     """The position is saved first, the rows in a transaction of their own."""
-    original = ReadModelOfProcess.write
+    original = DatabaseOfProcess.write
 
-    async def write(
-        self: ReadModelOfProcess,
-        workers: Iterable[WorkerView],
-        operations: Iterable[OperationView],
-        position: str,
-    ) -> None:
-        await self.save(FOLLOWER, position)
-        await original(self, workers, operations, position)
+    async def write(self: DatabaseOfProcess, work: Any) -> Any:
+        if getattr(work, "func", None) is not None and work.func.__name__ == "_write":
+            generations, (generation, rows, position, events) = work.func.__self__, work.args
+            generation = await original(self, partial(generations._write, generation, {}, position, events))
+            if generation is None:
+                return None
+            work = partial(generations._write, generation, rows, position, 0)
+        return await original(self, work)
 
-    patch.setattr(ReadModelOfProcess, "write", write)
+    patch.setattr(DatabaseOfProcess, "write", write)
 
 
 def no_deduplication(patch: pytest.MonkeyPatch) -> None:
@@ -248,17 +246,18 @@ def standby_trusts_itself(patch: pytest.MonkeyPatch) -> None:
 def lagging_fold(patch: pytest.MonkeyPatch) -> None:
     """The projector folds whatever part of a stream a replica has."""
 
-    async def apply(self: projector.Projector, stored: StoredEvent) -> None:
-        worker_id = worker_of(stored.stream)
-        before = await load(self._store, worker_id, upto=stored.revision - 1) if stored.revision else None
-        after = evolve(before or Worker(worker_id), stream.decode(stored))
-        row = worker_row(after)
-        if row is not None:
-            self._workers[worker_id] = row
-        for operation in operation_rows(after, before or Worker(worker_id)):
-            self._operations[operation.command_id] = operation
+    async def before(self: Folding, worker_id: UUID, stored: StoredEvent) -> Worker:
+        there = await load(self._store, worker_id, upto=stored.revision - 1) if stored.revision else None
+        return there or Worker(worker_id)
 
-    patch.setattr(projector.Projector, "_apply", apply)
+    original = Folding.step
+
+    async def step(self: Folding, stored: StoredEvent) -> Step | None:
+        self.forget()
+        return await original(self, stored)
+
+    patch.setattr(Folding, "_before", before)
+    patch.setattr(Folding, "step", step)
 
 
 def checkpoint_before_confirm(patch: pytest.MonkeyPatch) -> None:

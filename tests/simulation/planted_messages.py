@@ -35,7 +35,7 @@ def _instead_of_unreadable(patch: pytest.MonkeyPatch, verdict: Verdict) -> None:
 
 
 def unreadable_retried(patch: pytest.MonkeyPatch) -> None:
-    """What nobody can read is tried again for ever."""
+    """What nobody can read is retried without end."""
     _instead_of_unreadable(patch, Retry(1))
 
 

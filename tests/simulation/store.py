@@ -20,7 +20,7 @@ from cml_workers.eventstore.port import (
     check_append,
 )
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
-from cml_workers.projector.rows import worker_row
+from cml_workers.readmodels.workers.fold import worker_row
 from simulation import nets
 from simulation.bus import took_effect
 from simulation.world import Process, World

@@ -1,66 +1,135 @@
-"""The read model and the checkpoints in memory, as a process sees a database over a network."""
+"""The read model and the checkpoints in memory, as a process sees a database over a network.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from uuid import UUID
+The rows are in SQLite's memory, so what runs here are the very statements that ship.
+"""
 
-from cml_contracts.instance import WorkerStatus
+from collections.abc import Sequence
+from functools import partial
+
+import sqlalchemy as sa
+from sqlalchemy.pool import StaticPool
+
 from cml_contracts.queries import OperationView, WorkerView
-from cml_workers.projector.read_model import FOLLOWER, ReadModel
+from cml_workers.domain.worker import Worker, evolve
+from cml_workers.eventstore.port import StoredEvent
+from cml_workers.eventstore.worker_streams import decode, worker_of
+from cml_workers.readmodels.generations import GENERATIONS, Generation, Generations, State
+from cml_workers.readmodels.model import active
+from cml_workers.readmodels.workers import WORKERS_VIEW
+from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
+from cml_workers.readmodels.writing import changes_of
 from cml_workers.sql.database import DatabaseUnavailableError
+from cml_workers.sql.port import Database, T, Work
 from simulation.world import Process
 
 
-@dataclass
+class MemoryDatabase(Database):
+    """What a database holds: every piece of work is one moment."""
+
+    def __init__(self) -> None:
+        engine = sa.create_engine("sqlite://", poolclass=StaticPool, isolation_level="AUTOCOMMIT")
+        self._connection = engine.connect()
+        GENERATIONS.create(self._connection)
+
+    def seen(self, work: Work[T]) -> T:
+        """What is there now."""
+        return work(self._connection)
+
+    def change(self, work: Work[T]) -> T:
+        """Do it in a transaction."""
+        self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+        try:
+            result = work(self._connection)
+        except BaseException:
+            self._connection.exec_driver_sql("ROLLBACK")
+            raise
+        self._connection.exec_driver_sql("COMMIT")
+        return result
+
+    async def read(self, work: Work[T]) -> T:
+        return self.seen(work)
+
+    async def snapshot(self, work: Work[T]) -> T:
+        return self.seen(work)
+
+    async def write(self, work: Work[T]) -> T:
+        return self.change(work)
+
+    async def close(self) -> None:
+        self._connection.close()
+
+
 class Tables:
-    workers: dict[UUID, WorkerView] = field(default_factory=dict)
-    operations: dict[str, OperationView] = field(default_factory=dict)
-    checkpoints: dict[str, str] = field(default_factory=dict)
+    """What is in the database: the read model, active and without a row, and the relay's checkpoint."""
+
+    def __init__(self) -> None:
+        self.database = MemoryDatabase()
+        self.generations = Generations(WORKERS_VIEW, self.database)
+        self.checkpoints: dict[str, str] = {}
+        first = self.database.change(self.generations._begin)
+        assert self.database.change(partial(self.generations._switch, first, None))
+
+    @property
+    def active(self) -> Generation:
+        """What queries see."""
+        found = self.database.seen(partial(self.generations._find, state=State.ACTIVE))
+        assert found is not None
+        return found
+
+    @property
+    def workers(self) -> list[WorkerView]:
+        views = self.database.seen(lambda connection: connection.scalars(_VIEWS_OF_WORKERS).all())
+        return [WorkerView.model_validate_json(view) for view in views]
+
+    @property
+    def operations(self) -> list[OperationView]:
+        views = self.database.seen(lambda connection: connection.scalars(_VIEWS_OF_OPERATIONS).all())
+        return [OperationView.model_validate_json(view) for view in views]
+
+    def project(self, events: Sequence[StoredEvent]) -> None:
+        """The rows of a worker's whole stream, as they were before anything began."""
+        worker = Worker(worker_of(events[0].stream))
+        steps = []
+        for stored in events:
+            before, recorded = worker, decode(stored)
+            worker = evolve(before, recorded)
+            steps.append((before, recorded, worker))
+        write = partial(
+            self.generations._write,
+            self.active,
+            changes_of(WORKERS_VIEW, steps),
+            events[-1].position,
+            len(steps),
+        )
+        self.database.change(write)
 
 
-class ReadModelOfProcess(ReadModel):
-    """What the projector asks of ``ReadModel``; a transaction is one moment, before and after which anything happens."""
+_VIEWS_OF_WORKERS = sa.select(active(WORKERS).c.view)
+_VIEWS_OF_OPERATIONS = sa.select(active(OPERATIONS).c.view)
+
+
+class DatabaseOfProcess(Database):
+    """The port; a transaction is one moment, before and after which anything happens."""
 
     def __init__(self, process: Process, tables: Tables) -> None:
         self.process = process
         self.tables = tables
 
-    async def checkpoint(self) -> str | None:
-        await self._begin("checkpoint")
-        return self.tables.checkpoints.get(FOLLOWER)
+    async def read(self, work: Work[T]) -> T:
+        await self._begin("query")
+        return self.tables.database.seen(work)
 
-    async def write(
-        self, workers: Iterable[WorkerView], operations: Iterable[OperationView], position: str
-    ) -> None:
+    async def snapshot(self, work: Work[T]) -> T:
+        return await self.read(work)
+
+    async def write(self, work: Work[T]) -> T:
         await self._begin("rows")
-        self.tables.workers.update((worker.id, worker) for worker in workers)
-        self.tables.operations.update((operation.command_id, operation) for operation in operations)
-        self.tables.checkpoints[FOLLOWER] = position
+        result = self.tables.database.change(work)
         await self._end("rows")
-
-    async def worker(self, worker_id: UUID) -> WorkerView | None:
-        await self._begin("query")
-        return self.tables.workers.get(worker_id)
-
-    async def operation(self, command_id: str) -> OperationView | None:
-        await self._begin("query")
-        return self.tables.operations.get(command_id)
-
-    async def pending(self, before: datetime) -> Sequence[OperationView]:
-        await self._begin("query")
-        pending = [each for each in self.tables.operations.values() if each.result is None]
-        return sorted(
-            (each for each in pending if each.requested_at < before), key=lambda each: each.requested_at
-        )
-
-    async def unsettled(self) -> Sequence[UUID]:
-        await self._begin("query")
-        moving = (WorkerStatus.STARTING, WorkerStatus.STOPPING)
-        return [worker.id for worker in self.tables.workers.values() if worker.status in moving]
+        return result
 
     async def load(self, follower: str) -> str | None:
-        """A follower's checkpoint, as the relay loads it."""
+        """The relay's checkpoint."""
         await self._begin("checkpoint")
         return self.tables.checkpoints.get(follower)
 
@@ -68,6 +137,9 @@ class ReadModelOfProcess(ReadModel):
         await self._begin("checkpoint")
         self.tables.checkpoints[follower] = position
         await self._end("checkpoint")
+
+    async def close(self) -> None:
+        await self.process.living()
 
     async def _begin(self, what: str) -> None:
         await self.process.step(f"{what} begins")

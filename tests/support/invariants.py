@@ -45,8 +45,9 @@ from cml_workers.domain.history import Recorded
 from cml_workers.domain.worker import Worker, evolve, status_of
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
-from cml_workers.projector.read_model import OPERATIONS, WORKERS
-from cml_workers.projector.rows import operation_rows, worker_row
+from cml_workers.readmodels.model import active
+from cml_workers.readmodels.workers.fold import operation_rows, worker_row
+from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.database import open_database, transaction
 from support.canaries import CANARY
 from support.ec2 import SimulatorAdmin
@@ -127,8 +128,8 @@ async def observe(
     """A running system from outside: its event store, EC2, its read model, and what its callers know."""
     engine = open_database(database_url)
     async with transaction(engine) as connection:
-        workers = (await connection.execute(sa.select(WORKERS.c.view))).scalars().all()
-        operations = (await connection.execute(sa.select(OPERATIONS.c.view))).scalars().all()
+        workers = (await connection.execute(sa.select(active(WORKERS).c.view))).scalars().all()
+        operations = (await connection.execute(sa.select(active(OPERATIONS).c.view))).scalars().all()
     await engine.dispose()
     return Observed(
         events=await stored_events(store),
@@ -328,15 +329,21 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
             if wanted.get(worker_id) != shown.get(worker_id):
                 yield f"4: the read model shows {shown.get(worker_id)}, the stream {wanted.get(worker_id)}"
     if seen.operations is not None:
-        recorded = {
-            row.command_id: row
-            for worker in folded.values()
-            for row in operation_rows(worker, Worker(worker.id))
-        }
+        recorded = {row.command_id: row for row in _operations(seen.streams())}
         listed = {row.command_id: row for row in seen.operations}
         for command_id in recorded.keys() | listed.keys():
             if recorded.get(command_id) != listed.get(command_id):
                 yield f"4: the read model's operation {command_id} is not the stream's"
+
+
+def _operations(streams: Mapping[UUID, Sequence[Recorded]]) -> Iterator[OperationView]:
+    """The rows of every operation, in order: the last one of each counts."""
+    for worker_id, history in streams.items():
+        worker = Worker(worker_id)
+        for recorded in history:
+            after = evolve(worker, recorded)
+            yield from operation_rows(worker, recorded, after)
+            worker = after
 
 
 def _published(events: Sequence[StoredEvent], published: Sequence[EventEnvelope]) -> Iterator[str]:

@@ -59,7 +59,7 @@ def seen() -> tuple[list[WorkerView], list[OperationView], list[SeenInstance]]:
 
 
 def unpack_system(folder: Path) -> tuple[Path, Sequence[dict[str, Any]]]:
-    """The data folder of a system that was killed at work, and the commands it got, as ``answers`` tells them."""
+    """The data folder of a system that was killed at work, and the commands it got, as listed in ``answers``."""
     with tarfile.open(DATA / "system.tar.gz") as archive:
         archive.extractall(folder, filter="data")
     return folder / "data", json.loads((folder / "answers.json").read_text())

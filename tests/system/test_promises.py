@@ -20,7 +20,7 @@ from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, load
-from cml_workers.projector.rows import worker_row
+from cml_workers.readmodels.workers.fold import worker_row
 from support.buses import emptied
 from support.mailbox import Mailbox
 from support.nets import warnings

@@ -102,7 +102,7 @@ def test_what_a_running_system_prints_has_no_password_and_what_it_writes_is_for_
             running.start()
             endpoints = running.data_dir / "endpoints.json"
             assert stat.S_IMODE(endpoints.stat().st_mode) == 0o600
-            assert f"127.0.0.1:{rabbitmq.port}" in running.told()
-            assert secrets.found({"stdout": running.told(), "stderr": running.log()}) == []
+            assert f"127.0.0.1:{rabbitmq.port}" in running.printed()
+            assert secrets.found({"stdout": running.printed(), "stderr": running.log()}) == []
         finally:
             running.kill()

@@ -6,7 +6,9 @@ import typer
 
 from cml_workers.cli import commands, queries, system
 from cml_workers.cli.deadletters import deadletters
+from cml_workers.cli.rebuild import rebuild
 
+OPERATE = "Operate it"
 BY_PANEL: Mapping[str, Mapping[str, Callable[..., None]]] = {
     "Run the system": {
         "run": system.run,
@@ -41,4 +43,5 @@ app = typer.Typer(
 for panel, of_panel in BY_PANEL.items():
     for name, command in of_panel.items():
         app.command(name, rich_help_panel=panel)(command)
-app.add_typer(deadletters, rich_help_panel="Operate it")
+app.command("rebuild", rich_help_panel=OPERATE)(rebuild)
+app.add_typer(deadletters, rich_help_panel=OPERATE)

@@ -24,7 +24,8 @@ from cml_contracts.deadletters import (
 )
 from cml_contracts.envelope import MAX_BODY
 from cml_workers.deadletters.letter import Letter
-from cml_workers.sql.database import METADATA, insert, transaction
+from cml_workers.sql.database import transaction
+from cml_workers.sql.schema import METADATA, insert
 
 DEAD_LETTERS = sa.Table(
     "dead_letters",
@@ -117,7 +118,7 @@ class Archive:
             "last_died_at": _sortable(now),
         }
         async with self._write() as connection:
-            statement = insert(connection, DEAD_LETTERS).values(row)
+            statement = insert(connection.dialect.name, DEAD_LETTERS).values(row)
             counted = statement.on_conflict_do_update(
                 index_elements=["id"],
                 set_={

@@ -116,7 +116,7 @@ class DeadLetters:
                     return await self._archive.page(request)
                 except ValueError as error:
                     raise RequestRejectedError(
-                        ProblemCode.CONFLICT,
+                        ProblemCode.VALIDATION_FAILED,
                         "the cursor is none that a page came with; omit it to begin with the first page",
                     ) from error
             case GetDeadLetter():

@@ -1,6 +1,6 @@
-"""Composition of the projector role: owns the read model and the archive of dead letters.
+"""Composition of the projector role: owns the read models and the archive of dead letters.
 
-It follows the store, answers queries, reminds of what is owed, keeps dead letters and does with them as it is told.
+It follows the store, rebuilds, answers queries, sends reminders, keeps dead letters and does with them as it is told.
 """
 
 import asyncio
@@ -21,11 +21,13 @@ from cml_workers.bus.topology import (
 from cml_workers.bus.usage import Usage
 from cml_workers.deadletters.archive import Archive
 from cml_workers.deadletters.handler import DeadLetters
-from cml_workers.eventstore.following import Following, follow_from
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
-from cml_workers.projector.projector import Projector
-from cml_workers.projector.read_model import ReadModel
-from cml_workers.projector.reminders import Reminders
+from cml_workers.projector.queries import Queries
+from cml_workers.readmodels.model import ReadModel
+from cml_workers.readmodels.registry import READ_MODELS
+from cml_workers.readmodels.runner import Runner
+from cml_workers.readmodels.workers import WORKERS_VIEW
+from cml_workers.reminders.reminders import Reminders
+from cml_workers.runtime.endpoints import database_url
 from cml_workers.runtime.role import (
     Infrastructure,
     Part,
@@ -36,6 +38,7 @@ from cml_workers.runtime.role import (
     not_following,
     utc_now,
 )
+from cml_workers.sql.adapters import connect
 from cml_workers.sql.database import migrate
 
 log = structlog.get_logger(__name__)
@@ -45,9 +48,14 @@ log = structlog.get_logger(__name__)
 async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError, DatabaseUnavailableError."""
     await migrate(given.database)
-    read_model = ReadModel(given.database)
     bus = given.bus(PROJECTOR)
-    projecting = Projector(store=given.store, read_model=read_model)
+    database = connect(database_url(given.settings))
+    runners = {model.name: Runner(model=model, store=given.store, database=database) for model in READ_MODELS}
+
+    def unavailable(model: ReadModel) -> str | None:
+        return runners[model.name].problem()
+
+    queries = Queries(database=database, unavailable=unavailable)
 
     archive = Archive(given.archive)
     dead_letters = DeadLetters(
@@ -60,17 +68,13 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     )
 
     async def on_query(message: Message) -> Verdict:
-        return await projecting.on_query(message, bus.publish)
-
-    following = Following()
+        return await queries.on_query(message, bus.publish)
 
     async def follow() -> None:
-        await follow_from(
-            given.store, projecting.resumed, projecting.handle, prefix=WORKER_STREAMS, following=following
-        )
+        await asyncio.gather(*(runner.run() for runner in runners.values()))
 
     reminders = Reminders(
-        read_model=read_model,
+        database=database,
         publish=bus.publish,
         now=utc_now,
         after=timedelta(seconds=given.settings.reminder_seconds),
@@ -80,7 +84,8 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     async def remind() -> None:
         while True:
             try:
-                await reminders.round()
+                if unavailable(WORKERS_VIEW) is None:
+                    await reminders.round()
             except (ConnectionError, UnroutableError) as error:
                 log.warning("reminders wait for the next round", cause=str(error))
             await asyncio.sleep(given.settings.reminder_seconds)
@@ -88,18 +93,28 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     bus.consume(PROJECTOR_QUERIES, on_query, prefetch=given.settings.prefetch)
     bus.consume(DEAD_LETTER_QUEUE, dead_letters.collect, prefetch=10)
     bus.consume(PROJECTOR_OPERATOR, dead_letters.on_request, prefetch=10)
-    async with (
-        bus,
-        background(follow, "projector") as following_task,
-        background(remind, "reminders") as reminding,
-    ):
-        yield Running(
-            PROJECTOR.name,
-            (bus.problem, partial(not_following, following)),
-            (following_task, reminding),
-            following,
-            archive.waiting,
-        )
+    checks = [
+        check
+        for runner in runners.values()
+        for check in (runner.problem, partial(not_following, runner.following))
+    ]
+    try:
+        for runner in runners.values():
+            await runner.prepare()
+        async with (
+            bus,
+            background(follow, "projector") as following,
+            background(remind, "reminders") as reminding,
+        ):
+            yield Running(
+                PROJECTOR.name,
+                (bus.problem, *checks),
+                (following, reminding),
+                runners[READ_MODELS[0].name].following,
+                archive.waiting,
+            )
+    finally:
+        await database.close()
 
 
 PROJECTOR = Role(

@@ -3,9 +3,8 @@
 import asyncio
 import sqlite3
 import ssl
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,29 +13,17 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.foundation.private_file import make_private
-
-METADATA = sa.MetaData()
-
-CHECKPOINTS = sa.Table(
-    "checkpoints",
-    METADATA,
-    sa.Column("follower", sa.String(64), primary_key=True),
-    sa.Column("position", sa.String(64), nullable=False),
-)
-
+from cml_workers.foundation.sqlite_files import write_ahead
+from cml_workers.sql.schema import CHECKPOINTS, alone, upsert
 
 SQLITE_BUSY_SECONDS = 20
 """How long one process waits for the others that use an SQLite file."""
-
-_MIGRATION_LOCK = 0x434D4C57
-"""Any number that nobody else uses for an advisory lock in this database."""
 
 
 class DatabaseUnavailableError(ConnectionError):
@@ -54,8 +41,10 @@ _DRIVERS = {
 }
 
 
-def open_database(url: str, *, durable: bool = False) -> AsyncEngine:
+def open_database(url: str, *, durable: bool = False, ping: bool = True) -> AsyncEngine:
     """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``.
+
+    ``ping``: ask a pooled connection whether it still works before it is used, at the cost of a round trip.
 
     ``durable``: for what cannot be rebuilt from the event store: what is committed outlives the machine, in SQLite
     too. That costs an fsync for each transaction, so what can be rebuilt goes without.
@@ -82,8 +71,19 @@ def open_database(url: str, *, durable: bool = False) -> AsyncEngine:
         sa.event.listen(engine.sync_engine, "connect", partial(_tune_sqlite, durable=durable))
         return engine
     return create_async_engine(
-        parsed.set(drivername=driver, query={}), pool_pre_ping=True, connect_args={"ssl": _tls(parsed)}
+        parsed.set(drivername=driver, query={}), pool_pre_ping=ping, connect_args={"ssl": _tls(parsed)}
     )
+
+
+def open_sqlite(url: URL) -> sa.Engine:
+    """An SQLite file for threads, in which every statement is its own transaction unless one is begun."""
+    engine = sa.create_engine(
+        url.set(drivername="sqlite"),
+        isolation_level="AUTOCOMMIT",
+        connect_args={"check_same_thread": False},
+    )
+    sa.event.listen(engine, "connect", partial(_tune_sqlite, durable=False))
+    return engine
 
 
 def _make_file(path: Path) -> None:
@@ -134,31 +134,29 @@ def _tune_sqlite(connection: Any, _record: Any, *, durable: bool) -> None:
     cursor.close()
 
 
-async def _readers_beside_a_writer(engine: AsyncEngine) -> None:
-    """WAL mode, which stays with the file. SQLite does not wait to switch while another process is at the file."""
-    end = time.monotonic() + SQLITE_BUSY_SECONDS
-    while True:
-        try:
-            async with engine.connect() as connection:
-                await connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-                return
-        except OperationalError as error:
-            if getattr(error.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                raise
-        await asyncio.sleep(0.05)
+def _write_ahead(path: str) -> None:
+    with closing(sqlite3.connect(path, timeout=SQLITE_BUSY_SECONDS)) as connection:
+        write_ahead(connection, SQLITE_BUSY_SECONDS)
 
 
 @asynccontextmanager
 async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction, committed at the end.
+    """A transaction, committed at the end. Raises as ``explained`` does."""
+    with explained(engine):
+        async with engine.begin() as connection:
+            yield connection
+
+
+@contextmanager
+def explained(engine: AsyncEngine | sa.Engine) -> Iterator[None]:
+    """Errors of the database as ours.
 
     Raises:
         DatabaseUnavailableError: it does not answer; try again.
         DatabaseConfigurationError: it does not let us in, or we do not trust it.
     """
     try:
-        async with engine.begin() as connection:
-            yield connection
+        yield
     except ssl.SSLCertVerificationError as error:
         raise DatabaseConfigurationError(
             f"no trusted connection to {_where(engine)}: sslrootcert in DATABASE_URL must name the certificate "
@@ -176,7 +174,7 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
         raise
 
 
-def _where(engine: AsyncEngine) -> str:
+def _where(engine: AsyncEngine | sa.Engine) -> str:
     return f"the database at {engine.url.set(drivername=engine.dialect.name).render_as_string()}"
 
 
@@ -194,10 +192,9 @@ async def migrate(engine: AsyncEngine) -> None:
     try:
         async with transaction(engine) as connection:
             if connection.dialect.name == "sqlite":
-                await _readers_beside_a_writer(engine)
+                await asyncio.to_thread(_write_ahead, engine.url.database or "")
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
-                await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            await connection.run_sync(alone)
             await connection.run_sync(_upgrade)
     except CommandError as error:
         raise DatabaseConfigurationError(
@@ -209,12 +206,12 @@ async def migrate(engine: AsyncEngine) -> None:
         ) from error
 
 
-def _upgrade(connection: sa.Connection) -> None:
+def _upgrade(connection: sa.Connection, revision: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", "cml_workers:sql/migrations")
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)
 
 
 async def load_checkpoint(connection: AsyncConnection, follower: str) -> str | None:
@@ -226,19 +223,5 @@ async def load_checkpoint(connection: AsyncConnection, follower: str) -> str | N
 
 async def save_checkpoint(connection: AsyncConnection, follower: str, position: str) -> None:
     """Save the follower's position, in the caller's transaction."""
-    await upsert(connection, CHECKPOINTS, [{"follower": follower, "position": position}])
-
-
-def insert(connection: AsyncConnection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    """An insert that knows ``on_conflict``, which SQLite and PostgreSQL write alike."""
-    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
-
-
-async def upsert(connection: AsyncConnection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
-    """Insert the rows, or overwrite the ones with the same primary key (SQLite and PostgreSQL alike)."""
-    statement = insert(connection, table)
-    key = [column.name for column in table.primary_key]
-    overwritten = {
-        column.name: statement.excluded[column.name] for column in table.columns if column.name not in key
-    }
-    await connection.execute(statement.on_conflict_do_update(index_elements=key, set_=overwritten), rows)
+    statement = upsert(connection.dialect.name, CHECKPOINTS)
+    await connection.execute(statement, {"follower": follower, "position": position})

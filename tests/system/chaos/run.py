@@ -25,7 +25,8 @@ from cml_contracts.envelope import EventEnvelope
 from cml_contracts.results import OperationResult
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import EventStore
-from cml_workers.projector.read_model import OPERATIONS, WORKERS
+from cml_workers.readmodels.model import active
+from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.database import open_database, transaction
 from support.callers import Callers
 from support.canaries import CANARY
@@ -174,8 +175,8 @@ class Chaos:
         try:
             while True:
                 async with transaction(engine) as connection:
-                    self.launched = await connection.scalar(_how_many(WORKERS, '"instance":{')) or 0
-                    self.open = await connection.scalar(_how_many(OPERATIONS, '"result":null')) or 0
+                    self.launched = await connection.scalar(_how_many(active(WORKERS), '"instance":{')) or 0
+                    self.open = await connection.scalar(_how_many(active(OPERATIONS), '"result":null')) or 0
                 await asyncio.sleep(2)
         finally:
             await engine.dispose()

@@ -3,12 +3,12 @@
 import contextlib
 import errno
 import sqlite3
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailableError
 from cml_workers.foundation.private_file import make_private
+from cml_workers.foundation.sqlite_files import write_ahead
 
 BUSY_SECONDS = 5.0
 """How long to wait for another process that is writing."""
@@ -74,7 +74,7 @@ class EventFile:
         with atomic(connection, "DEFERRED"):  # one view of a file that another process may be preparing
             empty = self._format(connection) is None
         if empty:
-            _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+            write_ahead(connection, BUSY_SECONDS)
             with atomic(connection):
                 if self._format(connection) is None:  # no other process was faster
                     for statement in _SCHEMA.split(";\n"):
@@ -126,16 +126,3 @@ def atomic(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[
     connection.execute(f"BEGIN {kind}")
     with connection:
         yield
-
-
-def _patiently(step: Callable[[], object]) -> None:
-    """Do what SQLite rejects at once, not after the busy timeout, while another process does it."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            step()
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from cml_workers.sql.database import METADATA
+from cml_workers.sql.schema import METADATA
 
 context.configure(
     connection=context.config.attributes["connection"],

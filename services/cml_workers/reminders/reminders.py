@@ -1,4 +1,4 @@
-"""Reminds of what is still owed, so that a lost or dead-lettered message delays an operation and never loses it."""
+"""Reminders of pending operations, so that a lost or dead-lettered message delays an operation and never loses it."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -9,7 +9,8 @@ import structlog
 from cml_workers.bus.codec import internal
 from cml_workers.bus.port import Publish
 from cml_workers.domain.messages import OperationOutstanding, Reminder
-from cml_workers.projector.read_model import ReadModel
+from cml_workers.readmodels.workers.queries import pending, unsettled
+from cml_workers.sql.port import Database
 
 log = structlog.get_logger(__name__)
 
@@ -26,32 +27,32 @@ class Reminders:
     def __init__(
         self,
         *,
-        read_model: ReadModel,
+        database: Database,
         publish: Publish,
         now: Callable[[], datetime],
         after: timedelta,
         deadline: timedelta,
     ) -> None:
-        self._read_model = read_model
+        self._database = database
         self._publish = publish
         self._now = now
         self._after = after
         self._deadline = deadline
 
     async def round(self) -> int:
-        """Wake every worker that owes an outcome or whose instance is on its way; how many that were.
+        """Trigger every worker with a pending operation, or whose instance is in transition; how many that were.
 
         Raises:
             DatabaseUnavailableError, BusUnavailableError: the next round will do.
         """
         now = self._now()
-        pending = await self._read_model.pending(now - self._after)
+        waiting = await pending(self._database, now - self._after)
         workers = dict.fromkeys(
-            [*(operation.worker_id for operation in pending), *await self._read_model.unsettled()]
+            [*(operation.worker_id for operation in waiting), *await unsettled(self._database)]
         )
         for worker_id in workers:
             await self._send(Reminder(worker_id=worker_id), f"{worker_id}/{now.isoformat()}")
-        for operation in pending:
+        for operation in waiting:
             if operation.overdue_at is None and operation.requested_at < now - self._deadline:
                 log.error(
                     "operation overdue",

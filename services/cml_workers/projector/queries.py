@@ -1,0 +1,66 @@
+"""Answers queries from the read models."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from cml_contracts.queries import QUERIES, Query
+from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_workers.bus.codec import BadMessageError, read, reply, reply_address
+from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, Verdict
+from cml_workers.readmodels.model import Found, ReadModel
+from cml_workers.readmodels.registry import READ_MODELS
+from cml_workers.sql.port import Database
+
+ANSWERED_BY: Mapping[type[Any], ReadModel] = {
+    query: model for model in READ_MODELS for query in model.answers
+}
+
+
+class Queries:
+    """``unavailable``: why a read model cannot be asked now, None if it can."""
+
+    def __init__(self, *, database: Database, unavailable: Callable[[ReadModel], str | None]) -> None:
+        self._database = database
+        self._unavailable = unavailable
+
+    async def on_query(self, message: Message, publish: Publish) -> Verdict:
+        """Answer a query; one that nobody awaits is dropped.
+
+        Raises DatabaseUnavailableError, BusUnavailableError: it is delivered again.
+        """
+        address = reply_address(message)
+        verdict: Verdict = Ack()
+        answer: Found | Problem
+        try:
+            query: Query = read(message, QUERIES)
+            answer = await self._answer(query)
+        except BadMessageError as error:
+            answer = error.problem
+            verdict = DeadLetter(error.problem.detail, error.problem.code)
+        if address is not None:
+            result = _result(message.message_id, answer)
+            outgoing = reply(result, address)
+            if isinstance(answer, Found):
+                outgoing = replace(outgoing, body=_with_data(result, answer.data))
+            await publish(outgoing)
+        return verdict
+
+    async def _answer(self, query: Query) -> Found | Problem:
+        model = ANSWERED_BY[type(query)]
+        unavailable = self._unavailable(model)
+        if unavailable is not None:
+            return Problem.of(ProblemCode.READ_MODEL_UNAVAILABLE, unavailable, retryable=True)
+        return await model.answers[type(query)](self._database, query)
+
+
+def _result(query_id: str | None, answer: Found | Problem) -> OperationResult:
+    if isinstance(answer, Found):
+        return OperationResult(command_id=query_id, worker_id=answer.worker_id, outcome="succeeded")
+    return OperationResult(command_id=query_id, outcome="rejected", problem=answer)
+
+
+def _with_data(result: OperationResult, data: str) -> bytes:
+    """The result as JSON around data that is JSON already."""
+    rest = result.model_dump_json(exclude={"data"})
+    return f'{rest[:-1]},"data":{data}}}'.encode()

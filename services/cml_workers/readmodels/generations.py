@@ -1,0 +1,271 @@
+"""Generations of a read model's tables: one is active, another may be filled beside it. Each has its own checkpoint.
+
+Rows and checkpoint change in one transaction, and only if the checkpoint is still the one that was read. Queries see the
+active generation through views, which change with it in one transaction: see ``docs/decisions/0019``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+
+import sqlalchemy as sa
+
+from cml_workers.readmodels.changes import Change, Put, Remove
+from cml_workers.readmodels.model import ReadModel, active, generation_table
+from cml_workers.sql.port import Database
+from cml_workers.sql.schema import METADATA, alone, upsert
+
+GENERATIONS = sa.Table(
+    "read_model_generations",
+    METADATA,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("position", sa.String(64), nullable=True),
+    sa.Column("events", sa.Integer, nullable=False),
+)
+_ACTIVE = GENERATIONS.c.state == "active"
+sa.Index(
+    "one_active_generation", GENERATIONS.c.name, unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE
+)
+
+SHOWN = 5
+"""Keys of different rows that are listed for each table."""
+
+Changes = Mapping[str, Sequence[Change]]
+"""By table, one for each key."""
+
+
+class State(StrEnum):
+    """``BUILDING``: filled from the beginning; ``ACTIVE``: what queries see; ``RETIRED``: about to be dropped."""
+
+    BUILDING = "building"
+    ACTIVE = "active"
+    RETIRED = "retired"
+
+
+class CheckpointMovedError(ConnectionError):
+    """Somebody else has written these rows, or they are no longer the ones to write: resume from what is saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Tables as they were last seen. ``position``: up to where their rows are; ``events``: how many made them."""
+
+    number: int
+    version: int
+    state: State
+    position: str | None
+    events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How two generations of a table differ. ``examples``: keys of rows that do."""
+
+    table: str
+    missing: int
+    """Rows of the active one that the other does not have, or not like that."""
+    added: int
+    examples: tuple[str, ...]
+
+
+class Generations:
+    """Those of one read model in a database. Every method raises what ``Database`` raises."""
+
+    def __init__(self, model: ReadModel, database: Database) -> None:
+        self.model = model
+        self._database = database
+
+    async def active(self) -> Generation | None:
+        """What queries see; None if there is nothing yet."""
+        return await self._database.read(partial(self._find, state=State.ACTIVE))
+
+    async def numbered(self, number: int) -> Generation | None:
+        """A generation as it is now; None if it is gone."""
+        return await self._database.read(partial(self._find, number=number))
+
+    async def begin(self) -> Generation:
+        """The one to be filled: an unfinished one of this version, else a new one without rows."""
+        return await self._database.write(self._begin)
+
+    async def write(
+        self, generation: Generation, changes: Changes, position: str | None, events: int = 0
+    ) -> Generation:
+        """Write rows and checkpoint together. Raises CheckpointMovedError, and then has written nothing."""
+        after = await self._database.write(partial(self._write, generation, changes, position, events))
+        if after is None:
+            raise CheckpointMovedError(
+                f"read model {self.model.name}: generation {generation.number} is no longer {generation.state} at "
+                f"position {generation.position}; going on from what is saved"
+            )
+        return after
+
+    def usable(self, generation: Generation) -> bool:
+        """Whether this code can write and read its tables."""
+        return generation.version == self.model.version or generation.version in self.model.usable
+
+    async def compare(self, generation: Generation) -> Sequence[Difference] | None:
+        """How it differs from the active one; None if the two are not at the same position."""
+        return await self._database.snapshot(partial(self._compare, generation))
+
+    async def switch(self, generation: Generation, over: Generation | None) -> bool:
+        """Make it the active one, if both are still as they were seen, at the same positions; whether that was so."""
+        return await self._database.write(partial(self._switch, generation, over))
+
+    async def drop(self, generation: Generation | None = None) -> Sequence[int]:
+        """Drop the tables of those that are retired, and of this one that was never active; their numbers."""
+        numbers = await self._database.read(partial(self._dropped, generation))
+        for number in numbers:
+            await self._database.write(partial(self._drop, number))
+        return numbers
+
+    # -- within a transaction -----------------------------------------------------------------------------
+
+    def _tables(self, number: int) -> Mapping[str, sa.Table]:
+        return {table.name: generation_table(table, number) for table in self.model.tables}
+
+    def _find(
+        self,
+        connection: sa.Connection,
+        *,
+        state: State | None = None,
+        number: int | None = None,
+        lock: bool = False,
+    ) -> Generation | None:
+        query = sa.select(GENERATIONS).where(GENERATIONS.c.name == self.model.name)
+        if state is not None:
+            query = query.where(GENERATIONS.c.state == state.value)
+        if number is not None:
+            query = query.where(GENERATIONS.c.number == number)
+        row = connection.execute(query.with_for_update() if lock else query).first()
+        if row is None:
+            return None
+        return Generation(row.number, row.version, State(row.state), row.position, row.events)
+
+    def _begin(self, connection: sa.Connection) -> Generation:
+        alone(connection)
+        unfinished = self._find(connection, state=State.BUILDING)
+        if unfinished is not None and unfinished.version == self.model.version:
+            return unfinished
+        if unfinished is not None:
+            self._drop(unfinished.number, connection)
+        last = connection.scalar(
+            sa.select(sa.func.max(GENERATIONS.c.number)).where(GENERATIONS.c.name == self.model.name)
+        )
+        generation = Generation((last or 0) + 1, self.model.version, State.BUILDING, None, 0)
+        for table in self._tables(generation.number).values():
+            table.create(connection)
+        connection.execute(
+            sa.insert(GENERATIONS).values(
+                name=self.model.name,
+                number=generation.number,
+                version=generation.version,
+                state=generation.state.value,
+                events=0,
+            )
+        )
+        return generation
+
+    def _write(
+        self,
+        generation: Generation,
+        changes: Changes,
+        position: str | None,
+        events: int,
+        connection: sa.Connection,
+    ) -> Generation | None:
+        after = replace(generation, position=position, events=generation.events + events)
+        moved = connection.execute(
+            sa.update(GENERATIONS)
+            .where(
+                *self._is(generation),
+                GENERATIONS.c.state == generation.state.value,
+                GENERATIONS.c.position.is_not_distinct_from(generation.position),
+            )
+            .values(position=after.position, events=after.events)
+        )
+        if not moved.rowcount:
+            return None
+        for name, table in self._tables(generation.number).items():
+            gone = [change.row for change in changes.get(name, ()) if isinstance(change, Remove)]
+            rows = [change.row for change in changes.get(name, ()) if isinstance(change, Put)]
+            if gone:
+                key = (column == sa.bindparam(f"key_{column.name}") for column in table.primary_key)
+                named = [{f"key_{column}": value for column, value in row.items()} for row in gone]
+                connection.execute(sa.delete(table).where(*key), named)
+            if rows:
+                connection.execute(upsert(connection.dialect.name, table), rows)
+        return after
+
+    def _compare(self, generation: Generation, connection: sa.Connection) -> Sequence[Difference] | None:
+        there = self._find(connection, state=State.ACTIVE)
+        here = self._find(connection, number=generation.number)
+        if there is None or here is None or there.position != here.position:
+            return None
+        both = zip(self._tables(there.number).values(), self._tables(here.number).values(), strict=True)
+        found = [_difference(connection, old, new) for old, new in both]
+        return [each for each in found if each.missing or each.added]
+
+    def _switch(self, generation: Generation, over: Generation | None, connection: sa.Connection) -> bool:
+        there = self._find(connection, state=State.ACTIVE, lock=True)
+        here = self._find(connection, number=generation.number, lock=True)
+        if here != generation or (there is None) != (over is None):
+            return False
+        if there is not None and over is not None:
+            if (there.number, there.position) != (over.number, over.position):
+                return False
+            connection.execute(
+                sa.update(GENERATIONS).where(*self._is(there)).values(state=State.RETIRED.value)
+            )
+        connection.execute(
+            sa.update(GENERATIONS).where(*self._is(generation)).values(state=State.ACTIVE.value)
+        )
+        for table in self.model.tables:
+            view = active(table)
+            rows = generation_table(table, generation.number)
+            connection.exec_driver_sql(f"DROP VIEW IF EXISTS {view.name}")
+            columns = ", ".join(column.name for column in rows.columns)
+            connection.exec_driver_sql(f"CREATE VIEW {view.name} AS SELECT {columns} FROM {rows.name}")  # noqa: S608 - our own names
+        return True
+
+    def _dropped(self, generation: Generation | None, connection: sa.Connection) -> Sequence[int]:
+        retired = sa.select(GENERATIONS.c.number).where(
+            GENERATIONS.c.name == self.model.name, GENERATIONS.c.state == State.RETIRED.value
+        )
+        numbers = list(connection.scalars(retired))
+        return numbers if generation is None else [*numbers, generation.number]
+
+    def _drop(self, number: int, connection: sa.Connection) -> None:
+        alone(connection)
+        gone = connection.execute(
+            sa.delete(GENERATIONS).where(
+                GENERATIONS.c.name == self.model.name, GENERATIONS.c.number == number, sa.not_(_ACTIVE)
+            )
+        )
+        if gone.rowcount:
+            for table in self._tables(number).values():
+                table.drop(connection, checkfirst=True)
+
+    def _is(self, generation: Generation) -> tuple[sa.ColumnElement[bool], ...]:
+        return GENERATIONS.c.name == self.model.name, GENERATIONS.c.number == generation.number
+
+
+def _difference(connection: sa.Connection, old: sa.Table, new: sa.Table) -> Difference:
+    def only_in(one: sa.Table, other: sa.Table) -> sa.Subquery:
+        return sa.except_(sa.select(*one.columns), sa.select(*other.columns)).subquery()
+
+    missing, added = only_in(old, new), only_in(new, old)
+
+    def count(rows: sa.Subquery) -> int:
+        return connection.scalar(sa.select(sa.func.count()).select_from(rows)) or 0
+
+    key = [column.name for column in old.primary_key]
+    examples = {
+        " ".join(map(str, row))
+        for rows in (missing, added)
+        for row in connection.execute(sa.select(*(rows.c[name] for name in key)).limit(SHOWN))
+    }
+    return Difference(old.name, count(missing), count(added), tuple(sorted(examples)[:SHOWN]))

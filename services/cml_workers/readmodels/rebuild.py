@@ -1,0 +1,215 @@
+"""Rebuild: fill a new generation beside the active one while commands and queries go on, compare the two, switch."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+
+from cml_workers.eventstore.following import Item, backoff, follow_from
+from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoreUnavailableError
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS
+from cml_workers.readmodels.generations import Difference, Generation, Generations, State
+from cml_workers.readmodels.writing import Writer
+
+log = structlog.get_logger(__name__)
+
+BATCH = 1_000
+"""Items in one transaction."""
+REMEMBERED = 100_000
+"""Folded workers kept in memory until the rebuild is done."""
+PATIENCE = 30.0
+"""Seconds to try to find the two generations at one position, where they can be compared."""
+PAUSE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a rebuild has come. ``total``: the events in the active generation; None if there is none."""
+
+    model: str
+    position: str | None
+    events: int
+    total: int | None
+    rate: float
+    """Events a second since it was begun or resumed."""
+
+    @property
+    def percent(self) -> float | None:
+        """Of the events; None if nobody knows how many there are."""
+        return min(100.0, 100.0 * self.events / self.total) if self.total else None
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild did. ``differences``: None if the two were never seen at one position."""
+
+    model: str
+    generation: Generation
+    before: Generation | None
+    events: int
+    seconds: float
+    differences: Sequence[Difference] | None
+    switched: bool
+
+    @property
+    def rate(self) -> float:
+        """Events a second."""
+        return self.events / self.seconds if self.seconds else 0.0
+
+
+class SupersededError(Exception):
+    """Another process has begun a rebuild of another version, or has finished one since."""
+
+
+class _ReachedError(Exception):
+    """Not a failure: the way to stop following."""
+
+
+@dataclass
+class Rebuild:
+    """One rebuild of one read model. It may be cancelled or die at any point: the next one resumes it.
+
+    ``switch``: whether the new generation becomes the active one at the end; where not, it stays for another process, or is
+    dropped if ``keep`` is false.
+    """
+
+    store: EventStore
+    generations: Generations
+    switch: bool = True
+    keep: bool = True
+    on_progress: Callable[[Progress], None] = lambda _: None
+    backoff: Callable[[int], float] = backoff
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    _began: float = field(default=0.0, init=False)
+    _events: int = field(default=0, init=False)
+    _before: Generation | None = field(default=None, init=False)
+    _differences: Sequence[Difference] | None = field(default=None, init=False)
+
+    async def run(self) -> Rebuilt:
+        """Do it, whatever becomes of the connections meanwhile.
+
+        Raises:
+            SupersededError: somebody else has replaced what this one has begun.
+            ConfigurationError: trying again is of no use.
+        """
+        self._began = _now()
+        begun = await self._patiently(self.generations.begin)
+        writer = Writer(
+            self.store, self.generations, partial(self._current, begun.number), remembered=REMEMBERED
+        )
+        done = await self._patiently(partial(self._fill_and_switch, begun.number, writer))
+        with suppress(ConnectionError):  # it is done when a process starts, then
+            if self.switch:
+                await self.generations.drop()
+            elif not self.keep:
+                await self.generations.drop(done)
+        return Rebuilt(
+            self._name, done, self._before, self._events, _now() - self._began, self._differences, self.switch
+        )
+
+    @property
+    def _name(self) -> str:
+        return self.generations.model.name
+
+    async def _patiently(self, step: Callable[[], Awaitable[Generation]]) -> Generation:
+        failures = 0
+        while True:
+            try:
+                return await step()
+            except ConnectionError as error:
+                failures += 1
+                log.warning("rebuild continues later", read_model=self._name, cause=str(error))
+            await self.sleep(self.backoff(failures))
+
+    async def _current(self, number: int) -> Generation:
+        """What has been begun, as it is now: active if a switch was made whose answer was lost."""
+        found = await self.generations.numbered(number)
+        if found is None or found.state is State.RETIRED:
+            raise SupersededError(f"read model {self._name}: another rebuild has replaced this one")
+        return found
+
+    async def _fill_and_switch(self, number: int, writer: Writer) -> Generation:
+        end: float | None = None
+        while True:
+            current = await self._current(number)
+            if current.state is State.ACTIVE:
+                return current
+            if writer.at != current:  # another process fills it as well
+                writer.begin_again()
+            self._before = active = await self.generations.active()
+            at = await self._follow(writer, active)
+            end = end or _now() + PATIENCE
+            if self._differences is None and self._comparable(active):
+                self._differences = await self.generations.compare(at)
+                if self._differences is None and _now() < end:
+                    await self.sleep(PAUSE)
+                    continue
+            if not self.switch or await self.generations.switch(at, active):
+                return at
+            await self.sleep(PAUSE)
+
+    def _comparable(self, active: Generation | None) -> bool:
+        return active is not None and active.position is not None and self.generations.usable(active)
+
+    async def _follow(self, writer: Writer, active: Generation | None) -> Generation:
+        """Go on until exactly where the active one is, else to the end of what is stored.
+
+        The end is looked for after the active one's position was read: either way nothing that it has is missing.
+        """
+        target = active.position if active else None
+
+        async def handle(items: Sequence[Item]) -> None:
+            here = next((n for n, item in enumerate(items, 1) if _position(item) == target), None)
+            before = writer.at.events if writer.at else 0
+            await writer.handle(items[:here] if target is not None else items)
+            assert writer.at is not None  # noqa: S101 - it has just been written
+            self._events += writer.at.events - before
+            self._tell(writer.at, active)
+            if (target is not None and here is not None) or any(isinstance(item, CaughtUp) for item in items):
+                raise _ReachedError
+
+        if target is None or await writer.resumed() != target:
+            try:
+                await follow_from(
+                    self.store,
+                    writer.resumed,
+                    handle,
+                    prefix=WORKER_STREAMS,
+                    most=BATCH,
+                    backoff=self.backoff,
+                    sleep=self.sleep,
+                )
+            except _ReachedError:
+                pass
+            else:
+                raise StoreUnavailableError("the event store is closed")
+        assert writer.at is not None  # noqa: S101 - see above
+        if target is not None and writer.at.position != target and await self._nothing_behind(target):
+            await writer.skip_to(target)
+        return writer.at
+
+    async def _nothing_behind(self, position: str) -> bool:
+        """Whether no event follows; a checkpoint may be at a place without one, of which there are many."""
+        async with aclosing(self.store.follow(after=position, prefix=WORKER_STREAMS)) as items:
+            async for item in items:
+                if not isinstance(item, Checkpoint):
+                    return isinstance(item, CaughtUp)
+        return False
+
+    def _tell(self, at: Generation, active: Generation | None) -> None:
+        seconds = _now() - self._began
+        total = active.events if active else None
+        self.on_progress(
+            Progress(self._name, at.position, at.events, total, self._events / seconds if seconds else 0.0)
+        )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _position(item: Item) -> str | None:
+    return None if isinstance(item, CaughtUp) else item.position

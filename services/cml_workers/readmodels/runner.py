@@ -1,0 +1,174 @@
+"""Keeps one read model up to date for as long as a process lives, and rebuilds it when its code has another version."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from cml_workers.eventstore.following import Following, backoff, follow_from
+from cml_workers.eventstore.port import EventStore
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS
+from cml_workers.foundation.failures import ConfigurationError
+from cml_workers.readmodels.generations import Generation, Generations
+from cml_workers.readmodels.model import ReadModel
+from cml_workers.readmodels.rebuild import Progress, Rebuild, Rebuilt, SupersededError
+from cml_workers.readmodels.writing import Writer
+from cml_workers.sql.port import Database
+
+log = structlog.get_logger(__name__)
+
+TOLD_EVERY = 5.0
+"""Seconds between two lines about a rebuild's progress."""
+
+
+class NewerReadModelError(ConfigurationError):
+    """A newer version of the system owns the tables."""
+
+
+class Runner:
+    """Follows the store into the active generation of a read model.
+
+    If that one was made by another version of the code, a new one is built beside it, which queries see once it is
+    complete. Meanwhile the old one is followed and answers, if the model says that it can be used; if not,
+    ``problem`` says what queries are waiting for.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: ReadModel,
+        store: EventStore,
+        database: Database,
+        backoff: Callable[[int], float] = backoff,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.model = model
+        self.following = Following()
+        self._store = store
+        self._generations = Generations(model, database)
+        self._writer = Writer(store, self._generations, self._active)
+        self._backoff = backoff
+        self._sleep = sleep
+        self._progress: Progress | None = None
+        self._usable: bool | None = None
+        self._current = False
+        self._told_at = float("-inf")
+
+    def problem(self) -> str | None:
+        """Why queries cannot be answered; None if they can."""
+        if self._usable:
+            return None
+        percent = self._progress.percent if self._progress else None
+        done = f" ({percent:.0f} %)" if percent is not None else ""
+        return f"read model {self.model.name} is being rebuilt{done}"
+
+    async def prepare(self) -> None:
+        """Find out what there is to follow; then ``problem`` can be asked.
+
+        Raises:
+            NewerReadModelError: update this program.
+            DatabaseUnavailableError: try again.
+        """
+        await self._generations.drop()  # what a process that died after a rebuild has left
+        active = await self._generations.active()
+        if active is not None and active.version > self.model.version:
+            raise self._newer(active)
+        self._usable = active is not None and self._generations.usable(active)
+        self._current = active is not None and active.version == self.model.version
+
+    async def run(self) -> None:
+        """Follow, and rebuild if that is due; return when the store is closed.
+
+        Raises:
+            ConfigurationError: trying again is of no use.
+        """
+        failures = 0
+        while self._usable is None:
+            try:
+                await self.prepare()
+            except ConnectionError as error:
+                failures += 1
+                log.warning("read model is looked for again", read_model=self.model.name, cause=str(error))
+                await self._sleep(self._backoff(failures))
+        if self._current:
+            await self._follow()
+        elif self._usable:
+            await asyncio.gather(self._follow(), self._rebuild())
+        else:
+            await self._rebuild()
+            await self._follow()
+
+    async def _follow(self) -> None:
+        await follow_from(
+            self._store,
+            self._writer.resumed,
+            self._writer.handle,
+            prefix=WORKER_STREAMS,
+            following=self.following,
+            backoff=self._backoff,
+            sleep=self._sleep,
+        )
+
+    async def _active(self) -> Generation:
+        active = await self._generations.active()
+        if active is None or not self._generations.usable(active):
+            raise self._newer(active)
+        return active
+
+    def _newer(self, active: Generation | None) -> NewerReadModelError:
+        return NewerReadModelError(
+            f"read model {self.model.name}: version {active and active.version} is active, and this program knows "
+            f"version {self.model.version}; update it"
+        )
+
+    async def _rebuild(self) -> None:
+        log.info("rebuild begins", read_model=self.model.name, version=self.model.version)
+        rebuild = Rebuild(
+            self._store,
+            self._generations,
+            on_progress=self._tell,
+            backoff=self._backoff,
+            sleep=self._sleep,
+        )
+        try:
+            told(await rebuild.run())
+        except SupersededError as error:
+            log.info("rebuild ends", cause=str(error))
+        self._usable = True
+
+    def _tell(self, progress: Progress) -> None:
+        self._progress = progress
+        now = asyncio.get_running_loop().time()
+        if now - self._told_at >= TOLD_EVERY:
+            self._told_at = now
+            log.info(
+                "rebuild in progress",
+                read_model=progress.model,
+                position=progress.position,
+                events=progress.events,
+                per_second=round(progress.rate),
+                percent=progress.percent and round(progress.percent, 1),
+            )
+
+
+def told(rebuilt: Rebuilt) -> Rebuilt:
+    """A log line for a rebuild that is done, and one for each table whose rows came out otherwise than before."""
+    log.info(
+        "rebuild is done",
+        read_model=rebuilt.model,
+        generation=rebuilt.generation.number,
+        events=rebuilt.events,
+        seconds=round(rebuilt.seconds, 1),
+        compared=rebuilt.differences is not None,
+        switched=rebuilt.switched,
+    )
+    for each in rebuilt.differences or ():
+        log.warning(
+            "rebuilt rows differ",
+            read_model=rebuilt.model,
+            table=each.table,
+            missing=each.missing,
+            added=each.added,
+            examples=each.examples,
+        )
+    return rebuilt

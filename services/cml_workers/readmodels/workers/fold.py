@@ -1,0 +1,89 @@
+"""The rows of workers and operations as plain functions of the folded worker and its events."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from cml_contracts.queries import OperationView, WorkerView
+from cml_workers.domain.history import Recorded
+from cml_workers.domain.worker import Worker
+from cml_workers.readmodels.changes import Change, Put, Remove
+
+
+def worker_row(worker: Worker) -> WorkerView | None:
+    """What is shown of a worker; None while it only has rejected commands to its name."""
+    if worker.created_at is None or worker.updated_at is None:
+        return None
+    return WorkerView(
+        id=worker.id,
+        name=worker.name,
+        status=worker.status,
+        aws_region=worker.aws_region,
+        instance_type=worker.instance.instance_type if worker.instance else worker.instance_type,
+        owner=worker.owner,
+        cml_version=worker.cml_version,
+        tags=worker.tags,
+        created_at=worker.created_at,
+        updated_at=worker.updated_at,
+        revision=worker.revision,
+        problem=worker.launch_problem.detail if worker.launch_problem else None,
+        instance=worker.dto,
+    )
+
+
+def operation_rows(before: Worker, recorded: Recorded, after: Worker) -> Iterator[OperationView]:
+    """The operations that the event between the two changed."""
+    del recorded
+    for operation in after.operations.values():
+        # The fold makes a new one of what changes.
+        if before.operations.get(operation.command_id) is not operation:
+            yield OperationView(
+                command_id=operation.command_id,
+                worker_id=after.id,
+                command_type=operation.command_type,
+                requested_at=operation.requested.time,
+                overdue_at=operation.overdue_at,
+                settled_at=operation.settled_at,
+                result=operation.result,
+            )
+
+
+def of_worker(worker: Worker) -> Iterator[Change]:
+    """The worker's row and its tags."""
+    row = worker_row(worker)
+    if row is None:
+        return
+    yield Put(
+        "workers",
+        {
+            "id": row.id,
+            "name": row.name,
+            "status": row.status.value,
+            "aws_region": row.aws_region,
+            "owner": row.owner,
+            "created_at": sortable(row.created_at),
+            "view": row.model_dump_json(),
+        },
+    )
+    for key, value in row.tags.items():
+        yield Put("worker_tags", {"worker_id": row.id, "key": key, "value": value})
+
+
+def of_event(before: Worker, recorded: Recorded, after: Worker) -> Iterator[Change]:
+    """The rows of the operations that the event changed, and the tags that are gone with it."""
+    for key in before.tags.keys() - after.tags.keys():
+        yield Remove("worker_tags", {"worker_id": after.id, "key": key})
+    for operation in operation_rows(before, recorded, after):
+        yield Put(
+            "operations",
+            {
+                "command_id": operation.command_id,
+                "worker_id": operation.worker_id,
+                "pending_since": None if operation.result else sortable(operation.requested_at),
+                "view": operation.model_dump_json(),
+            },
+        )
+
+
+def sortable(time: datetime) -> str:
+    """The time as text whose order is that of times."""
+    return time.astimezone(UTC).isoformat(timespec="microseconds")

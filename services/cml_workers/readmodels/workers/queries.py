@@ -1,0 +1,151 @@
+"""The queries on workers and operations. What they answer is the stored JSON itself."""
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from cml_contracts.instance import WorkerStatus
+from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, OperationView, WorkerView
+from cml_contracts.results import Problem, ProblemCode
+from cml_workers.readmodels.model import Found, active
+from cml_workers.readmodels.workers import fold
+from cml_workers.readmodels.workers.tables import OPERATIONS, WORKER_TAGS, WORKERS
+from cml_workers.sql.port import Database
+
+_WORKERS, _TAGS, _OPERATIONS = active(WORKERS), active(WORKER_TAGS), active(OPERATIONS)
+_WORKER = sa.select(_WORKERS.c.view).where(_WORKERS.c.id == sa.bindparam("id", type_=sa.Uuid))
+_OPERATION = sa.select(_OPERATIONS.c.view, _OPERATIONS.c.worker_id).where(
+    _OPERATIONS.c.command_id == sa.bindparam("id")
+)
+_PENDING = (
+    sa.select(_OPERATIONS.c.view)
+    .where(_OPERATIONS.c.pending_since < sa.bindparam("before"))
+    .order_by(_OPERATIONS.c.pending_since)
+)
+_UNSETTLED = sa.select(_WORKERS.c.id).where(
+    _WORKERS.c.status.in_((WorkerStatus.STARTING.value, WorkerStatus.STOPPING.value))
+)
+
+
+class InvalidCursorError(ValueError):
+    """The cursor is not one that was handed out for this sorting."""
+
+
+async def get_worker(database: Database, query: GetCMLWorker) -> Found | Problem:
+    """The worker's row."""
+    view = await database.read(lambda connection: connection.scalar(_WORKER, {"id": query.worker_id}))
+    if view is None:
+        missing = f"worker {query.worker_id} is not known, or not yet"
+        return Problem.of(ProblemCode.WORKER_NOT_FOUND, missing, retryable=True)
+    return Found(view, query.worker_id)
+
+
+async def get_operation(database: Database, query: GetOperation) -> Found | Problem:
+    """What became of a command."""
+    row = await database.read(
+        lambda connection: connection.execute(_OPERATION, {"id": query.command_id}).first()
+    )
+    if row is None:
+        missing = f"no operation of command {query.command_id!r} is recorded, or not yet"
+        return Problem.of(ProblemCode.OPERATION_NOT_FOUND, missing, retryable=True)
+    return Found(row.view, row.worker_id)
+
+
+async def list_workers(database: Database, query: ListCMLWorkers) -> Found | Problem:
+    """A page of the workers that meet the conditions."""
+    try:
+        statement = _page(query)
+    except InvalidCursorError as error:
+        return Problem.of(ProblemCode.VALIDATION_FAILED, str(error))
+    rows = await database.read(lambda connection: connection.execute(statement).all())
+    page = rows[: query.limit]
+    cursor = _cursor(query, page[-1][1], page[-1][2]) if len(rows) > query.limit else None
+    return Found(f'{{"workers":[{",".join(row[0] for row in page)}],"next_cursor":{json.dumps(cursor)}}}')
+
+
+async def worker(database: Database, worker_id: UUID) -> WorkerView | None:
+    """The worker's row."""
+    found = await get_worker(database, GetCMLWorker(worker_id=worker_id))
+    return WorkerView.model_validate_json(found.data) if isinstance(found, Found) else None
+
+
+async def operation(database: Database, command_id: str) -> OperationView | None:
+    """What became of a command."""
+    found = await get_operation(database, GetOperation(command_id=command_id))
+    return OperationView.model_validate_json(found.data) if isinstance(found, Found) else None
+
+
+async def pending(database: Database, before: datetime) -> Sequence[OperationView]:
+    """The operations that were requested before then and have no outcome, oldest first."""
+    views = await database.read(partial(_pending, fold.sortable(before)))
+    return [OperationView.model_validate_json(view) for view in views]
+
+
+def _pending(before: str, connection: sa.Connection) -> Sequence[str]:
+    return connection.scalars(_PENDING, {"before": before}).all()
+
+
+async def unsettled(database: Database) -> Sequence[UUID]:
+    """The workers whose instance is on its way from one state to another."""
+    return await database.read(lambda connection: connection.scalars(_UNSETTLED).all())
+
+
+def _page(wanted: ListCMLWorkers) -> sa.Select[Any]:
+    order = _WORKERS.c[wanted.sort]
+    query = sa.select(_WORKERS.c.view, order, _WORKERS.c.id).where(*_conditions(wanted))
+    if wanted.cursor:
+        value, worker_id = _read_cursor(wanted)
+        here = sa.tuple_(order, _WORKERS.c.id)
+        there = sa.tuple_(sa.literal(value), sa.literal(worker_id, sa.Uuid))
+        query = query.where(here < there if wanted.descending else here > there)
+    direction = sa.desc if wanted.descending else sa.asc
+    return query.order_by(direction(order), direction(_WORKERS.c.id)).limit(wanted.limit + 1)
+
+
+def _conditions(wanted: ListCMLWorkers) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = []
+    if wanted.aws_region:
+        conditions.append(_WORKERS.c.aws_region == wanted.aws_region)
+    if wanted.status:
+        conditions.append(_WORKERS.c.status == wanted.status.value)
+    if wanted.owner:
+        conditions.append(_WORKERS.c.owner == wanted.owner)
+    if wanted.name_part:
+        conditions.append(_WORKERS.c.name.icontains(wanted.name_part, autoescape=True))
+    if wanted.tag:
+        key, equals, value = wanted.tag.partition("=")
+        tagged = sa.select(_TAGS.c.worker_id).where(_TAGS.c.key == key)
+        if equals:
+            tagged = tagged.where(_TAGS.c.value == value)
+        conditions.append(_WORKERS.c.id.in_(tagged))
+    return conditions
+
+
+def _cursor(wanted: ListCMLWorkers, value: str, worker_id: UUID) -> str:
+    place = json.dumps([wanted.sort, wanted.descending, value, str(worker_id)])
+    return base64.urlsafe_b64encode(place.encode()).decode()
+
+
+def _storable(text: str) -> str:
+    """The text, unless no database takes it: a lone surrogate, or NUL. Raises ValueError."""
+    if b"\0" in text.encode():
+        raise ValueError("NUL")
+    return text
+
+
+def _read_cursor(wanted: ListCMLWorkers) -> tuple[str, UUID]:
+    try:
+        sort, descending, value, worker_id = json.loads(base64.urlsafe_b64decode(wanted.cursor or ""))
+        place = _storable(str(value)), UUID(worker_id)
+    except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+        raise InvalidCursorError("the cursor is not one that was returned; omit it to begin again") from error
+    if (sort, descending) != (wanted.sort, wanted.descending):
+        raise InvalidCursorError("the cursor belongs to another sorting; omit it to begin again")
+    return place

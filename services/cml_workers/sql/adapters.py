@@ -1,0 +1,112 @@
+"""The port on SQLite and on PostgreSQL.
+
+SQLite is called in threads, one hop for each call: through its asynchronous driver a query took seven times as much CPU.
+Queries have connections of their own, so that they never take those of the writer.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from cml_workers.sql.database import explained, open_database, open_sqlite
+from cml_workers.sql.port import Database, T, Work
+
+READERS = 4
+"""Queries that SQLite answers side by side."""
+
+
+def connect(url: str) -> Database:
+    """The database at a URL as ``open_database`` takes it. Raises DatabaseConfigurationError."""
+    engine = open_database(url)
+    if engine.dialect.name == "sqlite":
+        return SqliteDatabase(open_sqlite(engine.url))
+    return PostgresqlDatabase(writer=engine, reader=open_database(url, ping=False))
+
+
+class SqliteDatabase(Database):
+    """A file, which other processes may use as well."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engines = (engine,)
+        self._engine = engine
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="database-writer")
+
+    async def read(self, work: Work[T]) -> T:
+        return await self._run(self._readers, partial(self._plain, work))
+
+    async def snapshot(self, work: Work[T]) -> T:
+        return await self._run(self._readers, partial(self._transaction, work, "DEFERRED"))
+
+    async def write(self, work: Work[T]) -> T:
+        # One that reads before it writes would be refused where another process has written meanwhile.
+        return await self._run(self._writer, partial(self._transaction, work, "IMMEDIATE"))
+
+    async def close(self) -> None:
+        for threads in (self._readers, self._writer):
+            await asyncio.to_thread(threads.shutdown)
+        self._engine.dispose()
+
+    async def _run(self, threads: ThreadPoolExecutor, job: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, job)
+
+    def _plain(self, work: Work[T]) -> T:
+        with explained(self._engine), self._engine.connect() as connection:
+            return work(connection)
+
+    def _transaction(self, work: Work[T], kind: str) -> T:
+        with explained(self._engine), self._engine.connect() as connection:
+            connection.exec_driver_sql(f"BEGIN {kind}")
+            try:
+                result = work(connection)
+                connection.exec_driver_sql("COMMIT")
+            except BaseException:
+                # Some errors have rolled back already.
+                if connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]
+                    connection.exec_driver_sql("ROLLBACK")
+                raise
+            return result
+
+
+class PostgresqlDatabase(Database):
+    """A server. A connection of the ``reader`` that has gone away is noticed by its query, which is asked again."""
+
+    def __init__(self, *, writer: AsyncEngine, reader: AsyncEngine) -> None:
+        self.engines = (writer.sync_engine, reader.sync_engine)
+        self._writer = writer
+        self._reader = reader
+        self._single = reader.execution_options(isolation_level="AUTOCOMMIT")
+        self._frozen = reader.execution_options(isolation_level="REPEATABLE READ")
+
+    async def read(self, work: Work[T]) -> T:
+        return await _again(self._single, work)
+
+    async def snapshot(self, work: Work[T]) -> T:
+        return await _again(self._frozen, work)
+
+    async def write(self, work: Work[T]) -> T:
+        with explained(self._writer):
+            async with self._writer.begin() as connection:
+                return await connection.run_sync(work)
+
+    async def close(self) -> None:
+        await self._reader.dispose()
+        await self._writer.dispose()
+
+
+async def _again(engine: AsyncEngine, work: Work[T]) -> T:
+    """Run it, a second time if the pooled connection turned out to be gone; with it goes the rest of the pool."""
+    with explained(engine):
+        try:
+            async with engine.connect() as connection:
+                return await connection.run_sync(work)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        async with engine.connect() as connection:
+            return await connection.run_sync(work)

@@ -1,0 +1,241 @@
+"""The contract of the database port and of the generations of a read model, held by SQLite, PostgreSQL and the simulation's."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from cml_workers.readmodels.changes import Change, Put, Remove
+from cml_workers.readmodels.generations import CheckpointMovedError, Generation, Generations, State
+from cml_workers.readmodels.model import ReadModel, active
+from cml_workers.sql.port import Database
+from support.projecting import DATABASES, a_database
+
+_TABLES = sa.MetaData()
+THINGS = sa.Table(
+    "things",
+    _TABLES,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.Text, nullable=False, index=True),
+    sa.Index("things_by_both", "name", "id"),
+)
+MODEL = ReadModel(
+    name="things",
+    version=3,
+    tables=(THINGS,),
+    of_worker=lambda _: (),
+    of_event=lambda *_: (),
+    answers={},
+)
+
+
+class Subject:
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.generations = Generations(MODEL, database)
+
+    async def first(self) -> Generation:
+        """An active one."""
+        assert await self.generations.switch(await self.generations.begin(), None)
+        found = await self.generations.active()
+        assert found is not None
+        return found
+
+    async def put(self, generation: Generation, position: str, **names: str) -> Generation:
+        things = [Put("things", {"id": int(key.strip("_")), "name": name}) for key, name in names.items()]
+        return await self.generations.write(generation, {"things": things}, position, len(things))
+
+    async def names(self) -> list[str]:
+        """What queries see."""
+        table = active(THINGS)
+        query = sa.select(table.c.name).order_by(table.c.id)
+        return list(await self.database.read(lambda connection: connection.scalars(query).all()))
+
+    async def tables(self) -> set[str]:
+        found = await self.database.read(lambda connection: sa.inspect(connection).get_table_names())
+        return {each for each in found if each.startswith("things")}
+
+
+@pytest.fixture(params=DATABASES)
+async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+    url = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
+    async with a_database(request.param, tmp_path, url) as database:
+        yield Subject(database)
+
+
+async def test_what_raises_has_written_nothing(subject: Subject):
+    first = await subject.first()
+
+    def half(connection: sa.Connection) -> None:
+        connection.execute(sa.insert(THINGS).values(id=1, name="half"))
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await subject.database.write(half)
+    assert await subject.names() == []
+    await subject.put(first, "p1", _1="whole")
+    assert await subject.names() == ["whole"]
+
+
+async def test_calls_side_by_side_do_not_disturb_each_other(subject: Subject):
+    generation = await subject.first()
+
+    async def write() -> None:
+        nonlocal generation
+        for number in range(30):
+            generation = await subject.put(generation, f"p{number}", **{f"_{number}": str(number)})
+
+    async def read() -> list[int]:
+        return [len(await subject.names()) for _ in range(60)]
+
+    writing = asyncio.create_task(write())
+    seen = await asyncio.gather(*(read() for _ in range(5)))
+    await writing
+    assert all(counts == sorted(counts) for counts in seen)
+    assert len(await subject.names()) == 30
+
+
+async def test_rows_are_added_replaced_and_removed(subject: Subject):
+    generation = await subject.put(await subject.first(), "p1", _1="one", _2="two")
+    changes: list[Change] = [Put("things", {"id": 1, "name": "new"}), Remove("things", {"id": 2})]
+    await subject.generations.write(generation, {"things": changes}, "p2")
+    assert await subject.names() == ["new"]
+
+
+async def test_rows_and_checkpoint_change_together(subject: Subject):
+    generation = await subject.put(await subject.first(), "p1", _1="one", _2="two")
+    assert generation == await subject.generations.active()
+    assert (generation.position, generation.events) == ("p1", 2)
+
+
+async def test_of_two_writers_one_is_refused_and_has_written_nothing(subject: Subject):
+    first = await subject.first()
+    both = await asyncio.gather(
+        subject.put(first, "p2", _1="new", _2="new"),
+        subject.put(first, "p1", _2="old", _1="old"),
+        return_exceptions=True,
+    )
+    (won,) = [each for each in both if isinstance(each, Generation)]
+    (lost,) = [each for each in both if not isinstance(each, Generation)]
+    assert isinstance(lost, CheckpointMovedError)
+    assert await subject.generations.active() == won
+    assert await subject.names() == (["new", "new"] if won.position == "p2" else ["old", "old"])
+
+
+async def test_a_checkpoint_that_went_back_is_not_written_over(subject: Subject):
+    """A standby that took over has lost the last transactions."""
+    first = await subject.put(await subject.first(), "p1", _1="one")
+    ahead = replace(first, position="p3")
+    with pytest.raises(CheckpointMovedError):
+        await subject.put(ahead, "p4", _1="four")
+    assert await subject.names() == ["one"]
+
+
+async def test_an_unfinished_generation_is_resumed(subject: Subject):
+    await subject.first()
+    begun = await subject.put(await subject.generations.begin(), "p1", _1="one")
+    assert await subject.generations.begin() == begun
+    assert await subject.names() == []  # nobody sees it
+
+
+async def test_an_unfinished_generation_of_another_version_is_replaced(subject: Subject):
+    await subject.first()
+    old = await subject.put(await subject.generations.begin(), "p1", _1="one")
+    newer = Generations(replace(MODEL, version=4), subject.database)
+    begun = await newer.begin()
+    assert (begun.version, begun.position, begun.events) == (4, None, 0)
+    with pytest.raises(CheckpointMovedError):
+        await subject.put(old, "p2", _1="two")
+
+
+async def test_a_switch_shows_the_new_rows_and_refuses_the_old_writer(subject: Subject):
+    old = await subject.put(await subject.first(), "p1", _1="old")
+    new = await subject.put(await subject.generations.begin(), "p1", _1="new")
+    assert await subject.generations.switch(new, old)
+    assert await subject.names() == ["new"]
+    with pytest.raises(CheckpointMovedError):
+        await subject.put(old, "p2", _1="late")
+    with pytest.raises(CheckpointMovedError):  # it knows it as one that nobody sees
+        await subject.put(new, "p2", _1="late")
+    now = await subject.generations.active()
+    assert now == replace(new, state=State.ACTIVE)
+    await subject.put(now, "p2", _1="newer")
+    assert await subject.names() == ["newer"]
+
+
+async def test_a_switch_is_refused_once_the_active_generation_has_moved(subject: Subject):
+    old = await subject.put(await subject.first(), "p1", _1="old")
+    new = await subject.put(await subject.generations.begin(), "p1", _1="new")
+    await subject.put(old, "p2", _2="moved")
+    assert not await subject.generations.switch(new, old)
+    assert not await subject.generations.switch(new, None)
+    assert await subject.names() == ["old", "moved"]
+
+
+async def test_of_switches_at_once_one_is_made(subject: Subject):
+    old = await subject.first()
+    new = await subject.generations.begin()
+    done = await asyncio.gather(*(subject.generations.switch(new, old) for _ in range(4)))
+    assert sorted(done) == [False, False, False, True]
+
+
+async def test_retired_tables_are_dropped_and_no_others(subject: Subject):
+    old = await subject.first()
+    assert await subject.generations.switch(await subject.generations.begin(), old)
+    unfinished = await subject.generations.begin()
+    assert await subject.tables() == {"things", "things_2", "things_3"}
+    assert await subject.generations.drop() == [1]
+    assert await subject.tables() == {"things_2", "things_3"}
+    assert await subject.generations.drop(unfinished) == [3]
+    now = await subject.generations.active()
+    assert now is not None
+    await subject.generations.drop(now)  # never the active generation
+    assert await subject.tables() == {"things_2"}
+    assert await subject.names() == []
+
+
+async def test_generations_are_compared_at_one_position(subject: Subject):
+    old = await subject.put(await subject.first(), "p1", _1="same", _2="old", _3="gone")
+    new = await subject.put(await subject.generations.begin(), "p0", _1="same", _2="new")
+    assert await subject.generations.compare(new) is None
+    new = await subject.put(new, "p1", _4="more")
+    (found,) = await subject.generations.compare(new) or ()
+    assert (found.table, found.missing, found.added) == ("things", 2, 2)
+    assert found.examples == ("2", "3", "4")
+    same = {"things": [Put("things", {"id": 2, "name": "old"}), Put("things", {"id": 3, "name": "gone"})]}
+    new = await subject.generations.write(
+        new, {"things": [*same["things"], Remove("things", {"id": 4})]}, "p1"
+    )
+    assert await subject.generations.compare(new) == []
+    assert old.events == 3
+
+
+async def test_queries_beside_switches_see_one_generation_each(subject: Subject):
+    """Rows say of which generation they are; a query that sees two kinds has seen half of it."""
+    await subject.put(await subject.first(), "p", **{f"_{number}": "0" for number in range(20)})
+    seen: set[str] = set()
+    switching = True
+
+    async def read() -> None:
+        while switching:
+            names = await subject.names()
+            assert len(names) == 20
+            assert len(set(names)) == 1
+            seen.update(names)
+            await asyncio.sleep(0)
+
+    readers = [asyncio.create_task(read()) for _ in range(4)]
+    for number in range(1, 8):
+        old = await subject.generations.active()
+        new = await subject.put(
+            await subject.generations.begin(), "p", **{f"_{each}": str(number) for each in range(20)}
+        )
+        assert await subject.generations.switch(new, old)
+        await subject.generations.drop()
+        await asyncio.sleep(0.02)
+    switching = False
+    await asyncio.gather(*readers)
+    assert len(seen) > 3

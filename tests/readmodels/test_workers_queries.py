@@ -1,0 +1,114 @@
+"""Queries on workers and operations, as their callers see them."""
+
+import base64
+import json
+from uuid import UUID, uuid4
+
+import pytest
+
+from cml_contracts.instance import WorkerStatus
+from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, WorkerPage, WorkerView
+from cml_contracts.results import ProblemCode
+from cml_workers.readmodels.workers.fold import worker_row
+from support.projecting import CREATED, LAUNCH, LAUNCHED, TAGS, Projected
+
+FORGED = [
+    base64.urlsafe_b64encode(json.dumps(["created_at", False, text, str(UUID(int=0))]).encode()).decode()
+    for text in ("\0", "\ud800")
+]
+"""Cursors as they are handed out, with a text that no database takes."""
+
+
+async def test_a_worker_is_answered_as_it_is_stored(projected: Projected):
+    (worker_id,) = await projected.workers(1, CREATED, LAUNCH, LAUNCHED)
+    await projected.catch_up()
+    result = await projected.ask(GetCMLWorker(worker_id=worker_id))
+    assert (result.outcome, result.worker_id, result.problem) == ("succeeded", worker_id, None)
+    assert WorkerView.model_validate(result.data) == worker_row(await projected.folded(worker_id))
+
+
+async def test_an_operation_is_answered_with_its_worker(projected: Projected):
+    (worker_id,) = await projected.workers(1, CREATED, LAUNCH, LAUNCHED, *TAGS)
+    await projected.catch_up()
+    result = await projected.ask(GetOperation(command_id=f"tag/{worker_id}"))
+    assert (result.worker_id, result.data["result"]["outcome"]) == (worker_id, "succeeded")
+
+
+async def test_what_is_not_there_is_said_to_be_so_and_may_come(projected: Projected):
+    for query, code in (
+        (GetCMLWorker(worker_id=uuid4()), ProblemCode.WORKER_NOT_FOUND),
+        (GetOperation(command_id="x"), ProblemCode.OPERATION_NOT_FOUND),
+    ):
+        result = await projected.ask(query)
+        assert (result.outcome, result.data) == ("rejected", None)
+        assert result.problem is not None
+        assert (result.problem.code, result.problem.retryable) == (code, True)
+
+
+async def test_no_workers_are_an_empty_page(projected: Projected):
+    result = await projected.ask(ListCMLWorkers())
+    assert result.data == {"workers": [], "next_cursor": None}
+
+
+async def test_lists_are_filtered_by_everything_and_all_at_once(projected: Projected):
+    for name, region, owner, tags in (
+        ("lab_1", "us-east-1", "ann", {"course": "ccna"}),
+        ("lab%2", "us-east-1", "ben", {"course": "ccnp"}),
+        ("Other", "eu-west-1", "ann", {"Course": "x"}),
+    ):
+        changes = {"name": name, "aws_region": region, "created_by": owner, "tags": tags}
+        await projected.record(uuid4(), CREATED.model_copy(update=changes))
+    await projected.catch_up()
+    assert await projected.names(sort="name") == ["Other", "lab%2", "lab_1"]
+    assert await projected.names(aws_region="eu-west-1") == ["Other"]
+    assert await projected.names(owner="ann", sort="name") == ["Other", "lab_1"]
+    assert await projected.names(tag="course", sort="name") == ["lab%2", "lab_1"]
+    assert await projected.names(tag="course=ccnp") == ["lab%2"]
+    assert await projected.names(name_part="LAB", sort="name", descending=True) == ["lab_1", "lab%2"]
+    assert await projected.names(name_part="%") == ["lab%2"]
+    assert await projected.names(name_part="_") == ["lab_1"]
+    assert len(await projected.names(status=WorkerStatus.PENDING)) == 3
+    assert await projected.names(status=WorkerStatus.RUNNING) == []
+    assert await projected.names(owner="ann", tag="course=ccna", aws_region="us-east-1") == ["lab_1"]
+
+
+@pytest.mark.parametrize("sort", ["created_at", "name", "status", "aws_region"])
+@pytest.mark.parametrize("descending", [False, True])
+async def test_pages_hold_everything_once_in_order(projected: Projected, sort: str, descending: bool):
+    for number in range(7):
+        await projected.record(uuid4(), CREATED.model_copy(update={"name": f"lab-{number // 2}"}))
+    await projected.catch_up()
+    names: list[str] = []
+    ids: set[UUID] = set()
+    cursor = None
+    for _ in range(4):
+        query = ListCMLWorkers.model_validate(
+            {"sort": sort, "descending": descending, "limit": 2, "cursor": cursor}
+        )
+        page = WorkerPage.model_validate((await projected.ask(query)).data)
+        names += [view.name for view in page.workers]
+        ids |= {view.id for view in page.workers}
+        cursor = page.next_cursor
+    assert cursor is None
+    assert len(ids) == len(names) == 7
+    if sort == "name":
+        assert names == sorted(names, reverse=descending)
+
+
+@pytest.mark.parametrize(
+    "cursor", ["x", "AAAA", "bnVsbA==", "W10=", "WzEsIDIsIDMsIDRd", "W1tb" * 200, FORGED[0], FORGED[1]]
+)
+async def test_a_made_up_cursor_is_refused(projected: Projected, cursor: str):
+    result = await projected.ask(ListCMLWorkers(cursor=cursor))
+    assert result.problem is not None
+    assert result.problem.code is ProblemCode.VALIDATION_FAILED
+
+
+async def test_a_tag_that_is_gone_finds_nothing(projected: Projected):
+    (worker_id,) = await projected.workers(1, CREATED, LAUNCH, LAUNCHED)
+    await projected.catch_up()
+    assert await projected.names(tag="cml:worker-id") == ["lab"]
+    await projected.record(worker_id, *TAGS)
+    await projected.catch_up()
+    assert await projected.names(tag="cml:worker-id") == []
+    assert await projected.names(tag="a=1") == ["lab"]
