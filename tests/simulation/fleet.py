@@ -1,11 +1,14 @@
 """Every role of the system as processes on simulated parts, callers who send once, and what must be true after."""
 
 import json
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from enum import Enum
 from functools import partial
+from uuid import UUID
 
 from cml_contracts.envelope import EventEnvelope
+from cml_contracts.queries import OperationView
 from cml_workers.bus.port import Outgoing
 from cml_workers.bus.topology import (
     EC2_LOOKUPS,
@@ -41,11 +44,32 @@ SOURCE = "/simulation"
 POLICY = Policy(deployment="simulation", visibility_grace=GRACE)
 
 
+class Reminded(Enum):
+    """Of what there are reminders in a run."""
+
+    NOTHING = "nothing"
+    WATCHED = "workers of which nothing is pending, and whose instance is unsettled"
+    ALL = "these and pending operations"
+
+
+class OnlyWatched(ReadModelOfProcess):
+    """What nobody but an adapter's memory knows to watch: no operation, whose message comes back."""
+
+    async def pending(self, before: datetime) -> Sequence[OperationView]:
+        return []
+
+    async def unsettled(self) -> Sequence[UUID]:
+        pending = {each.worker_id for each in self.tables.operations.values() if each.result is None}
+        return [each for each in await super().unsettled() if each not in pending]
+
+
 class Fleet:
     """The roles: two lifecycles, relay, projector, and two adapters of which the broker lets one work."""
 
-    def __init__(self, world: World, *, reminders: Callable[[], bool], lifecycles: int = 2) -> None:
+    def __init__(self, world: World, *, reminders: Callable[[], Reminded], lifecycles: int = 2) -> None:
         self.world = world
+        self.adapter_lost = False
+        """An adapter has died, or has lost its connection to the broker, and with it what it had in memory."""
         self.coverage = Coverage()
         self.log = Log(world)
         self.broker = Broker(world)
@@ -86,6 +110,7 @@ class Fleet:
         self._roles[name](Process(self.world, name))
 
     def _restart(self, process: Process) -> None:
+        self.adapter_lost |= process.name.startswith("adapter")
         if not process.alive:
             self.world.loop.call_later(0.5 + self.world.random.random() * 5, self._begin, process.name)
 
@@ -108,12 +133,13 @@ class Fleet:
             publish=BusOfProcess(process, self.broker),
             now=self.world.now,
             sleep=process.sleep,
+            random=self.world.random.random,
             visibility_grace=GRACE,
         )
         process.on_loss.append(executor.disconnected)
         process.on_return.append(executor.connected)
-        process.start(executor.call())
-        self.broker.consume(process, EC2_TRIGGERS, executor.on_wake, prefetch=PREFETCH)
+        process.start(executor.announce())
+        self.broker.consume(process, EC2_TRIGGERS, executor.on_trigger, prefetch=PREFETCH)
         self.broker.consume(process, EC2_LOOKUPS, executor.on_lookup, prefetch=PREFETCH)
 
     def _relay(self, process: Process) -> None:
@@ -140,19 +166,26 @@ class Fleet:
         self.broker.consume(
             process, PROJECTOR_QUERIES, partial(projector.on_query, publish=publish), prefetch=PREFETCH
         )
-        reminders = Reminders(
-            read_model=read_model,
-            publish=publish,
-            now=self.world.now,
-            after=timedelta(seconds=30),
-            deadline=timedelta(minutes=15),
-        )
+        reminders = {
+            reminded: Reminders(
+                read_model=of,
+                publish=publish,
+                now=self.world.now,
+                after=timedelta(seconds=30),
+                deadline=timedelta(minutes=15),
+            )
+            for reminded, of in (
+                (Reminded.ALL, read_model),
+                (Reminded.WATCHED, OnlyWatched(process, self.tables)),
+            )
+        }
 
         async def remind() -> None:
             while True:
                 try:
-                    if self._reminders():
-                        await reminders.round()
+                    reminded = self._reminders()
+                    if reminded is not Reminded.NOTHING:
+                        await reminders[reminded].round()
                 except ConnectionError:
                     self.world.trace(process.name, "reminds later")
                 await process.sleep(30)

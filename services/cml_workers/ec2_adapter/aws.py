@@ -1,47 +1,19 @@
-"""EC2 over its HTTP API, through aioboto3: one long-lived client for each region."""
+"""EC2 over its HTTP API, through aioboto3."""
 
-import asyncio
-import functools
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import aioboto3
-import botocore.session
-import structlog
-from aiobotocore.config import AioConfig
-from aiohttp import ClientError as HttpError
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    TokenRetrievalError,
-)
-
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
-from cml_workers.ec2_adapter.errors import (
-    EC2AuthenticationException,
-    EC2Exception,
-    EC2InvalidParameterException,
-    OutcomeUnknownError,
-    Remedy,
-    exception_for,
-)
+from cml_workers.ec2_adapter.aws_clients import AwsClients
+from cml_workers.ec2_adapter.errors import EC2InstanceNotFoundException, EC2InvalidParameterException
+from cml_workers.ec2_adapter.port import StateChange, StatusChecks
 
 if TYPE_CHECKING:
-    from types_aiobotocore_ec2.client import EC2Client
-    from types_aiobotocore_ec2.type_defs import InstanceTypeDef
+    from types_aiobotocore_ec2.type_defs import InstanceStateChangeTypeDef, InstanceTypeDef
 
-log = structlog.get_logger(__name__)
-
-COALESCE_SECONDS = 0.01
-"""How long a describe waits for others to share one request with."""
-FILTER_VALUES = 200
-"""Values that one filter takes (EC2 API reference, *DescribeInstances*)."""
+PAGE = 1000
+"""Instances that one answer holds at most (EC2 API reference, *DescribeInstances*)."""
 
 
 class AwsEc2Client:
@@ -58,20 +30,10 @@ class AwsEc2Client:
         connect_timeout: float = 5.0,
         read_timeout: float = 30.0,
     ) -> None:
-        self._endpoint_url = endpoint_url
-        self._config = AioConfig(
-            connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
-            # One attempt a call: of several only the last one's answer is seen, a refusal, say, after one that was
-            # carried out and whose answer was lost. Who calls tries again, and knows what may have happened.
-            retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=50,
-            user_agent_extra="cml-workers",
+        self._clients = AwsClients(
+            endpoint_url=endpoint_url, connect_timeout=connect_timeout, read_timeout=read_timeout
         )
-        self._clients: dict[str, EC2Client] = {}
-        self._stack = AsyncExitStack()
-        self._opening = asyncio.Lock()
-        self._describing: dict[str, _Describing] = {}
+        self._calling = self._clients.calling
         self._root_devices: dict[tuple[str, str], str] = {}
 
     async def __aenter__(self) -> Self:
@@ -87,14 +49,11 @@ class AwsEc2Client:
 
     async def close(self) -> None:
         """Close all connections."""
-        stack, self._stack = self._stack, AsyncExitStack()
-        self._clients.clear()
-        await stack.aclose()
+        await self._clients.close()
 
-    async def refresh(self) -> None:
-        """Make new clients, which read the credentials anew; calls under way may fail as unknown."""
-        async with self._opening:
-            await self.close()
+    async def refresh(self, region: str) -> None:
+        """See ``Ec2.refresh``."""
+        await self._clients.refresh(region)
 
     async def launch(self, parameters: LaunchParameters) -> Ec2Instance:
         """See ``Ec2.launch``."""
@@ -127,23 +86,23 @@ class AwsEc2Client:
             answer = await ec2.run_instances(**request)
         return _instance(region, answer["Instances"][0])
 
-    async def start(self, region: str, instance_id: str) -> InstanceState:
+    async def start(self, region: str, instance_id: str) -> StateChange:
         """See ``Ec2.start``."""
         async with self._calling("StartInstances", region, instance_id) as ec2:
             answer = await ec2.start_instances(InstanceIds=[instance_id])
-        return InstanceState(answer["StartingInstances"][0]["CurrentState"]["Name"])
+        return _change(answer["StartingInstances"])
 
-    async def stop(self, region: str, instance_id: str) -> InstanceState:
+    async def stop(self, region: str, instance_id: str) -> StateChange:
         """See ``Ec2.stop``."""
         async with self._calling("StopInstances", region, instance_id) as ec2:
             answer = await ec2.stop_instances(InstanceIds=[instance_id])
-        return InstanceState(answer["StoppingInstances"][0]["CurrentState"]["Name"])
+        return _change(answer["StoppingInstances"])
 
-    async def terminate(self, region: str, instance_id: str) -> InstanceState:
+    async def terminate(self, region: str, instance_id: str) -> StateChange:
         """See ``Ec2.terminate``."""
         async with self._calling("TerminateInstances", region, instance_id) as ec2:
             answer = await ec2.terminate_instances(InstanceIds=[instance_id])
-        return InstanceState(answer["TerminatingInstances"][0]["CurrentState"]["Name"])
+        return _change(answer["TerminatingInstances"])
 
     async def add_tags(self, region: str, instance_id: str, tags: Mapping[str, str]) -> None:
         """See ``Ec2.add_tags``."""
@@ -161,32 +120,51 @@ class AwsEc2Client:
                 found |= {tag["Key"]: tag.get("Value", "") for tag in page["Tags"]}
         return found
 
-    async def describe(self, region: str, instance_id: str) -> Ec2Instance | None:
-        """See ``Ec2.describe``. Describes of one region that come together share their requests."""
-        describing = self._describing.get(region)
-        if describing is None or len(describing.wanted) >= FILTER_VALUES:
-            describing = self._describing[region] = _Describing(
-                asyncio.get_running_loop().create_task(self._describe_together(region))
-            )
-        describing.wanted.add(instance_id)
-        return (await asyncio.shield(describing.found)).get(instance_id)
+    async def describe_many(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
+        """See ``Ec2.describe_many``. By filter: an id that is not there is absent, and does not fail the others."""
+        found = await self.list_instances(region, {"instance-id": instance_ids})
+        return {instance.instance_id: instance for instance in found}
 
-    async def _describe_together(self, region: str) -> Mapping[str, Ec2Instance]:
-        describing = self._describing[region]
-        await asyncio.sleep(COALESCE_SECONDS)
-        if self._describing.get(region) is describing:
-            del self._describing[region]
-        wanted = sorted(describing.wanted)
-        found = await self._find(region, "instance-id", wanted)
-        checks = await self._status_checks(region, [each for each in wanted if each in found])
+    async def status_checks(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, StatusChecks]:
+        """See ``Ec2.status_checks``. By ids, as no filter knows them; halved until the unknown one is alone."""
+        if not instance_ids:
+            return {}
+        try:
+            async with self._calling("DescribeInstanceStatus", region, ", ".join(instance_ids[:3])) as ec2:
+                answer = await ec2.describe_instance_status(
+                    InstanceIds=list(instance_ids), IncludeAllInstances=True
+                )
+        except EC2InstanceNotFoundException:
+            if len(instance_ids) == 1:
+                return {}
+            half = len(instance_ids) // 2
+            return {
+                **await self.status_checks(region, instance_ids[:half]),
+                **await self.status_checks(region, instance_ids[half:]),
+            }
         return {
-            instance_id: instance.model_copy(update=checks.get(instance_id, {}))
-            for instance_id, instance in found.items()
+            status.get("InstanceId", ""): StatusChecks(
+                str(status.get("InstanceStatus", {}).get("Status")),
+                str(status.get("SystemStatus", {}).get("Status")),
+            )
+            for status in answer["InstanceStatuses"]
         }
 
-    async def find_launched(self, region: str, client_token: str) -> Sequence[Ec2Instance]:
-        """See ``Ec2.find_launched``."""
-        return list((await self._find(region, "client-token", [client_token])).values())
+    async def list_instances(
+        self, region: str, filters: Mapping[str, Sequence[str]]
+    ) -> Sequence[Ec2Instance]:
+        """See ``Ec2.list_instances``."""
+        found: list[Ec2Instance] = []
+        wanted: Any = [{"Name": name, "Values": list(values)} for name, values in filters.items()]
+        subject = ", ".join(value for values in filters.values() for value in values[:3])
+        async with self._calling("DescribeInstances", region, subject) as ec2:
+            pages = ec2.get_paginator("describe_instances").paginate(
+                Filters=wanted, PaginationConfig={"PageSize": PAGE}
+            )
+            async for page in pages:
+                for reservation in page["Reservations"]:
+                    found += [_instance(region, each) for each in reservation.get("Instances", [])]
+        return found
 
     async def find_image(self, region: str, name: str) -> str | None:
         """See ``Ec2.find_image``. Images of others, Amazon's included, are not looked at: anybody names one."""
@@ -211,117 +189,16 @@ class AwsEc2Client:
         device = self._root_devices[region, ami_id] = images[0].get("RootDeviceName") or "/dev/xvda"
         return device
 
-    async def _find(self, region: str, by: str, values: list[str]) -> dict[str, Ec2Instance]:
-        """By filter: an id that is not there is then absent, and does not fail the others."""
-        found: dict[str, Ec2Instance] = {}
-        async with self._calling("DescribeInstances", region, ", ".join(values[:3])) as ec2:
-            pages = ec2.get_paginator("describe_instances").paginate(Filters=[{"Name": by, "Values": values}])
-            async for page in pages:
-                for reservation in page["Reservations"]:
-                    for described in reservation.get("Instances", []):
-                        instance = _instance(region, described)
-                        found[instance.instance_id] = instance
-        return found
-
-    async def _status_checks(self, region: str, instance_ids: list[str]) -> dict[str, dict[str, str]]:
-        if not instance_ids:
-            return {}
-        checks = {}
-        async with self._calling("DescribeInstanceStatus", region, ", ".join(instance_ids[:3])) as ec2:
-            pages = ec2.get_paginator("describe_instance_status").paginate(
-                Filters=[{"Name": "instance-id", "Values": instance_ids}],
-                IncludeAllInstances=True,
-            )
-            async for page in pages:
-                for status in page["InstanceStatuses"]:
-                    checks[status.get("InstanceId", "")] = {
-                        "instance_status_check": str(status.get("InstanceStatus", {}).get("Status")),
-                        "ec2_system_status_check": str(status.get("SystemStatus", {}).get("Status")),
-                    }
-        return checks
-
-    async def _client(self, region: str) -> "EC2Client":
-        client = self._clients.get(region)
-        if client is not None:
-            return client
-        if region not in _regions():
-            # Its host would not be found, as in an outage, and the wish repeated for ever.
-            raise EC2InvalidParameterException(f"AWS has no region {region}, as far as is known here")
-        async with self._opening:
-            if region not in self._clients:
-                self._clients[region] = await self._stack.enter_async_context(
-                    aioboto3.Session().client(
-                        "ec2", region_name=region, endpoint_url=self._endpoint_url, config=self._config
-                    )
-                )
-            return self._clients[region]
-
-    @asynccontextmanager
-    async def _calling(self, operation: str, region: str, subject: str) -> "AsyncIterator[EC2Client]":
-        """One call; whatever goes wrong becomes one of our exceptions."""
-        subject = f"{subject} in {region}"
-        try:
-            yield await self._client(region)
-        except EC2Exception:
-            raise
-        except ClientError as error:
-            answer: Any = error.response
-            told = answer.get("Error", {})
-            raise exception_for(
-                told.get("Code", "Unknown"),
-                told.get("Message", ""),
-                operation=operation,
-                subject=subject,
-                status=answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 400),
-            ) from error
-        except (
-            NoCredentialsError,
-            PartialCredentialsError,
-            CredentialRetrievalError,
-            TokenRetrievalError,
-        ) as error:
-            raise EC2AuthenticationException(
-                f"{operation} of {subject}: no usable AWS credentials ({type(error).__name__})",
-                remedy=Remedy.REFRESH,
-                retryable=True,
-                aws_code=type(error).__name__,
-            ) from error
-        except ParamValidationError as error:
-            raise EC2InvalidParameterException(f"{operation} of {subject}: {error}") from error
-        except (BotoCoreError, HttpError, OSError, TimeoutError, RuntimeError) as error:
-            raise OutcomeUnknownError(
-                f"{operation} of {subject}: no answer ({type(error).__name__})", aws_code=type(error).__name__
-            ) from error
-
-
-class _Describing:
-    """Describes of one region that will go out together."""
-
-    def __init__(self, found: "asyncio.Task[Mapping[str, Ec2Instance]]") -> None:
-        self.found = found
-        self.wanted: set[str] = set()
-        found.add_done_callback(_retrieve_error)
-
-
-def _retrieve_error(found: "asyncio.Task[Mapping[str, Ec2Instance]]") -> None:
-    """Where all who asked have given up, nobody else does, and it would be logged as an error of the program."""
-    if not found.cancelled():
-        found.exception()
-
-
-@functools.cache
-def _regions() -> frozenset[str]:
-    """Every region with EC2 that the installed SDK knows, of all partitions."""
-    sdk = botocore.session.Session()
-    return frozenset(
-        region
-        for partition in sdk.get_available_partitions()
-        for region in sdk.get_available_regions("ec2", partition_name=partition)
-    )
-
 
 def _aws_tags(tags: Mapping[str, str]) -> Any:
     return [{"Key": key, "Value": value} for key, value in sorted(tags.items())]
+
+
+def _change(changes: "Sequence[InstanceStateChangeTypeDef]") -> StateChange:
+    change = changes[0]
+    return StateChange(
+        InstanceState(change["PreviousState"]["Name"]), InstanceState(change["CurrentState"]["Name"])
+    )
 
 
 def _instance(region: str, described: "InstanceTypeDef") -> Ec2Instance:
