@@ -5,6 +5,7 @@ It fits 65339c3 and what came after it. Everything else goes through the wire, t
 
 import asyncio
 import gc
+import random
 import sys
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -12,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, Self, cast
@@ -379,13 +381,16 @@ class WatchedExecutor:
 
     def __init__(self, folder: Path) -> None:
         self._store = open_event_store(f"sqlite:///{folder}/events.sqlite3")
-        self._executor = Executor(
-            store=self._store,
-            ec2=cast("Any", None),
-            publish=_nowhere,
-            now=_now,
-            takeover=timedelta(hours=1),  # for so long it leaves alone what others may have attempted
-        )
+        parts: dict[str, Any] = {
+            "store": self._store,
+            "ec2": None,
+            "publish": _nowhere,
+            "now": _now,
+            "random": random.random,
+            "takeover": timedelta(hours=1),  # for so long it leaves alone what others may have attempted
+        }
+        takes = signature(Executor).parameters
+        self._executor = Executor(**{name: part for name, part in parts.items() if name in takes})
 
     async def trigger(self, event: bytes, event_type: str) -> None:
         """A message of its queue arrives, which somebody else may have had."""

@@ -7,7 +7,6 @@ what is watched, in case this process dies (decision 17).
 """
 
 import asyncio
-import random as chance
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import assert_never
@@ -54,7 +53,7 @@ class Executor:
         publish: Publish,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        random: Callable[[], float] = chance.random,
+        random: Callable[[], float],
         limits: Mapping[str, Bucket] | None = AWS_LIMITS,
         visibility_grace: timedelta = timedelta(minutes=5),
         authentication_grace: timedelta = timedelta(minutes=1),

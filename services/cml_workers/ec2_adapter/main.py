@@ -1,5 +1,6 @@
 """Composition of the EC2 adapter role: owns AWS; takes intents and questions, acts, reports."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -25,6 +26,7 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
             ec2=ec2,
             publish=bus.publish,
             now=utc_now,
+            random=random.random,
             limits=AWS_LIMITS if given.ec2_endpoint is None else None,
             visibility_grace=timedelta(seconds=settings.visibility_grace_seconds),
             authentication_grace=timedelta(seconds=settings.authentication_grace_seconds),
@@ -37,7 +39,9 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
             async with bus:
                 await executor.announce()
                 yield Running(EC2_ADAPTER.name, (bus.problem,))
-                with suppress(BusUnavailableError, UnroutableError):  # the projector's reminders make up for it
+                with suppress(
+                    BusUnavailableError, UnroutableError
+                ):  # the projector's reminders make up for it
                     await executor.hand_over()
         finally:
             await executor.close()

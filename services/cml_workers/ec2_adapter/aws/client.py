@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
-from cml_workers.ec2_adapter.aws_clients import AwsClients
+from cml_workers.ec2_adapter.aws.connections import Connections
 from cml_workers.ec2_adapter.errors import EC2InstanceNotFoundException, EC2InvalidParameterException
 from cml_workers.ec2_adapter.port import StateChange, StatusChecks
 
@@ -30,10 +30,10 @@ class AwsEc2Client:
         connect_timeout: float = 5.0,
         read_timeout: float = 30.0,
     ) -> None:
-        self._clients = AwsClients(
+        self._connections = Connections(
             endpoint_url=endpoint_url, connect_timeout=connect_timeout, read_timeout=read_timeout
         )
-        self._calling = self._clients.calling
+        self._calling = self._connections.calling
         self._root_devices: dict[tuple[str, str], str] = {}
 
     async def __aenter__(self) -> Self:
@@ -49,11 +49,11 @@ class AwsEc2Client:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._clients.close()
+        await self._connections.close()
 
     async def refresh(self, region: str) -> None:
         """See ``Ec2.refresh``."""
-        await self._clients.refresh(region)
+        await self._connections.refresh(region)
 
     async def launch(self, parameters: LaunchParameters) -> Ec2Instance:
         """See ``Ec2.launch``."""

@@ -50,7 +50,7 @@ class _Region:
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class AwsClients:
+class Connections:
     """The clients of all regions. What happens to one region's client disturbs no other's."""
 
     def __init__(self, *, endpoint_url: str | None, connect_timeout: float, read_timeout: float) -> None:
