@@ -137,7 +137,7 @@ def test_the_settings_of_the_manifests_exist():
 
 
 def test_the_iam_policy_allows_what_the_adapter_calls_and_no_more():
-    source = (ROOT / "services/cml_workers/ec2_adapter/aws.py").read_text()
+    source = (ROOT / "services/cml_workers/ec2_adapter/aws/client.py").read_text()
     called = set(re.findall(r"ec2\.(\w+_\w+)\(", source)) - {"get_paginator"}
     called |= set(re.findall(r'get_paginator\("(\w+)"\)', source))
     actions = {"ec2:" + "".join(word.capitalize() for word in call.split("_")) for call in called}

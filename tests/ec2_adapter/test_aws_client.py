@@ -1,7 +1,6 @@
 """The EC2 client over HTTP: what it asks, what it understands, and every error of the table as it arrives."""
 
 import asyncio
-import gc
 from typing import Any
 from uuid import uuid4
 
@@ -13,9 +12,7 @@ from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
     EC2Exception,
-    EC2InstanceCreationException,
     EC2InstanceNotFoundException,
-    EC2InstanceOperationException,
     EC2InvalidParameterException,
     EC2TagOperationException,
     EC2ThrottledException,
@@ -44,33 +41,17 @@ def parameters(**changes: Any) -> LaunchParameters:
     return LaunchParameters.model_validate(fields | changes)
 
 
+async def described(ec2: AwsEc2Client, instance_id: str) -> Ec2Instance | None:
+    return (await ec2.describe_many(REGION, [instance_id])).get(instance_id)
+
+
 async def until(ec2: AwsEc2Client, instance: Ec2Instance, state: InstanceState) -> Ec2Instance:
     async with asyncio.timeout(60):
         while True:
-            seen = await ec2.describe(instance.aws_region, instance.instance_id)
+            seen = await described(ec2, instance.instance_id)
             if seen and seen.state is state:
                 return seen
             await asyncio.sleep(0.05)
-
-
-async def test_a_life_of_an_instance(ec2: AwsEc2Client):
-    launched = await ec2.launch(parameters())
-    assert launched.state is InstanceState.PENDING
-    assert launched.tags["cml:worker-id"] == "w"
-    running = await until(ec2, launched, InstanceState.RUNNING)
-    assert running.public_ip
-    assert running.private_ip
-    assert running.instance_status_check == running.ec2_system_status_check == "ok"
-    where = (REGION, launched.instance_id)
-    await ec2.add_tags(*where, {"a": "1", "Name": "other"})
-    assert await ec2.tags(*where) == {"Name": "other", "cml:worker-id": "w", "a": "1"}
-    assert await ec2.stop(*where) is InstanceState.STOPPING
-    await until(ec2, launched, InstanceState.STOPPED)
-    assert await ec2.start(*where) is InstanceState.PENDING
-    await until(ec2, launched, InstanceState.RUNNING)
-    assert await ec2.terminate(*where) is InstanceState.SHUTTING_DOWN
-    await until(ec2, launched, InstanceState.TERMINATED)
-    assert await ec2.terminate(*where) is InstanceState.TERMINATED
 
 
 async def test_a_launch_asks_for_what_must_be(ec2: AwsEc2Client, admin: SimulatorAdmin):
@@ -105,36 +86,25 @@ async def test_security_groups_subnet_and_key_are_passed_on(ec2: AwsEc2Client, a
     assert admin.calls("RunInstances")[-1]["parameters"]["KeyName"] == "nobody"
 
 
-async def test_one_token_launches_one_instance(ec2: AwsEc2Client, admin: SimulatorAdmin):
+async def test_one_token_launches_one_instance_though_no_answer_comes(
+    ec2: AwsEc2Client, admin: SimulatorAdmin
+):
     asked = parameters()
     admin.fault("RunInstances", status=500, effect="after", times=3)
     for _ in range(3):
         with pytest.raises(OutcomeUnknownError):
             await ec2.launch(asked)
     launched = await ec2.launch(asked)
-    assert [each.instance_id for each in await ec2.find_launched(REGION, asked.client_token)] == [
-        launched.instance_id
-    ]
-    with pytest.raises(EC2InstanceCreationException) as mismatch:
-        await ec2.launch(asked.model_copy(update={"instance_type": "m5.xlarge"}))
-    assert mismatch.value.remedy is Remedy.LOOK_UP_LAUNCH
-    await ec2.terminate(REGION, launched.instance_id)
-    with pytest.raises(EC2InstanceCreationException) as ended:
-        await ec2.launch(asked)
-    assert ended.value.aws_code == "IdempotentInstanceTerminated"
-
-
-async def test_what_was_never_launched_is_not_found(ec2: AwsEc2Client):
-    assert await ec2.find_launched(REGION, "no such token") == []
-    assert await ec2.describe(REGION, "i-00000000000000001") is None
+    found = await ec2.list_instances(REGION, {"client-token": [asked.client_token]})
+    assert [each.instance_id for each in found] == [launched.instance_id]
 
 
 async def test_a_hidden_instance_is_not_there_and_then_is(ec2: AwsEc2Client, admin: SimulatorAdmin):
     admin.fault("RunInstances", effect="delay", hide_seconds=3)
     asked = parameters()
     launched = await ec2.launch(asked)
-    assert await ec2.describe(REGION, launched.instance_id) is None
-    assert await ec2.find_launched(REGION, asked.client_token) == []
+    assert await described(ec2, launched.instance_id) is None
+    assert await ec2.list_instances(REGION, {"client-token": [asked.client_token]}) == []
     with pytest.raises(EC2InstanceNotFoundException):
         await ec2.stop(REGION, launched.instance_id)
     await until(ec2, launched, InstanceState.RUNNING)
@@ -148,55 +118,7 @@ async def test_images_are_found_by_name(ec2: AwsEc2Client, admin: SimulatorAdmin
     assert await ec2.find_image("ap-south-1", "other") == added
 
 
-async def test_describes_that_come_together_share_their_requests(ec2: AwsEc2Client, admin: SimulatorAdmin):
-    one, two = await asyncio.gather(ec2.launch(parameters()), ec2.launch(parameters()))
-    admin.forget_calls()
-    wanted = [one.instance_id, two.instance_id, "i-00000000000000001"] * 20
-    seen = await asyncio.gather(*(ec2.describe(REGION, each) for each in wanted))
-    assert [each and each.instance_id for each in seen] == [one.instance_id, two.instance_id, None] * 20
-    assert len(admin.calls()) <= 4
-
-
-async def test_a_describe_that_fails_when_its_caller_has_given_up_is_no_error_of_the_program(
-    ec2: AwsEc2Client, admin: SimulatorAdmin
-):
-    errors: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
-    admin.fault("DescribeInstances", "RequestLimitExceeded", status=503, times=1)
-    impatient = asyncio.create_task(ec2.describe(REGION, "i-00000000000000001"))
-    await asyncio.sleep(0)
-    failing = ec2._describing[REGION].found
-    impatient.cancel()
-    await asyncio.wait({impatient, failing})
-    assert failing.done()
-    del failing, impatient
-    gc.collect()
-    assert errors == []
-
-
-async def test_one_caller_that_gives_up_does_not_take_the_others_describe_with_it(ec2: AwsEc2Client):
-    launched = await ec2.launch(parameters())
-    impatient = asyncio.create_task(ec2.describe(REGION, launched.instance_id))
-    patient = asyncio.create_task(ec2.describe(REGION, launched.instance_id))
-    await asyncio.sleep(0)
-    impatient.cancel()
-    seen = await patient
-    assert seen
-    assert seen.instance_id == launched.instance_id
-
-
-async def test_states_that_do_not_allow_an_operation_are_told(ec2: AwsEc2Client):
-    launched = await ec2.launch(parameters())
-    with pytest.raises(EC2InstanceOperationException) as pending:
-        await ec2.stop(REGION, launched.instance_id)
-    assert pending.value.remedy is Remedy.DESCRIBE
-    await ec2.terminate(REGION, launched.instance_id)
-    with pytest.raises(EC2InstanceOperationException) as ending:
-        await ec2.start(REGION, launched.instance_id)
-    assert launched.instance_id in ending.value.problem.detail
-
-
-async def test_bad_ids_images_types_and_tags_are_told(ec2: AwsEc2Client):
+async def test_bad_ids_images_types_and_tags_are_refused(ec2: AwsEc2Client):
     with pytest.raises(EC2InvalidParameterException):
         await ec2.start(REGION, "i-nonsense")
     with pytest.raises(EC2InstanceNotFoundException):
@@ -227,7 +149,9 @@ async def call(ec2: AwsEc2Client, operation: str) -> None:
         case "DescribeTags":
             await ec2.tags(REGION, "i-00000000000000001")
         case "DescribeInstances":
-            await ec2.describe(REGION, "i-00000000000000001")
+            await ec2.describe_many(REGION, ["i-00000000000000001"])
+        case "DescribeInstanceStatus":
+            await ec2.status_checks(REGION, ["i-00000000000000001"])
         case "DescribeImages":
             await ec2.find_image(REGION, "x")
         case _:
@@ -242,6 +166,7 @@ OPERATIONS = [
     "CreateTags",
     "DescribeTags",
     "DescribeInstances",
+    "DescribeInstanceStatus",
     "DescribeImages",
 ]
 
@@ -312,8 +237,42 @@ async def test_no_credentials_are_an_authentication_problem(
         assert refused.value.remedy is Remedy.REFRESH
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "simulator")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "simulator")
-        await nobody.refresh()
+        await nobody.refresh(REGION)
         await call(nobody, "RunInstances")
+
+
+async def test_status_checks_are_asked_by_id_and_one_unknown_id_does_not_hide_the_others(
+    ec2: AwsEc2Client, admin: SimulatorAdmin
+):
+    """EC2 has no filter for them by id, and refuses the whole call for one that it does not know."""
+    launched = [(await ec2.launch(parameters())).instance_id for _ in range(2)]
+    admin.forget_calls()
+    assert set(await ec2.status_checks(REGION, launched)) == set(launched)
+    (call,) = admin.calls("DescribeInstanceStatus")
+    assert {name: call["parameters"][name] for name in call["parameters"].keys() - {"Action", "Version"}} == {
+        "InstanceId.1": launched[0],
+        "InstanceId.2": launched[1],
+        "IncludeAllInstances": "true",
+    }
+    wanted = [launched[0], "i-00000000000000001", launched[1]]
+    assert set(await ec2.status_checks(REGION, wanted)) == set(launched)
+
+
+async def test_credentials_that_are_read_again_disturb_no_other_call(
+    ec2: AwsEc2Client, admin: SimulatorAdmin
+):
+    """Neither those under way in the region, nor another region's client."""
+    admin.fault("DescribeInstances", effect="delay", delay_seconds=0.5)
+    await ec2.describe_many("us-west-2", ["i-00000000000000001"])
+    elsewhere = ec2._connections._regions["us-west-2"].client
+    under_way = asyncio.create_task(ec2.describe_many(REGION, ["i-00000000000000001"]))
+    while not admin.calls("DescribeInstances"):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    await ec2.refresh(REGION)
+    assert await under_way == {}
+    assert await ec2.describe_many(REGION, ["i-00000000000000001"]) == {}
+    assert ec2._connections._regions["us-west-2"].client is elsewhere
 
 
 async def test_a_call_is_one_attempt_so_that_no_answer_hides_another(

@@ -4,7 +4,7 @@ import pytest
 
 from cml_contracts.results import ProblemCode
 from cml_workers.ec2_adapter import errors
-from cml_workers.ec2_adapter.errors import EC2Exception, OutcomeUnknownError, Remedy, exception_for
+from cml_workers.ec2_adapter.errors import EC2Error, EC2Exception, OutcomeUnknownError, Remedy, exception_for
 
 CODES = """
 InvalidAMIID.NotFound                EC2InvalidParameter  FAIL           no
@@ -72,15 +72,21 @@ UNKNOWN = [
 ]
 
 
-def told(
+def error_for(
     aws_code: str, *, operation: str = "RunInstances", status: int = 400, message: str = "m"
-) -> EC2Exception:
+) -> EC2Error:
     return exception_for(aws_code, message, operation=operation, subject="image ami-1", status=status)
+
+
+def refused(aws_code: str, **about: str) -> EC2Exception:
+    error = error_for(aws_code, **about)  # type: ignore[arg-type]
+    assert isinstance(error, EC2Exception)
+    return error
 
 
 @pytest.mark.parametrize(("aws_code", "code", "remedy", "retryable"), TABLE)
 def test_a_code_of_the_table_becomes_its_exception(aws_code: str, code: str, remedy: str, retryable: str):
-    error = told(aws_code)
+    error = refused(aws_code)
     assert type(error).__name__ == f"{code}Exception"
     assert error.problem.code.value == code
     assert error.remedy is Remedy[remedy]
@@ -92,18 +98,22 @@ def test_a_code_of_the_table_becomes_its_exception(aws_code: str, code: str, rem
 @pytest.mark.parametrize("aws_code", UNKNOWN)
 @pytest.mark.parametrize("status", [400, 500, 503])
 def test_an_internal_error_is_an_unknown_outcome(aws_code: str, status: int):
-    assert isinstance(told(aws_code, status=status), OutcomeUnknownError)
+    assert isinstance(error_for(aws_code, status=status), OutcomeUnknownError)
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])
 def test_an_unlisted_code_with_a_5xx_is_an_unknown_outcome(status: int):
-    error = told("NeverHeardOfIt", status=status)
+    error = error_for("NeverHeardOfIt", status=status)
     assert isinstance(error, OutcomeUnknownError)
-    assert error.remedy is Remedy.RETRY
+
+
+def test_an_unknown_outcome_is_no_kind_of_refusal():
+    assert not issubclass(OutcomeUnknownError, EC2Exception)
+    assert issubclass(OutcomeUnknownError, EC2Error)
 
 
 def test_capacity_is_known_even_when_it_comes_as_500():
-    assert told("InsufficientInstanceCapacity", status=500).problem.code is ProblemCode.EC2_CAPACITY
+    assert error_for("InsufficientInstanceCapacity", status=500).problem.code is ProblemCode.EC2_CAPACITY
 
 
 @pytest.mark.parametrize(
@@ -119,28 +129,31 @@ def test_capacity_is_known_even_when_it_comes_as_500():
     ],
 )
 def test_an_unlisted_refusal_is_the_operations_own_and_definite(operation: str, code: ProblemCode):
-    error = told("NeverHeardOfIt", operation=operation)
+    error = refused("NeverHeardOfIt", operation=operation)
     assert (error.problem.code, error.remedy) == (code, Remedy.FAIL)
 
 
 def test_an_invalid_value_on_tags_speaks_of_a_tag():
-    assert told("InvalidParameterValue", operation="CreateTags").problem.code is ProblemCode.EC2_TAG_OPERATION
+    assert (
+        error_for("InvalidParameterValue", operation="CreateTags").problem.code
+        is ProblemCode.EC2_TAG_OPERATION
+    )
 
 
 def test_an_instance_profile_that_was_just_made_is_waited_for():
     message = (
         "Value (cml) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name"
     )
-    assert told("InvalidParameterValue", message=message).remedy is Remedy.RETRY_BRIEFLY
+    assert refused("InvalidParameterValue", message=message).remedy is Remedy.RETRY_BRIEFLY
 
 
 def test_the_encoded_authorization_message_is_not_repeated():
     secret = "You are not authorized. Encoded authorization failure message: sEcReT"
-    assert "sEcReT" not in told("UnauthorizedOperation", message=secret).problem.detail
+    assert "sEcReT" not in error_for("UnauthorizedOperation", message=secret).problem.detail
 
 
 def test_a_long_message_is_cut():
-    assert len(told("InvalidParameterValue", message="x" * 10_000).problem.detail) < 600
+    assert len(error_for("InvalidParameterValue", message="x" * 10_000).problem.detail) < 600
 
 
 def test_the_exceptions_bear_the_names_of_the_specification():

@@ -3,28 +3,19 @@
 What is needed follows from the rules and the next action alone; the list it is compared with is in the topology.
 """
 
-import json
 from collections.abc import Collection, Mapping
-from datetime import timedelta
 from functools import cache
-from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import WorkerEvent
 from cml_contracts.topology import EVENTS_EXCHANGE
-from cml_workers.bus.port import Message
 from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.domain.worker import Worker
-from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.ec2_adapter.next_action import Act, next_actions
-from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import append, load
-from support.buses import Outbox
-from support.fake_ec2 import FakeEc2
-from support.given import NOW, WORKER, evolved, recorded
+from support.given import WORKER, evolved
+from support.given_adapter import Given
 from support.walk import walk
 
 EVENT_TYPES: tuple[type[WorkerEvent], ...] = get_args(WorkerEvent)
@@ -32,7 +23,7 @@ TRIGGERS = [binding.routing_key for binding in EC2_TRIGGERS.bindings if binding.
 
 
 def due(worker: Worker) -> set[object]:
-    """What is to be done: an operation, anew once it is refused; a watch on what an event showed."""
+    """What is to be done: an operation, and again once it is refused; a watch on what an event showed."""
     return {
         (action.operation.command_id, action.operation.refusal is not None)
         if isinstance(action, Act)
@@ -80,28 +71,14 @@ def test_each_one_left_out_or_added_is_seen(event: type[WorkerEvent]):
 
 
 @pytest.mark.parametrize("trigger", sorted(TRIGGERS))
-async def test_the_adapter_does_something_when_it_is_triggered(tmp_path: Path, trigger: str):
-    """What is due here is what the adapter itself takes for due: at the least it looks at EC2."""
-    store = SqliteEventStore(tmp_path / "events.sqlite3")
-    ec2 = FakeEc2()
-    executor = Executor(
-        store=store, ec2=ec2, publish=Outbox(), now=lambda: NOW + timedelta(hours=1), takeover=timedelta()
-    )
-    for event in needed()[trigger]:
-        worker = await load(store, WORKER)
-        await append(store, worker, [(event, recorded(worker, event, NOW, "cause").metadata)])
-    worker = await load(store, WORKER)
+async def test_the_adapter_does_something_when_it_is_triggered(given: Given, trigger: str):
+    """What is due here is what the adapter itself takes for due: at the least it looks at EC2, sooner or later."""
+    adapter = given()
+    await adapter.happened(*needed()[trigger])
+    await adapter.passes(3600)  # another leader may have attempted it since
+    worker = evolved(Worker(WORKER), list(needed()[trigger]))
     if worker.instance is not None:
-        ec2.put(worker.instance)
-    envelope = EventEnvelope(
-        id=WORKER,
-        source="/test",
-        type=trigger,
-        worker_id=WORKER,
-        revision=worker.revision,
-        time=NOW,
-        data={},
-    )
-    await executor.on_wake(Message(body=json.dumps(envelope.to_cloudevent()).encode(), type=trigger))
-    await store.close()
-    assert ec2.calls
+        adapter.observed(worker.instance)
+    await adapter.triggered(revision=worker.revision)
+    await adapter.passes(2)
+    assert adapter.ec2.calls

@@ -41,7 +41,7 @@ EVERY = 30.0
 """Seconds between two lines of progress, where nothing can be drawn over."""
 
 CHANGES = ("launch", "start", "stop", "terminate", "add_tags")
-LOOKS = ("describe", "tags", "find_launched", "find_image")
+LOOKS = ("describe_many", "status_checks", "tags", "list_instances", "find_image")
 CONSUMED = tuple(q.name for q in (LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS, EC2_TRIGGERS, EC2_LOOKUPS))
 SOMETIMES = frozenset(
     [

@@ -23,8 +23,8 @@ CALLS = {
     "stop": ("stop",),
     "terminate": ("terminate",),
     "update_tags": ("add_tags",),
-    "update_status": ("describe",),
-    "import": ("describe",),
+    "update_status": ("describe_many",),
+    "import": ("describe_many",),
 }
 """The calls at EC2 by which a command is carried out, or looked up before it is decided."""
 JUST = 5.0

@@ -10,12 +10,12 @@ from cml_contracts.instance import WORKER_TAG, Ec2Instance, InstanceState, Launc
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
     EC2CapacityException,
-    EC2Exception,
+    EC2Error,
     EC2ThrottledException,
     OutcomeUnknownError,
     Remedy,
 )
-from cml_workers.ec2_adapter.port import Ec2
+from cml_workers.ec2_adapter.port import Ec2, StateChange, StatusChecks
 from simulation.bus import took_effect
 from simulation.coverage import CALLED, UNCERTAIN
 from simulation.world import LINGERS, Process, World
@@ -121,13 +121,13 @@ class Ec2OfProcess(Ec2):
 
         return await self._call("launch", effect, capacity=True)
 
-    async def start(self, region: str, instance_id: str) -> InstanceState:
+    async def start(self, region: str, instance_id: str) -> StateChange:
         return await self._call("start", lambda: _run(self._cloud.start(region, instance_id)), capacity=True)
 
-    async def stop(self, region: str, instance_id: str) -> InstanceState:
+    async def stop(self, region: str, instance_id: str) -> StateChange:
         return await self._call("stop", lambda: _run(self._cloud.stop(region, instance_id)))
 
-    async def terminate(self, region: str, instance_id: str) -> InstanceState:
+    async def terminate(self, region: str, instance_id: str) -> StateChange:
         return await self._call("terminate", lambda: _run(self._cloud.terminate(region, instance_id)))
 
     async def add_tags(self, region: str, instance_id: str, tags: Mapping[str, str]) -> None:
@@ -136,14 +136,21 @@ class Ec2OfProcess(Ec2):
     async def tags(self, region: str, instance_id: str) -> dict[str, str]:
         return await self._call("tags", lambda: _run(self._cloud.tags(region, instance_id)), changes=False)
 
-    async def describe(self, region: str, instance_id: str) -> Ec2Instance | None:
+    async def describe_many(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
         return await self._call(
-            "describe", lambda: _run(self._cloud.describe(region, instance_id)), changes=False
+            "describe_many", lambda: _run(self._cloud.describe_many(region, instance_ids)), changes=False
         )
 
-    async def find_launched(self, region: str, client_token: str) -> Sequence[Ec2Instance]:
+    async def status_checks(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, StatusChecks]:
         return await self._call(
-            "find_launched", lambda: _run(self._cloud.find_launched(region, client_token)), changes=False
+            "status_checks", lambda: _run(self._cloud.status_checks(region, instance_ids)), changes=False
+        )
+
+    async def list_instances(
+        self, region: str, filters: Mapping[str, Sequence[str]]
+    ) -> Sequence[Ec2Instance]:
+        return await self._call(
+            "list_instances", lambda: _run(self._cloud.list_instances(region, filters)), changes=False
         )
 
     async def find_image(self, region: str, name: str) -> str | None:
@@ -151,7 +158,7 @@ class Ec2OfProcess(Ec2):
             "find_image", lambda: _run(self._cloud.find_image(region, name)), changes=False
         )
 
-    async def refresh(self) -> None:
+    async def refresh(self, region: str) -> None:
         await self._process.step("refresh")
 
     async def _call(
@@ -219,5 +226,5 @@ def _run(call: Coroutine[Any, Any, T]) -> T:
 def _quietly(effect: Callable[[], object]) -> None:
     try:
         effect()
-    except EC2Exception:
+    except EC2Error:
         return

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from datetime import timedelta
+from enum import Enum
 from functools import partial
 
 from cml_contracts.envelope import EventEnvelope
@@ -14,7 +15,7 @@ from cml_workers.bus.topology import (
     LIFECYCLE_REPORTS,
     PROJECTOR_QUERIES,
 )
-from cml_workers.domain.messages import LookupRequested
+from cml_workers.domain.messages import LookupRequested, Reminder
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.eventstore.following import follow_from
@@ -24,6 +25,7 @@ from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.runner import Runner
 from cml_workers.readmodels.workers import WORKERS_VIEW
+from cml_workers.readmodels.workers.queries import pending, unsettled
 from cml_workers.relay.relay import Relay
 from cml_workers.reminders.reminders import Reminders
 from simulation import nets
@@ -43,11 +45,33 @@ SOURCE = "/simulation"
 POLICY = Policy(deployment="simulation", visibility_grace=GRACE)
 
 
+class Reminded(Enum):
+    """Of what there are reminders in a run."""
+
+    NOTHING = "nothing"
+    WATCHED = "workers of which nothing is pending, and whose instance is unsettled"
+    ALL = "these and pending operations"
+
+
+class OnlyWatched(Reminders):
+    """Of what nobody but an adapter's memory knows to watch: no operation, whose message comes back."""
+
+    async def round(self) -> int:
+        now = self._now()
+        waiting = {each.worker_id for each in await pending(self._database, now + timedelta(days=1))}
+        watched = [each for each in await unsettled(self._database) if each not in waiting]
+        for worker_id in watched:
+            await self._send(Reminder(worker_id=worker_id), f"{worker_id}/{now.isoformat()}")
+        return len(watched)
+
+
 class Fleet:
     """The roles: two lifecycles, relay, projector, and two adapters of which the broker lets one work."""
 
-    def __init__(self, world: World, *, reminders: Callable[[], bool], lifecycles: int = 2) -> None:
+    def __init__(self, world: World, *, reminders: Callable[[], Reminded], lifecycles: int = 2) -> None:
         self.world = world
+        self.adapter_lost = False
+        """An adapter has died, or has lost its connection to the broker, and with it what it had in memory."""
         self.coverage = Coverage()
         self.log = Log(world)
         self.broker = Broker(world)
@@ -88,6 +112,7 @@ class Fleet:
         self._roles[name](Process(self.world, name))
 
     def _restart(self, process: Process) -> None:
+        self.adapter_lost |= process.name.startswith("adapter")
         if not process.alive:
             self.world.loop.call_later(0.5 + self.world.random.random() * 5, self._begin, process.name)
 
@@ -110,12 +135,13 @@ class Fleet:
             publish=BusOfProcess(process, self.broker),
             now=self.world.now,
             sleep=process.sleep,
+            random=self.world.random.random,
             visibility_grace=GRACE,
         )
         process.on_loss.append(executor.disconnected)
         process.on_return.append(executor.connected)
-        process.start(executor.call())
-        self.broker.consume(process, EC2_TRIGGERS, executor.on_wake, prefetch=PREFETCH)
+        process.start(executor.announce())
+        self.broker.consume(process, EC2_TRIGGERS, executor.on_trigger, prefetch=PREFETCH)
         self.broker.consume(process, EC2_LOOKUPS, executor.on_lookup, prefetch=PREFETCH)
 
     def _relay(self, process: Process) -> None:
@@ -145,13 +171,16 @@ class Fleet:
             sleep=process.sleep,
         )
         queries = Queries(database=database, unavailable=lambda _: runner.problem())
-        reminders = Reminders(
-            database=database,
-            publish=publish,
-            now=self.world.now,
-            after=timedelta(seconds=30),
-            deadline=timedelta(minutes=15),
-        )
+        reminders = {
+            reminded: of(
+                database=database,
+                publish=publish,
+                now=self.world.now,
+                after=timedelta(seconds=30),
+                deadline=timedelta(minutes=15),
+            )
+            for reminded, of in ((Reminded.ALL, Reminders), (Reminded.WATCHED, OnlyWatched))
+        }
 
         async def serve() -> None:
             while runner.problem() is not None:
@@ -163,8 +192,9 @@ class Fleet:
         async def remind() -> None:
             while True:
                 try:
-                    if self._reminders():
-                        await reminders.round()
+                    reminded = self._reminders()
+                    if reminded is not Reminded.NOTHING:
+                        await reminders[reminded].round()
                 except ConnectionError:
                     self.world.trace(process.name, "reminds later")
                 await process.sleep(30)

@@ -8,7 +8,6 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -34,9 +33,18 @@ from cml_workers.domain import decide as rules
 from cml_workers.domain.messages import AttemptRefused, OperationFailed
 from cml_workers.domain.worker import Operation, Worker, advance, settled_by
 from cml_workers.ec2_adapter import executor as adapter
+from cml_workers.ec2_adapter import triggers
+from cml_workers.ec2_adapter.acting import Acting
+from cml_workers.ec2_adapter.attempts import Report, Turn
+from cml_workers.ec2_adapter.calls import Calls
 from cml_workers.ec2_adapter.errors import EC2InstanceOperationException, OutcomeUnknownError
-from cml_workers.ec2_adapter.executor import Executor, Gone, Turn
-from cml_workers.ec2_adapter.executor import Outcome as ReportedOutcome
+from cml_workers.ec2_adapter.executor import Executor
+from cml_workers.ec2_adapter.instances import Gone, Instances
+from cml_workers.ec2_adapter.reports import Reports
+from cml_workers.ec2_adapter.retry_policy import HANDED_ON
+from cml_workers.ec2_adapter.tenure import Lease
+from cml_workers.ec2_adapter.triggers import Trigger
+from cml_workers.ec2_adapter.watching import Poller
 from cml_workers.eventstore import worker_streams as stream
 from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import (
@@ -65,12 +73,14 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def no_token(patch: pytest.MonkeyPatch) -> None:
     """Every call makes a token of its own, as botocore does."""
 
-    async def launch(self: Executor, _: Turn, parameters: LaunchParameters) -> Ec2Instance:
+    original = Calls.launch
+
+    async def launch(self: Calls, parameters: LaunchParameters, lease: Lease) -> Ec2Instance:
         ec2: Any = self._ec2
         token = ec2._world.new_id().hex
-        return await self._ec2.launch(parameters.model_copy(update={"client_token": token}))
+        return await original(self, parameters.model_copy(update={"client_token": token}), lease)
 
-    patch.setattr(Executor, "_launch", launch)
+    patch.setattr(Calls, "launch", launch)
 
 
 def ack_before_append(patch: pytest.MonkeyPatch) -> None:
@@ -123,55 +133,56 @@ def no_deduplication(patch: pytest.MonkeyPatch) -> None:
 def not_found_means_terminated(patch: pytest.MonkeyPatch) -> None:
     """No patience with EC2's eventual consistency."""
 
-    async def see(self: Executor, worker: Worker) -> Ec2Instance:
+    async def see(self: Instances, worker: Worker) -> Ec2Instance:
         assert worker.instance is not None
-        instance = await self._ec2.describe(worker.aws_region, worker.instance.instance_id)
+        instance = await self.calls.describe(worker.aws_region, worker.instance.instance_id)
         if instance is None:
             raise Gone
         return instance
 
-    patch.setattr(Executor, "_see", see)
+    patch.setattr(Instances, "see", see)
+    patch.setattr(Instances, "may_be_invisible", lambda *_: False)
 
 
 def unknown_means_failed(patch: pytest.MonkeyPatch) -> None:
     """A time-out is an error like any other."""
-    original = Executor._carry_out
+    original = Acting._carry_out
 
-    async def carry_out(self: Executor, turn: Turn) -> ReportedOutcome:
+    async def carry_out(self: Acting, turn: Turn) -> Report:
         try:
             return await original(self, turn)
         except OutcomeUnknownError as error:
             raise EC2InstanceOperationException("time-out") from error
 
-    patch.setattr(Executor, "_carry_out", carry_out)
+    patch.setattr(Acting, "_carry_out", carry_out)
 
 
 def stale_intent(patch: pytest.MonkeyPatch) -> None:
-    """The message commands, instead of waking: what has happened since is not looked at."""
-    woken: ContextVar[int | None] = ContextVar("woken", default=None)
-    original = adapter._woken
+    """The message commands, instead of triggering: what has happened since is not looked at."""
+    commanded: ContextVar[int | None] = ContextVar("commanded", default=None)
+    original = triggers.read_trigger
 
-    def by_message(message: Message) -> tuple[UUID, int | None, datetime | None]:
-        worker_id, revision, recheck_since = original(message)
-        woken.set(revision)
-        return worker_id, revision, recheck_since
+    def by_message(message: Message) -> Trigger:
+        trigger = original(message)
+        commanded.set(None if trigger.event is None else trigger.event.revision)
+        return trigger
 
     async def as_of_then(self: stream.Workers, worker_id: UUID) -> Worker:
-        return await load(self._store, worker_id, upto=woken.get())
+        return await load(self._store, worker_id, upto=commanded.get())
 
-    patch.setattr(adapter, "_woken", by_message)
+    patch.setattr(adapter, "read_trigger", by_message)
     patch.setattr(adapter, "Workers", type("Workers", (stream.Workers,), {"newest": as_of_then}))
     _forget_reports(patch)
 
 
 def _forget_reports(patch: pytest.MonkeyPatch) -> None:
-    original = Executor._act
+    original = Acting.act
 
-    async def act(self: Executor, turn: Turn, message: Message) -> bool:
-        self._reported.clear()
-        return await original(self, turn, message)
+    async def act(self: Acting, turn: Turn, **why: bool) -> None:
+        turn.attempt.report = None
+        await original(self, turn, **why)
 
-    patch.setattr(Executor, "_act", act)
+    patch.setattr(Acting, "act", act)
 
 
 def reply_before_append(patch: pytest.MonkeyPatch) -> None:
@@ -207,40 +218,35 @@ def two_executors(patch: pytest.MonkeyPatch) -> None:
 
 def refused_means_failed(patch: pytest.MonkeyPatch) -> None:
     """A definite error is the operation's failure at once, and until the stream shows it the intent is acted on again."""
-    original = Executor._report_outcome
+    original = Reports.outcome
 
-    async def at_once(self: Executor, turn: Turn, report: ReportedOutcome) -> None:
+    async def at_once(self: Reports, turn: Turn, report: Report) -> None:
         if isinstance(report, AttemptRefused):
             report = OperationFailed(
                 worker_id=report.worker_id, operation_id=report.operation_id, problem=report.problem
             )
         await original(self, turn, report)
 
-    patch.setattr(Executor, "_report_outcome", at_once)
+    patch.setattr(Reports, "outcome", at_once)
     _forget_reports(patch)
 
 
-def done_is_not_in_doubt(patch: pytest.MonkeyPatch) -> None:
+def done_is_not_uncertain(patch: pytest.MonkeyPatch) -> None:
     """What was done, but could not be reported, is not remembered when the next attempt is refused."""
-    original = Executor._carry_out
+    original = Acting._attempt
 
-    async def carry_out(self: Executor, turn: Turn) -> ReportedOutcome:
-        done = await original(self, turn)
-        self._in_doubt = _Trusting()
-        return done
+    async def attempt(self: Acting, turn: Turn) -> Report:
+        report = await original(self, turn)
+        turn.attempt.uncertain_since = None
+        return report
 
-    patch.setattr(Executor, "_carry_out", carry_out)
+    patch.setattr(Acting, "_attempt", attempt)
     _forget_reports(patch)
-
-
-class _Trusting(dict[str, datetime]):
-    def __setitem__(self, key: str, value: datetime) -> None:
-        """Nothing is ever in doubt."""
 
 
 def standby_trusts_itself(patch: pytest.MonkeyPatch) -> None:
-    """A standby that takes over takes the intents of before for untouched."""
-    patch.setattr(Executor, "_suspect", lambda *_: False)
+    """A standby that takes over takes the operations of before for untouched."""
+    patch.setattr(Acting, "_suspect", lambda *_, **__: None)
 
 
 def lagging_fold(patch: pytest.MonkeyPatch) -> None:
@@ -489,10 +495,26 @@ def not_consumed_again(patch: pytest.MonkeyPatch) -> None:
 def not_rechecked(patch: pytest.MonkeyPatch) -> None:
     """A call that is carried out late is nobody's business."""
 
-    async def nothing(_: Executor, __: UUID) -> None:
+    async def nothing(_: Reports, __: UUID) -> None:
         return
 
-    patch.setattr(Executor, "_recheck_later", nothing)
+    patch.setattr(Reports, "recheck", nothing)
+
+
+def not_watched(patch: pytest.MonkeyPatch) -> None:
+    """Nobody sees how an instance gets on."""
+    patch.setattr(Poller, "watch", lambda *_: None)
+
+
+def waits_in_memory_only(patch: pytest.MonkeyPatch) -> None:
+    """The message of an operation that waits is acknowledged, and whoever waits dies."""
+    original = Executor.on_trigger
+
+    async def on_trigger(self: Executor, message: Message) -> Verdict:
+        verdict = await original(self, message)
+        return Ack() if verdict == Retry(HANDED_ON) else verdict
+
+    patch.setattr(Executor, "on_trigger", on_trigger)
 
 
 # -- catching them ----------------------------------------------------------------------------------------
@@ -527,7 +549,7 @@ PLANTED: Mapping[str, Planted] = {
             reply_before_append,
             two_executors,
             refused_means_failed,
-            done_is_not_in_doubt,
+            done_is_not_uncertain,
             standby_trusts_itself,
             lagging_fold,
             checkpoint_before_confirm,
@@ -556,6 +578,8 @@ PLANTED: Mapping[str, Planted] = {
         reply_forgotten_by_a_status_update, SWEEP, "terminate, update_status when it is called"
     ),
     "event_missing_in_one_queue": Planted(event_missing_in_one_queue, CALM_RUNS),
+    "not_watched": Planted(not_watched, CALM_RUNS),
+    "waits_in_memory_only": Planted(waits_in_memory_only, SWEEP, "create, stop when it is settled"),
     "not_rechecked": Planted(not_rechecked, SWEEP, "update_tags, update_tags when it is"),
     **{
         f"no_trigger_{event.__name__}": Planted(_without_trigger(event), CALM_RUNS)

@@ -10,7 +10,7 @@ from uuid import UUID
 from cml_contracts.commands import UpdateCMLWorkerStatus
 from simulation import given, nets
 from simulation.coverage import SETTLED, Cell
-from simulation.fleet import Fleet
+from simulation.fleet import Fleet, Reminded
 from simulation.loop import VirtualLoop
 from simulation.scripts import Script, Send, random_script
 from simulation.world import CALM, LINGERS, MOST_STEPS, Chances, Offer, Target, World
@@ -23,7 +23,7 @@ LONGEST = 3600.0
 """Virtual seconds of calm after which what has no answer is lost."""
 SWEEP_SEED = 7
 LOST = "lost"
-"""The one fault that no other net than the reminders makes up for: a trigger that was purged."""
+"""The one fault of a message that no other net than the reminders makes up for: a trigger that was purged."""
 
 
 @dataclass
@@ -88,9 +88,8 @@ def simulate(seed: int, setting: Setting | None = None) -> Outcome:
     world = World(seed)
     chosen = random_setting(world.random) if setting is None else setting
     world.chances = chosen.chances
-    return _simulated(
-        world, str(seed), lambda fleet: _by_chance(fleet, chosen), reminders=lambda: chosen.reminders
-    )
+    reminded = Reminded.ALL if chosen.reminders else Reminded.NOTHING
+    return _simulated(world, str(seed), lambda fleet: _by_chance(fleet, chosen), reminders=lambda _: reminded)
 
 
 def simulate_script(
@@ -100,8 +99,11 @@ def simulate_script(
     world = World(SWEEP_SEED, target=target, recording=recording)
     name = script.name if target is None else f"{script.name}: {target.fault} at step {target.step}"
 
-    def reminders() -> bool:
-        return world.met and target is not None and target.fault == LOST
+    def reminders(fleet: Fleet) -> Reminded:
+        """No more than what makes up for the fault, so that nothing else hides behind them."""
+        if world.met and target is not None and target.fault == LOST:
+            return Reminded.ALL
+        return Reminded.WATCHED if fleet.adapter_lost else Reminded.NOTHING
 
     return _simulated(
         world, name, lambda fleet: _by_script(fleet, script), reminders=reminders, lifecycles=lifecycles
@@ -109,15 +111,21 @@ def simulate_script(
 
 
 def _simulated(
-    world: World, name: str, work: Any, *, reminders: Callable[[], bool], lifecycles: int = 2
+    world: World, name: str, work: Any, *, reminders: Callable[[Fleet], Reminded], lifecycles: int = 2
 ) -> Outcome:
     loop = VirtualLoop()
+
+    def unexpected(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "exception" in context:  # and no task of a process that is dead
+            world.broken.append(f"0: {context['message']}: {context['exception']!r}")
+
+    loop.set_exception_handler(unexpected)
     try:
         fleet: Fleet | None = None
 
         async def run() -> None:
             nonlocal fleet
-            fleet = Fleet(world, reminders=reminders, lifecycles=lifecycles)
+            fleet = made = Fleet(world, reminders=lambda: reminders(made), lifecycles=lifecycles)
             await work(fleet)
 
         try:

@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
 from cml_workers.ec2_adapter.errors import (
-    EC2Exception,
+    EC2Error,
     EC2InstanceCreationException,
     EC2InstanceNotFoundException,
     EC2InstanceOperationException,
     Remedy,
 )
+from cml_workers.ec2_adapter.port import MOST_CHECKED, MOST_DESCRIBED, StateChange, StatusChecks
 
 
 @dataclass
@@ -18,7 +19,7 @@ class Fault:
     """The next call of an operation ends in this error; ``after``: its effect happens all the same."""
 
     operation: str
-    error: EC2Exception
+    error: EC2Error
     after: bool = False
 
 
@@ -32,9 +33,10 @@ class FakeEc2:
     images: dict[tuple[str, str], str] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
-    refreshed: int = 0
+    refreshed: list[str] = field(default_factory=list)
+    """Regions whose credentials were read again."""
 
-    def fail(self, operation: str, error: EC2Exception, *, after: bool = False, times: int = 1) -> None:
+    def fail(self, operation: str, error: EC2Error, *, after: bool = False, times: int = 1) -> None:
         """Plant a fault."""
         self.faults += [Fault(operation, error, after) for _ in range(times)]
 
@@ -76,19 +78,22 @@ class FakeEc2:
         self._leave(fault)
         return instance
 
-    async def start(self, region: str, instance_id: str) -> InstanceState:
-        return self._power("start", instance_id, InstanceState.STOPPED, InstanceState.PENDING)
+    async def start(self, region: str, instance_id: str) -> StateChange:
+        done = (InstanceState.PENDING, InstanceState.RUNNING)
+        return self._power("start", instance_id, InstanceState.STOPPED, done)
 
-    async def stop(self, region: str, instance_id: str) -> InstanceState:
-        return self._power("stop", instance_id, InstanceState.RUNNING, InstanceState.STOPPING)
+    async def stop(self, region: str, instance_id: str) -> StateChange:
+        done = (InstanceState.STOPPING, InstanceState.STOPPED)
+        return self._power("stop", instance_id, InstanceState.RUNNING, done)
 
-    async def terminate(self, region: str, instance_id: str) -> InstanceState:
+    async def terminate(self, region: str, instance_id: str) -> StateChange:
         fault = self._enter("terminate")
         instance = self._known(instance_id)
+        after = instance
         if instance.state is not InstanceState.TERMINATED:
-            instance = self._to(instance, InstanceState.SHUTTING_DOWN)
+            after = self._to(instance, InstanceState.SHUTTING_DOWN)
         self._leave(fault)
-        return instance.state
+        return StateChange(instance.state, after.state)
 
     async def add_tags(self, region: str, instance_id: str, tags: Mapping[str, str]) -> None:
         fault = self._enter("add_tags")
@@ -98,34 +103,73 @@ class FakeEc2:
 
     async def tags(self, region: str, instance_id: str) -> dict[str, str]:
         self._leave(self._enter("tags"))
-        return dict(self._known(instance_id).tags)
+        return dict(self.instances[instance_id].tags) if self._is_visible(region, instance_id) else {}
 
-    async def describe(self, region: str, instance_id: str) -> Ec2Instance | None:
-        self._leave(self._enter("describe"))
-        return None if instance_id in self.hidden else self.instances.get(instance_id)
+    async def describe_many(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
+        assert len(instance_ids) <= MOST_DESCRIBED
+        self._leave(self._enter("describe_many"))
+        return {each: self.instances[each] for each in instance_ids if self._is_visible(region, each)}
 
-    async def find_launched(self, region: str, client_token: str) -> Sequence[Ec2Instance]:
-        self._leave(self._enter("find_launched"))
-        known = self.tokens.get(client_token)
-        return [] if known is None or known[1] in self.hidden else [self.instances[known[1]]]
+    async def status_checks(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, StatusChecks]:
+        assert len(instance_ids) <= MOST_CHECKED
+        self._leave(self._enter("status_checks"))
+        return {
+            each: StatusChecks(check, check)
+            for each in instance_ids
+            if self._is_visible(region, each)
+            for running in [self.instances[each].state is InstanceState.RUNNING]
+            for check in ["ok" if running else "not-applicable"]
+        }
+
+    async def list_instances(
+        self, region: str, filters: Mapping[str, Sequence[str]]
+    ) -> Sequence[Ec2Instance]:
+        self._leave(self._enter("list_instances"))
+        return [
+            instance
+            for instance_id, instance in self.instances.items()
+            if self._is_visible(region, instance_id)
+            and all(self._field(instance, name) in values for name, values in filters.items())
+        ]
 
     async def find_image(self, region: str, name: str) -> str | None:
         self._leave(self._enter("find_image"))
         return self.images.get((region, name))
 
-    async def refresh(self) -> None:
-        self.refreshed += 1
+    async def refresh(self, region: str) -> None:
+        self.refreshed.append(region)
 
     def _power(
-        self, name: str, instance_id: str, before: InstanceState, after: InstanceState
-    ) -> InstanceState:
+        self, name: str, instance_id: str, before: InstanceState, done: tuple[InstanceState, InstanceState]
+    ) -> StateChange:
         fault = self._enter(name)
         instance = self._known(instance_id)
-        if instance.state is not before:
+        after = instance
+        if instance.state is before:
+            after = self._to(instance, done[0])
+        elif instance.state not in done:
             raise EC2InstanceOperationException(f"{name} while {instance.state}", remedy=Remedy.DESCRIBE)
-        self._to(instance, after)
         self._leave(fault)
-        return after
+        return StateChange(instance.state, after.state)
+
+    def _is_visible(self, region: str, instance_id: str) -> bool:
+        known = self.instances.get(instance_id)
+        return known is not None and known.aws_region == region and instance_id not in self.hidden
+
+    def _field(self, instance: Ec2Instance, name: str) -> str | None:
+        """What a filter of that name looks at; filters that EC2 does not have are none here, either."""
+        match name.partition(":"):
+            case ("tag", ":", key):
+                return instance.tags.get(key)
+            case ("instance-state-name", "", ""):
+                return instance.state.value
+            case ("client-token", "", ""):
+                tokens = (
+                    token for token, (_, launched) in self.tokens.items() if launched == instance.instance_id
+                )
+                return next(tokens, None)
+            case _:
+                raise AssertionError(f"EC2 has no filter {name!r}, or none that is used")
 
     def _known(self, instance_id: str) -> Ec2Instance:
         if instance_id not in self.instances or instance_id in self.hidden:

@@ -55,7 +55,9 @@ async def test_roles_die_and_come_back_and_nothing_is_lost(rabbitmq_url: str, ro
         for worker_id in workers:
             await client.until_status(worker_id, "RUNNING")
             assert (await client.command("terminate", worker_id=worker_id))["data"] is True
-        assert (client.reminded, client.dead) == ([], [])
+        # An adapter that is killed takes along what it watched; the projector that starts after it reminds of that.
+        assert set(client.reminded) <= set(workers[:3])
+        assert client.dead == []
     assert roles.stop() == [0, 0, 0, 0]
     assert warnings(roles.log(), *(f"{role} is ready" for role in ROLES)) == []
 

@@ -198,12 +198,14 @@ async def _play(
             for view in page.workers:
                 if view.id == worker_id:
                     out.print(worker_panel(view))
-            first = await ec2.describe("us-east-1", str((created.data or {}).get("aws_instance_id")))
+            first = await ec2.describe_many("us-east-1", [str((created.data or {}).get("aws_instance_id"))])
             demo.check(
                 "the first instance is terminated in EC2",
-                first is None or first.state is InstanceState.TERMINATED,
+                all(each.state is InstanceState.TERMINATED for each in first.values()),
             )
-            launched = await ec2.find_launched("us-east-1", await _token(settings, worker_id))
+            launched = await ec2.list_instances(
+                "us-east-1", {"client-token": [await _token(settings, worker_id)]}
+            )
             demo.check("exactly one instance was launched for it", len(launched) == 1)
             demo.check("the read model has both workers and no other", len(page.workers) == 2)
 

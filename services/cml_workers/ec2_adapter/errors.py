@@ -1,5 +1,19 @@
 """What can go wrong at EC2, as exceptions: AWS's error codes grouped by what the system does about them.
 
+EC2Error
+├── OutcomeUnknownError               no answer, or one that does not say: the call may have taken effect
+└── EC2Exception                      EC2 refused the call: nothing was done by it
+    ├── EC2AuthenticationException
+    ├── EC2CapacityException
+    ├── EC2InstanceCreationException
+    ├── EC2InstanceNotFoundException
+    ├── EC2InstanceOperationException
+    ├── EC2InvalidParameterException
+    ├── EC2QuotaExceededException
+    ├── EC2StatusCheckException
+    ├── EC2TagOperationException
+    └── EC2ThrottledException
+
 Codes: https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html
 """
 
@@ -11,23 +25,40 @@ from cml_contracts.results import Problem, ProblemCode
 
 
 class Remedy(Enum):
-    """What helps against an error."""
+    """What helps against a refusal; for how long it is tried says ``retry_policy.py``."""
 
     FAIL = "it is definite"
     RETRY = "nothing happened; try again, however long it takes"
-    RETRY_BRIEFLY = "something was created a moment ago; definite after two minutes"
-    REFRESH = "take the credentials anew and try again for a while"
-    DESCRIBE = "the instance is in another state; look at it and decide anew"
+    RETRY_BRIEFLY = "something was created a moment ago; try again for a while"
+    REFRESH = "read the credentials from their source again and try again for a while"
+    DESCRIBE = "the instance is in another state; look at it and decide again"
     LOOK_UP_LAUNCH = "the client token was used before; find what was launched under it"
 
 
-class EC2Exception(Exception):  # noqa: N818 - the names are those of the original specification
-    """EC2 refused a call: nothing was done by it.
+class EC2Error(Exception):
+    """A call to EC2 has no result. ``aws_code`` is EC2's own word, ``problem`` what a caller reads."""
 
-    ``aws_code`` is EC2's own word; ``remedy`` what the executor does about it.
-    """
+    code: ClassVar[ProblemCode]
 
-    code: ClassVar[ProblemCode] = ProblemCode.EC2_INSTANCE_OPERATION
+    def __init__(self, detail: str, *, retryable: bool, aws_code: str | None) -> None:
+        super().__init__(detail)
+        self.aws_code = aws_code
+        self.problem = Problem.of(self.code, detail, retryable=retryable)
+
+
+class OutcomeUnknownError(EC2Error):
+    """No answer, or one that does not say: the call may have taken effect. Never recorded as a failure."""
+
+    code = ProblemCode.EC2_STATUS_CHECK
+
+    def __init__(self, detail: str, *, aws_code: str | None = None) -> None:
+        super().__init__(detail, retryable=True, aws_code=aws_code)
+
+
+class EC2Exception(EC2Error):  # noqa: N818 - the names are those of the original specification
+    """EC2 refused a call: nothing was done by it. ``remedy``: what the executor does about it."""
+
+    code = ProblemCode.EC2_INSTANCE_OPERATION
 
     def __init__(
         self,
@@ -37,10 +68,8 @@ class EC2Exception(Exception):  # noqa: N818 - the names are those of the origin
         retryable: bool = False,
         aws_code: str | None = None,
     ) -> None:
-        super().__init__(detail)
+        super().__init__(detail, retryable=retryable, aws_code=aws_code)
         self.remedy = remedy
-        self.aws_code = aws_code
-        self.problem = Problem.of(self.code, detail, retryable=retryable)
 
 
 class EC2InvalidParameterException(EC2Exception):
@@ -81,15 +110,6 @@ class EC2StatusCheckException(EC2Exception):
 
 class EC2ThrottledException(EC2Exception):
     code = ProblemCode.EC2_THROTTLED
-
-
-class OutcomeUnknownError(EC2Exception):
-    """No answer, or one that does not say: the call may have taken effect. Never recorded as a failure."""
-
-    code = ProblemCode.EC2_STATUS_CHECK
-
-    def __init__(self, detail: str, *, aws_code: str | None = None) -> None:
-        super().__init__(detail, remedy=Remedy.RETRY, retryable=True, aws_code=aws_code)
 
 
 class Row(NamedTuple):
@@ -170,7 +190,7 @@ _MAX_DETAIL = 400
 
 def exception_for(
     aws_code: str, message: str, *, operation: str, subject: str, status: int = 400
-) -> EC2Exception:
+) -> EC2Error:
     """The exception for an error answer of EC2.
 
     ``operation``: EC2's name of the call; ``subject``: what it was about, for the detail; ``status``: HTTP.

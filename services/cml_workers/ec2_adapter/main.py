@@ -1,13 +1,17 @@
 """Composition of the EC2 adapter role: owns AWS; takes intents and questions, acts, reports."""
 
+import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 
+from cml_workers.bus.port import BusUnavailableError, UnroutableError
 from cml_workers.bus.topology import EC2_LOOKUPS, EC2_TRIGGERS, INTERNAL_EXCHANGE
 from cml_workers.bus.usage import Usage
 from cml_workers.ec2_adapter.aws import AwsEc2Client
-from cml_workers.ec2_adapter.executor import FRESH, Executor
+from cml_workers.ec2_adapter.executor import Executor
+from cml_workers.ec2_adapter.limits import AWS_LIMITS
+from cml_workers.ec2_adapter.tenure import FRESH
 from cml_workers.runtime.role import Infrastructure, Part, Replicas, Role, Running, utc_now
 
 
@@ -22,16 +26,25 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
             ec2=ec2,
             publish=bus.publish,
             now=utc_now,
+            random=random.random,
+            limits=AWS_LIMITS if given.ec2_endpoint is None else None,
             visibility_grace=timedelta(seconds=settings.visibility_grace_seconds),
             authentication_grace=timedelta(seconds=settings.authentication_grace_seconds),
             fresh=min(FRESH, bus.heartbeat),
         )
         bus.watch_connection(lost=executor.disconnected, back=executor.connected)
-        bus.consume(EC2_TRIGGERS, executor.on_wake, prefetch=settings.prefetch)
+        bus.consume(EC2_TRIGGERS, executor.on_trigger, prefetch=settings.prefetch)
         bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=settings.prefetch)
-        async with bus:
-            await executor.call()
-            yield Running(EC2_ADAPTER.name, (bus.problem,))
+        try:
+            async with bus:
+                await executor.announce()
+                yield Running(EC2_ADAPTER.name, (bus.problem,))
+                with suppress(
+                    BusUnavailableError, UnroutableError
+                ):  # the projector's reminders make up for it
+                    await executor.hand_over()
+        finally:
+            await executor.close()
 
 
 EC2_ADAPTER = Role(

@@ -1,4 +1,4 @@
-"""What a worker's stream says is still owed to AWS: a plain function of the folded worker."""
+"""What a worker's stream says is to be done at AWS: a plain function of the folded worker."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from cml_workers.domain.worker import Operation, Worker
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Carry out an open intent."""
+    """Carry out a pending operation."""
 
     operation: Operation
     intent: Intent
@@ -25,7 +25,7 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Nothing to do but see how the instance gets on until it has settled."""
+    """Do nothing but look at the instance until it has settled."""
 
 
 _UNSETTLED = (InstanceState.PENDING, InstanceState.STOPPING, InstanceState.SHUTTING_DOWN)

@@ -1,13 +1,32 @@
 """EC2 as the executor sees it: what is asked, what may be raised, and what a caller may repeat."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
 
+MOST_DESCRIBED = 200
+"""Instances that one DescribeInstances call is asked for: the values that a filter takes (EC2 API reference)."""
+MOST_CHECKED = 100
+"""Instances that one DescribeInstanceStatus call is asked for (EC2 API reference)."""
+
+
+class StateChange(NamedTuple):
+    """What EC2 answers to a start, a stop or a termination."""
+
+    previous: InstanceState
+    current: InstanceState
+
+
+class StatusChecks(NamedTuple):
+    """EC2's words: ``ok``, ``impaired``, ``initializing``, ``insufficient-data``, ``not-applicable``."""
+
+    instance: str
+    system: str
+
 
 class Ec2(Protocol):
-    """The calls on EC2 that the system makes.
+    """The calls on EC2 that the system makes, each of them one request where nothing else is said.
 
     Every method raises the exceptions of ``errors.py`` and nothing else. ``OutcomeUnknownError`` (time-out,
     5xx, connection reset) says that the call may have taken effect; every call here may be repeated with
@@ -22,16 +41,16 @@ class Ec2(Protocol):
         """
         ...
 
-    async def start(self, region: str, instance_id: str) -> InstanceState:
-        """StartInstances; the state EC2 answered with. A running or pending instance is left as it is."""
+    async def start(self, region: str, instance_id: str) -> StateChange:
+        """StartInstances. A running or pending instance is left as it is."""
         ...
 
-    async def stop(self, region: str, instance_id: str) -> InstanceState:
-        """StopInstances; the state EC2 answered with. A stopping or stopped instance is left as it is."""
+    async def stop(self, region: str, instance_id: str) -> StateChange:
+        """StopInstances. A stopping or stopped instance is left as it is."""
         ...
 
-    async def terminate(self, region: str, instance_id: str) -> InstanceState:
-        """TerminateInstances; the state EC2 answered with. May be repeated while the instance is visible."""
+    async def terminate(self, region: str, instance_id: str) -> StateChange:
+        """TerminateInstances. May be repeated while the instance is visible."""
         ...
 
     async def add_tags(self, region: str, instance_id: str, tags: Mapping[str, str]) -> None:
@@ -42,22 +61,38 @@ class Ec2(Protocol):
         """DescribeTags: all tags of the instance."""
         ...
 
-    async def describe(self, region: str, instance_id: str) -> Ec2Instance | None:
-        """The instance as EC2 shows it now, with both status checks; None when it is not visible.
+    async def describe_many(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
+        """DescribeInstances: those of the instances that are visible, by their ids; without status checks.
 
-        A new instance may stay invisible for some minutes (eventual consistency); a terminated one is
-        visible for about an hour.
+        At most ``MOST_DESCRIBED`` ids. A new instance may stay invisible for some minutes (eventual consistency);
+        a terminated one is visible for about an hour.
         """
         ...
 
-    async def find_launched(self, region: str, client_token: str) -> Sequence[Ec2Instance]:
-        """The instances that were launched under the token, terminated ones too; eventually consistent."""
+    async def status_checks(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, StatusChecks]:
+        """DescribeInstanceStatus of those of the instances that are visible. At most ``MOST_CHECKED`` ids.
+
+        One id that EC2 does not know fails the whole request; then it takes several to find the others.
+        """
         ...
 
-    async def refresh(self) -> None:
-        """Take the credentials from their source anew, after they were refused."""
+    async def list_instances(
+        self, region: str, filters: Mapping[str, Sequence[str]]
+    ) -> Sequence[Ec2Instance]:
+        """DescribeInstances by filters, all pages: instances that have one of the values of each filter.
+
+        The names are EC2's: ``client-token``, ``instance-state-name``, ``tag:<key>``. Terminated instances are listed,
+        too; eventually consistent.
+        """
         ...
 
     async def find_image(self, region: str, name: str) -> str | None:
         """The id of the newest available image of that name that we own or that is shared with us."""
+        ...
+
+    async def refresh(self, region: str) -> None:
+        """Read the credentials for this region from their source again, after they were refused there.
+
+        Calls under way are not disturbed.
+        """
         ...

@@ -4,14 +4,21 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import WorkerEvent
 from cml_workers.domain.history import EventMetadata, Recorded, decode_event
-from cml_workers.domain.worker import Worker, advance, fold
-from cml_workers.eventstore.port import EventStore, NewEvent, StoredEvent, StreamNotFoundError
+from cml_workers.domain.worker import Worker, advance, evolve, fold
+from cml_workers.eventstore.port import (
+    EventStore,
+    NewEvent,
+    StoredEvent,
+    StoreUnavailableError,
+    StreamNotFoundError,
+)
 
 WORKER_STREAMS = "cml_worker-"
 """What the names of their streams begin with."""
@@ -31,6 +38,10 @@ def worker_of(stream: str) -> UUID:
 
 AT_HAND = 2_000
 """Workers that a process keeps in memory; any other is read from its stream again."""
+MOST_UNREAD = 20
+"""Events of a worker that are taken from what was published, before they are compared with the store."""
+MOST_MISSED = 10
+"""How often a replica of the store may lag behind what was published, before that is taken for somebody else's."""
 
 
 def decode(stored: StoredEvent) -> Recorded:
@@ -97,6 +108,22 @@ async def append(
     )
 
 
+@dataclass(eq=False, slots=True)
+class _Unread:
+    """The last events of a worker that were published but not read; ``missed``: how often the store did not show them."""
+
+    published: list[Recorded] = field(default_factory=list)
+    missed: int = 0
+
+    def are(self, stored: Sequence[Recorded]) -> bool:
+        """Whether these are the same, but for what is not published."""
+        return len(stored) == len(self.published) and all(
+            (ours.event, ours.metadata.event_id, ours.metadata.time)
+            == (theirs.event, theirs.metadata.event_id, theirs.metadata.time)
+            for ours, theirs in zip(stored, self.published, strict=True)
+        )
+
+
 class Workers:
     """Workers as their streams tell. Those used lately are kept, and only what is newer is read.
 
@@ -108,6 +135,7 @@ class Workers:
         self._store = store
         self._most = at_hand
         self._known: OrderedDict[UUID, Worker] = OrderedDict()
+        self._unread: dict[UUID, _Unread] = {}
         self._turns: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     def turn(self, worker_id: UUID) -> asyncio.Lock:
@@ -126,11 +154,32 @@ class Workers:
             UnknownEventError: a newer version of the system wrote the stream; update this one.
         """
         worker = self._known.get(worker_id) or Worker(worker_id)
+        unread = self._unread.get(worker_id) or _Unread()
+        count = len(unread.published)
         try:
-            newer = await self._store.read(stream_of(worker_id), after=worker.revision)
+            stored = await self._store.read(stream_of(worker_id), after=worker.revision - count)
         except StreamNotFoundError:
-            newer = []
-        return self._keep(advance(worker, map(decode, newer))) if newer else worker
+            stored = []
+        if len(stored) < count and unread.missed < MOST_MISSED:
+            unread.missed += 1
+            raise StoreUnavailableError(f"the store does not show yet what it published of {worker_id}")
+        self._unread.pop(worker_id, None)
+        newer = [decode(each) for each in stored]
+        if not unread.are(newer[:count]):
+            self._known.pop(worker_id, None)  # somebody else published that
+            return await self.newest(worker_id)
+        return self._keep(advance(worker, newer[count:])) if newer[count:] else worker
+
+    def advance(self, worker: Worker, published: Recorded) -> Worker | None:
+        """The worker after its next event, which was not read from the store but published by it; None: read it.
+
+        What is read next is compared with that: nothing that the store does not have is ever taken for recorded.
+        """
+        unread = self._unread.setdefault(worker.id, _Unread())
+        if len(unread.published) >= MOST_UNREAD:
+            return None
+        unread.published.append(published)
+        return self._keep(evolve(worker, published))
 
     async def append(self, worker: Worker, recorded: Sequence[Recorded]) -> Worker:
         """The worker after these events are appended behind what ``worker`` has seen. Raises as ``append`` does."""
@@ -141,5 +190,6 @@ class Workers:
         self._known[worker.id] = worker
         self._known.move_to_end(worker.id)
         if len(self._known) > self._most:
-            self._known.popitem(last=False)
+            evicted, _ = self._known.popitem(last=False)
+            self._unread.pop(evicted, None)
         return worker

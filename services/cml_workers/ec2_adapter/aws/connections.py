@@ -1,0 +1,157 @@
+"""Connections to EC2: one long-lived client for each region, and every error as one of ours."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import aioboto3
+import botocore.session
+from aiobotocore.config import AioConfig
+from aiohttp import ClientError as HttpError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    TokenRetrievalError,
+)
+
+from cml_workers.ec2_adapter.errors import (
+    EC2AuthenticationException,
+    EC2Error,
+    EC2InvalidParameterException,
+    OutcomeUnknownError,
+    Remedy,
+    exception_for,
+)
+
+if TYPE_CHECKING:
+    from types_aiobotocore_ec2.client import EC2Client
+
+
+@dataclass(eq=False)
+class _Client:
+    """``retired``: another one takes its place, and it is closed when its last call has ended."""
+
+    ec2: "EC2Client"
+    stack: AsyncExitStack
+    calls: int = 0
+    retired: bool = False
+
+
+@dataclass(eq=False)
+class _Region:
+    client: _Client | None = None
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class Connections:
+    """The clients of all regions. What happens to one region's client disturbs no other's."""
+
+    def __init__(self, *, endpoint_url: str | None, connect_timeout: float, read_timeout: float) -> None:
+        self._endpoint_url = endpoint_url
+        self._config = AioConfig(
+            connect_timeout=connect_timeout,
+            read_timeout=read_timeout,
+            # One attempt a call: of several only the last one's answer is seen, a refusal, say, after one that was
+            # carried out and whose answer was lost. Who calls tries again, and knows what may have happened.
+            retries={"mode": "standard", "total_max_attempts": 1},
+            max_pool_connections=50,
+            user_agent_extra="cml-workers",
+        )
+        self._regions: dict[str, _Region] = {}
+
+    async def close(self) -> None:
+        """Close all connections."""
+        regions, self._regions = self._regions, {}
+        for region in regions.values():
+            if region.client is not None:
+                await region.client.stack.aclose()
+
+    async def refresh(self, region: str) -> None:
+        """Have the region's next call use a new client, which reads the credentials again."""
+        known = self._regions.get(region)
+        if known is not None and known.client is not None:
+            client, known.client = known.client, None
+            client.retired = True
+            await _close_unused(client)
+
+    @asynccontextmanager
+    async def calling(self, operation: str, region: str, subject: str) -> "AsyncIterator[EC2Client]":
+        """One call; whatever goes wrong becomes one of our exceptions."""
+        subject = f"{subject} in {region}"
+        try:
+            client = await self._client(region)
+            client.calls += 1
+            try:
+                yield client.ec2
+            finally:
+                client.calls -= 1
+                await _close_unused(client)
+        except EC2Error:
+            raise
+        except ClientError as error:
+            answer: Any = error.response
+            reported = answer.get("Error", {})
+            raise exception_for(
+                reported.get("Code", "Unknown"),
+                reported.get("Message", ""),
+                operation=operation,
+                subject=subject,
+                status=answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 400),
+            ) from error
+        except (
+            NoCredentialsError,
+            PartialCredentialsError,
+            CredentialRetrievalError,
+            TokenRetrievalError,
+        ) as error:
+            raise EC2AuthenticationException(
+                f"{operation} of {subject}: no usable AWS credentials ({type(error).__name__})",
+                remedy=Remedy.REFRESH,
+                retryable=True,
+                aws_code=type(error).__name__,
+            ) from error
+        except ParamValidationError as error:
+            raise EC2InvalidParameterException(f"{operation} of {subject}: {error}") from error
+        except (BotoCoreError, HttpError, OSError, TimeoutError, RuntimeError) as error:
+            raise OutcomeUnknownError(
+                f"{operation} of {subject}: no answer ({type(error).__name__})", aws_code=type(error).__name__
+            ) from error
+
+    async def _client(self, region: str) -> _Client:
+        if region not in _known_regions():
+            # Its host would not be found, as in an outage, and the call would be repeated without end.
+            raise EC2InvalidParameterException(f"AWS has no region {region}, as far as is known here")
+        known = self._regions.setdefault(region, _Region())
+        async with known.opening:
+            if known.client is None:
+                stack = AsyncExitStack()
+                ec2 = await stack.enter_async_context(
+                    aioboto3.Session().client(
+                        "ec2", region_name=region, endpoint_url=self._endpoint_url, config=self._config
+                    )
+                )
+                known.client = _Client(ec2, stack)
+            return known.client
+
+
+async def _close_unused(client: _Client) -> None:
+    if client.retired and not client.calls:
+        await client.stack.aclose()
+
+
+@functools.cache
+def _known_regions() -> frozenset[str]:
+    """Every region with EC2 that the installed SDK knows, of all partitions."""
+    sdk = botocore.session.Session()
+    return frozenset(
+        region
+        for partition in sdk.get_available_partitions()
+        for region in sdk.get_available_regions("ec2", partition_name=partition)
+    )

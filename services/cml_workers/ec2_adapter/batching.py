@@ -1,0 +1,62 @@
+"""Many questions of the same kind as one request."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=str)
+V = TypeVar("V")
+
+TOGETHER = 0.01
+"""Seconds for which a question waits for others to share a request with."""
+
+
+@dataclass(eq=False)
+class _Batch(Generic[K, V]):
+    """Questions that go out together."""
+
+    answers: "asyncio.Task[Mapping[K, V]] | None" = None
+    wanted: dict[K, None] = field(default_factory=dict)
+
+
+class Batcher(Generic[K, V]):
+    """Collects keys for a moment, at most ``most``, and asks for all of them at once."""
+
+    def __init__(
+        self,
+        ask: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
+        *,
+        most: int,
+        sleep: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self._ask = ask
+        self._most = most
+        self._sleep = sleep
+        self._open: _Batch[K, V] | None = None
+
+    async def get(self, key: K) -> V | None:
+        """The answer for this key; None if there is none. Raises what the request raises.
+
+        Who gives up does not take the others' request along.
+        """
+        batch = self._open
+        if batch is None or len(batch.wanted) >= self._most:
+            batch = self._open = _Batch()
+            batch.answers = asyncio.get_running_loop().create_task(self._together(batch))
+            batch.answers.add_done_callback(_retrieve_error)
+        batch.wanted[key] = None
+        assert batch.answers is not None  # noqa: S101 - just set, or set by who opened it
+        return (await asyncio.shield(batch.answers)).get(key)
+
+    async def _together(self, batch: _Batch[K, V]) -> Mapping[K, V]:
+        await self._sleep(TOGETHER)
+        if self._open is batch:
+            self._open = None
+        return await self._ask(list(batch.wanted))
+
+
+def _retrieve_error(answers: "asyncio.Task[Mapping[K, V]]") -> None:
+    """Where all who asked have given up, nobody else does, and it would be logged as an error of the program."""
+    if not answers.cancelled():
+        answers.exception()

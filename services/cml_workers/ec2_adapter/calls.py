@@ -1,0 +1,130 @@
+"""The calls on EC2 as the executor makes them: in bulk where they come together, no more often than EC2 allows."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+from cml_contracts.instance import Ec2Instance, LaunchParameters
+from cml_workers.ec2_adapter.batching import Batcher
+from cml_workers.ec2_adapter.errors import EC2ThrottledException
+from cml_workers.ec2_adapter.limits import PATIENCE, Limits
+from cml_workers.ec2_adapter.port import MOST_CHECKED, MOST_DESCRIBED, Ec2, StateChange, StatusChecks
+from cml_workers.ec2_adapter.tenure import Lease
+
+T = TypeVar("T")
+
+
+class Calls:
+    """The port ``Ec2`` behind its limits; one region never waits for another. Raises what the port raises.
+
+    What changes something takes a ``lease``: it is called while that lasts, or not at all (NotFresh).
+    """
+
+    def __init__(self, ec2: Ec2, limits: Limits, sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._ec2 = ec2
+        self._limits = limits
+        self._sleep = sleep
+        self._describes: dict[str, Batcher[str, Ec2Instance]] = {}
+        self._checks: dict[str, Batcher[str, StatusChecks]] = {}
+
+    # -- what changes something ---------------------------------------------------------------------------
+
+    async def launch(self, parameters: LaunchParameters, lease: Lease) -> Ec2Instance:
+        """See ``Ec2.launch``."""
+        return await self._change(
+            parameters.aws_region, "RunInstances", lease, lambda: self._ec2.launch(parameters)
+        )
+
+    async def start(self, region: str, instance_id: str, lease: Lease) -> StateChange:
+        """See ``Ec2.start``."""
+        return await self._change(
+            region, "StartInstances", lease, lambda: self._ec2.start(region, instance_id)
+        )
+
+    async def stop(self, region: str, instance_id: str, lease: Lease) -> StateChange:
+        """See ``Ec2.stop``."""
+        return await self._change(region, "StopInstances", lease, lambda: self._ec2.stop(region, instance_id))
+
+    async def terminate(self, region: str, instance_id: str, lease: Lease) -> StateChange:
+        """See ``Ec2.terminate``."""
+        return await self._change(
+            region, "TerminateInstances", lease, lambda: self._ec2.terminate(region, instance_id)
+        )
+
+    async def add_tags(self, region: str, instance_id: str, tags: Mapping[str, str], lease: Lease) -> None:
+        """See ``Ec2.add_tags``."""
+        await self._change(region, "CreateTags", lease, lambda: self._ec2.add_tags(region, instance_id, tags))
+
+    # -- what only looks ----------------------------------------------------------------------------------
+
+    async def tags(self, region: str, instance_id: str) -> dict[str, str]:
+        """See ``Ec2.tags``."""
+        return await self._admitted(region, "DescribeTags", lambda: self._ec2.tags(region, instance_id))
+
+    async def describe(self, region: str, instance_id: str) -> Ec2Instance | None:
+        """The instance; None if it is not visible. Describes that come together share a request."""
+        batcher = self._describes.get(region)
+        if batcher is None:
+            batcher = self._describes[region] = Batcher(
+                lambda ids: self.describe_many(region, ids), most=MOST_DESCRIBED, sleep=self._sleep
+            )
+        return await batcher.get(instance_id)
+
+    async def describe_many(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
+        """See ``Ec2.describe_many``."""
+        return await self._admitted(
+            region, "DescribeInstances", lambda: self._ec2.describe_many(region, instance_ids)
+        )
+
+    async def status_checks(self, region: str, instance_id: str) -> StatusChecks | None:
+        """The instance's status checks; None if it is not visible. Those that come together share a request."""
+        batcher = self._checks.get(region)
+        if batcher is None:
+            batcher = self._checks[region] = Batcher(
+                lambda ids: self._admitted(
+                    region, "DescribeInstanceStatus", lambda: self._ec2.status_checks(region, ids)
+                ),
+                most=MOST_CHECKED,
+                sleep=self._sleep,
+            )
+        return await batcher.get(instance_id)
+
+    async def find_launched(self, region: str, client_token: str) -> Sequence[Ec2Instance]:
+        """The instances that were launched under the token, terminated ones too; eventually consistent."""
+        return await self._admitted(
+            region,
+            "DescribeInstances",
+            lambda: self._ec2.list_instances(region, {"client-token": [client_token]}),
+        )
+
+    async def find_image(self, region: str, name: str) -> str | None:
+        """See ``Ec2.find_image``."""
+        return await self._admitted(region, "DescribeImages", lambda: self._ec2.find_image(region, name))
+
+    async def refresh(self, region: str) -> None:
+        """See ``Ec2.refresh``."""
+        await self._ec2.refresh(region)
+
+    # -- limits -------------------------------------------------------------------------------------------
+
+    async def _change(self, region: str, api: str, lease: Lease, call: Callable[[], Awaitable[T]]) -> T:
+        return await self._admitted(region, api, call, within=lease.left, still=lease.check)
+
+    async def _admitted(
+        self,
+        region: str,
+        api: str,
+        call: Callable[[], Awaitable[T]],
+        *,
+        within: timedelta = PATIENCE,
+        still: Callable[[], None] = lambda: None,
+    ) -> T:
+        await self._limits.admit(region, api, within)
+        still()
+        try:
+            result = await call()
+        except EC2ThrottledException:
+            self._limits.throttled(region, api)
+            raise
+        self._limits.answered(region, api)
+        return result

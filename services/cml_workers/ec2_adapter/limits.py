@@ -1,0 +1,125 @@
+"""How often EC2 may be called: a token bucket for each API and region, as AWS counts requests.
+
+Buckets: https://docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from cml_workers.ec2_adapter.errors import EC2ThrottledException, Remedy
+
+
+class Bucket(NamedTuple):
+    """``capacity`` requests at once, ``refill`` of them a second after that."""
+
+    capacity: float
+    refill: float
+
+
+READ = Bucket(100, 20)
+"""Describe calls with a filter or pagination; every call of ours that is not listed."""
+AWS_LIMITS: Mapping[str, Bucket] = {
+    "RunInstances": Bucket(5, 2),
+    "StartInstances": Bucket(5, 2),
+    "StopInstances": Bucket(50, 5),
+    "TerminateInstances": Bucket(100, 5),
+    "CreateTags": Bucket(100, 10),
+    # Without a filter or pagination.
+    "DescribeInstanceStatus": Bucket(50, 10),
+}
+
+PATIENCE = timedelta(seconds=20)
+"""How long a call may wait for its turn where nothing else limits it."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds without a call of an API in a region after it was throttled; doubled each time it is throttled again."""
+
+
+class _Tokens:
+    """The bucket of one API in one region. A token may be taken before it is there: who takes it waits."""
+
+    def __init__(self, bucket: Bucket | None, now: datetime) -> None:
+        self._bucket = bucket
+        self._left = bucket.capacity if bucket else 0.0
+        self._at = now
+        self._paused_until = now
+        self._pause = 0.0
+
+    def delay(self, now: datetime) -> float:
+        """Seconds until the next call may be made."""
+        paused = max((self._paused_until - now).total_seconds(), 0.0)
+        if self._bucket is None:
+            return paused
+        if now > self._at:
+            refilled = (now - self._at).total_seconds() * self._bucket.refill
+            self._left = min(self._left + refilled, self._bucket.capacity)
+            self._at = now
+        until_refill = (self._at - now).total_seconds() + (1 - self._left) / self._bucket.refill
+        return max(paused, until_refill if self._left < 1 else 0.0)
+
+    def take(self) -> None:
+        self._left -= 1
+
+    def throttled(self, now: datetime, jitter: float) -> None:
+        """EC2 has no token left for us, as others of the account call it, too: go on with an empty bucket after a pause."""
+        if now < self._paused_until:
+            return  # an answer to a call from before the pause
+        self._pause = min(self._pause * 2 or FIRST_PAUSE, LONGEST_PAUSE)
+        self._paused_until = now + timedelta(seconds=self._pause * (0.5 + jitter))
+        if self._bucket:
+            self._left, self._at = min(self._left, 0.0), self._paused_until
+
+    def answered(self) -> None:
+        self._pause = 0.0
+
+
+class Limits:
+    """The buckets of all APIs and regions. One region's or API's calls never wait for another's."""
+
+    def __init__(
+        self,
+        buckets: Mapping[str, Bucket] | None,
+        *,
+        now: Callable[[], datetime],
+        sleep: Callable[[float], Awaitable[None]],
+        random: Callable[[], float],
+    ) -> None:
+        """``buckets``: None for an EC2 that limits nobody, but may throttle all the same."""
+        self._buckets = buckets
+        self._now = now
+        self._sleep = sleep
+        self._random = random
+        self._tokens: dict[tuple[str, str], _Tokens] = {}
+
+    async def admit(self, region: str, api: str, within: timedelta = PATIENCE) -> None:
+        """Wait until the call may be made. Callers are admitted in the order in which they come.
+
+        Raises:
+            EC2ThrottledException: it would take longer than ``within``. Known at once, and no token is taken.
+        """
+        tokens = self._of(region, api)
+        delay = tokens.delay(self._now())
+        if delay > max(within.total_seconds(), 0.0):
+            raise EC2ThrottledException(
+                f"{api} in {region} is called as often as EC2 allows: not within {within.total_seconds():.0f} s",
+                remedy=Remedy.RETRY,
+                retryable=True,
+            )
+        tokens.take()
+        if delay > 0:
+            await self._sleep(delay)
+
+    def throttled(self, region: str, api: str) -> None:
+        """EC2 refused a call as there were too many."""
+        self._of(region, api).throttled(self._now(), self._random())
+
+    def answered(self, region: str, api: str) -> None:
+        """EC2 took a call."""
+        self._of(region, api).answered()
+
+    def _of(self, region: str, api: str) -> _Tokens:
+        known = self._tokens.get((region, api))
+        if known is None:
+            bucket = None if self._buckets is None else self._buckets.get(api, READ)
+            known = self._tokens[region, api] = _Tokens(bucket, self._now())
+        return known

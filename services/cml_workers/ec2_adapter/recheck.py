@@ -1,0 +1,65 @@
+"""Comparing an instance with what is recorded, after a call that EC2 may carry out late.
+
+Such a call may be carried out behind whatever came next, and undo it. The message that asks for the recheck is all that is
+known of it, so it waits in the broker and not in memory.
+"""
+
+from datetime import datetime
+
+import structlog
+
+from cml_contracts.events import StartRequested, StopRequested, TagsUpdateRequested
+from cml_workers.domain.worker import Worker
+from cml_workers.ec2_adapter.errors import EC2Error, OutcomeUnknownError
+from cml_workers.ec2_adapter.instances import Gone, Instances, has_moved
+from cml_workers.ec2_adapter.tenure import Lease, NotYet
+
+log = structlog.get_logger(__name__)
+
+
+async def recheck(worker: Worker, since: datetime, lease: Lease, here: Instances) -> bool:
+    """Whether it is done; otherwise it has to be looked at again, until no such call can come any more.
+
+    Recorded tags are written again. A state that nobody asked for is reported, and not undone.
+    """
+    if worker.terminated or worker.instance is None:
+        return True
+    if worker.pending(StartRequested, StopRequested, TagsUpdateRequested):
+        return False  # not before it is known what is to stand
+    try:
+        instance = await here.see(worker)
+        moved = has_moved(instance, worker.instance)
+        if moved:
+            await here.reports.observed(worker, instance)
+        tags = await here.calls.tags(instance.aws_region, instance.instance_id)
+    except Gone:
+        return True
+    except (NotYet, EC2Error):
+        return False
+    changed = {key: value for key, value in worker.tags.items() if tags.get(key) != value}
+    if changed:
+        return await _write_again(worker, changed, lease, here)
+    return not moved and here.now() - since >= here.settling
+
+
+async def _write_again(worker: Worker, tags: dict[str, str], lease: Lease, here: Instances) -> bool:
+    """Write the tags; True: a recheck that lasts longer takes over."""
+    log.warning("tags are not as recorded and are written again", tags=sorted(tags))
+    instance = worker.instance
+    assert instance is not None  # noqa: S101 - `recheck` saw it
+    if not lease.is_valid:
+        return False
+    try:
+        await here.change(
+            worker,
+            lease,
+            lambda lease: here.calls.add_tags(worker.aws_region, instance.instance_id, tags, lease),
+        )
+    except OutcomeUnknownError:
+        await here.reports.recheck(worker.id)
+        return True
+    except NotYet:
+        return True  # one was published, as this came too late
+    except EC2Error:
+        return False
+    return False

@@ -1,0 +1,42 @@
+"""Adding and overwriting tags of an instance."""
+
+from cml_contracts.events import TagsUpdateRequested
+from cml_contracts.instance import InstanceState
+from cml_workers.domain.messages import OperationSucceeded
+from cml_workers.ec2_adapter.attempts import Turn
+from cml_workers.ec2_adapter.errors import EC2Exception, Remedy
+from cml_workers.ec2_adapter.instances import Instances, ended
+from cml_workers.ec2_adapter.tenure import NotYet
+
+
+async def update_tags(turn: Turn, intent: TagsUpdateRequested, here: Instances) -> OperationSucceeded:
+    """Write them, then read what there is. Raises NotYet, Gone, EC2Error."""
+    instance = turn.instance
+    region, instance_id = instance.aws_region, instance.instance_id
+    try:
+        await here.change(
+            turn.worker,
+            turn.lease,
+            lambda lease: here.calls.add_tags(region, instance_id, intent.tags, lease),
+        )
+    except EC2Exception as error:
+        if error.remedy is Remedy.DESCRIBE:
+            await here.see(turn.worker)  # it is not there yet, or not any more
+        raise
+    turn.attempt.uncertain_since = here.now()
+    tags = await here.calls.tags(region, instance_id)
+    if intent.tags.items() <= tags.items():
+        return turn.succeeded(instance.model_copy(update={"tags": tags}))
+    instance = await here.see(turn.worker)
+    if instance.state is InstanceState.TERMINATED:
+        raise ended(turn.worker, instance)  # it has lost its tags
+    raise NotYet  # what was written is not visible yet
+
+
+async def are_updated(turn: Turn, intent: TagsUpdateRequested, here: Instances) -> OperationSucceeded | None:
+    """Whether it is done, as far as EC2 shows."""
+    instance = await here.see(turn.worker)
+    tags = await here.calls.tags(instance.aws_region, instance.instance_id)
+    if intent.tags.items() <= tags.items():
+        return turn.succeeded(instance.model_copy(update={"tags": tags}))
+    return None

@@ -1,0 +1,105 @@
+"""Since when this process is the leader, and for how long what it has read may be acted on.
+
+RabbitMQ does not say who the active consumer is: the first trigger since the connection was made shows it. Whoever is not the
+leader any more does not always know: what was read from the store may be acted on for a while only.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+FRESH = timedelta(seconds=20)
+"""How long what was read from the stream may be acted on, at most. It must be shorter than the broker takes to give up
+a paused process (two heartbeats or more; RabbitMQ's is a minute), after which another one acts."""
+TAKEOVER = timedelta(seconds=3)
+"""How long a new leader leaves older operations alone: what the leader before it reported last must be seen, also where
+a store that changes its own leader shows an old state for a moment."""
+
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
+class NotYet(Exception):  # noqa: N818 - a state of affairs, not an error
+    """The operation cannot go on now; look again later."""
+
+
+class NotFreshError(NotYet):
+    """The stream has to be read again before anything is changed."""
+
+
+class Tenure:
+    """The time as leader: from the first trigger after the connection was made until it is lost."""
+
+    def __init__(
+        self, now: Callable[[], datetime], *, fresh: timedelta = FRESH, takeover: timedelta = TAKEOVER
+    ) -> None:
+        self._now = now
+        self._fresh = fresh
+        self._takeover = takeover
+        self._since: datetime | None = None
+        """None: until the next trigger, another process may be the leader."""
+
+    @property
+    def held(self) -> bool:
+        """Whether this process is the leader, as far as it knows."""
+        return self._since is not None and self._since is not _NEVER
+
+    def begin(self) -> None:
+        """A trigger arrived: the broker takes this process for the leader."""
+        if self._since is None:
+            self._since = self._now()
+
+    def lose(self) -> None:
+        """The connection is lost, and another process may act."""
+        self._since = _NEVER
+
+    def regain(self) -> None:
+        """The connection is there again; who the leader is shows the next trigger."""
+        self._since = None
+
+    def is_before(self, requested_at: datetime) -> bool:
+        """Whether the request is older than this tenure: then another leader may have attempted it."""
+        return self._since is None or requested_at < self._since
+
+    @property
+    def is_young(self) -> bool:
+        """Whether it is too early to act on requests from before it."""
+        return self._since is None or self._now() - self._since < self._takeover
+
+    def lease(self) -> "Lease":
+        """For what is read from the stream from now on."""
+        return Lease(self._now(), self)
+
+    def fresh_for(self, read_at: datetime) -> timedelta:
+        """How much longer what was read then may be acted on."""
+        return self._fresh - (self._now() - read_at)
+
+    def held_at(self, moment: datetime) -> bool:
+        """Whether this process was the leader then and has been ever since."""
+        return self._since is not None and self._since <= moment
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to act on what was read from the stream at ``read_at``. It ends by itself."""
+
+    read_at: datetime
+    _tenure: Tenure
+
+    @property
+    def left(self) -> timedelta:
+        """For how long it lasts."""
+        return self._tenure.fresh_for(self.read_at)
+
+    @property
+    def is_valid(self) -> bool:
+        return self.left > timedelta()
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether no other leader can have acted since the stream was read."""
+        return self.is_valid and self._tenure.held_at(self.read_at)
+
+    def check(self) -> None:
+        """Before every effect. Raises NotFreshError if the process was paused or had to wait: read the stream again."""
+        if not self.is_valid:
+            raise NotFreshError
