@@ -1,4 +1,4 @@
-"""A clock that stands still until a test moves it: who sleeps by it goes on at the very moment it asked for."""
+"""A clock that is paused until a test moves it: who sleeps by it goes on at the very moment it asked for."""
 
 import asyncio
 import heapq
@@ -31,10 +31,10 @@ class StillClock:
         return self.at
 
     async def sleep(self, seconds: float) -> None:
-        woken = asyncio.get_running_loop().create_future()
+        due_now = asyncio.get_running_loop().create_future()
         due = self.at + timedelta(seconds=seconds)
-        heapq.heappush(self._sleepers, (due, next(self._numbers), woken))
-        await woken
+        heapq.heappush(self._sleepers, (due, next(self._numbers), due_now))
+        await due_now
 
     async def passes(self, seconds: float) -> None:
         """Time passes, and whatever is due happens in its order."""
@@ -54,10 +54,10 @@ class StillClock:
         return await task
 
     async def _next(self) -> None:
-        due, _, woken = heapq.heappop(self._sleepers)
-        if not woken.done():  # nor cancelled
+        due, _, due_now = heapq.heappop(self._sleepers)
+        if not due_now.done():  # nor cancelled
             self.at = max(self.at, due)
-            woken.set_result(None)
+            due_now.set_result(None)
             await self._settled()
 
     async def _settled(self) -> None:

@@ -2,7 +2,7 @@
 
     await given(CREATED, LAUNCH, RUNNING, STOP).observed(instance()).then_calls("stop", "describe_many")
 
-The store is a real one, EC2 is in memory, and time stands still until a test lets it pass.
+The store is a real one, EC2 is in memory, and time is paused until a test lets it pass.
 """
 
 import json
