@@ -1,8 +1,10 @@
 """A stream of hostile messages for every inbound queue: the same for the same seed, and each with its number.
 
 Bodies come from the contracts (valid and nearly valid, drawn by Hypothesis) and from the frozen examples; then bytes,
-sizes, encodings, ids, headers and properties are spoilt. The number travels in a header, in the correlation id and in
+sizes, encodings, ids, headers and properties are spoiled. The number travels in a header, in the correlation id and in
 the message id, so that the outcome of each message can be found.
+
+One file of more than 300 lines: a flat list of ways to spoil a message, which share one source of randomness.
 """
 
 import itertools

@@ -2,48 +2,43 @@
 
 At the end every single message is accounted for: answered, dead-lettered with a reason, decided in a stream, or
 well-formed and of no effect; and the roles are the processes they were, as large as they were, with empty queues.
+
+One file of more than 300 lines: the attack and the checks at its end share their state.
 """
 
 import argparse
 import asyncio
 import json
-import re
 import statistics
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 from uuid import UUID, uuid4
 
 import aiormq
 import sqlalchemy as sa
 from aiormq.abc import AbstractChannel, DeliveredMessage
-from pydantic import ValidationError
 
 from cml_contracts.client import WorkerClient
-from cml_contracts.commands import COMMANDS, CreateCMLWorker, UpdateCMLWorkerStatus, UpdateCMLWorkerTags
-from cml_contracts.envelope import MAX_BODY, EventEnvelope
-from cml_contracts.queries import QUERIES, GetCMLWorker
-from cml_contracts.results import OperationResult
+from cml_contracts.commands import CreateCMLWorker, UpdateCMLWorkerTags
+from cml_contracts.queries import GetCMLWorker
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
-from cml_workers.bus.codec import RESULT_TYPE
 from cml_workers.bus.rabbit import declare_topology
 from cml_workers.bus.rabbit.properties import read_tolerantly
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, QUEUES, RETRY_DELAYS
-from cml_workers.domain.messages import REPORTS, InstanceObserved
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import decode
 from cml_workers.readmodels.generations import GENERATIONS
 from cml_workers.relay.main import FOLLOWER as RELAY
 from cml_workers.relay.relay import SAVE_EVERY
 from cml_workers.sql.database import load_checkpoint, open_database, transaction
-from fuzz.hostile import NUMBER_HEADER, REGION, USER, Hostile, Stranger
+from fuzz.books import Books, Outcome, command_of, early_and_late, is_of_no_effect
+from fuzz.hostile import REGION, USER, Hostile, Stranger
 from support.ec2 import SimulatorAdmin
 from support.invariants import Observed, simulated_instances, stored_events, violations
 from support.postgresql import any_postgresql
@@ -53,123 +48,31 @@ from support.roles import Roles
 
 IN_FLIGHT = 64
 """Publishes that wait for their confirm."""
+
+
 WAITING = 400
 """Messages in the queues above which the stranger pauses, so that a queue's length does not hide a slow service."""
+
+
 QUIET = 180.0
 """Seconds for the last messages to be dealt with."""
+
+
 PROMPT, PATIENCE = 5.0, 30.0
 """Seconds that half of the valid commands among the hostile ones, and each of them, may take on a busy machine."""
+
+
 ENOUGH_FOR_MEMORY = 20_000
 """Messages below which a process has hardly reached its size."""
+
+
 GROWTH = 0.15
+
+
 GROWTH_BYTES = 30 * 1024 * 1024
+
+
 INBOUND = [queue for queue in QUEUES if queue is not DEAD_LETTER_QUEUE]
-
-
-@dataclass
-class Books:
-    """What became of each message."""
-
-    sent: dict[int, Hostile] = field(default_factory=dict)
-    by_body: dict[bytes, list[int]] = field(default_factory=lambda: defaultdict(list))
-    answered: set[int] = field(default_factory=set)
-    dead: dict[int, str] = field(default_factory=dict)
-    without_reason: int = 0
-    unknown: list[str] = field(default_factory=list)
-
-    def send(self, message: Hostile) -> None:
-        self.sent[message.number] = message
-        if not message.readable:
-            self.by_body[sha256(message.body).digest()].append(message.number)
-
-    def reply(self, message: DeliveredMessage) -> None:
-        result = OperationResult.model_validate_json(message.body)
-        number = _number(message.header.properties.correlation_id) or _number(result.command_id)
-        if number:
-            self.answered.add(number)
-        else:
-            self.unknown.append(f"reply {message.body[:200]!r}")
-
-    def dead_letter(self, message: DeliveredMessage) -> None:
-        headers: Mapping[str, Any] = message.header.properties.headers or {}
-        reason = headers.get("x-cml-reason") if "x-cml-queue" in headers else None
-        if not isinstance(reason, str) and isinstance(headers.get("x-death"), list):
-            reason = f"by the broker: {headers.get('x-first-death-reason')}"
-        if not isinstance(reason, str):
-            self.without_reason += 1
-            return
-        number = headers.get(NUMBER_HEADER)
-        if message.header.properties.message_type == RESULT_TYPE and number is None:
-            return  # a reply of ours, to one of our own queues, as its caller requested
-        if not isinstance(number, int):
-            known = self.by_body.get(sha256(message.body).digest())
-            number = known.pop() if known else _number(_command(message.body))
-        if number in self.sent:
-            self.dead[number] = reason
-        else:
-            self.unknown.append(f"dead letter {reason!r}: {message.body[:200]!r}")
-
-    def open(self) -> list[Hostile]:
-        """Neither answered nor dead-lettered."""
-        return [
-            message
-            for number, message in self.sent.items()
-            if number not in self.dead and number not in self.answered
-        ]
-
-    def unanswered(self) -> list[str]:
-        """Rejected commands and queries whose sender listens, and got no reply."""
-        return [
-            f"{number}: {reason}"
-            for number, reason in self.dead.items()
-            if self.sent[number].target.name in ("commands", "queries")
-            and self.sent[number].awaits
-            and number not in self.answered
-            and not reason.startswith("by the broker")
-        ]
-
-
-@dataclass
-class Outcome:
-    books: Books
-    seconds: float
-    decided: int
-    of_no_effect: int
-    lost: list[str]
-    waits: list[float]
-    memory: dict[str, list[tuple[float, int]]]
-    problems: list[str]
-
-    def summary(self) -> str:
-        books = self.books
-        reasons = Counter(_outline(reason) for reason in books.dead.values())
-        sent, waits = len(books.sent), sorted(self.waits)
-        lines = [
-            f"{sent} messages in {self.seconds:.0f} s, {sent / self.seconds:.0f}/s",
-            f"{len(books.answered)} answered, {len(books.dead)} dead letters, {len(self.lost)} lost",
-            f"{self.decided} decided without a reply, {self.of_no_effect} well-formed and of no effect",
-            f"{len(waits)} valid commands among them took {statistics.median(waits):.2f} s, at most {waits[-1]:.2f} s",
-        ]
-        for name, samples in self.memory.items():
-            early, late = _early_and_late(samples)
-            lines.append(
-                f"memory of {name}: {early / 2**20:.1f} MiB after a fifth, {late / 2**20:.1f} MiB at the end"
-            )
-        lines += [f"{count:7} {reason}" for reason, count in reasons.most_common(25)]
-        return "\n".join(lines)
-
-
-def _outline(reason: str) -> str:
-    """The reason without what differs from message to message."""
-    outline = re.sub(r"'.*'|\"[^\"]*\"|[0-9a-f-]{36}|\d+", "_", reason.split(";", maxsplit=1)[0])
-    return outline[:100]
-
-
-def _early_and_late(samples: list[tuple[float, int]]) -> tuple[float, float]:
-    """Medians of the memory between a fifth and two fifths of the messages, and at the last tenth."""
-    early = [size for share, size in samples if 0.2 <= share < 0.4] or [size for _, size in samples]
-    late = [size for share, size in samples if share >= 0.9] or [size for _, size in samples]
-    return statistics.median(early), statistics.median(late)
 
 
 class Attack:
@@ -377,9 +280,9 @@ class Attack:
         lost, in_streams, of_no_effect = [], 0, 0
         for message in self.books.open():
             asked = message.properties["message_id"] if message.target.name == "commands" else None
-            if not decided.isdisjoint({asked, _command(message.body)}):
+            if not decided.isdisjoint({asked, command_of(message.body)}):
                 in_streams += 1
-            elif _of_no_effect(message):
+            elif is_of_no_effect(message):
                 of_no_effect += 1
             else:
                 lost.append(
@@ -418,7 +321,7 @@ class Attack:
     def _grown(self) -> list[str]:
         found = []
         for name, samples in self.memory.items():
-            early, late = _early_and_late(samples)
+            early, late = early_and_late(samples)
             if late - early > min(GROWTH * early, GROWTH_BYTES):
                 found.append(f"{name} grew from {early / 2**20:.1f} to {late / 2**20:.1f} MiB")
         return found
@@ -441,46 +344,6 @@ class Attack:
             await asyncio.sleep(1)
         await database.dispose()
         return behind
-
-
-def _number(identity: str | None) -> int | None:
-    """The number with which an id of a hostile message begins."""
-    found = re.match(r"\d+", identity or "")
-    return int(found[0]) if found else None
-
-
-def _command(body: bytes) -> str | None:
-    """The command that a message within the system brings back, or whose operation it reports."""
-    try:
-        fields = json.loads(body)
-        command_id = fields["origin"]["command_id"] if "origin" in fields else fields["operation_id"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return command_id if isinstance(command_id, str) else None
-
-
-def _of_no_effect(message: Hostile) -> bool:
-    """Well-formed, and nothing follows from it: a stale trigger, a repeated observation, a lookup request of nobody."""
-    kind = message.properties["message_type"] or message.routing_key
-    try:
-        match message.target.name:
-            case "triggers":
-                EventEnvelope.from_cloudevent(json.loads(message.body))
-                return True
-            case "reports":
-                return isinstance(REPORTS[kind].model_validate_json(message.body), InstanceObserved)
-            case "commands" if not message.awaits:
-                # A status update that finds nothing new leaves no event, and its reply went where nobody is.
-                return isinstance(COMMANDS[kind].model_validate_json(message.body), UpdateCMLWorkerStatus)
-            case "queries" if message.properties.get("expiration"):
-                return True  # its sender did not want it kept
-            case "queries" if not message.awaits:
-                QUERIES[kind].model_validate_json(message.body)
-                return len(message.body) <= MAX_BODY
-            case _:
-                return False
-    except (ValueError, KeyError, ValidationError):
-        return False
 
 
 def _resident(pid: int) -> int:

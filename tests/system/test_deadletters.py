@@ -121,7 +121,7 @@ async def test_many_are_redriven_at_once_and_what_dies_again_comes_back(running:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["show", str(uuid4())], 1, "list shows which are"),
+        (["show", str(uuid4())], 1, "`list` shows which are"),
         (["redrive", str(uuid4())], 1, "DeadLetterNotFound"),
         (["redrive"], 2, "or all that wait with --all"),
         (["redrive", str(uuid4()), "--all"], 2, "by conditions"),

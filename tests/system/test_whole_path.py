@@ -1,4 +1,7 @@
-"""The running system as other services see it: AMQP, JSON, and what happens in EC2."""
+"""The running system as other services see it: AMQP, JSON, and what happens in EC2.
+
+One file of more than 300 lines: its tests share one running system for each broker.
+"""
 
 import asyncio
 import json
