@@ -26,6 +26,7 @@ from cml_workers.bus.codec import RESULT_TYPE
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, INTERNAL_EXCHANGE
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import StoredEvent
+from cml_workers.process.registry import ROLES
 from cml_workers.sql.database import open_database
 from support.canaries import Canaries
 from support.certificates import Certificates
@@ -34,7 +35,7 @@ from support.ec2 import SimulatorAdmin
 from support.invariants import stored_events
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
-from support.roles import ROLES, Roles
+from support.roles import Roles
 
 SECRET_HEADERS = (TOKEN_HEADER, "Authorization", "Cookie", "X-Api-Key")
 """What senders may put into their messages to show who they are, whether or not we ask for it."""
