@@ -32,7 +32,6 @@ from cml_contracts.events import (
     TagsUpdateRequested,
     TerminationFailed,
     TerminationRequested,
-    WorkerCreated,
     WorkerImported,
     WorkerTerminated,
 )
@@ -47,11 +46,9 @@ from cml_workers.domain.messages import (
     OperationOutstanding,
     OperationSucceeded,
 )
-from support.given import WORKER, given, instance, launch
+from support.given import WORKER, created, given, instance, launch
 
-CREATED = WorkerCreated(
-    name="lab", aws_region="us-east-1", instance_type="m5.large", ami_id="ami-11111111", created_by="ann"
-)
+CREATED = created()
 LAUNCH_REQUESTED = LaunchRequested(operation_id="create", launch=launch())
 PENDING = InstanceLaunched(operation_id="create", instance=instance(InstanceState.PENDING))
 RUNNING = InstanceLaunched(operation_id="create", instance=instance(InstanceState.RUNNING))

@@ -11,21 +11,18 @@ from cml_contracts.events import (
     TagsUpdated,
     TagsUpdateRequested,
     TerminationRequested,
-    WorkerCreated,
     WorkerEvent,
     WorkerTerminated,
 )
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.worker import Worker, evolve, fold
-from support.given import NOW, WORKER, instance, launch, recorded
+from support.given import NOW, WORKER, created, instance, launch, recorded
 
 PROBLEM = Problem(
     code=ProblemCode.EC2_INSTANCE_OPERATION, title="EC2 refuses", detail="as it does", retryable=False
 )
 LIFE: list[WorkerEvent] = [
-    WorkerCreated(
-        name="lab", ami_id="ami-1", aws_region="us-east-1", instance_type="m5.large", created_by="ann"
-    ),
+    created(),
     LaunchRequested(operation_id="c", launch=launch()),
     OperationOverdue(operation_id="c"),
     InstanceLaunched(operation_id="c", instance=instance()),

@@ -23,7 +23,6 @@ from cml_contracts.events import (
     StartRequested,
     StopRequested,
     TagsUpdateRequested,
-    WorkerCreated,
     WorkerEvent,
 )
 from cml_contracts.instance import InstanceState
@@ -60,7 +59,7 @@ from fuzz.strategies import (
     queries,
     texts,
 )
-from support.given import NOW, POLICY, WORKER, evolved, instance, launch, recorded
+from support.given import NOW, POLICY, WORKER, created, evolved, instance, launch, recorded
 
 EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples"
 INBOUND: dict[str, type[BaseModel]] = {
@@ -215,9 +214,7 @@ def test_any_properties_are_read_or_said_to_be_unreadable(flags: int, data: byte
 
 # -- histories --------------------------------------------------------------------------------------------
 
-CREATED = WorkerCreated(
-    name="lab", aws_region="us-east-1", instance_type="m5.large", ami_id="ami-11111111", created_by="ann"
-)
+CREATED = created()
 LAUNCH = LaunchRequested(operation_id="create", launch=launch())
 RUNNING = InstanceLaunched(operation_id="create", instance=instance())
 STOP = StopRequested(operation_id="stop")

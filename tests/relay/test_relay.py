@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from cml_contracts.envelope import EventEnvelope
-from cml_contracts.events import StartRequested, WorkerCreated
+from cml_contracts.events import StartRequested
 from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
@@ -17,11 +17,9 @@ from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import append, load, worker_of
 from cml_workers.relay.relay import SAVE_EVERY, Relay
 from support.buses import Outbox
-from support.given import NOW, recorded
+from support.given import NOW, created, recorded
 
-CREATED = WorkerCreated(
-    name="lab", aws_region="us-east-1", instance_type="m5.large", ami_id="ami-11111111", created_by="ann"
-)
+CREATED = created()
 
 
 class Service:

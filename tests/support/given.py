@@ -9,8 +9,8 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
-from cml_contracts.commands import UpdateCMLWorkerStatus, WorkerCommand
-from cml_contracts.events import WorkerEvent
+from cml_contracts.commands import CreateCMLWorker, UpdateCMLWorkerStatus, WorkerCommand
+from cml_contracts.events import WorkerCreated, WorkerEvent
 from cml_contracts.instance import (
     DEPLOYMENT_TAG,
     WORKER_TAG,
@@ -43,6 +43,30 @@ WORKER = UUID("11111111-1111-4111-8111-111111111111")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 POLICY = Policy(ami_ids={"us-east-1": "ami-11111111"}, ami_names={"eu-west-1": "cml"})
 ids = count(1)
+
+
+def create(**changes: Any) -> CreateCMLWorker:
+    """The command that the worker comes from."""
+    fields: dict[str, Any] = {
+        "name": "lab",
+        "aws_region": "us-east-1",
+        "ami_id": "ami-11111111",
+        "created_by": "ann",
+        "worker_id": WORKER,
+    }
+    return CreateCMLWorker.model_validate(fields | changes)
+
+
+def created(**changes: Any) -> WorkerCreated:
+    """The first event of the worker."""
+    fields: dict[str, Any] = {
+        "name": "lab",
+        "aws_region": "us-east-1",
+        "instance_type": "m5.large",
+        "ami_id": "ami-11111111",
+        "created_by": "ann",
+    }
+    return WorkerCreated.model_validate(fields | changes)
 
 
 def instance(state: InstanceState = InstanceState.RUNNING, **changes: Any) -> Ec2Instance:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-from cml_contracts.commands import CreateCMLWorker, WorkerCommand
+from cml_contracts.commands import WorkerCommand
 from cml_contracts.instance import InstanceState
 from cml_workers.bus.port import Message, Verdict
 from cml_workers.domain.messages import OperationSucceeded, Report
@@ -17,17 +17,10 @@ from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import load
 from cml_workers.lifecycle.handler import Lifecycle
 from support.buses import Outbox, command
-from support.given import instance
+from support.given import create, instance
 
 WORKER = UUID("22222222-2222-4222-8222-222222222222")
-CREATE = CreateCMLWorker(
-    name="lab",
-    aws_region="us-east-1",
-    ami_id="ami-11111111",
-    created_by="ann",
-    worker_id=WORKER,
-    reason="week 3",
-)
+CREATE = create(worker_id=WORKER, reason="week 3")
 
 
 class Service:

@@ -11,18 +11,13 @@ from uuid import uuid4
 
 import pytest
 
-from cml_contracts.commands import CreateCMLWorker, StopCMLWorker, UpdateCMLWorkerTags
+from cml_contracts.commands import StopCMLWorker, UpdateCMLWorkerTags
 from cml_embedded.ec2_simulator import DEMO_IMAGES
 from support.certificates import Certificates
+from support.given import create
 from support.secret_parts import SecretParts, secret_parts
 
-CREATE = CreateCMLWorker(
-    name="lab",
-    aws_region="us-east-1",
-    ami_id=DEMO_IMAGES["us-east-1"],
-    created_by="ann",
-    worker_id=uuid4(),
-)
+CREATE = create(ami_id=DEMO_IMAGES["us-east-1"], worker_id=uuid4())
 
 
 async def used(parts: SecretParts) -> None:

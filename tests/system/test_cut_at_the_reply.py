@@ -14,7 +14,7 @@ from uuid import uuid4
 import aio_pika
 import pytest
 
-from cml_contracts.commands import CreateCMLWorker, StopCMLWorker, TerminateCMLWorker
+from cml_contracts.commands import StopCMLWorker, TerminateCMLWorker
 from cml_contracts.events import StopRequested, TerminationRequested
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_workers.bus.rabbit import declare_topology
@@ -23,6 +23,7 @@ from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from support.callers import Callers
 from support.children import module
+from support.given import create
 from support.invariants import stored_events
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
 from support.roles import Roles
@@ -56,14 +57,8 @@ class Parts:
     async def pending_stop(self) -> TerminateCMLWorker:
         """A worker whose stop nobody carries out; the command that supersedes it."""
         worker_id = uuid4()
-        create = CreateCMLWorker(
-            name="lab",
-            aws_region="us-east-1",
-            ami_id=DEMO_IMAGES["us-east-1"],
-            created_by="ann",
-            worker_id=worker_id,
-        )
-        await self.callers.send(create, str(uuid4()), "create")
+        command = create(ami_id=DEMO_IMAGES["us-east-1"], worker_id=worker_id)
+        await self.callers.send(command, str(uuid4()), "create")
         assert await self.callers.answer("create", BOUND), self.roles.log()
         adapter = self.roles.processes["ec2-adapter"]
         adapter.kill()
