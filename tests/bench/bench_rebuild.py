@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -25,7 +25,7 @@ import structlog
 import uvloop
 
 from cml_contracts.events import TagsUpdated, TagsUpdateRequested, WorkerEvent
-from cml_workers.domain.worker import Worker, advance
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import append
 from cml_workers.readmodels.generations import Generation, Generations
@@ -95,15 +95,14 @@ class Load:
 
 
 async def _record(store: SqliteEventStore, worker: Worker, events: Sequence[WorkerEvent]) -> Worker:
+    """The worker with its new revision, and without a state, which takes memory."""
     history = []
-    after = worker
     for event in events:
         operation = {"operation_id": f"{getattr(event, 'operation_id', '')}/{worker.id}"}
         own = event.model_copy(update=operation) if hasattr(event, "operation_id") else event
-        history.append(recorded(after, own, NOW, "bench"))
-        after = advance(after, history[-1:])
+        history.append(recorded(worker, own, NOW, "bench"))
     await append(store, worker, [(each.event, each.metadata) for each in history])
-    return after
+    return replace(worker, revision=worker.revision + len(history))
 
 
 def _tags(command_id: str) -> Sequence[WorkerEvent]:

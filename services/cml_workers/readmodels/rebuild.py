@@ -18,8 +18,6 @@ log = structlog.get_logger(__name__)
 
 BATCH = 1_000
 """Items in one transaction."""
-REMEMBERED = 100_000
-"""Folded workers kept in memory until the rebuild is done."""
 PATIENCE = 30.0
 """Seconds to try to find the two generations at one position, where they can be compared."""
 PAUSE = 0.02
@@ -97,9 +95,7 @@ class Rebuild:
         """
         self._began = _now()
         begun = await self._patiently(self.generations.begin)
-        writer = Writer(
-            self.store, self.generations, partial(self._current, begun.number), remembered=REMEMBERED
-        )
+        writer = Writer(self.store, self.generations, partial(self._current, begun.number))
         done = await self._patiently(partial(self._fill_and_switch, begun.number, writer))
         with suppress(ConnectionError):  # it is done when a process starts, then
             if self.switch:

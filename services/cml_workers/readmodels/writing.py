@@ -8,7 +8,7 @@ from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.following import Item
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
 from cml_workers.readmodels.changes import Change
-from cml_workers.readmodels.folding import REMEMBERED, Folding, Step
+from cml_workers.readmodels.folding import Folding, Step
 from cml_workers.readmodels.generations import Changes, Generation, Generations
 from cml_workers.readmodels.model import ReadModel
 
@@ -32,12 +32,10 @@ class Writer:
         store: EventStore,
         generations: Generations,
         choose: Callable[[], Awaitable[Generation]],
-        *,
-        remembered: int = REMEMBERED,
     ) -> None:
         self._generations = generations
         self._choose = choose
-        self._folding = Folding(store, remembered=remembered)
+        self._folding = Folding(store)
         self._at: Generation | None = None
 
     @property
