@@ -59,7 +59,7 @@ class AmqpBroker:
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Tell the clients, hang up and write what is left; takes well under a second."""
+        """Notify the clients, hang up and write what is left; takes well under a second."""
         self._broker.stopping = True
         self._server.close()
         for connection in list(self._connections):

@@ -169,7 +169,7 @@ class CountingStore(EventStore):
 class MemoryBroker:
     """Exchanges and queues of the topology that ships; delivers in order to whoever consumes.
 
-    ``staggered``: no two messages at the same moment, so that which of them comes first is not for chance to say.
+    ``staggered``: no two messages at the same moment, so that chance does not decide their order.
     """
 
     def __init__(self, counts: Counts) -> None:

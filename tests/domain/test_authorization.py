@@ -67,7 +67,9 @@ def test_who_may_is_the_actor(command: WorkerCommand, user: str, token: str | No
         (START_FOR_ANN, None, token(), "no user_id"),
     ],
 )
-def test_who_may_not_is_told_why(command: WorkerCommand, user: str | None, token: str | None, why: str):
+def test_a_denied_sender_gets_the_reason(
+    command: WorkerCommand, user: str | None, token: str | None, why: str
+):
     with pytest.raises(UnauthorizedError, match=why) as refused:
         actor(command, user, token)
     assert refused.value.problem.code == "Unauthorized"

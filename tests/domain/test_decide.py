@@ -224,13 +224,13 @@ def test_a_stopping_worker_cannot_be_started():
 
 
 @pytest.mark.parametrize("command", [START, STOP])
-def test_what_is_owed_may_still_fail_so_it_is_not_met_yet(command):
+def test_what_is_pending_may_still_fail_so_nothing_is_satisfied_yet(command):
     given(*IS_STARTING).when(command).then_rejected("Conflict", retryable=True)
     given(*IS_STOPPING).when(command).then_rejected("Conflict", retryable=True)
     given(*IS_TERMINATING).when(command).then_rejected("Conflict")
 
 
-def test_a_worker_whose_instance_is_pending_may_be_told_to_stop():
+def test_a_worker_whose_instance_is_pending_can_be_stopped():
     given(*IS_PENDING).when(STOP).then(StopRequested(operation_id="the-command"))
     given(*IS_STARTING, STARTING).when(STOP).then(StopRequested(operation_id="the-command"))
 
@@ -323,7 +323,7 @@ def test_tags_have_a_lane_of_their_own():
     )
 
 
-def test_tags_are_not_there_already_while_an_earlier_wish_would_replace_them():
+def test_tags_are_not_there_already_while_an_earlier_request_would_replace_them():
     back = UpdateCMLWorkerTags(worker_id=WORKER, tags={"Name": "lab"})
     away = TagsUpdateRequested(operation_id="tag", tags={"Name": "other"})
     given(*IS_RUNNING, away).when(back).then(
@@ -585,7 +585,7 @@ def test_what_a_decision_explains_is_not_drift(history, state):
     given(*history).reported(seen(state)).then(InstanceStateObserved(instance_state=state))
 
 
-def test_an_observation_that_a_later_event_has_overtaken_is_not_recorded():
+def test_a_stale_observation_is_not_recorded():
     given(*IS_STOPPED).reported(seen(InstanceState.RUNNING, revision=2)).then()
 
 

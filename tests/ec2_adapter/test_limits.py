@@ -1,4 +1,4 @@
-"""How often EC2 is called: token buckets by API and region, waiting that ends with the right to act, questions in bulk."""
+"""How often EC2 is called: token buckets by API and region, waiting that ends with the right to act, reads in bulk."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ SECOND = timedelta(seconds=1)
 
 
 class Bench:
-    """Limits on a clock that stands still; ``admitted``: in which second each call was."""
+    """Limits on a clock that is paused; ``admitted``: in which second each call was."""
 
     def __init__(self, buckets: Mapping[str, Bucket] | None = AWS_LIMITS) -> None:
         self.clock = StillClock(NOW)

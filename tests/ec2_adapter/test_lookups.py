@@ -26,10 +26,10 @@ IMAGE = ImageLookup(aws_region="us-east-1", ami_name="cml")
 INSTANCE = InstanceLookup(aws_region="us-east-1", instance_id=instance().instance_id, seen_revision=2)
 
 
-def lookup(question: ImageLookup | InstanceLookup, attempt: int = 0) -> Message:
+def lookup(lookup: ImageLookup | InstanceLookup, attempt: int = 0) -> Message:
     status = UpdateCMLWorkerStatus(worker_id=WORKER)
     origin = CommandMessage(command_id="c", command=status, command_type=status.TYPE, correlation_id="t")
-    request = LookupRequested(origin=origin, question=question)
+    request = LookupRequested(origin=origin, lookup=lookup)
     return Message(
         body=request.model_dump_json().encode(), type=request.TYPE, message_id="lookup", attempt=attempt
     )
@@ -41,7 +41,7 @@ async def handled(adapter: Adapter, message: Message) -> Verdict:
 
 async def result(adapter: Adapter, message: Message) -> LookupResult:
     assert await handled(adapter, message) == Ack()
-    return adapter.reports(LookupAnswered)[-1].finding
+    return adapter.reports(LookupAnswered)[-1].looked_up
 
 
 async def test_an_image_is_looked_up_by_its_name(given: Given):
@@ -88,8 +88,8 @@ async def test_a_definite_no_is_an_answer(given: Given):
 
 
 async def test_a_lookup_for_the_largest_command_is_answered(given: Given):
-    question = lookup(INSTANCE)
-    largest = dataclasses.replace(question, body=question.body + b" " * MAX_BODY)
+    request = lookup(INSTANCE)
+    largest = dataclasses.replace(request, body=request.body + b" " * MAX_BODY)
     assert await handled(given(), largest) == Ack()
 
 

@@ -257,7 +257,7 @@ def test_an_instance_that_is_hidden_for_a_while(ec2: Any, admin: SimulatorAdmin)
     assert ec2.describe_instances(Filters=by_filter)["Reservations"]
 
 
-def test_a_fault_lasts_as_often_as_it_is_told_or_until_it_is_taken_back(ec2: Any, admin: SimulatorAdmin):
+def test_a_fault_lasts_as_often_as_it_is_set_or_until_it_is_taken_back(ec2: Any, admin: SimulatorAdmin):
     admin.fault("DescribeInstances", "RequestLimitExceeded", times=None)
     for _ in range(3):
         with refused("RequestLimitExceeded"):

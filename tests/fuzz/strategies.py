@@ -141,8 +141,8 @@ def problems() -> SearchStrategy[Problem]:
     return st.builds(Problem.of, st.sampled_from(ProblemCode), st.text(min_size=1, max_size=40))
 
 
-def findings() -> SearchStrategy[LookupResult]:
-    """What the EC2 adapter may answer; most of it does not fit the question."""
+def lookup_results() -> SearchStrategy[LookupResult]:
+    """What the EC2 adapter may answer; most of it does not fit the lookup."""
     return st.builds(
         LookupResult,
         image_id=st.none() | st.sampled_from(IMAGES),

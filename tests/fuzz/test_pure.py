@@ -51,8 +51,8 @@ from fuzz.strategies import (
     STEADY,
     anything,
     commands,
-    findings,
     instances,
+    lookup_results,
     moments,
     nearly,
     problems,
@@ -230,7 +230,7 @@ LIVES: list[list[WorkerEvent]] = [
 ]
 """Where a worker may have come to before the steps are taken."""
 STEP = st.one_of(
-    st.tuples(st.just("command"), commands(), st.none() | findings()),
+    st.tuples(st.just("command"), commands(), st.none() | lookup_results()),
     st.tuples(st.just("succeeded"), instances(), st.none() | st.text(max_size=8)),
     st.tuples(st.just("succeeded"), st.none(), st.none()),
     st.tuples(st.just("failed"), problems(), st.none()),
@@ -245,7 +245,7 @@ def decision_on(step: tuple[str, Any, Any], number: int, worker: Worker, policy:
         message = CommandMessage(
             command_id=f"c-{number}", command=what, command_type=what.TYPE, correlation_id="thread"
         )
-        return decide(message, worker, policy=policy, now=at, finding=more)
+        return decide(message, worker, policy=policy, now=at, looked_up=more)
     if kind == "observed":
         return decide_report(InstanceObserved(worker_id=WORKER, seen_revision=more, instance=what), worker)
     pending = [operation for operation in worker.operations.values() if operation.result is None]

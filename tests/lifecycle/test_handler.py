@@ -108,7 +108,7 @@ async def test_commands_that_race_for_a_worker_are_decided_one_after_the_other(s
     assert types.count("command.rejected") == 7
 
 
-def test_a_claim_binds_what_a_command_says_and_not_what_it_could_have_said():
+def test_a_fingerprint_is_of_what_a_command_says_and_not_of_what_it_could_have_said():
     body: dict[str, Any] = {"name": "lab", "aws_region": "us-east-1", "created_by": "ann"}
     short, other = CreateCMLWorker(**body), CreateCMLWorker(**body, cml_version="2.8")
     assert fingerprint(short) == fingerprint(CreateCMLWorker(**body, tags={})) != fingerprint(other)
@@ -185,7 +185,7 @@ async def test_an_append_whose_answer_is_lost_is_not_done_twice(
         return revision
 
     monkeypatch.setattr(service.store, "append", commit_and_lose)
-    with pytest.raises(StoreUnavailableError):  # the claim
+    with pytest.raises(StoreUnavailableError):  # the idempotency record
         await service.command(CREATE, "create")
     losses[:] = [True]
     with pytest.raises(StoreUnavailableError):  # the events
@@ -221,7 +221,7 @@ async def lookup(service: Service) -> LookupRequested:
 async def answer(service: Service, found: Ec2Instance | None) -> None:
     asked = await lookup(service)
     await service.report(
-        LookupAnswered(origin=asked.origin, question=asked.question, finding=LookupResult(instance=found))
+        LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=LookupResult(instance=found))
     )
 
 
@@ -277,7 +277,7 @@ async def test_two_workers_are_never_created_under_one_id_wherever_it_was_used(s
     assert {r.problem and r.problem.code for r in service.outbox.results()} == {ProblemCode.DUPLICATE_COMMAND}
 
 
-async def test_a_claim_that_a_replica_does_not_show_yet_is_waited_for(
+async def test_an_idempotency_record_that_a_replica_does_not_show_yet_is_waited_for(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ):
     await service.command(CREATE, "create", reply_to=None)
@@ -293,7 +293,7 @@ async def test_a_claim_that_a_replica_does_not_show_yet_is_waited_for(
         await service.command(CREATE.model_copy(update={"worker_id": uuid4()}), "create")
 
 
-async def test_a_command_of_before_there_were_fingerprints_is_compared_with_its_claim(
+async def test_a_command_of_before_there_were_fingerprints_is_compared_with_its_idempotency_record(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ):
     start = StartCMLWorker(worker_id=WORKER)
@@ -324,13 +324,13 @@ async def test_who_died_between_what_a_status_update_saw_and_its_answer_goes_on_
     assert rejected.problem.code is ProblemCode.WORKER_TERMINATED
 
 
-async def test_the_largest_command_survives_a_question_to_ec2(service: Service):
+async def test_the_largest_command_survives_a_lookup(service: Service):
     tags = {f"{n:02}" + "\N{GRINNING FACE}" * 126: "\N{GRINNING FACE}" * 256 for n in range(42)}
     named = CREATE.model_copy(update={"ami_id": None, "ami_name": "cml", "tags": tags, "reason": "x" * 500})
     await service.command(named, "create")
     asked = await lookup(service)
     found = LookupResult(image_id="ami-11111111")
-    largest = LookupAnswered(origin=asked.origin, question=asked.question, finding=found)
+    largest = LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=found)
     assert len(command(named).body) < MAX_BODY < len(largest.model_dump_json().encode())
     assert await service.report(largest) == Ack()
     assert await service.types() == ["worker.created", "worker.launch_requested"]
@@ -352,9 +352,7 @@ async def test_a_stale_lookup_result_is_asked_for_again(service: Service):
         InstanceObserved(worker_id=WORKER, seen_revision=99, instance=instance(InstanceState.STOPPED))
     )
     await service.report(
-        LookupAnswered(
-            origin=asked.origin, question=asked.question, finding=LookupResult(instance=instance())
-        )
+        LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=LookupResult(instance=instance()))
     )
     assert service.outbox.results() == []
     await answer(service, instance(InstanceState.STOPPED))

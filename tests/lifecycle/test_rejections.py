@@ -1,4 +1,4 @@
-"""What a rejected command may be told, in every situation that the rules lead into."""
+"""What a rejected command may be replied, in every situation that the rules lead into."""
 
 import pytest
 

@@ -116,7 +116,7 @@ async def _status_of_what_is_gone(service: Service) -> Message:
 
 def _found(service: Service) -> Message:
     request = LookupRequested.model_validate_json(service.outbox.on(INTERNAL_EXCHANGE.name)[-1].body)
-    found = LookupAnswered(origin=request.origin, question=request.question, finding=LookupResult())
+    found = LookupAnswered(origin=request.origin, lookup=request.lookup, looked_up=LookupResult())
     return _report(found)
 
 

@@ -29,7 +29,7 @@ def test_every_query_is_answered_by_one_read_model():
     assert len({model.name for model in READ_MODELS}) == len(READ_MODELS)
 
 
-async def test_while_a_read_model_is_rebuilt_its_queries_are_told_to_come_again(projected: Projected):
+async def test_while_a_read_model_is_rebuilt_its_queries_are_to_be_retried(projected: Projected):
     projected.queries = Queries(database=projected.database, unavailable=lambda model: f"{model.name}: 7 %")
     result = await projected.ask(GetCMLWorker(worker_id=uuid4()))
     assert result.problem is not None

@@ -121,11 +121,11 @@ def no_deduplication(patch: pytest.MonkeyPatch) -> None:
     original = Lifecycle._transact
 
     async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Any:
-        def forgetful(worker: Worker) -> Any:
+        def without(worker: Worker) -> Any:
             others = {name: each for name, each in worker.operations.items() if name != cause}
             return judge(replace(worker, operations=others))
 
-        return await original(self, worker_id, cause, forgetful, *origin)
+        return await original(self, worker_id, cause, without, *origin)
 
     patch.setattr(Lifecycle, "_transact", transact)
 
@@ -186,7 +186,7 @@ def _forget_reports(patch: pytest.MonkeyPatch) -> None:
 
 
 def reply_before_append(patch: pytest.MonkeyPatch) -> None:
-    """The caller is told first."""
+    """The reply is sent first."""
     original = Lifecycle._record
 
     async def record(self: Lifecycle, worker: Worker, events: Any, **circumstances: Any) -> Worker:
@@ -206,7 +206,7 @@ def reply_before_append(patch: pytest.MonkeyPatch) -> None:
 
 
 def two_executors(patch: pytest.MonkeyPatch) -> None:
-    """The queue of wake-ups has no single active consumer."""
+    """The queue of triggers has no single active consumer."""
     original = Broker.__init__
 
     def init(self: Broker, *arguments: Any) -> None:
@@ -288,8 +288,8 @@ def no_reminders(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reminders, "round", nothing)
 
 
-def owed_tags_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """A tag update is met as soon as what is recorded is as it wants it, whatever is still owed."""
+def pending_tags_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """A tag update is met as soon as what is recorded is as it wants it, whatever is still pending."""
     original = rules._update_tags
 
     def update_tags(command: UpdateCMLWorkerTags, command_id: str, worker: Worker) -> list[WorkerEvent]:
@@ -299,7 +299,7 @@ def owed_tags_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rules, "_update_tags", update_tags)
 
 
-def owed_power_forgotten(patch: pytest.MonkeyPatch) -> None:
+def pending_power_forgotten(patch: pytest.MonkeyPatch) -> None:
     """What was asked of EC2 counts as done."""
 
     def status(worker: Worker) -> WorkerStatus:
@@ -311,16 +311,16 @@ def owed_power_forgotten(patch: pytest.MonkeyPatch) -> None:
 # -- a reply that is forgotten on one path ----------------------------------------------------------------
 
 
-_FORGETFUL: ContextVar[bool] = ContextVar("forgetful", default=False)
+_PARTIAL: ContextVar[bool] = ContextVar("partly", default=False)
 
 
 def _forget_others(patch: pytest.MonkeyPatch) -> None:
-    """Whoever handles a message while ``_FORGETFUL`` is set does not see what it settled."""
+    """Whoever handles a message while ``_PARTIAL`` is set does not see what it settled."""
 
-    def forgetful(worker: Worker, message_id: str) -> Sequence[Operation]:
-        return [] if _FORGETFUL.get() else settled_by(worker, message_id)
+    def without_some(worker: Worker, message_id: str) -> Sequence[Operation]:
+        return [] if _PARTIAL.get() else settled_by(worker, message_id)
 
-    patch.setattr(lifecycle, "settled_by", forgetful)
+    patch.setattr(lifecycle, "settled_by", without_some)
 
 
 def _finishes_without_others(patch: pytest.MonkeyPatch, *, pending: bool) -> None:
@@ -329,11 +329,11 @@ def _finishes_without_others(patch: pytest.MonkeyPatch, *, pending: bool) -> Non
     async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Any:
         worker = await self._workers.newest(worker_id)
         found = worker.operations.get(cause)
-        token = _FORGETFUL.set(found is not None and (found.result is None) is pending)
+        token = _PARTIAL.set(found is not None and (found.result is None) is pending)
         try:
             return await original(self, worker_id, cause, judge, *origin)
         finally:
-            _FORGETFUL.reset(token)
+            _PARTIAL.reset(token)
 
     _forget_others(patch)
     patch.setattr(Lifecycle, "_transact", transact)
@@ -350,7 +350,7 @@ def reply_forgotten_when_settled(patch: pytest.MonkeyPatch) -> None:
 
 
 def reply_forgotten_by_a_report(patch: pytest.MonkeyPatch) -> None:
-    """A report that tells nothing new is done, and the replies of its first delivery are forgotten."""
+    """A report of nothing new is done, and the replies of its first delivery are forgotten."""
     original = Lifecycle._settle
 
     async def settle(self: Lifecycle, report: Any, report_id: str, attempt: int) -> Verdict:
@@ -363,7 +363,7 @@ def reply_forgotten_by_a_report(patch: pytest.MonkeyPatch) -> None:
 
 
 def reply_forgotten_of_a_rejection(patch: pytest.MonkeyPatch) -> None:
-    """A rejection that is recorded and never told."""
+    """A rejection that is recorded and gets no reply."""
     original = settled_by
 
     def not_rejected(worker: Worker, message_id: str) -> Sequence[Operation]:
@@ -378,11 +378,11 @@ def reply_forgotten_by_a_status_update(patch: pytest.MonkeyPatch) -> None:
     original = Lifecycle._decide_status
 
     async def decide_status(self: Lifecycle, message: Any, *arguments: Any) -> Verdict:
-        token = _FORGETFUL.set(True)
+        token = _PARTIAL.set(True)
         try:
             return await original(self, message, *arguments)
         finally:
-            _FORGETFUL.reset(token)
+            _PARTIAL.reset(token)
 
     _forget_others(patch)
     patch.setattr(Lifecycle, "_decide_status", decide_status)
@@ -434,7 +434,7 @@ def no_redelivery(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Broker, "_give_back", give_back)
 
 
-def not_put_aside(patch: pytest.MonkeyPatch) -> None:
+def not_retried(patch: pytest.MonkeyPatch) -> None:
     """What cannot be done as a part is unavailable is acknowledged all the same."""
     original = Broker._settle
 
@@ -554,10 +554,10 @@ PLANTED: Mapping[str, Planted] = {
             lagging_fold,
             checkpoint_before_confirm,
             no_reminders,
-            owed_tags_forgotten,
-            owed_power_forgotten,
+            pending_tags_forgotten,
+            pending_power_forgotten,
             no_redelivery,
-            not_put_aside,
+            not_retried,
             no_redrive,
             not_published_again,
             not_decided_again,

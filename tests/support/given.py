@@ -126,7 +126,7 @@ class Given:
     worker: Worker
     policy: Policy = POLICY
     at: datetime = NOW + timedelta(hours=1)
-    finding: LookupResult | None = None
+    looked_up: LookupResult | None = None
     command: WorkerCommand | None = None
     report: WorkerReport | None = None
     command_id: str = "the-command"
@@ -137,9 +137,9 @@ class Given:
         self.policy = Policy(**policy)
         return self
 
-    def found(self, ec2_instance: Ec2Instance | None = None, **finding: Any) -> "Given":
+    def found(self, ec2_instance: Ec2Instance | None = None, **looked_up: Any) -> "Given":
         """After EC2 answered so."""
-        self.finding = LookupResult(instance=ec2_instance, **finding)
+        self.looked_up = LookupResult(instance=ec2_instance, **looked_up)
         return self
 
     def soon(self) -> "Given":
@@ -158,7 +158,7 @@ class Given:
     def _decide(self, worker: Worker) -> Decision:
         if self.report is not None:
             return decide_report(self.report, worker)
-        return decide(self._message(), worker, policy=self.policy, now=self.at, finding=self.finding)
+        return decide(self._message(), worker, policy=self.policy, now=self.at, looked_up=self.looked_up)
 
     def _message(self) -> CommandMessage:
         assert self.command is not None
@@ -193,9 +193,9 @@ class Given:
             assert decision.problem.retryable is retryable
             assert decision.problem.detail
 
-    def then_asks(self, question: ImageLookup | InstanceLookup) -> None:
+    def then_asks(self, lookup: ImageLookup | InstanceLookup) -> None:
         """EC2 has to be asked first."""
-        assert self._decide(self.worker) == Ask(question)
+        assert self._decide(self.worker) == Ask(lookup)
 
 
 def given(*events: WorkerEvent, worker_id: UUID = WORKER) -> Given:

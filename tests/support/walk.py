@@ -97,7 +97,7 @@ def _situation(worker: Worker) -> object:
 def _commanded(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Step]:
     for command in TRIED:
         # As EC2 answers before anybody asked, where it has to be asked.
-        for finding in (
+        for looked_up in (
             None,
             LookupResult(),
             *(LookupResult(instance=instance(state)) for state in InstanceState),
@@ -109,7 +109,9 @@ def _commanded(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Ste
                 correlation_id="thread",
             )
             named = {"operation_id": message.command_id, "command_type": command.TYPE}
-            decision = decide(message, worker, policy=POLICY, now=NOW + timedelta(hours=1), finding=finding)
+            decision = decide(
+                message, worker, policy=POLICY, now=NOW + timedelta(hours=1), looked_up=looked_up
+            )
             match decision:
                 case Record(events):
                     yield Step(history, worker, command, tuple(events))

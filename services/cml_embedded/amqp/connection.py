@@ -226,7 +226,7 @@ class ServerConnection(asyncio.Protocol):
         )
 
     def _fail(self, error: AmqpError, method: base.Frame | None = None) -> None:
-        """Tell the client why, give back what it held, and hang up when it has understood."""
+        """Send the client the reason, give back what it held, and hang up when it has understood."""
         if self._closing:
             return
         class_id, method_id = _ids(method)

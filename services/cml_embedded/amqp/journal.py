@@ -32,7 +32,7 @@ class Stored:
 
 
 class Journal(Protocol):
-    """Records every change to what is durable; ``after_commit`` tells when all so far is on disk, ``close`` blocks."""
+    """Records every change to what is durable; ``after_commit`` says when all so far is on disk, ``close`` blocks."""
 
     def load(self) -> Stored: ...
     def exchange_declared(self, exchange: Exchange) -> None: ...

@@ -200,7 +200,7 @@ class Queue:
         self._watch_expiry()
 
     def close(self) -> None:
-        """The queue is deleted: so is all it has, and its consumers are told."""
+        """The queue is deleted: so is all it has, and its consumers are notified."""
         self.deleted = True
         self.stop_timers()
         for queued in (*self._fresh, *(q for _, q in self._returned), *self._held.values()):

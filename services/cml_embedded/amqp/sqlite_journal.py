@@ -76,7 +76,7 @@ class SqliteJournal:
         self._loop = asyncio.get_running_loop()
         self._on_failure = on_failure
         self._batch = _Batch()
-        self._wake = threading.Condition()
+        self._changed = threading.Condition()
         self._urgent = False
         self._closing = False
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1)
@@ -160,9 +160,9 @@ class SqliteJournal:
         )
 
     def _topology(self, statement: str, *parameters: object) -> None:
-        with self._wake:
+        with self._changed:
             self._batch.topology.append((statement, parameters))
-            self._wake.notify()
+            self._changed.notify()
 
     def added(self, queue: str, queued: Queued) -> None:
         message = queued.message
@@ -177,41 +177,41 @@ class SqliteJournal:
             queued.returns,
             0,
         )
-        with self._wake:
+        with self._changed:
             self._batch.added[queued.id] = row
-            self._wake.notify()
+            self._changed.notify()
 
     def marked(self, queued: Queued, *, delivered: bool) -> None:
-        with self._wake:
+        with self._changed:
             self._batch.marked[queued.id] = (queued.returns, delivered)
-            self._wake.notify()
+            self._changed.notify()
 
     def removed(self, queued: Queued) -> None:
-        with self._wake:
+        with self._changed:
             self._batch.marked.pop(queued.id, None)
             if self._batch.added.pop(queued.id, None) is None:
                 self._batch.removed.append(queued.id)
-                self._wake.notify()
+                self._changed.notify()
 
     def after_commit(self, done: Callable[[], None]) -> None:
-        with self._wake:
+        with self._changed:
             self._batch.waiting.append(done)
             self._urgent = True
-            self._wake.notify()
+            self._changed.notify()
 
     def close(self) -> None:
-        with self._wake:
+        with self._changed:
             self._closing = True
-            self._wake.notify()
+            self._changed.notify()
         self._writer.join()
         self._database.close()
 
     def _write(self) -> None:
         while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._closing or not self._batch.empty)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or not self._batch.empty)
                 if not (self._urgent or self._closing):
-                    self._wake.wait_for(lambda: self._urgent or self._closing, timeout=_LAZINESS)
+                    self._changed.wait_for(lambda: self._urgent or self._closing, timeout=_LAZINESS)
                 batch, self._batch, self._urgent = self._batch, _Batch(), False
                 closing = self._closing
             try:

@@ -32,7 +32,7 @@ from cml_workers.deadletters.archive import Archive, ArchivedLetter, OperatorAct
 from cml_workers.deadletters.letter import Letter, again, letter_of
 from cml_workers.domain.history import fingerprint
 from cml_workers.domain.policy import Access
-from cml_workers.eventstore.command_streams import load_claim
+from cml_workers.eventstore.command_streams import load_record
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import load
 
@@ -209,7 +209,7 @@ class DeadLetters:
             command: WorkerCommand | None = read(message, COMMANDS)
         except BadMessageError:
             command = None
-        record = await load_claim(self._store, command_id)
+        record = await load_record(self._store, command_id)
         worker_id = record.worker_id if record else command.worker(command_id) if command else None
         worker = await load(self._store, worker_id) if worker_id else None
         decided = worker is not None and command_id in worker.operations

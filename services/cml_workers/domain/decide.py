@@ -84,7 +84,7 @@ class NoChange:
 class Ask:
     """EC2 has to be asked before this can be decided."""
 
-    question: ImageLookup | InstanceLookup
+    lookup: ImageLookup | InstanceLookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,20 +121,20 @@ def decide(
     *,
     policy: Policy,
     now: datetime,
-    finding: LookupResult | None = None,
+    looked_up: LookupResult | None = None,
 ) -> Decision:
-    """What a command does; ``finding``: what EC2 answered, where it was asked."""
+    """What a command does; ``looked_up``: what EC2 answered, where it was asked."""
     try:
-        decided = _events(message, worker, policy, now, finding)
+        decided = _events(message, worker, policy, now, looked_up)
     except _Rejected as rejected:
         return rejected.decision
     if isinstance(decided, ImageLookup | InstanceLookup):
         return Ask(decided)
-    return Record(decided) if decided else NoChange(already_so(message, worker, finding))
+    return Record(decided) if decided else NoChange(already_so(message, worker, looked_up))
 
 
 def _events(
-    message: CommandMessage, worker: Worker, policy: Policy, now: datetime, finding: LookupResult | None
+    message: CommandMessage, worker: Worker, policy: Policy, now: datetime, looked_up: LookupResult | None
 ) -> list[WorkerEvent] | Lookup:
     """[] where it is so already."""
     command, command_id = message.command, message.command_id
@@ -142,7 +142,7 @@ def _events(
         case CreateCMLWorker():
             if worker.exists:
                 raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} exists already")
-            return _create(command, command_id, worker, policy, finding)
+            return _create(command, command_id, worker, policy, looked_up)
         case StartCMLWorker():
             return _start(_with_instance(worker), command_id)
         case StopCMLWorker():
@@ -152,13 +152,13 @@ def _events(
         case UpdateCMLWorkerTags():
             return _update_tags(command, command_id, _with_instance(worker))
         case UpdateCMLWorkerStatus():
-            return _update_status(_with_instance(worker), policy, now, finding)
+            return _update_status(_with_instance(worker), policy, now, looked_up)
         case ImportCMLWorker():
-            return _import(command, command_id, worker, policy, finding)
+            return _import(command, command_id, worker, policy, looked_up)
     assert_never(command)
 
 
-def already_so(message: CommandMessage, worker: Worker, finding: LookupResult | None) -> Any:
+def already_so(message: CommandMessage, worker: Worker, looked_up: LookupResult | None) -> Any:
     """The reply data of a command that changes nothing, and of every status update."""
     command = message.command
     match command:
@@ -167,7 +167,7 @@ def already_so(message: CommandMessage, worker: Worker, finding: LookupResult | 
         case UpdateCMLWorkerTags():
             return dict(worker.tags)
         case UpdateCMLWorkerStatus():
-            instance = (finding and finding.instance) or worker.instance
+            instance = (looked_up and looked_up.instance) or worker.instance
             assert instance is not None  # noqa: S101 - without one the command was rejected
             return {
                 "instance_state": instance.state.value,
@@ -192,7 +192,7 @@ def launch_token(deployment: str, worker_id: UUID, generation: int) -> str:
 
 
 def _create(
-    command: CreateCMLWorker, command_id: str, worker: Worker, policy: Policy, finding: LookupResult | None
+    command: CreateCMLWorker, command_id: str, worker: Worker, policy: Policy, looked_up: LookupResult | None
 ) -> list[WorkerEvent] | Lookup:
     _check_region(command.aws_region, policy)
     instance_type = command.instance_type or policy.default_instance_type
@@ -220,16 +220,16 @@ def _create(
                 ProblemCode.EC2_INVALID_PARAMETER,
                 f"no AMI is given and none is configured for region {command.aws_region}",
             )
-        if finding is None:
+        if looked_up is None:
             return ImageLookup(aws_region=command.aws_region, ami_name=ami_name)
-        if finding.problem:
-            raise _Rejected(finding.problem, "failed")
-        if finding.image_id is None:
+        if looked_up.problem:
+            raise _Rejected(looked_up.problem, "failed")
+        if looked_up.image_id is None:
             raise _failed(
                 ProblemCode.EC2_INVALID_PARAMETER,
                 f"no available AMI named {ami_name!r} in region {command.aws_region}",
             )
-        ami_id = finding.image_id
+        ami_id = looked_up.image_id
 
     generation = 1
     return [
@@ -262,7 +262,7 @@ def _create(
 
 
 def _import(
-    command: ImportCMLWorker, command_id: str, worker: Worker, policy: Policy, finding: LookupResult | None
+    command: ImportCMLWorker, command_id: str, worker: Worker, policy: Policy, looked_up: LookupResult | None
 ) -> list[WorkerEvent] | Lookup:
     _check_region(command.aws_region, policy)
     if worker.terminated:
@@ -276,15 +276,15 @@ def _import(
         )
     if worker.exists:
         return []
-    if finding is None:
+    if looked_up is None:
         return InstanceLookup(
             aws_region=command.aws_region,
             instance_id=command.instance_id,
             seen_revision=worker.observed_revision,
         )
-    if finding.problem:
-        raise _Rejected(finding.problem, "failed")
-    instance = finding.instance
+    if looked_up.problem:
+        raise _Rejected(looked_up.problem, "failed")
+    instance = looked_up.instance
     if instance is None:
         raise _failed(
             ProblemCode.EC2_INSTANCE_NOT_FOUND,
@@ -324,7 +324,7 @@ def _check_region(region: str, policy: Policy) -> None:
 
 def _existing(worker: Worker) -> Worker:
     if not worker.exists:
-        # Its creation may be on its way: commands of one worker may overtake one another.
+        # Its creation may be on its way: commands of one worker may arrive out of order.
         raise _rejected(ProblemCode.WORKER_NOT_FOUND, f"worker {worker.id} is not known", retryable=True)
     return worker
 
@@ -343,7 +343,7 @@ def _with_instance(worker: Worker) -> Worker:
 
 
 def _at_rest(worker: Worker) -> WorkerStatus:
-    """What EC2 showed last, which is what counts while nothing is owed. What is owed may still fail."""
+    """What EC2 showed last, which is what counts while nothing is pending. What is pending may still fail."""
     if worker.pending(TerminationRequested):
         raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being terminated")
     for kind in SUPERSEDED:
@@ -391,11 +391,11 @@ def _terminate(worker: Worker, command_id: str) -> list[WorkerEvent]:
 def _update_tags(command: UpdateCMLWorkerTags, command_id: str, worker: Worker) -> list[WorkerEvent]:
     if worker.pending(TerminationRequested):
         raise _rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being terminated")
-    owed = worker.pending(TagsUpdateRequested)
-    if not owed and {**worker.tags, **command.tags} == worker.tags:
-        return []  # while anything is owed it is not met, though it may look so
+    pending = worker.pending(TagsUpdateRequested)
+    if not pending and {**worker.tags, **command.tags} == worker.tags:
+        return []  # while anything is pending it is not satisfied, though it may look so
     wanted = dict(worker.tags)
-    for operation in owed:
+    for operation in pending:
         assert isinstance(operation.intent, TagsUpdateRequested)  # noqa: S101 - `pending` chose it by that
         wanted.update(operation.intent.tags)
     _check_tag_count({**wanted, **command.tags})
@@ -412,25 +412,29 @@ def _check_tag_count(tags: Mapping[str, str]) -> None:
 
 
 def _update_status(
-    worker: Worker, policy: Policy, now: datetime, finding: LookupResult | None
+    worker: Worker, policy: Policy, now: datetime, looked_up: LookupResult | None
 ) -> list[WorkerEvent] | Lookup:
     instance = worker.instance
     assert instance is not None  # noqa: S101 - `_with_instance` saw it
-    if finding is None:
+    if looked_up is None:
         return InstanceLookup(
             aws_region=worker.aws_region,
             instance_id=instance.instance_id,
             seen_revision=worker.observed_revision,
         )
-    if finding.problem:
-        raise _Rejected(finding.problem, "failed")
-    if finding.instance is None and worker.launched_at and now - worker.launched_at < policy.visibility_grace:
+    if looked_up.problem:
+        raise _Rejected(looked_up.problem, "failed")
+    if (
+        looked_up.instance is None
+        and worker.launched_at
+        and now - worker.launched_at < policy.visibility_grace
+    ):
         raise _failed(
             ProblemCode.EC2_INSTANCE_NOT_FOUND,
             f"instance {instance.instance_id} of worker {worker.id} is not visible in EC2 yet",
             retryable=True,
         )
-    return _observe(worker, finding.instance)
+    return _observe(worker, looked_up.instance)
 
 
 # -- what the adapter reports -----------------------------------------------------------------------------

@@ -1,14 +1,14 @@
-"""What lifecycle and EC2 adapter tell each other: questions before a decision, outcomes after an intent.
+"""The messages between lifecycle and the EC2 adapter: lookups before a decision, reports after an intent.
 
 These are internal to the system; other services have no use for them. What becomes part of an event is checked
-all the same: an event that the read model could not hold would stop it for ever.
+all the same: an event that the read model could not hold would stop it without end.
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, SerializeAsAny, model_validator
 
 from cml_contracts.commands import (
     COMMANDS,
@@ -90,8 +90,8 @@ class ImageLookup(Tolerant):
 class InstanceLookup(Tolerant):
     """How does EC2 show this instance now?
 
-    ``seen_revision``: the last event about the instance when the question was asked; an answer that a later
-    event has overtaken is not used.
+    ``seen_revision``: the last event about the instance when the lookup was requested; a result that a later
+    event made stale is not used.
     """
 
     aws_region: Region
@@ -99,12 +99,18 @@ class InstanceLookup(Tolerant):
     seen_revision: int
 
 
-class LookupRequested(Tolerant):
+class _Lookup(Tolerant):
+    """Its fields have other names on the wire, which stay."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+
+class LookupRequested(_Lookup):
     """A command cannot be decided before EC2 has been asked."""
 
     TYPE: ClassVar = "cml.lookup.requested.v1"
     origin: CommandMessage
-    question: ImageLookup | InstanceLookup
+    lookup: ImageLookup | InstanceLookup = Field(alias="question")
 
 
 class LookupResult(Tolerant):
@@ -118,13 +124,13 @@ class LookupResult(Tolerant):
     problem: Problem | None = None
 
 
-class LookupAnswered(Tolerant):
+class LookupAnswered(_Lookup):
     """The command comes back with what EC2 said."""
 
     TYPE: ClassVar = "cml.report.lookup_answered.v1"
     origin: CommandMessage
-    question: ImageLookup | InstanceLookup
-    finding: LookupResult
+    lookup: ImageLookup | InstanceLookup = Field(alias="question")
+    looked_up: LookupResult = Field(alias="finding")
 
 
 class OperationSucceeded(Tolerant):
@@ -159,7 +165,7 @@ class InstanceObserved(Tolerant):
     """How EC2 shows the instance; None: gone, looked for twice after the grace for new instances.
 
     ``seen_revision``: the last event about the instance when EC2 was asked; an observation that a later
-    event has overtaken is not recorded.
+    event made stale is not recorded.
     """
 
     TYPE: ClassVar = "cml.report.instance_observed.v1"
@@ -177,7 +183,7 @@ class OperationOutstanding(Tolerant):
 
 
 class Reminder(Tolerant):
-    """Something of this worker may have been forgotten: look into its stream. Only wakes, like an event does.
+    """Something of this worker may have been forgotten: read its stream. A trigger, as an event is.
 
     ``recheck_since``: when a call was done of which an earlier attempt may be carried out late, behind whatever comes
     next: compare the instance with what is recorded until no such call can come any more.

@@ -46,9 +46,9 @@ from cml_workers.domain.operations import KIND_OF
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One command's wish and what became of it.
+    """One command's request and its outcome.
 
-    ``requested`` surrounds the wish: who, when, and where the reply goes. ``intent`` is None where nothing
+    ``requested`` surrounds the request: who, when, and where the reply goes. ``intent`` is None where nothing
     was asked of AWS; ``result`` is None while it is pending; ``refusal``: EC2's, after which nobody tries again;
     ``overdue_at``: when a deadline passed meanwhile.
     ``settled_by`` is the id of the message whose handling settled it, so that a repetition sends the same replies
@@ -68,9 +68,9 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker as its events tell.
+    """A worker: the fold of its events.
 
-    ``instance`` is what EC2 showed last; ``observed_revision`` is the event that told so. ``revision`` -1:
+    ``instance`` is what EC2 showed last; ``observed_revision`` is the event that showed it. ``revision`` -1:
     nothing is recorded yet.
     """
 
@@ -99,7 +99,7 @@ class Worker:
         return self.created_at is not None
 
     def pending(self, *intents: type[Intent]) -> list[Operation]:
-        """The operations that still owe an outcome to an intent of these types, oldest first."""
+        """The operations that still have no outcome to an intent of these types, oldest first."""
         return [
             operation
             for operation in self.operations.values()
@@ -108,7 +108,7 @@ class Worker:
 
     @property
     def status(self) -> WorkerStatus:
-        """What was decided last, if it is still owed; else what EC2 showed last."""
+        """What was decided last, if it is still pending; else what EC2 showed last."""
         if self.terminated:
             return WorkerStatus.TERMINATED
         if self.instance is None:
@@ -286,7 +286,7 @@ def _state_observed(worker: Worker, recorded: Recorded, event: InstanceStateObse
 
 
 def _terminated(worker: Worker, recorded: Recorded) -> Worker:
-    """Every wish to terminate is met by the one termination."""
+    """Every request to terminate succeeds by the one termination."""
     after = replace(
         worker,
         terminated=True,

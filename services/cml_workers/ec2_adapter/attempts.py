@@ -57,7 +57,7 @@ class Attempt:
 class Turn:
     """One attempt at an operation, on what the stream showed when the lease began.
 
-    ``seen``: the instance as the poller saw it just now; None if it was not that which brought this about.
+    ``seen``: the instance as the poller saw it just now; None if something else brought this about.
     """
 
     worker: Worker

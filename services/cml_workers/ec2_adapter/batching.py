@@ -1,4 +1,4 @@
-"""Many questions of the same kind as one request."""
+"""Many reads of the same kind as one request."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -9,12 +9,12 @@ K = TypeVar("K", bound=str)
 V = TypeVar("V")
 
 TOGETHER = 0.01
-"""Seconds for which a question waits for others to share a request with."""
+"""Seconds for which a read waits for others to share a request with."""
 
 
 @dataclass(eq=False)
 class _Batch(Generic[K, V]):
-    """Questions that go out together."""
+    """Reads that go out together."""
 
     answers: "asyncio.Task[Mapping[K, V]] | None" = None
     wanted: dict[K, None] = field(default_factory=dict)

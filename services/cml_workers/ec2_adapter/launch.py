@@ -1,4 +1,4 @@
-"""Launching an instance under the stored token, and finding what was launched before."""
+"""Launching an instance under the stored token, and looked_up what was launched before."""
 
 import structlog
 

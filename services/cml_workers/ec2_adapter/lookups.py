@@ -38,33 +38,33 @@ class Lookups:
             return DeadLetter(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(command_id=request.origin.command_id):
             try:
-                result = await self._find(request.question)
+                result = await self._find(request.lookup)
             except EC2Error as error:
                 remedy = error.remedy if isinstance(error, EC2Exception) else Remedy.RETRY
                 if remedy is Remedy.REFRESH:
-                    await self._calls.refresh(request.question.aws_region)
+                    await self._calls.refresh(request.lookup.aws_region)
                 if remedy is not Remedy.FAIL and message.attempt < LOOKUP_ATTEMPTS:
                     return Retry()
                 result = LookupResult(problem=error.problem)
-            answer = LookupAnswered(origin=request.origin, question=request.question, finding=result)
+            answer = LookupAnswered(origin=request.origin, lookup=request.lookup, looked_up=result)
             await self._reports.answered(answer, message.message_id)
             return Ack()
 
-    async def _find(self, question: ImageLookup | InstanceLookup) -> LookupResult:
-        if isinstance(question, ImageLookup):
-            return LookupResult(image_id=await self._calls.find_image(question.aws_region, question.ami_name))
-        instance = await self._look(question)
+    async def _find(self, lookup: ImageLookup | InstanceLookup) -> LookupResult:
+        if isinstance(lookup, ImageLookup):
+            return LookupResult(image_id=await self._calls.find_image(lookup.aws_region, lookup.ami_name))
+        instance = await self._look(lookup)
         if instance is None:
             await self._sleep(LOOK_AGAIN)
-            instance = await self._look(question)
+            instance = await self._look(lookup)
         return LookupResult(instance=instance)
 
-    async def _look(self, question: InstanceLookup) -> Ec2Instance | None:
+    async def _look(self, lookup: InstanceLookup) -> Ec2Instance | None:
         """The instance with its status checks."""
-        instance = await self._calls.describe(question.aws_region, question.instance_id)
+        instance = await self._calls.describe(lookup.aws_region, lookup.instance_id)
         if instance is None:
             return None
-        checks = await self._calls.status_checks(question.aws_region, question.instance_id)
+        checks = await self._calls.status_checks(lookup.aws_region, lookup.instance_id)
         if checks is None:
             return instance
         return instance.model_copy(

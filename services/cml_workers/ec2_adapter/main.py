@@ -1,4 +1,4 @@
-"""Composition of the EC2 adapter role: owns AWS; takes intents and questions, acts, reports."""
+"""Composition of the EC2 adapter role: owns AWS; takes triggers and lookup requests, acts, reports."""
 
 import random
 from collections.abc import AsyncIterator

@@ -1,6 +1,6 @@
 """Idempotency records: which body a command id belongs to, for commands that bring a worker into being.
 
-A repetition of any other command is seen in the worker's own stream, which tells of every command that named the worker.
+A repetition of any other command is seen in the worker's own stream, which records every command that named the worker.
 A command that creates or imports a worker may name another one the next time; its id is bound here first, in a stream of
 its own, so that no second instance can come of it.
 """
@@ -21,7 +21,7 @@ from cml_workers.eventstore.port import (
 )
 
 COMMAND_STREAMS = "cml_command-"
-CLAIMED = "cml.command.claimed.v1"
+BOUND = "cml.command.claimed.v1"
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 
@@ -32,7 +32,7 @@ def stream_of_command(command_id: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class IdempotencyRecord:
     """Which command an id belongs to.
 
     ``user``: whom the broker vouched for when it was authorized, for ``actor``; None where nobody had to be, and in
@@ -45,42 +45,42 @@ class Claim:
     actor: str | None = None
 
 
-async def claim(store: EventStore, message: CommandMessage, event_id: UUID) -> bool:
+async def bind(store: EventStore, message: CommandMessage, event_id: UUID) -> bool:
     """Bind the command id to this body; False if it is bound to another.
 
     ``event_id`` is new at each attempt: a store may hold an append of an id that it has in hand already until that
     one times out. Raises StoreUnavailableError.
     """
-    claimed = {
+    body = {
         "command_id": message.command_id,
         "command_type": message.command_type,
         "worker_id": str(message.worker_id),
         "fingerprint": fingerprint(message.command),
         **({"user": message.user, "actor": message.actor} if message.user else {}),
     }
-    event = NewEvent(event_id, CLAIMED, json.dumps(claimed).encode(), b"{}")
+    event = NewEvent(event_id, BOUND, json.dumps(body).encode(), b"{}")
     try:
         await store.append(stream_of_command(message.command_id), [event], expected=NO_STREAM)
     except WrongExpectedVersionError:
-        there = await load_claim(store, message.command_id)
+        there = await load_record(store, message.command_id)
         if there is None:
             raise StoreUnavailableError(
-                "a replica lags behind: a claim is there, and not shown yet"
+                "a replica lags behind: the record is there, and not shown yet"
             ) from None
-        return there.fingerprint == claimed["fingerprint"]
+        return there.fingerprint == body["fingerprint"]
     return True
 
 
-async def load_claim(store: EventStore, command_id: str) -> Claim | None:
+async def load_record(store: EventStore, command_id: str) -> IdempotencyRecord | None:
     """Which command this id is bound to; None if it is to none. Raises StoreUnavailableError."""
     try:
         history = await store.read(stream_of_command(command_id), limit=1)
     except StreamNotFoundError:
         return None
-    claimed = json.loads(history[0].data)
-    return Claim(
-        UUID(claimed["worker_id"]),
-        claimed["fingerprint"],
-        user=claimed.get("user"),
-        actor=claimed.get("actor"),
+    body = json.loads(history[0].data)
+    return IdempotencyRecord(
+        UUID(body["worker_id"]),
+        body["fingerprint"],
+        user=body.get("user"),
+        actor=body.get("actor"),
     )

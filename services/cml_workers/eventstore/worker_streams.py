@@ -71,7 +71,7 @@ def published(source: str, stored: StoredEvent) -> EventEnvelope:
 
 
 async def load(store: EventStore, worker_id: UUID, *, upto: int | None = None) -> Worker:
-    """The worker as its stream tells, up to and including revision ``upto``; a blank one if there is none.
+    """The worker of its stream, up to and including revision ``upto``; a blank one if there is none.
 
     Raises:
         StoreUnavailableError: try again.
@@ -125,7 +125,7 @@ class _Unread:
 
 
 class Workers:
-    """Workers as their streams tell. Those used lately are kept, and only what is newer is read.
+    """The workers of their streams. Those used lately are kept, and only what is newer is read.
 
     What is kept may be old: others append as well. Whoever appends finds out by the expected version; whoever does not
     has to ask for the newest.
@@ -147,7 +147,7 @@ class Workers:
         return self._known.get(worker_id)
 
     async def newest(self, worker_id: UUID) -> Worker:
-        """The worker as its stream tells now; a blank one if there is none.
+        """The worker of its stream now; a blank one if there is none.
 
         Raises:
             StoreUnavailableError: try again.

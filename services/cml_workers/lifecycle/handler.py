@@ -2,7 +2,7 @@
 
 The worker's stream says what became of each command that named it, rejections and no-ops included, so that a repetition
 finds its result there and is never decided a second time. The id of a command that brings a worker into being is bound
-to its body first, in a stream of its own (``eventstore/command_streams.py``). A status update is a question: a repetition
+to its body first, in a stream of its own (``eventstore/command_streams.py``). A status update asks EC2: a repetition
 is answered by what EC2 shows then.
 """
 
@@ -52,17 +52,25 @@ from cml_workers.domain.messages import (
 )
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.worker import Operation, Worker, settled_by
-from cml_workers.eventstore.command_streams import claim, load_claim
+from cml_workers.eventstore.command_streams import bind, load_record
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
 from cml_workers.eventstore.worker_streams import Workers
-from cml_workers.lifecycle.replies import lookup, metadata_of, rejected, replies, result_of, reused, skipped
+from cml_workers.lifecycle.replies import (
+    lookup_request,
+    metadata_of,
+    rejected,
+    replies,
+    result_of,
+    reused,
+    skipped,
+)
 
 log = structlog.get_logger(__name__)
 
 REFUSALS = "cml_refused-"
 REFUSED_TYPE = "cml.command.unauthorized.v1"
 TRIES = 20
-"""Lost races on one stream before the message is put aside for a second."""
+"""Lost races on one stream before the message is retried after a second."""
 CREATING = (CreateCMLWorker, ImportCMLWorker)
 """Commands that bring a worker into being."""
 UNSEEN_ATTEMPTS = 10
@@ -70,11 +78,11 @@ UNSEEN_ATTEMPTS = 10
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 _TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
-"""https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is left away."""
+"""https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is omitted."""
 
 
 Due = Callable[[Worker], Awaitable[Sequence[Outgoing]]]
-"""What a message owes beside the replies that its events made due, given the worker after them."""
+"""What is due for a message beside the replies that its events made due, given the worker after them."""
 
 
 def _these(*outgoing: Outgoing) -> Due:
@@ -90,7 +98,7 @@ class Append:
 
     events: Sequence[WorkerEvent]
     due: Due = field(default_factory=_these)
-    claims: bool = False
+    binds: bool = False
     """The command's id is bound to its body first."""
 
 
@@ -116,7 +124,7 @@ Step = Append | Finish | Duplicate | Compare | Retry | DeadLetter
 
 
 class Lifecycle:
-    """Handles the commands and reports of all workers; knows nothing but what the streams tell."""
+    """Handles the commands and reports of all workers; knows nothing but the streams."""
 
     def __init__(
         self,
@@ -190,10 +198,10 @@ class Lifecycle:
             first = operation.requested
             same = (first.user, first.fingerprint) == (user, fingerprint(command))
             return (first.actor,) if same else None
-        claim = await load_claim(self._store, command_id)
-        if claim is None or (claim.user, claim.fingerprint) != (user, fingerprint(command)):
+        bind = await load_record(self._store, command_id)
+        if bind is None or (bind.user, bind.fingerprint) != (user, fingerprint(command)):
             return None
-        return (claim.actor,)
+        return (bind.actor,)
 
     async def on_report(self, message: Message) -> Verdict:
         """Record what the EC2 adapter did, saw or found."""
@@ -232,34 +240,34 @@ class Lifecycle:
         if isinstance(message.command, UpdateCMLWorkerStatus):
             return await self._decide_status(message, answered)
         bound_to = fingerprint(message.command)
-        claimed: str | None = None
+        on_record: str | None = None
 
         def judge(worker: Worker) -> Step:
             operation = worker.operations.get(message.command_id)
             if operation is not None:
-                before = operation.requested.fingerprint or claimed
+                before = operation.requested.fingerprint or on_record
                 if before is None:
                     return Compare()
                 return self._repeat(message, operation) if before == bound_to else Duplicate()
-            finding = _still_true(answered, worker)
-            decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
+            looked_up = _still_true(answered, worker)
+            decision = decide(message, worker, policy=self._policy, now=self._now(), looked_up=looked_up)
             match decision:
                 case Record(events):
-                    return Append(events, claims=isinstance(message.command, CREATING))
+                    return Append(events, binds=isinstance(message.command, CREATING))
                 case NoChange(data):
                     return Append([skipped(message, data)])
                 case Reject():
                     log.info("rejected", code=decision.problem.code)
                     return Append([rejected(message, decision)])
-                case Ask(question):
-                    return Finish(_these(lookup(message, question)))
+                case Ask(lookup):
+                    return Finish(_these(lookup_request(message, lookup)))
             assert_never(decision)
 
         verdict = await self._transact(message.worker_id, message.command_id, judge, message)
         if not isinstance(verdict, Compare):
             return verdict
-        there = await load_claim(self._store, message.command_id)
-        claimed = there.fingerprint if there else bound_to
+        there = await load_record(self._store, message.command_id)
+        on_record = there.fingerprint if there else bound_to
         again = await self._transact(message.worker_id, message.command_id, judge, message)
         assert not isinstance(again, Compare)  # noqa: S101 - what it asked for is known now
         return again
@@ -277,13 +285,13 @@ class Lifecycle:
         """What EC2 shows becomes an event if it is news, and is the answer."""
 
         def judge(worker: Worker) -> Step:
-            finding = _still_true(answered, worker)
+            looked_up = _still_true(answered, worker)
 
             async def shown(after: Worker) -> Sequence[Outgoing]:
-                data = already_so(message, after, finding)
+                data = already_so(message, after, looked_up)
                 return replies(result_of(message, "succeeded", data=data), message.reply)
 
-            decision = decide(message, worker, policy=self._policy, now=self._now(), finding=finding)
+            decision = decide(message, worker, policy=self._policy, now=self._now(), looked_up=looked_up)
             match decision:
                 case Record(events):
                     return Append(events, shown)
@@ -293,8 +301,8 @@ class Lifecycle:
                     return Finish(
                         _these(*replies(result_of(message, outcome, problem=problem), message.reply))
                     )
-                case Ask(question):
-                    return Finish(_these(lookup(message, question)))
+                case Ask(lookup):
+                    return Finish(_these(lookup_request(message, lookup)))
             assert_never(decision)
 
         verdict = await self._transact(message.worker_id, message.command_id, judge, message)
@@ -321,7 +329,7 @@ class Lifecycle:
             for _ in range(TRIES):
                 step = judge(worker)
                 if isinstance(step, Append):
-                    if step.claims and origin and not await claim(self._store, origin, self._new_id()):
+                    if step.binds and origin and not await bind(self._store, origin, self._new_id()):
                         step = Duplicate()
                         break
                     try:
@@ -353,7 +361,7 @@ class Lifecycle:
 
         Which replies its events made due is read from the worker, never remembered: a delivery that finds the
         events there, as the one that appended them died or never learned of it, sends the same replies.
-        ``due``: what else this delivery owes, e.g. a reply to an address that is not on record.
+        ``due``: what else is due, e.g. a reply to an address that is not on record.
 
         Raises:
             BusUnavailableError: the message has to come again.
@@ -421,13 +429,13 @@ class Lifecycle:
 
 
 def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult | None:
-    """What EC2 answered, unless a later event about the instance has overtaken it: then it is asked again."""
+    """What EC2 answered, unless a later event about the instance made it stale: then it is asked again."""
     if answered is None:
         return None
-    question = answered.question
-    if isinstance(question, InstanceLookup) and question.seen_revision < worker.observed_revision:
+    lookup = answered.lookup
+    if isinstance(lookup, InstanceLookup) and lookup.seen_revision < worker.observed_revision:
         return None
-    return answered.finding
+    return answered.looked_up
 
 
 def _traceparent(header: object) -> str | None:

@@ -55,9 +55,9 @@ def metadata_of(
     )
 
 
-def lookup(origin: CommandMessage, question: ImageLookup | InstanceLookup) -> Outgoing:
+def lookup_request(origin: CommandMessage, lookup: ImageLookup | InstanceLookup) -> Outgoing:
     """The request to look up at EC2 what the command has to know before it can be decided."""
-    request = LookupRequested(origin=origin, question=question)
+    request = LookupRequested(origin=origin, lookup=lookup)
     return internal(request, str(uuid5(_NAMESPACE, f"{origin.command_id}/lookup")), origin.correlation_id)
 
 

@@ -1,6 +1,6 @@
 """Composition of the projector role: owns the read models and the archive of dead letters.
 
-It follows the store, rebuilds, answers queries, sends reminders, keeps dead letters and does with them as it is told.
+It follows the store, rebuilds, answers queries, sends reminders, archives dead letters and carries out operator actions on them.
 """
 
 import asyncio

@@ -67,7 +67,7 @@ class Difference:
 
     table: str
     missing: int
-    """Rows of the active one that the other does not have, or not like that."""
+    """Rows of the active generation that the other does not have, or not like that."""
     added: int
     examples: tuple[str, ...]
 
@@ -108,11 +108,11 @@ class Generations:
         return generation.version == self.model.version or generation.version in self.model.usable
 
     async def compare(self, generation: Generation) -> Sequence[Difference] | None:
-        """How it differs from the active one; None if the two are not at the same position."""
+        """How it differs from the active generation; None if the two are not at the same position."""
         return await self._database.snapshot(partial(self._compare, generation))
 
     async def switch(self, generation: Generation, over: Generation | None) -> bool:
-        """Make it the active one, if both are still as they were seen, at the same positions; whether that was so."""
+        """Make it the active generation, if both are still as they were seen, at the same positions; whether that was so."""
         return await self._database.write(partial(self._switch, generation, over))
 
     async def drop(self, generation: Generation | None = None) -> Sequence[int]:

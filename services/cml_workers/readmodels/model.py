@@ -30,7 +30,7 @@ Answer = Callable[[Database, Any], Awaitable[Found | Problem]]
 class ReadModel:
     """A view of the workers' streams that can be made again from them at any time.
 
-    ``version`` goes up whenever the tables or the rows change: the tables are then filled again beside the active ones.
+    ``version`` goes up whenever the tables or the rows change: the tables are then filled again beside the active generation's.
     ``usable`` are the earlier versions whose tables this code can write and read, which go on answering meanwhile.
     ``of_worker``: the rows of a worker as it is after its last event at hand; ``of_event``: what an event changes besides,
     between the worker before and after it. Both are pure, and make the same rows in whatever batches the events come.

@@ -1,4 +1,4 @@
-"""Rebuild: fill a new generation beside the active one while commands and queries go on, compare the two, switch."""
+"""Rebuild: fill a new generation beside the active generation while commands and queries go on, compare the two, switch."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -70,7 +70,7 @@ class _ReachedError(Exception):
 class Rebuild:
     """One rebuild of one read model. It may be cancelled or die at any point: the next one resumes it.
 
-    ``switch``: whether the new generation becomes the active one at the end; where not, it stays for another process, or is
+    ``switch``: whether the new generation becomes the active generation at the end; where not, it stays for another process, or is
     dropped if ``keep`` is false.
     """
 
@@ -151,9 +151,9 @@ class Rebuild:
         return active is not None and active.position is not None and self.generations.usable(active)
 
     async def _follow(self, writer: Writer, active: Generation | None) -> Generation:
-        """Go on until exactly where the active one is, else to the end of what is stored.
+        """Go on until exactly where the active generation is, else to the end of what is stored.
 
-        The end is looked for after the active one's position was read: either way nothing that it has is missing.
+        The end is looked for after the active generation's position was read: either way nothing that it has is missing.
         """
         target = active.position if active else None
 
@@ -163,7 +163,7 @@ class Rebuild:
             await writer.handle(items[:here] if target is not None else items)
             assert writer.at is not None  # noqa: S101 - it has just been written
             self._events += writer.at.events - before
-            self._tell(writer.at, active)
+            self._report(writer.at, active)
             if (target is not None and here is not None) or any(isinstance(item, CaughtUp) for item in items):
                 raise _ReachedError
 
@@ -195,7 +195,7 @@ class Rebuild:
                     return isinstance(item, CaughtUp)
         return False
 
-    def _tell(self, at: Generation, active: Generation | None) -> None:
+    def _report(self, at: Generation, active: Generation | None) -> None:
         seconds = _now() - self._began
         total = active.events if active else None
         self.on_progress(

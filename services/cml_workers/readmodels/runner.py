@@ -17,7 +17,7 @@ from cml_workers.sql.port import Database
 
 log = structlog.get_logger(__name__)
 
-TOLD_EVERY = 5.0
+REPORT_EVERY = 5.0
 """Seconds between two lines about a rebuild's progress."""
 
 
@@ -52,7 +52,7 @@ class Runner:
         self._progress: Progress | None = None
         self._usable: bool | None = None
         self._current = False
-        self._told_at = float("-inf")
+        self._reported_at = float("-inf")
 
     def problem(self) -> str | None:
         """Why queries cannot be answered; None if they can."""
@@ -126,21 +126,21 @@ class Runner:
         rebuild = Rebuild(
             self._store,
             self._generations,
-            on_progress=self._tell,
+            on_progress=self._report,
             backoff=self._backoff,
             sleep=self._sleep,
         )
         try:
-            told(await rebuild.run())
+            reported(await rebuild.run())
         except SupersededError as error:
             log.info("rebuild ends", cause=str(error))
         self._usable = True
 
-    def _tell(self, progress: Progress) -> None:
+    def _report(self, progress: Progress) -> None:
         self._progress = progress
         now = asyncio.get_running_loop().time()
-        if now - self._told_at >= TOLD_EVERY:
-            self._told_at = now
+        if now - self._reported_at >= REPORT_EVERY:
+            self._reported_at = now
             log.info(
                 "rebuild in progress",
                 read_model=progress.model,
@@ -151,7 +151,7 @@ class Runner:
             )
 
 
-def told(rebuilt: Rebuilt) -> Rebuilt:
+def reported(rebuilt: Rebuilt) -> Rebuilt:
     """A log line for a rebuild that is done, and one for each table whose rows came out otherwise than before."""
     log.info(
         "rebuild is done",

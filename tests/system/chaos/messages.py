@@ -26,7 +26,7 @@ from cml_contracts.events import (
 )
 from cml_workers.bus.codec import RESULT_TYPE
 from cml_workers.domain.messages import InstanceObserved, LookupAnswered, LookupRequested, OperationSucceeded
-from cml_workers.eventstore.command_streams import CLAIMED
+from cml_workers.eventstore.command_streams import BOUND
 from support.tcp_proxy import Towards
 
 Part = Literal["rabbitmq", "postgresql", "ec2", "kurrentdb"]
@@ -87,7 +87,7 @@ MESSAGES: Mapping[tuple[str, Part], Sequence[Passing]] = {
     ("lifecycle", "kurrentdb"): [
         *_all("server", *EVENTS, StopFailed, CommandRejected),
         *_all("client", StopRequested, TerminationRequested),
-        (CLAIMED.encode(), "server"),
+        (BOUND.encode(), "server"),
     ],
     ("relay", "kurrentdb"): _all("client", *EVENTS),
     ("ec2-adapter", "kurrentdb"): _all("client", *EVENTS),
