@@ -24,7 +24,7 @@ SERVERS = {"server", "postgresql", "rabbitmq", "real"}
 """Those of them that have to be started, as have what these fixtures give."""
 OF_SERVERS = {"rabbitmq_url", "postgresql_url", "kurrentdb_uri"}
 SLOW = (
-    *("simulation", "system", "bench", "fuzz/test_processes.py", "test_command_line.py", "test_ending.py"),
+    *("simulation", "system", "bench", "fuzz", "test_command_line.py", "test_ending.py"),
     "embedded/test_ec2_simulator.py::test_instances_survive_the_end_of_the_process",
 )
 """Folders, files and tests that take their time: many runs, or many processes."""
