@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -67,6 +68,8 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["used"] = session.config.stash[USED]
+        if "coverage" in sys.modules and (measured := sys.modules["coverage"].Coverage.current()):
+            measured.save()  # a process of pytest-xdist that is slow to end is killed
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
