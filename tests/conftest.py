@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -24,7 +25,7 @@ SERVERS = {"server", "postgresql", "rabbitmq", "real"}
 """Those of them that have to be started, as have what these fixtures give."""
 OF_SERVERS = {"rabbitmq_url", "postgresql_url", "kurrentdb_uri"}
 SLOW = (
-    *("simulation", "system", "bench", "fuzz/test_processes.py", "test_command_line.py", "test_ending.py"),
+    *("simulation", "system", "bench", "fuzz", "test_command_line.py", "test_ending.py"),
     "embedded/test_ec2_simulator.py::test_instances_survive_the_end_of_the_process",
 )
 """Folders, files and tests that take their time: many runs, or many processes."""
@@ -67,6 +68,8 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["used"] = session.config.stash[USED]
+        if "coverage" in sys.modules and (measured := sys.modules["coverage"].Coverage.current()):
+            measured.save()  # a process of pytest-xdist that is slow to end is killed
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import asyncpg  # type: ignore[import-untyped]
 
 from cml_workers.sql.database import open_database
-from support.children import die_with_parent
+from support.children import tied
 from support.containers import container, docker_answers
 from support.rabbitmq import free_port
 
@@ -73,17 +73,17 @@ class SpawnedPostgreSQL:
         """Start and wait until it answers."""
         with (self._folder / "output.log").open("ab") as output:
             self._server = subprocess.Popen(
-                [
+                tied(
                     self._programs / "postgres",
                     *("-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", ""),
                     *("-c", "fsync=off"),
                     *self._secured,
-                ],
+                    user=self._user,
+                ),
                 cwd=self._folder,
-                user=self._user,
+                user=None if tied() else self._user,
                 stdout=output,
                 stderr=output,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of libc
             )
         end = time.monotonic() + READY
         while time.monotonic() < end and self._server.poll() is None:

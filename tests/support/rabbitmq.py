@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from support.children import die_with_parent
+from support.children import tied
 from support.containers import container, docker_answers
 
 GIVEN = "TEST_RABBITMQ_URL"
@@ -101,19 +101,18 @@ class SpawnedRabbitMQ:
             # As a child of ours: one that the server starts by itself would stay behind.
             epmd = next(path for path in EPMD if shutil.which(path))
             self._epmd = subprocess.Popen(
-                [epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)],
+                tied(epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)),
                 env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of libc
             )
         with (self._folder / "output.log").open("ab") as output:
             self._server = subprocess.Popen(
-                [self._script],
+                tied(self._script),
                 env=environment,
                 stdout=output,
                 stderr=output,
-                preexec_fn=_own_group_die_with_parent,  # noqa: PLW1509 - likewise
+                process_group=0,
             )
         self._wait()
 
@@ -211,8 +210,3 @@ def speaks_amqp(host: str, port: int) -> bool:
             return probe.recv(1) == b"\x01"
     except OSError:
         return False
-
-
-def _own_group_die_with_parent() -> None:
-    os.setpgrp()
-    die_with_parent()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cml_workers.process.registry import ROLES
-from support.children import die_with_parent
+from support.children import tied
 from support.running import COMMAND, unconfigured
 
 TESTS = Path(__file__).parents[1]
@@ -53,12 +53,11 @@ class Roles:
         with self.logs[name].open("ab") as log:
             self._said_before[name] = log.tell()
             return subprocess.Popen(
-                [*self._command, "role", name.partition(".")[0]],
+                tied(*self._command, "role", name.partition(".")[0]),
                 cwd=TESTS,
                 env={**self.environment, **self._each(name)},
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,  # noqa: PLW1509 - one call of libc
             )
 
     def ready(self, name: str) -> bool:
