@@ -25,7 +25,7 @@ def connect(url: str) -> Database:
     engine = open_database(url)
     if engine.dialect.name == "sqlite":
         return SqliteDatabase(open_sqlite(engine.url))
-    return PostgresqlDatabase(writer=engine, reader=open_database(url, ping=False))
+    return PostgresqlDatabase(writer=engine, reader=open_database(url, reader=True))
 
 
 class SqliteDatabase(Database):
@@ -80,11 +80,10 @@ class PostgresqlDatabase(Database):
         self.engines = (writer.sync_engine, reader.sync_engine)
         self._writer = writer
         self._reader = reader
-        self._single = reader.execution_options(isolation_level="AUTOCOMMIT")
         self._frozen = reader.execution_options(isolation_level="REPEATABLE READ")
 
     async def read(self, work: Work[T]) -> T:
-        return await _again(self._single, work)
+        return await _again(self._reader, work)
 
     async def snapshot(self, work: Work[T]) -> T:
         return await _again(self._frozen, work)

@@ -41,10 +41,11 @@ _DRIVERS = {
 }
 
 
-def open_database(url: str, *, durable: bool = False, ping: bool = True) -> AsyncEngine:
+def open_database(url: str, *, durable: bool = False, reader: bool = False) -> AsyncEngine:
     """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``.
 
-    ``ping``: ask a pooled connection whether it still works before it is used, at the cost of a round trip.
+    ``reader``: for single statements that change nothing: each is a transaction of its own, and a pooled connection is not asked
+    whether it still works before it is used; both are round trips on PostgreSQL.
 
     ``durable``: for what cannot be rebuilt from the event store: what is committed outlives the machine, in SQLite
     too. That costs an fsync for each transaction, so what can be rebuilt goes without.
@@ -71,7 +72,10 @@ def open_database(url: str, *, durable: bool = False, ping: bool = True) -> Asyn
         sa.event.listen(engine.sync_engine, "connect", partial(_tune_sqlite, durable=durable))
         return engine
     return create_async_engine(
-        parsed.set(drivername=driver, query={}), pool_pre_ping=ping, connect_args={"ssl": _tls(parsed)}
+        parsed.set(drivername=driver, query={}),
+        pool_pre_ping=not reader,
+        connect_args={"ssl": _tls(parsed)},
+        **({"isolation_level": "AUTOCOMMIT"} if reader else {}),
     )
 
 
