@@ -35,7 +35,7 @@ from cml_workers.runtime.endpoints import event_store_uri
 from cml_workers.runtime.logs import configure_logging
 from cml_workers.runtime.settings import Settings
 
-PATIENCE = 60.0
+LONGEST_WAIT = 60.0
 """Seconds to wait for anything before it counts as missing."""
 ACTOR = "demo"
 
@@ -65,7 +65,7 @@ class _Demo:
     async def send(
         self, command: WorkerCommand, expected: str = "succeeded", command_id: str | None = None
     ) -> OperationResult:
-        result = await self._client.send(command, command_id=command_id, deadline=PATIENCE)
+        result = await self._client.send(command, command_id=command_id, deadline=LONGEST_WAIT)
         answer = f"{result.problem.code}: {result.problem.detail}" if result.problem else _short(result.data)
         self._out.print(f"[bold]{command.TYPE}[/bold] → {result.outcome} {answer}", highlight=False)
         if result.outcome != expected:
@@ -144,7 +144,7 @@ async def _play(
         assert created.worker_id is not None  # noqa: S101 - every result of a command names its worker
         worker_id = created.worker_id
         again = await asyncio.gather(
-            *(client.send(create, command_id=command_id, deadline=PATIENCE) for _ in range(4))
+            *(client.send(create, command_id=command_id, deadline=LONGEST_WAIT) for _ in range(4))
         )
         demo.check(
             "the same message four times more: four equal replies", all(each == created for each in again)
@@ -258,7 +258,7 @@ def _of(received: list[EventEnvelope], worker_id: UUID) -> list[tuple[int, str]]
 async def _soon(condition: Callable[[], Awaitable[bool]]) -> bool:
     """Whether the condition becomes true in time."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(LONGEST_WAIT):
             while not await condition():  # noqa: ASYNC110 - what is awaited is in another service
                 await asyncio.sleep(0.1)
     except TimeoutError:

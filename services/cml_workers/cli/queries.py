@@ -41,7 +41,7 @@ def get(worker: WorkerRef, as_json: AsJson = False) -> None:
         out.print(worker_panel(view))
 
 
-def list_workers(
+def show_workers(
     region: Annotated[str | None, typer.Option(help="Only in this AWS region.")] = None,
     status: Annotated[
         WorkerStatus | None, typer.Option(help="Only in this status.", case_sensitive=False)
@@ -80,7 +80,7 @@ def list_workers(
         out.print(f"more: --cursor {page.next_cursor}", soft_wrap=True, highlight=False)
 
 
-def operation(command_id: str, as_json: AsJson = False) -> None:
+def show_operation(command_id: str, as_json: AsJson = False) -> None:
     """Show the operation of a command, and its outcome."""
     view = with_client(lambda client: client.operation(command_id))
     if view is None:

@@ -30,7 +30,7 @@ _TLS_IS_MISCONFIGURED = re.compile(
 
 
 @contextlib.asynccontextmanager
-async def explained(address: str) -> AsyncIterator[None]:
+async def port_errors(address: str) -> AsyncIterator[None]:
     """Raise errors as the port's, but for those about a stream."""
     try:
         yield

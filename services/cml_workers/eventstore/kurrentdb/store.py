@@ -31,7 +31,7 @@ from kurrentdbclient.exceptions import (
 )
 
 from cml_workers.eventstore.kurrentdb.client import Client, close, kept_alive
-from cml_workers.eventstore.kurrentdb.errors import explained
+from cml_workers.eventstore.kurrentdb.errors import port_errors
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -242,7 +242,7 @@ class KurrentDbEventStore(EventStore):
         if self._closed:
             raise StoreUnavailableError(closed)
         try:
-            async with explained(self._address):
+            async with port_errors(self._address):
                 yield
         except AttributeError as error:  # a closed client has no connection any more
             if self._closed:

@@ -26,11 +26,11 @@ from cml_workers.eventstore.port import (
 from cml_workers.eventstore.sqlite.file import EventFile
 from cml_workers.eventstore.sqlite.statements import StreamAppend, last_position, scan, select
 from cml_workers.eventstore.sqlite.watcher import Watcher
-from cml_workers.eventstore.sqlite.writer import Writer
+from cml_workers.eventstore.sqlite.writer import EventWriter
 
 CHECKPOINT_EVERY = 200
 """Positions without a matching event after which a follower is given a checkpoint."""
-READERS = 4
+READER_THREADS = 4
 
 _T = TypeVar("_T")
 
@@ -45,9 +45,9 @@ class SqliteEventStore(EventStore):
 
     def __init__(self, path: Path | str) -> None:
         self._file = EventFile(Path(path).absolute())
-        self._writer = Writer(self._file, self._notify_followers)
+        self._writer = EventWriter(self._file, self._notify_followers)
         self._watcher = Watcher(self._file, self._notify_followers)
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="event-store-reader")
+        self._readers = ThreadPoolExecutor(READER_THREADS, thread_name_prefix="event-store-reader")
         self._idle: list[sqlite3.Connection] = []
         self._followers: set[asyncio.Event] = set()
         self._closed = False

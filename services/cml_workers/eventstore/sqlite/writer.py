@@ -20,7 +20,7 @@ MAX_BATCH = 500
 _Waiting = tuple[StreamAppend, "asyncio.Future[int]"]
 
 
-class Writer:
+class EventWriter:
     """Writes from its first append until it is closed; ``committed`` is called in the loop after each batch."""
 
     def __init__(self, file: EventFile, committed: Callable[[], None]) -> None:
