@@ -1,33 +1,25 @@
 """A rebuild beside the live read model: resumed after a crash, compared, switched, and seen whole or not at all."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 
 from cml_contracts.events import TagsUpdated, TagsUpdateRequested
-from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import NewEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
-from cml_workers.readmodels.changes import Change, Put
-from cml_workers.readmodels.generations import Generation, Generations
-from cml_workers.readmodels.model import ReadModel, active
+from cml_workers.readmodels.generations import Generations
+from cml_workers.readmodels.model import active
 from cml_workers.readmodels.rebuild import Progress, Rebuild, SupersededError
-from cml_workers.readmodels.runner import NewerReadModelError, Runner
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.database import DatabaseUnavailableError
 from cml_workers.sql.port import Database, T, Work
 from support.projecting import CREATED, LAUNCH, LAUNCHED, Projected
-
-NEXT = replace(WORKERS_VIEW, version=WORKERS_VIEW.version + 1, usable=frozenset({WORKERS_VIEW.version}))
-"""The code of a later version that can use the tables of this one."""
-INCOMPATIBLE = replace(NEXT, usable=frozenset())
 
 
 @asynccontextmanager
@@ -45,25 +37,6 @@ async def following(projected: Projected) -> AsyncIterator[None]:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-
-
-async def until(condition: Callable[[], object], what: str = "it came") -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-async def active_of(projected: Projected) -> Generation:
-    found = await projected.generations.active()
-    assert found is not None
-    return found
-
-
-async def caught_up(projected: Projected) -> None:
-    last = (await projected.stored())[-1].position
-    async with asyncio.timeout(30):
-        while (await active_of(projected)).position != last:
-            await asyncio.sleep(0.01)
 
 
 async def test_a_rebuild_beside_commands_and_queries(projected: Projected):
@@ -108,14 +81,14 @@ async def test_a_rebuild_beside_commands_and_queries(projected: Projected):
         finally:
             done = True
             await asyncio.gather(*beside)
-        await caught_up(projected)
+        await projected.caught_up()
     assert (rebuilt.switched, rebuilt.differences) == (True, [])
     assert rebuilt.generation.number == 2
     assert rebuilt.events == rebuilt.generation.events >= 90
     assert reported[-1].percent is not None
     assert reported[-1].percent > 90
     assert shown > 10
-    now = await active_of(projected)
+    now = await projected.active()
     assert (now.number, now.events) == (2, len(await projected.stored()))
     again = await Rebuild(projected.store, projected.generations, switch=False, keep=False).run()
     assert again.differences == []  # what followed after the switch is equal as well
@@ -139,10 +112,10 @@ async def test_differences_are_listed_and_repaired(projected: Projected):
 async def test_one_that_is_only_to_verify_leaves_nothing_behind(projected: Projected):
     await projected.workers(2, CREATED, LAUNCH)
     await projected.catch_up()
-    before = await active_of(projected)
+    before = await projected.active()
     rebuilt = await Rebuild(projected.store, projected.generations, switch=False, keep=False).run()
     assert (rebuilt.differences, rebuilt.switched) == ([], False)
-    assert await active_of(projected) == before
+    assert await projected.active() == before
     assert await projected.generations.numbered(2) is None
 
 
@@ -182,7 +155,7 @@ async def test_a_crash_at_any_call_leaves_one_active_and_is_resumed(
     wanted = await projected.names(sort="name")
     for calls in range(60):
         generations = Generations(WORKERS_VIEW, Dying(projected.database, calls))
-        number = (await active_of(projected)).number
+        number = (await projected.active()).number
         try:
             rebuilt = await Rebuild(projected.store, generations).run()
         except asyncio.CancelledError:
@@ -191,7 +164,7 @@ async def test_a_crash_at_any_call_leaves_one_active_and_is_resumed(
         assert rebuilt.differences == []
         break
     assert calls > 6
-    assert (await active_of(projected)).number == number + 1
+    assert (await projected.active()).number == number + 1
     await projected.generations.drop()
     for gone in range(1, number + 1):
         assert await projected.generations.numbered(gone) is None
@@ -222,7 +195,7 @@ async def test_of_two_rebuilds_at_once_one_ends(projected: Projected):
         ["Rebuilt", "Rebuilt"],
     )
     assert all(isinstance(each, SupersededError) or not isinstance(each, BaseException) for each in done)
-    await caught_up(projected)
+    await projected.caught_up()
     assert (await Rebuild(projected.store, projected.generations).run()).differences == []
 
 
@@ -235,14 +208,14 @@ async def test_beside_one_that_stands_the_new_one_goes_on_from_there(projected: 
     rebuilt = await Rebuild(projected.store, projected.generations).run()
     assert (rebuilt.differences, rebuilt.switched, rebuilt.generation.events) == ([], True, 6)
     await projected.catch_up()
-    assert (await active_of(projected)).events == 9
+    assert (await projected.active()).events == 9
 
 
 async def test_a_checkpoint_between_events_can_be_compared(projected: Projected):
     """Followers are given places without a matching event, and not all of them the same."""
     await projected.workers(2, CREATED, LAUNCH)
     await projected.catch_up()
-    at = await active_of(projected)
+    at = await projected.active()
     for expected in range(-1, 2):
         await projected.store.append("other", [_event()], expected=expected)
     last = str(int(at.position or "") + 2)
@@ -253,90 +226,3 @@ async def test_a_checkpoint_between_events_can_be_compared(projected: Projected)
 
 def _event() -> NewEvent:
     return NewEvent(uuid4(), "other", b"{}", b"{}")
-
-
-# -- by itself, when the code has another version ----------------------------------------------------------
-
-
-@asynccontextmanager
-async def running(projected: Projected, model: ReadModel) -> AsyncIterator[Runner]:
-    runner = Runner(model=model, store=projected.store, database=projected.database)
-    task = asyncio.create_task(runner.run())
-    try:
-        yield runner
-    finally:
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-
-async def test_a_new_version_is_built_while_the_old_one_is_followed(projected: Projected):
-    (worker_id,) = await projected.workers(1, CREATED, LAUNCH)
-    await projected.catch_up()
-    async with running(projected, NEXT) as runner:
-        await until(lambda: runner.problem() is None)
-        async with asyncio.timeout(30):
-            while (await active_of(projected)).version != NEXT.version:
-                await asyncio.sleep(0.01)
-        await projected.record(worker_id, LAUNCHED)
-        await caught_up(projected)
-    assert (await active_of(projected)).number == 2
-    assert await projected.generations.numbered(1) is None
-
-
-async def test_of_a_version_that_cannot_be_used_queries_wait_for_the_new_one(
-    projected: Projected, monkeypatch: pytest.MonkeyPatch
-):
-    await projected.workers(3, CREATED, LAUNCH)
-    await projected.catch_up()
-    go_on = asyncio.Event()
-    original = Rebuild._follow
-
-    async def held(self: Rebuild, *given: object) -> Generation:
-        found = await original(self, *given)  # type: ignore[arg-type]
-        await go_on.wait()
-        return found
-
-    monkeypatch.setattr(Rebuild, "_follow", held)
-    async with running(projected, INCOMPATIBLE) as runner:
-        assert runner.problem() == "read model workers is being rebuilt"  # before anything is known
-        await until(lambda: runner.problem() == "read model workers is being rebuilt (100 %)")
-        go_on.set()
-        await until(lambda: runner.problem() is None)
-        await caught_up(projected)
-    assert (await active_of(projected)).version == INCOMPATIBLE.version
-
-
-def _names(worker: Worker) -> Iterator[Change]:
-    yield Put("names", {"id": worker.id})
-
-
-async def test_a_read_model_that_is_new_is_built_from_the_beginning(projected: Projected):
-    await projected.workers(3, CREATED, LAUNCH)
-    table = sa.Table("names", sa.MetaData(), sa.Column("id", sa.Uuid, primary_key=True))
-    model = ReadModel("names", 1, (table,), _names, lambda *_: (), {})
-    async with running(projected, model) as runner:
-        await until(lambda: runner.problem() is None)
-        count = sa.select(sa.func.count()).select_from(active(table))
-        assert await projected.database.read(lambda connection: connection.scalar(count)) == 3
-
-
-async def test_an_older_program_leaves_a_newer_read_model_alone(projected: Projected):
-    await Rebuild(projected.store, Generations(NEXT, projected.database)).run()
-    runner = Runner(model=WORKERS_VIEW, store=projected.store, database=projected.database)
-    with pytest.raises(NewerReadModelError, match="version 3 is active, and this program knows version 2"):
-        await runner.run()
-
-
-async def test_a_program_that_became_older_while_it_ran_ends(projected: Projected):
-    await projected.workers(1, CREATED)
-    runner = Runner(
-        model=WORKERS_VIEW, store=projected.store, database=projected.database, backoff=lambda _: 0.01
-    )
-    task = asyncio.create_task(runner.run())
-    await until(lambda: runner.following.caught_up)
-    await Rebuild(projected.store, Generations(NEXT, projected.database)).run()
-    await projected.workers(1, CREATED)
-    with pytest.raises(NewerReadModelError):
-        async with asyncio.timeout(30):
-            await task

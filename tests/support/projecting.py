@@ -1,5 +1,6 @@
 """A read model with a real event store and a database of each kind, for tests."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -86,13 +87,7 @@ class Projected:
 
     def new_writer(self) -> Writer:
         """As another process has one."""
-
-        async def active() -> Generation:
-            found = await self.generations.active()
-            assert found is not None
-            return found
-
-        return Writer(self.store, self.generations, active)
+        return Writer(self.store, self.generations, self.active)
 
     async def record(self, worker_id: UUID, *events: WorkerEvent) -> None:
         """Append, with operation ids of the worker's own."""
@@ -122,6 +117,19 @@ class Projected:
             seen += isinstance(item, StoredEvent)
             if isinstance(item, CaughtUp) or seen == items:
                 return
+
+    async def active(self) -> Generation:
+        """What queries see."""
+        found = await self.generations.active()
+        assert found is not None
+        return found
+
+    async def caught_up(self) -> None:
+        """Wait until whoever follows has written everything."""
+        last = (await self.stored())[-1].position
+        async with asyncio.timeout(30):
+            while (await self.active()).position != last:
+                await asyncio.sleep(0.01)
 
     async def stored(self) -> list[StoredEvent]:
         """All events, in order."""
