@@ -24,6 +24,7 @@ from cml_contracts.events import (
     TagsUpdateFailed,
     TerminationFailed,
     WorkerEvent,
+    WorkerImported,
 )
 from cml_contracts.instance import Ec2Instance, LaunchParameters, WorkerStatus
 from cml_contracts.topology import EVENTS_EXCHANGE
@@ -532,8 +533,11 @@ class Planted:
 
 
 TRIGGERS = [EVENTS[each.routing_key] for each in EC2_TRIGGERS.bindings if each.exchange == EVENTS_EXCHANGE]
-SEEN_BY_THE_WALK = {StartFailed, StopFailed, TerminationFailed, TagsUpdateFailed}
-"""Triggers that are needed only where more comes together than in a script: ``tests/ec2_adapter/test_triggers.py``."""
+SEEN_BY_THE_WALK = {StartFailed, StopFailed, TerminationFailed, TagsUpdateFailed, WorkerImported}
+"""Triggers that are needed only where more comes together than in a script: ``tests/ec2_adapter/test_triggers.py``.
+
+An import requests its tags in the same append, and the trigger of that begins the watch as well.
+"""
 
 PLANTED: Mapping[str, Planted] = {
     **{
