@@ -173,6 +173,8 @@ async def test_a_switch_is_refused_once_the_active_generation_has_moved(subject:
     assert not await subject.generations.switch(new, old)
     assert not await subject.generations.switch(new, None)
     assert await subject.names() == ["old", "moved"]
+    assert await subject.generations.switch(new, old, exact=False)  # of one that never rests
+    assert await subject.names() == ["new"]
 
 
 async def test_of_switches_at_once_one_is_made(subject: Subject):

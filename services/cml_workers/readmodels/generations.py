@@ -111,9 +111,13 @@ class Generations:
         """How it differs from the active generation; None if the two are not at the same position."""
         return await self._database.snapshot(partial(self._compare, generation))
 
-    async def switch(self, generation: Generation, over: Generation | None) -> bool:
-        """Make it the active generation, if both are still as they were seen, at the same positions; whether that was so."""
-        return await self._database.write(partial(self._switch, generation, over))
+    async def switch(self, generation: Generation, over: Generation | None, *, exact: bool = True) -> bool:
+        """Make it the active generation, if both are still as they were seen; whether that was so.
+
+        ``exact``: the one that it replaces must not have moved either. Where it never rests, it may have gone on a little:
+        who follows the store goes on from where the new one is.
+        """
+        return await self._database.write(partial(self._switch, generation, over, exact=exact))
 
     async def drop(self, generation: Generation | None = None) -> Sequence[int]:
         """Drop the tables of those that are retired, and of this one that was never active; their numbers."""
@@ -209,13 +213,20 @@ class Generations:
         found = [_difference(connection, old, new) for old, new in both]
         return [each for each in found if each.missing or each.added]
 
-    def _switch(self, generation: Generation, over: Generation | None, connection: sa.Connection) -> bool:
+    def _switch(
+        self,
+        generation: Generation,
+        over: Generation | None,
+        connection: sa.Connection,
+        *,
+        exact: bool = True,
+    ) -> bool:
         there = self._find(connection, state=State.ACTIVE, lock=True)
         here = self._find(connection, number=generation.number, lock=True)
         if here != generation or (there is None) != (over is None):
             return False
         if there is not None and over is not None:
-            if (there.number, there.position) != (over.number, over.position):
+            if there.number != over.number or (exact and there.position != over.position):
                 return False
             connection.execute(
                 sa.update(GENERATIONS).where(*self._is(there)).values(state=State.RETIRED.value)

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 BATCH = 1_000
 """Items in one transaction."""
 PATIENCE = 30.0
-"""Seconds to try to find the two generations at one position, where they can be compared."""
+"""Seconds to try to find the two generations at one position, where they can be compared and switched unnoticed."""
 PAUSE = 0.02
 
 
@@ -143,7 +143,7 @@ class Rebuild:
                 if self._differences is None and _now() < end:
                     await self.sleep(PAUSE)
                     continue
-            if not self.switch or await self.generations.switch(at, active):
+            if not self.switch or await self.generations.switch(at, active, exact=_now() < end):
                 return at
             await self.sleep(PAUSE)
 
