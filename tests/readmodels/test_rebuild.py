@@ -39,6 +39,7 @@ async def following(projected: Projected) -> AsyncIterator[None]:
             await task
 
 
+@pytest.mark.timeout(240)
 async def test_a_rebuild_beside_commands_and_queries(projected: Projected):
     """No query sees half of it: the workers and their operations that it sees belong together."""
     workers = await projected.workers(30, CREATED, LAUNCH, LAUNCHED)

@@ -200,6 +200,7 @@ async def test_an_id_that_was_used_before_with_another_body_is_rejected(system: 
             assert (reply["problem"] or {}).get("code") == code
 
 
+@pytest.mark.timeout(300)
 async def test_many_commands_in_flight_all_get_their_own_reply(system: System):
     crowd = 200
     async with system.client() as client:
