@@ -4,12 +4,9 @@ FastStream's own generator leaves out reply models and knows nothing of commands
 Specification: https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
-import argparse
 import inspect
 import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -48,6 +45,7 @@ from cml_contracts.topology import (
     QUERIES_EXCHANGE,
     Exchange,
 )
+from cml_tools.generated import write_or_check
 from cml_workers import __version__
 
 _ANSWERS: Mapping[type[BaseModel], type[BaseModel]] = {
@@ -204,16 +202,9 @@ def _summary(model: type[BaseModel]) -> str:
 
 def main() -> None:
     """Write the document, or (``--check``) fail if the written one is not this one."""
-    parser = argparse.ArgumentParser(description="Generate the AsyncAPI document from the contracts.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--write", type=Path, metavar="FILE")
-    what.add_argument("--check", type=Path, metavar="FILE")
-    chosen = parser.parse_args()
-    text = json.dumps(document(), indent=2) + "\n"
-    if chosen.write:
-        chosen.write.write_text(text)
-    elif not chosen.check.exists() or chosen.check.read_text() != text:
-        sys.exit(f"{chosen.check} is not what the contracts say; run: make format")
+    write_or_check(
+        lambda: json.dumps(document(), indent=2) + "\n", what="the AsyncAPI document", source="the contracts"
+    )
 
 
 if __name__ == "__main__":

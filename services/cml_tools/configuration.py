@@ -1,13 +1,12 @@
 """The configuration reference, generated from the settings and what their docstrings say."""
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from cml_tools.generated import write_or_check
 from cml_workers.runtime.settings import Settings
 
 _HEADER = """# Configuration
@@ -72,16 +71,8 @@ def _meaning(field: FieldInfo) -> str:
 
 
 def main() -> None:
-    """Write the page, or (``--check``) fail if the written one is not this one."""
-    parser = argparse.ArgumentParser(description="Generate the configuration reference from the settings.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--write", type=Path, metavar="FILE")
-    what.add_argument("--check", type=Path, metavar="FILE")
-    chosen = parser.parse_args()
-    if chosen.write:
-        chosen.write.write_text(reference())
-    elif not chosen.check.exists() or chosen.check.read_text() != reference():
-        sys.exit(f"{chosen.check} is not what the settings say; run: make format")
+    """Write the document, or (``--check``) fail if the written one is not this one."""
+    write_or_check(reference, what="the configuration reference", source="the settings")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from cml_contracts.topology import (
     QUERIES_EXCHANGE,
     Exchange,
 )
+from cml_tools.generated import check
 from cml_workers.bus.topology import EXCHANGES, QUEUES
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.process.registry import ROLES
@@ -155,8 +156,7 @@ def main() -> None:
     passwords = {user: os.environ[_variable(user)] for user in PERMISSIONS if os.environ.get(_variable(user))}
     text = json.dumps(definitions({} if chosen.check else passwords), indent=2) + "\n"
     if chosen.check:
-        if not chosen.check.exists() or chosen.check.read_text() != text:
-            sys.exit(f"{chosen.check} is not what the topology says; run: make format")
+        check(chosen.check, text, "the topology")
     elif chosen.write:
         chosen.write.touch(mode=0o600)
         chosen.write.write_text(text)

@@ -1,9 +1,6 @@
 """The table of the roles for those who deploy them, generated from the registry."""
 
-import argparse
-import sys
-from pathlib import Path
-
+from cml_tools.generated import write_or_check
 from cml_workers.process.registry import ROLES
 from cml_workers.runtime.role import Part, Role
 
@@ -38,16 +35,8 @@ def _row(role: Role) -> str:
 
 
 def main() -> None:
-    """Write the page, or (``--check``) fail if the written one is not this one."""
-    parser = argparse.ArgumentParser(description="Generate the table of the roles from the registry.")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--write", type=Path, metavar="FILE")
-    what.add_argument("--check", type=Path, metavar="FILE")
-    chosen = parser.parse_args()
-    if chosen.write:
-        chosen.write.write_text(reference())
-    elif not chosen.check.exists() or chosen.check.read_text() != reference():
-        sys.exit(f"{chosen.check} is not what the registry of roles says; run: make format")
+    """Write the document, or (``--check``) fail if the written one is not this one."""
+    write_or_check(reference, what="the table of the roles", source="the registry of roles")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Any
-from uuid import uuid4
 
 import pytest
 
-from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.instance import InstanceState
 from cml_embedded.ec2_simulator import DEMO_IMAGE_NAME, DEMO_IMAGES, Ec2Simulator
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.errors import (
@@ -21,8 +19,8 @@ from cml_workers.ec2_adapter.port import Ec2, StateChange, StatusChecks
 from simulation.ec2 import Cloud, Ec2OfProcess
 from simulation.world import Process, World
 from support.ec2 import SimulatorAdmin
+from support.instances import REGION, described, parameters, until
 
-REGION = "us-east-1"
 UNKNOWN = "i-00000000000000001"
 TRANSITION = 0.2
 PENDING, RUNNING, STOPPING, STOPPED, SHUTTING_DOWN, TERMINATED = InstanceState
@@ -58,31 +56,6 @@ async def ec2(
     SimulatorAdmin(simulator.url).clear()
     async with AwsEc2Client(endpoint_url=simulator.url) as client:
         yield client
-
-
-def parameters(**changes: Any) -> LaunchParameters:
-    fields: dict[str, Any] = {
-        "aws_region": REGION,
-        "ami_id": DEMO_IMAGES[REGION],
-        "instance_type": "m5.large",
-        "tags": {"Name": "lab", "cml:worker-id": uuid4().hex},
-        "generation": 1,
-        "client_token": uuid4().hex,
-    }
-    return LaunchParameters.model_validate(fields | changes)
-
-
-async def described(ec2: Ec2, instance_id: str) -> Ec2Instance | None:
-    return (await ec2.describe_many(REGION, [instance_id])).get(instance_id)
-
-
-async def until(ec2: Ec2, instance: Ec2Instance, state: InstanceState) -> Ec2Instance:
-    async with asyncio.timeout(60):
-        while True:
-            seen = await described(ec2, instance.instance_id)
-            if seen and seen.state is state:
-                return seen
-            await asyncio.sleep(0.05)
 
 
 async def test_a_life_of_an_instance(ec2: Ec2):

@@ -1,12 +1,10 @@
 """The EC2 client over HTTP: what it asks, what it understands, and every error of the table as it arrives."""
 
 import asyncio
-from typing import Any
-from uuid import uuid4
 
 import pytest
 
-from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.instance import InstanceState
 from cml_embedded.ec2_simulator import DEMO_IMAGE_NAME, DEMO_IMAGES, Ec2Simulator
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.errors import (
@@ -21,37 +19,11 @@ from cml_workers.ec2_adapter.errors import (
 )
 from ec2_adapter.test_errors import TABLE, UNKNOWN
 from support.ec2 import SimulatorAdmin
+from support.instances import REGION, described, parameters, until
 from support.simulated import admin, ec2, simulator
 
 __all__ = ["admin", "ec2", "simulator"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-REGION = "us-east-1"
-
-
-def parameters(**changes: Any) -> LaunchParameters:
-    fields: dict[str, Any] = {
-        "aws_region": REGION,
-        "ami_id": DEMO_IMAGES[REGION],
-        "instance_type": "m5.large",
-        "tags": {"Name": "lab", "cml:worker-id": "w"},
-        "generation": 1,
-        "client_token": uuid4().hex,
-    }
-    return LaunchParameters.model_validate(fields | changes)
-
-
-async def described(ec2: AwsEc2Client, instance_id: str) -> Ec2Instance | None:
-    return (await ec2.describe_many(REGION, [instance_id])).get(instance_id)
-
-
-async def until(ec2: AwsEc2Client, instance: Ec2Instance, state: InstanceState) -> Ec2Instance:
-    async with asyncio.timeout(60):
-        while True:
-            seen = await described(ec2, instance.instance_id)
-            if seen and seen.state is state:
-                return seen
-            await asyncio.sleep(0.05)
 
 
 async def test_a_launch_asks_for_what_must_be(ec2: AwsEc2Client, admin: SimulatorAdmin):

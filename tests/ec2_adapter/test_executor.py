@@ -19,8 +19,9 @@ from cml_workers.bus.port import Ack, DeadLetter, Message, Retry
 from cml_workers.domain.messages import AttemptRefused, OperationFailed, OperationSucceeded
 from cml_workers.ec2_adapter.errors import EC2QuotaExceededException, EC2ThrottledException, Remedy
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
-from cml_workers.ec2_adapter.retry_policy import UNSEEN_ATTEMPTS, look_again_in, pause, rules
+from cml_workers.ec2_adapter.retry_policy import look_again_in, pause, rules
 from cml_workers.ec2_adapter.tenure import FRESH
+from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
 from support import given as decided
 from support.buses import delivered
 from support.given import instance

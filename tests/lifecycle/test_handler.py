@@ -37,8 +37,9 @@ from cml_workers.domain.messages import (
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.eventstore.command_streams import COMMAND_STREAMS, stream_of_command
 from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError, StreamNotFoundError
+from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
 from cml_workers.lifecycle import replies
-from cml_workers.lifecycle.handler import UNSEEN_ATTEMPTS, Lifecycle
+from cml_workers.lifecycle.handler import Lifecycle
 from support.buses import command
 from support.given import instance
 from support.service import CREATE, WORKER, Service, opened

@@ -31,12 +31,12 @@ from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.ec2_adapter.port import Ec2
 from cml_workers.ec2_adapter.recheck import recheck
 from cml_workers.ec2_adapter.reports import Reports
-from cml_workers.ec2_adapter.retry_policy import HANDED_ON, UNSEEN_ATTEMPTS, rules
+from cml_workers.ec2_adapter.retry_policy import HANDED_ON, rules
 from cml_workers.ec2_adapter.tenure import FRESH, TAKEOVER, Lease, NotYet, Tenure
 from cml_workers.ec2_adapter.triggers import Trigger, advanced, read_trigger
 from cml_workers.ec2_adapter.watching import Poller
 from cml_workers.eventstore.port import EventStore
-from cml_workers.eventstore.worker_streams import Workers
+from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, Workers
 
 NOT_SEEN = -2
 """No revision of an event."""

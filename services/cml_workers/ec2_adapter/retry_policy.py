@@ -67,7 +67,5 @@ def _spread(seconds: float, random: float) -> float:
 
 LOOKUP_ATTEMPTS = 8
 """How often a lookup is repeated before EC2's refusal is its result."""
-UNSEEN_ATTEMPTS = 10
-"""Attempts, a second apart, for which a replica of the store may lag behind the event of a trigger."""
 HANDED_ON = 30
 """Seconds after which the message of an operation that waits in memory comes back, in case this process has died."""

@@ -36,6 +36,8 @@ def worker_of(stream: str) -> UUID:
     return UUID(stream.removeprefix(WORKER_STREAMS))
 
 
+UNSEEN_ATTEMPTS = 10
+"""Attempts, a second apart, for which a replica of the store may lag behind what a message refers to."""
 AT_HAND = 2_000
 """Workers that a process keeps in memory; any other is read from its stream again."""
 MOST_UNREAD = 20

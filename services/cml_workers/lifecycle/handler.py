@@ -54,7 +54,7 @@ from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.worker import Operation, Worker, settled_by
 from cml_workers.eventstore.command_streams import bind, load_record
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
-from cml_workers.eventstore.worker_streams import Workers
+from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, Workers
 from cml_workers.lifecycle.replies import (
     lookup_request,
     metadata_of,
@@ -73,8 +73,6 @@ TRIES = 20
 """Lost races on one stream before the message is retried after a second."""
 CREATING = (CreateCMLWorker, ImportCMLWorker)
 """Commands that bring a worker into being."""
-UNSEEN_ATTEMPTS = 10
-"""Attempts, a second apart, for which a replica of the store may lag behind what a message refers to."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 _TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
@@ -108,15 +106,17 @@ class Duplicate:
 
 
 @dataclass(frozen=True, slots=True)
-class Compare:
-    """Recorded before events had fingerprints: only the idempotency record says whether the body is the same."""
-
-
-@dataclass(frozen=True, slots=True)
 class Finish:
     """Nothing is recorded; send what is due."""
 
     due: Due = field(default_factory=_these)
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Recorded before events had fingerprints: ``repeat``, if the idempotency record does not say that the body is another."""
+
+    repeat: Finish | Retry
 
 
 Step = Append | Finish | Duplicate | Compare | Retry | DeadLetter
@@ -198,10 +198,10 @@ class Lifecycle:
             first = operation.requested
             same = (first.user, first.fingerprint) == (user, fingerprint(command))
             return (first.actor,) if same else None
-        bind = await load_record(self._store, command_id)
-        if bind is None or (bind.user, bind.fingerprint) != (user, fingerprint(command)):
+        record = await load_record(self._store, command_id)
+        if record is None or (record.user, record.fingerprint) != (user, fingerprint(command)):
             return None
-        return (bind.actor,)
+        return (record.actor,)
 
     async def on_report(self, message: Message) -> Verdict:
         """Record what the EC2 adapter did, saw or found."""
@@ -232,23 +232,20 @@ class Lifecycle:
                     return Retry(1) if attempt < UNSEEN_ATTEMPTS else DeadLetter(problem.detail, problem.code)
             assert_never(decision)
 
-        verdict = await self._transact(report.worker_id, report_id, judge)
-        assert not isinstance(verdict, Compare)  # noqa: S101 - reports have no body of a caller's
-        return verdict
+        return await self._transact(report.worker_id, report_id, judge)
 
     async def _decide(self, message: CommandMessage, *, answered: LookupAnswered | None = None) -> Verdict:
         if isinstance(message.command, UpdateCMLWorkerStatus):
             return await self._decide_status(message, answered)
-        bound_to = fingerprint(message.command)
-        on_record: str | None = None
 
         def judge(worker: Worker) -> Step:
             operation = worker.operations.get(message.command_id)
             if operation is not None:
-                before = operation.requested.fingerprint or on_record
+                repeat = self._repeat(message, operation)
+                before = operation.requested.fingerprint
                 if before is None:
-                    return Compare()
-                return self._repeat(message, operation) if before == bound_to else Duplicate()
+                    return Compare(repeat)
+                return repeat if before == fingerprint(message.command) else Duplicate()
             looked_up = _still_true(answered, worker)
             decision = decide(message, worker, policy=self._policy, now=self._now(), looked_up=looked_up)
             match decision:
@@ -263,16 +260,9 @@ class Lifecycle:
                     return Finish(_these(lookup_request(message, lookup)))
             assert_never(decision)
 
-        verdict = await self._transact(message.worker_id, message.command_id, judge, message)
-        if not isinstance(verdict, Compare):
-            return verdict
-        there = await load_record(self._store, message.command_id)
-        on_record = there.fingerprint if there else bound_to
-        again = await self._transact(message.worker_id, message.command_id, judge, message)
-        assert not isinstance(again, Compare)  # noqa: S101 - what it asked for is known now
-        return again
+        return await self._transact(message.worker_id, message.command_id, judge, message)
 
-    def _repeat(self, message: CommandMessage, operation: Operation) -> Step:
+    def _repeat(self, message: CommandMessage, operation: Operation) -> Finish | Retry:
         """A command that was accepted before: the same reply again, as soon as there is one.
 
         While it is pending, its outcome will be sent to the address on record; only another address has to wait.
@@ -305,9 +295,7 @@ class Lifecycle:
                     return Finish(_these(lookup_request(message, lookup)))
             assert_never(decision)
 
-        verdict = await self._transact(message.worker_id, message.command_id, judge, message)
-        assert not isinstance(verdict, Compare)  # noqa: S101 - no status update is recorded as an operation
-        return verdict
+        return await self._transact(message.worker_id, message.command_id, judge, message)
 
     async def _transact(
         self,
@@ -315,7 +303,7 @@ class Lifecycle:
         cause: str,
         judge: Callable[[Worker], Step],
         origin: CommandMessage | None = None,
-    ) -> Verdict | Compare:
+    ) -> Verdict:
         """Take the worker at hand, judge, append at the expected version, and finish; all ways go through here.
 
         A worker that is kept may be old. An append shows that by its conflict; where nothing is appended, the
@@ -343,8 +331,13 @@ class Lifecycle:
                     worker, read = await self._workers.newest(worker_id), True
             else:
                 return Retry(1)
+        if isinstance(step, Compare):
+            assert origin is not None  # noqa: S101 - reports have no body of a caller's
+            record = await load_record(self._store, origin.command_id)
+            same = record is None or record.fingerprint == fingerprint(origin.command)
+            step = step.repeat if same else Duplicate()
         match step:
-            case Retry() | DeadLetter() | Compare():
+            case Retry() | DeadLetter():
                 return step
             case Duplicate():
                 assert origin is not None  # noqa: S101 - reports have no body of a caller's
