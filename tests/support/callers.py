@@ -14,6 +14,7 @@ from cml_contracts.envelope import JSON
 from cml_contracts.results import OperationResult
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import COMMANDS_EXCHANGE
+from cml_workers.bus.rabbit.short_connection import connect
 from support.canaries import CANARY
 
 CONFIRM_SECONDS = 20.0
@@ -122,7 +123,7 @@ class Callers:
             lost = asyncio.Event()
             with contextlib.suppress(*_LOST):
                 async with asyncio.timeout(20):
-                    connection = await aio_pika.connect(self._url, timeout=10)
+                    connection = await connect(self._url, seconds=10)
                 try:
                     async with asyncio.timeout(20):
                         await self._open(connection, lost)

@@ -19,6 +19,7 @@ from aiormq.exceptions import ConnectionInternalError
 
 from cml_contracts.amqp import outage
 from cml_workers.bus.port import BusUnavailableError
+from cml_workers.bus.rabbit.short_connection import connect
 
 PREFIX = "amq.rabbitmq.reply-to."
 REMEMBERED_NODES = 1000
@@ -94,7 +95,7 @@ class DirectReplies:
             async with (
                 self._at_once,
                 asyncio.timeout(PROBE_TIMEOUT),
-                await aio_pika.connect(self._url) as connection,
+                await connect(self._url) as connection,
             ):
                 channel = await connection.channel()
                 await channel.default_exchange.publish(

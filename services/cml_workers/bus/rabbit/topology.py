@@ -1,9 +1,9 @@
 """Declares the topology at the broker, or verifies that it is there."""
 
-import aio_pika
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from cml_workers.bus.port import TopologyError
+from cml_workers.bus.rabbit.short_connection import connect
 from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 
 CONNECT_TIMEOUT = 10
@@ -17,7 +17,7 @@ async def declare_topology(url: str, uses: Usage = EVERYTHING) -> None:
         TopologyError: something exists with other arguments.
         AMQPError, OSError: the broker cannot be reached.
     """
-    connection = await aio_pika.connect(url, timeout=CONNECT_TIMEOUT)
+    connection = await connect(url, seconds=CONNECT_TIMEOUT)
     async with connection:
         channel = await connection.channel()
         subject = ""
@@ -50,7 +50,7 @@ async def verify_topology(url: str, uses: Usage) -> None:
         TopologyError: something is missing.
         AMQPError, OSError: the broker cannot be reached.
     """
-    connection = await aio_pika.connect(url, timeout=CONNECT_TIMEOUT)
+    connection = await connect(url, seconds=CONNECT_TIMEOUT)
     async with connection:
         channel = await connection.channel()
         subject = ""
