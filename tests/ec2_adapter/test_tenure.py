@@ -5,9 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from cml_contracts.events import (
-    WorkerEvent,
-)
+from cml_contracts.events import WorkerEvent
 from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_workers.bus.port import Ack, Retry
 from cml_workers.domain.messages import OperationFailed
