@@ -1,8 +1,4 @@
-"""The roles as processes, their callers, and a stranger that sends them hostile messages.
-
-At the end every single message is accounted for: answered, dead-lettered with a reason, decided in a stream, or
-well-formed and of no effect; and the roles are the processes they were, as large as they were, with empty queues.
-"""
+"""The roles as processes, their callers, and a stranger whose messages are all accounted for at the end."""
 
 import asyncio
 import json
