@@ -26,7 +26,7 @@ SERVERS = {"server", "postgresql", "rabbitmq", "real"}
 OF_SERVERS = {"rabbitmq_url", "postgresql_url", "kurrentdb_uri"}
 SLOW = (
     *("simulation", "system", "bench", "fuzz", "test_command_line.py", "test_ending.py"),
-    "embedded/test_ec2_simulator.py::test_instances_survive_the_end_of_the_process",
+    "embedded/test_ec2_simulator_restarts.py::test_instances_survive_the_end_of_the_process",
 )
 """Folders, files and tests that take their time: many runs, or many processes."""
 

@@ -144,13 +144,14 @@ def _sections(
     options: argparse.Namespace, only: Sequence[str], folder: Path, result: dict[str, Any]
 ) -> list[tuple[str, dict[str, Any]]]:
     from bench import micro, structure, wire  # noqa: PLC0415 - of the checkout that is measured
+    from bench.fleet import Size  # noqa: PLC0415
     from bench.processes import system  # noqa: PLC0415
 
     done: list[tuple[str, dict[str, Any]]] = []
     if set(only) & set(WIRE):
-        size = wire.Size(seconds=options.seconds, rounds=options.rounds)
+        size = Size(seconds=options.seconds, rounds=options.rounds)
         if options.small:
-            size = wire.Size(0.2, rounds=1, in_flight=4, burst=5, bursts=1, long=30, short=5, repetitions=2)
+            size = Size(0.2, rounds=1, in_flight=4, burst=5, bursts=1, long=30, short=5, repetitions=2)
         result["size"] = asdict(size)
         with system(folder / "wire", postgresql=options.postgresql) as running:
             result["code"] |= {"RabbitMQ": running.rabbitmq}

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.run import Attack, database_of_its_own
+from fuzz.attack import Attack
+from fuzz.run import database_of_its_own
 
 MESSAGES = 2_000
 

@@ -15,8 +15,9 @@ from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.messages import LookupRequested, OperationSucceeded
 from simulation import nets
-from simulation.bus import CLIENTS, SENT_AGAIN, Broker, BusOfProcess
+from simulation.bus import CLIENTS, Broker, BusOfProcess
 from simulation.coverage import SETTLED, Coverage
+from simulation.delivery import SENT_AGAIN
 from simulation.store import Log
 from simulation.world import Process, World
 from support.canaries import CANARY

@@ -16,8 +16,8 @@ from cml_workers.ec2_adapter.errors import (
     Remedy,
 )
 from cml_workers.ec2_adapter.port import Ec2, StateChange, StatusChecks
-from simulation.bus import took_effect
 from simulation.coverage import CALLED, UNCERTAIN
+from simulation.delivery import took_effect
 from simulation.world import LINGERS, Process, World
 from support.fake_ec2 import FakeEc2
 

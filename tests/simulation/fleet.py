@@ -29,9 +29,10 @@ from cml_workers.readmodels.workers.queries import pending, unsettled
 from cml_workers.relay.relay import Relay
 from cml_workers.reminders.reminders import Reminders
 from simulation import nets
-from simulation.bus import HANDLED, Broker, BusOfProcess
+from simulation.bus import Broker, BusOfProcess
 from simulation.callers import Callers
 from simulation.coverage import REQUESTED, SETTLED, Coverage, kind_of
+from simulation.delivery import HANDLED
 from simulation.ec2 import Cloud, Ec2OfProcess
 from simulation.scripts import IMAGE, IMAGE_NAME, REGION
 from simulation.store import Log, StoreOfProcess

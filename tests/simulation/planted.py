@@ -61,7 +61,8 @@ from cml_workers.readmodels.folding import Folding, Step
 from cml_workers.relay.relay import Relay
 from cml_workers.reminders.reminders import Reminders
 from simulation import fleet
-from simulation.bus import Broker, Consumer, Delivery, QueueState
+from simulation.bus import Broker
+from simulation.delivery import Consumer, Delivery, QueueState
 from simulation.planted_messages import MESSAGES
 from simulation.run import Outcome, simulate, simulate_script
 from simulation.sweep import Plan, scripts, swept

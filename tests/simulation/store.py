@@ -22,7 +22,7 @@ from cml_workers.eventstore.port import (
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
 from cml_workers.readmodels.workers.fold import worker_row
 from simulation import nets
-from simulation.bus import took_effect
+from simulation.delivery import took_effect
 from simulation.world import Process, World
 
 LONGEST_LAG = 2.0

@@ -1,4 +1,7 @@
-"""Where everything happens: virtual time, one source of chance, processes that die, and faults that are counted."""
+"""Where everything happens: virtual time, one source of chance, processes that die, and faults that are counted.
+
+One file of more than 300 lines: the world and its processes share the faults, and which of them may still come.
+"""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from support.tcp_proxy import WHAT
 from system.chaos.messages import MESSAGES
-from system.chaos.run import unleash
 from system.chaos.schedule import AtMessage, Freeze, Kill, Network, frozen_parts, kinds, links, schedule
+from system.chaos.unleash import unleash
 
 
 # A connection that the network breaks while it is opened leaves a coroutine of the library behind.

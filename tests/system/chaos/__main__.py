@@ -20,7 +20,7 @@ from rich.console import Console
 from cml_workers.process.signals import ended_by_signals
 from support.planted_role import PLANTS
 from system.chaos.outcome import Outcome
-from system.chaos.run import unleash
+from system.chaos.unleash import unleash
 
 
 def main() -> None:

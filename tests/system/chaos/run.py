@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import logging
 import random
 import time
 import traceback
@@ -12,13 +11,9 @@ from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.envelope import EventEnvelope
@@ -33,7 +28,7 @@ from support.canaries import CANARY
 from support.invariants import Observed, observe, violations
 from support.load import Load, Manner
 from system.chaos.outcome import SUBSCRIBER, Outcome, dead_letters, taken
-from system.chaos.parts import System, system
+from system.chaos.parts import System
 from system.chaos.schedule import CALLERS, PROCESSES, Broker, Fault, Store, schedule
 
 STARTING = 2
@@ -94,8 +89,8 @@ class Chaos:
     async def run(self) -> Outcome:
         """Everything; bounded in time."""
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(_beside(self.system.supervise()))
-            await stack.enter_async_context(_beside(self._look()))
+            await stack.enter_async_context(beside(self.system.supervise()))
+            await stack.enter_async_context(beside(self._look()))
             for lane in range(LANES):
                 callers = Callers(self.system.bus(CALLERS), f"chaos.callers.{lane}")
                 self._callers.append(await stack.enter_async_context(callers))
@@ -283,7 +278,8 @@ def _how_many(table: sa.Table, holding: str) -> sa.Select[int]:
 
 
 @asynccontextmanager
-async def _beside(work: Any) -> AsyncIterator[None]:
+async def beside(work: Any) -> AsyncIterator[None]:
+    """The work goes on meanwhile, and is cancelled at the end."""
     task = asyncio.create_task(work)
     try:
         yield
@@ -291,53 +287,3 @@ async def _beside(work: Any) -> AsyncIterator[None]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-
-
-def _summary(chaos: Chaos) -> str:
-    return (
-        f"{chaos.stage}: {chaos.system.kills.total()} of {chaos.system.wanted} kills, "
-        f"{chaos.system.faults.total()} faults; commands: {chaos.sent} sent, {chaos.answered} answered, "
-        f"{chaos.repeated} repeated; {chaos.launched} instances, {chaos.open} operations open"
-    )
-
-
-def _shown(chaos: Chaos) -> Group:
-    bar = ProgressBar(total=chaos.system.wanted, completed=chaos.system.kills.total())
-    return Group(_summary(chaos), bar)
-
-
-async def _lines(out: Console, chaos: Chaos) -> None:
-    """Where nothing can be drawn over: a line now and then."""
-    while True:
-        await asyncio.sleep(15)
-        out.print(_summary(chaos), soft_wrap=True)
-
-
-async def unleash(
-    folder: Path,
-    *,
-    kills: int,
-    seed: int,
-    store: Store,
-    pace: float,
-    wave: int = WAVE,
-    must_meet: AbstractSet[str] = frozenset(),
-    plant: str | None = None,
-    out: Console,
-) -> Outcome:
-    """One run of chaos on a system of its own.
-
-    ``must_meet``: kinds of faults that it goes on for until each was met. ``plant``: a deliberate fault of the roles,
-    see ``support.planted_role``.
-    """
-    planted = f", with the planted fault {plant}" if plant else ""
-    out.print(f"chaos: {kills} kills, seed {seed}, on {store}{planted}; logs and store files are in {folder}")
-    for name in ("aio_pika", "aiormq"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # callers show outages by publishing again
-    async with system(folder, store, kills, plant) as running:
-        chaos = Chaos(running, seed=seed, store=store, pace=pace, wave=wave, must_meet=must_meet)
-        if out.is_terminal:
-            with Live(get_renderable=lambda: _shown(chaos), console=out, refresh_per_second=2):
-                return await chaos.run()
-        async with _beside(_lines(out, chaos)):
-            return await chaos.run()

@@ -1,86 +1,18 @@
-"""The running system as other services see it: AMQP, JSON, and what happens in EC2.
-
-One file of more than 300 lines: its tests share one running system for each broker.
-"""
+"""Commands, replies, events and queries with nothing but AMQP and JSON, also many at once and after a restart."""
 
 import asyncio
 import json
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from cml_contracts.client import WorkerClient
-from cml_contracts.deadletters import DeadLetterDetails
 from cml_contracts.instance import LaunchParameters
 from cml_workers.ec2_adapter.aws import AwsEc2Client
-from support.buses import emptied
-from support.deadletters import dead_letters
-from support.ec2 import SimulatorAdmin
 from support.mailbox import Mailbox
-from support.nets import warnings
-from support.plain_amqp import PlainAmqp
-from support.running import RunningSystem
-
-CREATE: dict[str, Any] = {
-    "name": "lab",
-    "aws_region": "us-east-1",
-    "instance_type": "m5.large",
-    "created_by": "ann",
-}
-
+from support.whole_path import CREATE, System
 
 LAUNCHED = ("created", "launch_requested", "instance_launched", "instance_state_observed")
-
-
-class System:
-    """A running system, and where it is."""
-
-    def __init__(self, running: RunningSystem) -> None:
-        self.running = running
-        self.expected: list[str] = []
-        """Warnings that a test's own fault leads to."""
-        self.begin()
-
-    def begin(self) -> None:
-        endpoints = self.running.start()
-        self.amqp = endpoints["amqp"]
-        self.ec2 = endpoints["ec2"]
-        self.admin = SimulatorAdmin(self.ec2)
-
-    def client(self, **how: bool) -> PlainAmqp:
-        return PlainAmqp(self.amqp, inside=True, **how)
-
-    def instances_of(self, worker_id: str) -> list[dict[str, Any]]:
-        return [each for each in self.admin.instances() if each["tags"].get("cml:worker-id") == worker_id]
-
-
-@pytest.fixture(scope="module")
-def system(amqp_broker: tuple[str, str | None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    kind, url = amqp_broker
-    if url:
-        asyncio.run(emptied(url))
-    folder: Path = tmp_path_factory.mktemp(f"system-{kind}")
-    running = RunningSystem(folder / "data", **({"RABBITMQ_URL": url} if url else {}))
-    try:
-        yield System(running)
-    finally:
-        running.kill()
-
-
-@pytest.fixture(autouse=True)
-def nothing_had_to_be_repaired(system: System) -> Iterator[None]:
-    """Whatever a test saw come true came true without a retry, but for the faults that it planted and named."""
-    said_before = len(system.running.log())
-    system.expected = []
-    yield
-    system.admin.clear()
-    # Dead letters are counted by the clients; that one was kept may be said when its test is over.
-    expected = ("dead letter", "dead letter archived", *system.expected)
-    assert warnings(system.running.log()[said_before:], *expected) == []
 
 
 @pytest.mark.parametrize("direct", [False, True], ids=["reply-queue", "direct-reply-to"])
@@ -224,60 +156,6 @@ async def test_many_commands_in_flight_all_get_their_own_reply(system: System):
     assert not running & {result["data"]["aws_instance_id"] for result in results}
 
 
-FAULTS = [
-    ("VcpuLimitExceeded", "EC2QuotaExceeded"),
-    ("InsufficientInstanceCapacity", "EC2Capacity"),
-    ("InvalidParameterValue", "EC2InvalidParameter"),
-    ("UnauthorizedOperation", "EC2Authentication"),
-]
-
-
-@pytest.mark.parametrize(("aws_code", "code"), FAULTS)
-async def test_what_aws_refuses_fails_with_its_own_code(system: System, aws_code: str, code: str):
-    system.admin.fault("RunInstances", aws_code)
-    system.expected = ["EC2 refused for good", "EC2 refused, trying again"]
-    async with system.client() as client:
-        reply = await client.command("create", **CREATE)
-        assert (reply["outcome"], reply["problem"]["code"]) == ("failed", code)
-        assert aws_code in reply["problem"]["detail"]
-        assert system.instances_of(reply["worker_id"]) == []
-        await client.until_status(reply["worker_id"], "FAILED")
-
-
-async def test_no_image_for_a_region_a_bad_type_and_a_bad_image_fail(system: System):
-    system.expected = ["EC2 refused for good", "EC2 refused, trying again"]
-    async with system.client() as client:
-        for changes in (
-            {"aws_region": "ap-south-1"},
-            {"instance_type": "m99.huge"},
-            {"ami_id": "ami-00000000000000000"},
-            {"ami_name": "no such image"},
-        ):
-            reply = await client.command("create", **{**CREATE, **changes})
-            assert (reply["outcome"], reply["problem"]["code"]) == ("failed", "EC2InvalidParameter"), reply
-
-
-async def test_a_launch_whose_answer_is_lost_gives_one_instance(system: System):
-    system.admin.fault("RunInstances", "InternalError", status=500, effect="after", times=4)
-    system.expected = ["outcome unknown, asking again", "adopted what was launched before"]
-    async with system.client() as client:
-        reply = await client.command("create", **CREATE)
-        assert reply["outcome"] == "succeeded"
-        assert len(system.instances_of(reply["worker_id"])) == 1
-
-
-async def test_a_launch_whose_answer_is_lost_and_whose_repetition_is_refused_is_not_leaked(system: System):
-    system.admin.fault("RunInstances", effect="after", close_connection=True, times=1)
-    system.admin.fault("RunInstances", "UnauthorizedOperation", status=403, times=1)
-    system.expected = ["outcome unknown, asking again", "EC2 refused for good", "refused, but done before"]
-    async with system.client() as client:
-        reply = await client.command("create", **CREATE)
-        assert reply["outcome"] == "succeeded"
-        assert len(system.instances_of(reply["worker_id"])) == 1
-        assert (await client.command("terminate", worker_id=reply["worker_id"]))["data"] is True
-        assert [each["state"] for each in system.instances_of(reply["worker_id"])] == ["terminated"]
-
-
 async def test_commands_that_race_for_a_worker_all_end_and_agree_with_ec2(system: System):
     async with system.client() as client:
         created = await client.command("create", **CREATE)
@@ -333,65 +211,6 @@ async def test_drift_is_recorded_when_somebody_asks(system: System):
         assert "actor" not in stopped
 
 
-BROKEN: list[tuple[bytes, dict[str, Any], str]] = [
-    (b"{", {}, "JSON"),
-    (b"\xff\x00", {}, "JSON"),
-    (b'"text"', {}, "object"),
-    (b'{"worker_id": 7}', {}, "worker_id"),
-    (json.dumps({"worker_id": str(uuid4()), "colour": "red"}).encode(), {}, "colour"),
-    (b"{}", {"type": "cml.worker.explode.v1"}, "not known"),
-    (json.dumps({"worker_id": str(uuid4())}).encode(), {"message_id": "two words"}, "message_id"),
-    (b'{"x": "' + b"y" * 65536 + b'"}', {}, "bytes"),
-]
-
-
-async def kept(system: System, queue: str, *marks: str) -> dict[str, DeadLetterDetails]:
-    """The dead letters with these marks, once all are there: each one once."""
-    async with WorkerClient(system.amqp) as operator, asyncio.timeout(60):
-        while True:
-            letters = await dead_letters(operator, len(marks), queue=queue)
-            found = [str(letter.headers.get("mark")) for letter in letters]
-            if set(marks) <= set(found):
-                break
-    assert [found.count(mark) for mark in marks] == [1] * len(marks)
-    return dict(zip(found, letters, strict=True))
-
-
-async def test_broken_messages_are_answered_and_kept_with_their_reason_and_block_nobody(system: System):
-    marks = {str(uuid4()): broken for broken in BROKEN}
-    async with system.client() as client:
-        for mark, (body, properties, reason) in marks.items():
-            sent = await client.publish(
-                "cml.commands", "cml.worker.start.v1", body, headers={"mark": mark}, **properties
-            )
-            (reply,) = await client.replies_to(sent)
-            assert (reply["outcome"], reply["problem"]["code"]) == ("rejected", "ValidationFailed")
-            assert reason in reply["problem"]["detail"]
-        unknown = await client.command("start", worker_id=str(uuid4()))
-        assert (unknown["outcome"], unknown["problem"]["code"]) == ("rejected", "WorkerNotFound")
-        letters = await kept(system, "cml.lifecycle.commands", *marks)
-        client.dead_expected = len(BROKEN)
-    for mark, (_, _, reason) in marks.items():
-        assert reason in letters[mark].reason
-        assert (letters[mark].cause, letters[mark].deaths) == ("ValidationFailed", 1)
-
-
-async def test_broken_queries_are_answered_and_kept(system: System):
-    broken = [("worker.list", {"limit": 0}), ("worker.nothing", {}), ("worker.get", {})]
-    marks = [str(uuid4()) for _ in broken]
-    async with system.client() as client:
-        for mark, (name, fields) in zip(marks, broken, strict=True):
-            body = json.dumps(fields).encode()
-            sent = await client.publish("cml.queries", f"cml.{name}.v1", body, headers={"mark": mark})
-            (reply,) = await client.replies_to(sent)
-            assert (reply["outcome"], reply["problem"]["code"]) == ("rejected", "ValidationFailed")
-        missing = await client.query("worker.get", worker_id=str(uuid4()))
-        assert missing["problem"]["code"] == "WorkerNotFound"
-        letters = await kept(system, "cml.projector.queries", *marks)
-        client.dead_expected = len(broken)
-    assert {letters[mark].cause for mark in marks} == {"ValidationFailed"}
-
-
 async def test_after_a_restart_everything_is_still_there(system: System):
     async with system.client() as client:
         created = await client.command("create", **CREATE)
@@ -439,64 +258,3 @@ async def test_killed_at_any_moment_it_goes_on_where_it_was_and_answers_who_sent
             await client.until_status(answer["worker_id"], "RUNNING")
             recorded = await client.query("operation.get", command_id=command_id)
             assert recorded["data"]["result"] == answer
-
-
-def test_the_command_line_drives_a_worker_through_its_life(system: System):
-    cli = system.running
-    created = cli.cli_json("create", "cli-lab", "--type", "m5.large", "--tag", "course=ccna", "--by", "ann")
-    worker_id = created["worker_id"]
-    again = cli.cli(
-        "create",
-        "cli-lab",
-        "--type",
-        "m5.large",
-        "--tag",
-        "course=ccna",
-        "--by",
-        "ann",
-        "--json",
-        "--command-id",
-        created["command_id"],
-    )
-    assert json.loads(again.stdout) == created
-    assert cli.cli_json("tag", worker_id, "a=1", "b=2")["data"]["b"] == "2"
-    assert cli.cli_json("status", "cli-lab")["data"]["instance_state"] in {"pending", "running"}
-    assert cli.cli_json("stop", "cli-lab")["data"] is True
-    shown = cli.cli("get", "cli-lab")
-    assert "STOP" in shown.stdout
-    assert worker_id in cli.cli("list", "--name", "cli-", "--tag", "a=1").stdout
-    assert cli.cli_json("operation", created["command_id"])["result"] == created
-    marked = cli.cli("create", "[bold]x[/y]", "--tag", "[a]=[/b]", "--command-id", "[/c]")
-    assert marked.returncode == 0, marked.stderr
-    end = time.monotonic() + 60
-    while "[bold]x[/y]" not in cli.cli("list", "--name", "[bold]").stdout:
-        assert time.monotonic() < end
-    assert "[a]=[/b]" in cli.cli("get", "[bold]x[/y]").stdout
-    assert "[/c]" in cli.cli("operation", "[/c]").stdout
-    sent = cli.cli_json("terminate", "cli-lab", "--no-wait")
-    assert sent["command_id"]
-    lines = cli.cli("history", "cli-lab", "--json").stdout.splitlines()
-    assert json.loads(lines[0])["type"] == "cml.worker.created.v1"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "said"),
-    [
-        (["start", "no-such-lab"], 1, "no worker is named"),
-        (["start", str(uuid4())], 1, "WorkerNotFound"),
-        (["get", str(uuid4())], 1, "not in the read model"),
-        (["history", str(uuid4())], 1, "no history"),
-        (["tag", str(uuid4()), "novalue"], 2, "KEY=VALUE"),
-        (["create", "x", "--region", "nowhere"], 2, "aws_region"),
-        (["list", "--sort", "colour"], 2, "sort"),
-        (["role", "emperor"], 2, "there is no role"),
-        (["run"], 2, "another `cml-workers run`"),
-    ],
-)
-def test_the_command_line_says_what_is_wrong_and_exits_so(
-    system: System, arguments: list[str], code: int, said: str
-):
-    done = system.running.cli(*arguments)
-    assert done.returncode == code, done.stderr
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
