@@ -179,8 +179,7 @@ def schedule(seed: int, store: Store) -> Iterator[Fault]:
         who = tuple(name for name, at in links(store) if at == part and name.partition(".")[0] == role)
         return AtMessage(who, part, Trap(pattern, towards, what, seconds=chance.uniform(*SILENCES[part])))
 
-    def at_superseded_reply() -> AtMessage:
-        what = chance.choice((*WHAT, "cut before"))
+    def at_superseded_reply(what: What) -> AtMessage:
         seconds = chance.uniform(*SILENCES["rabbitmq"])
         trap = Trap(SUPERSEDED_REPLY, "server", what, seconds)
         return AtMessage(("lifecycle", "lifecycle.2"), "rabbitmq", trap, seconds=30.0)
@@ -198,7 +197,9 @@ def schedule(seed: int, store: Store) -> Iterator[Fault]:
         *[lambda: network("stalled", 1, 8)] * 2,
         *[lambda: network("slowed", 2, 6)] * 2,
         *[partial(trap, part, what) for part in sorted(at_parts) for what in WHAT],
-        *[at_superseded_reply] * 3,
+        # Of these only "cut before" loses the reply; everything else delays or repeats it.
+        *[partial(at_superseded_reply, "cut before")] * 3,
+        lambda: at_superseded_reply(chance.choice(WHAT)),
         *([store_silent_at_termination] * 2 if store == "kurrentdb" else []),
         *[lambda: AtEc2(chance.choice(AT_EC2))] * 3,
         lambda: freeze(chance.choice(adapters), 7, 10),
