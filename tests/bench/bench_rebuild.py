@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
@@ -102,7 +102,7 @@ async def _record(store: SqliteEventStore, worker: Worker, events: Sequence[Work
         own = event.model_copy(update=operation) if hasattr(event, "operation_id") else event
         history.append(recorded(worker, own, NOW, "bench"))
     await append(store, worker, [(each.event, each.metadata) for each in history])
-    return replace(worker, revision=worker.revision + len(history))
+    return worker._replace(revision=worker.revision + len(history))
 
 
 def _tags(command_id: str) -> Sequence[WorkerEvent]:

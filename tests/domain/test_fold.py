@@ -15,6 +15,7 @@ from cml_contracts.events import (
     WorkerTerminated,
 )
 from cml_contracts.results import Problem, ProblemCode
+from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.worker import Worker, evolve, fold
 from support.given import NOW, WORKER, created, instance, launch, recorded
 
@@ -46,4 +47,8 @@ def test_the_fold_is_one_event_after_the_other():
         worker = evolve(worker, history[-1])
         assert fold(WORKER, history) == worker
     assert worker.tags == {"a": "1"}
-    assert list(worker.operations) == ["c", "r", "s", "t", "x", "y", "late"]
+    assert not worker.operations
+    ledger = Ledger.of(WORKER, history)
+    assert ledger.worker == worker
+    assert list(ledger.entries) == ["c", "r", "s", "t", "x", "y", "late"]
+    assert all(entry.result for entry in ledger.entries.values())

@@ -248,8 +248,8 @@ def decision_on(step: tuple[str, Any, Any], number: int, worker: Worker, policy:
         return decide(message, worker, policy=policy, now=at, looked_up=more)
     if kind == "observed":
         return decide_report(InstanceObserved(worker_id=WORKER, seen_revision=more, instance=what), worker)
-    pending = [operation for operation in worker.operations.values() if operation.result is None]
-    operation_id = pending[number % len(pending)].command_id if pending else "never-asked"
+    pending = list(worker.operations)
+    operation_id = pending[number % len(pending)] if pending else "never-asked"
     report = (
         OperationSucceeded(worker_id=WORKER, operation_id=operation_id, instance=what, warning=more)
         if kind == "succeeded"

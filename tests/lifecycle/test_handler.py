@@ -37,7 +37,7 @@ from cml_workers.domain.messages import (
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.eventstore.command_streams import COMMAND_STREAMS, stream_of_command
 from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError, StreamNotFoundError
-from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
+from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, load_ledger
 from cml_workers.lifecycle import replies
 from cml_workers.lifecycle.handler import Lifecycle
 from support.buses import command
@@ -448,8 +448,8 @@ async def test_a_broken_or_stray_report_is_kept(service: Service):
 
 async def test_results_are_equal_however_often_they_are_read(service: Service):
     await service.launched()
-    operation = (await service.worker()).operations["create"]
-    assert operation.result == OperationResult.model_validate_json(operation.result.model_dump_json())
+    result = (await load_ledger(service.store, WORKER)).entries["create"].result
+    assert result == OperationResult.model_validate_json(result.model_dump_json())
 
 
 ENFORCED = Access(enforced=True, users={"portal": frozenset({"*"})})

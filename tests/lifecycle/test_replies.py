@@ -165,7 +165,7 @@ async def test_a_reply_that_does_not_get_out_is_sent_by_the_next_delivery(servic
                 raise BusUnavailableError("planted")
             await publish(outgoing)
 
-        service.handler._publish = breaks
+        service.publish = breaks
         if number <= broken_at:
             try:
                 verdict = await _deliver(service, replace(message, redelivered=broken_at > 0))
@@ -270,7 +270,7 @@ async def test_a_caller_that_refuses_its_reply_keeps_nobody_elses(service: Servi
             raise CallerRefusesError("its queue is full")
         await publish(outgoing)
 
-    service.handler._publish = refused
+    service.publish = refused
     with pytest.raises(CallerRefusesError):
         await _deliver(service, message)
     assert _answered(service) >= {"terminate", "again"}

@@ -150,10 +150,10 @@ class Callers:
 
     def recorded_at(self, command_id: str) -> float | None:
         """When the outcome of a command was recorded, in virtual seconds; None if it is not."""
-        for worker in self.log.workers.values():
-            operation = worker.operations.get(command_id)
-            if operation is not None and operation.settled_at is not None:
-                return self.world.seconds(operation.settled_at)
+        for ledger in self.log.ledgers.values():
+            entry = ledger.entries.get(command_id)
+            if entry is not None and entry.settled_at is not None:
+                return self.world.seconds(entry.settled_at)
         return None
 
     def _check_status(self, worker_id: UUID, result: OperationResult) -> None:
@@ -229,9 +229,9 @@ class Callers:
 
     def _is_recorded(self, shown: OperationResult) -> bool:
         command_id = shown.command_id or ""
-        for worker in self.log.workers.values():
-            if command_id in worker.operations:
-                recorded = worker.operations[command_id].result
+        for ledger in self.log.ledgers.values():
+            if command_id in ledger.entries:
+                recorded = ledger.entries[command_id].result
                 return recorded is not None and _plain(recorded) == _plain(shown)
         return False
 

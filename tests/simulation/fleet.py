@@ -234,12 +234,11 @@ class Fleet:
     def _on_append(self, stored: StoredEvent) -> None:
         now = self.world.loop.time()
         if stored.stream.startswith(WORKER_STREAMS):
-            worker = self.log.workers[worker_of(stored.stream)]
-            for operation in worker.operations.values():
-                if operation.requested.event_id == stored.event_id and operation.intent:
-                    self.coverage.reached(operation.command_id, REQUESTED, now)
-                if operation.result is not None:
-                    self.coverage.reached(operation.command_id, SETTLED, now)
+            for entry in self.log.ledgers[worker_of(stored.stream)].entries.values():
+                if entry.requested.event_id == stored.event_id and entry.operation:
+                    self.coverage.reached(entry.command_id, REQUESTED, now)
+                if entry.result is not None:
+                    self.coverage.reached(entry.command_id, SETTLED, now)
 
     # -- what is true -------------------------------------------------------------------------------------
 

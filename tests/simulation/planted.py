@@ -31,8 +31,9 @@ from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import Ack, BusUnavailableError, Message, Outgoing, Retry, Verdict
 from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.domain import decide as rules
+from cml_workers.domain.ledger import Entry
 from cml_workers.domain.messages import AttemptRefused, OperationFailed
-from cml_workers.domain.worker import Operation, Worker, advance, settled_by
+from cml_workers.domain.worker import Worker, advance
 from cml_workers.ec2_adapter import executor as adapter
 from cml_workers.ec2_adapter import triggers
 from cml_workers.ec2_adapter.acting import Acting
@@ -55,8 +56,8 @@ from cml_workers.eventstore.port import (
     WrongExpectedVersionError,
 )
 from cml_workers.eventstore.worker_streams import load
-from cml_workers.lifecycle import handler as lifecycle
 from cml_workers.lifecycle.handler import Lifecycle
+from cml_workers.lifecycle.transactions import Transactions
 from cml_workers.readmodels.folding import Folding, Step
 from cml_workers.relay.relay import Relay
 from cml_workers.reminders.reminders import Reminders
@@ -120,16 +121,12 @@ def checkpoint_before_rows(patch: pytest.MonkeyPatch) -> None:
 def no_deduplication(patch: pytest.MonkeyPatch) -> None:
     """A repetition is decided as if it were new."""
 
-    original = Lifecycle._transact
+    original = Transactions.transact
 
-    async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Any:
-        def without(worker: Worker) -> Any:
-            others = {name: each for name, each in worker.operations.items() if name != cause}
-            return judge(replace(worker, operations=others))
+    async def transact(self: Transactions, worker_id: UUID, cause: str, judge: Any, **more: Any) -> Any:
+        return await original(self, worker_id, cause, lambda worker, _: judge(worker, None), **more)
 
-        return await original(self, worker_id, cause, without, *origin)
-
-    patch.setattr(Lifecycle, "_transact", transact)
+    patch.setattr(Transactions, "transact", transact)
 
 
 def not_found_means_terminated(patch: pytest.MonkeyPatch) -> None:
@@ -189,9 +186,9 @@ def _forget_reports(patch: pytest.MonkeyPatch) -> None:
 
 def reply_before_append(patch: pytest.MonkeyPatch) -> None:
     """The reply is sent first."""
-    original = Lifecycle._record
+    original = Transactions._record
 
-    async def record(self: Lifecycle, worker: Worker, events: Any, **circumstances: Any) -> Worker:
+    async def record(self: Transactions, worker: Worker, events: Any, **circumstances: Any) -> Any:
         held: list[Any] = []
 
         async def hold(_: stream.Workers, worker: Worker, recorded: Any) -> Worker:
@@ -200,11 +197,11 @@ def reply_before_append(patch: pytest.MonkeyPatch) -> None:
 
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(stream.Workers, "append", hold)
-            after = await original(self, worker, events, **circumstances)
-        await self._finish(after, circumstances["cause"])
-        return await self._workers.append(worker, held)
+            _, settled = await original(self, worker, events, **circumstances)
+        await self._finish(settled, [])
+        return await self._workers.append(worker, held), settled
 
-    patch.setattr(Lifecycle, "_record", record)
+    patch.setattr(Transactions, "_record", record)
 
 
 def two_executors(patch: pytest.MonkeyPatch) -> None:
@@ -319,26 +316,27 @@ _PARTIAL: ContextVar[bool] = ContextVar("partly", default=False)
 def _forget_others(patch: pytest.MonkeyPatch) -> None:
     """Whoever handles a message while ``_PARTIAL`` is set does not see what it settled."""
 
-    def without_some(worker: Worker, message_id: str) -> Sequence[Operation]:
-        return [] if _PARTIAL.get() else settled_by(worker, message_id)
+    original = Transactions._finish
 
-    patch.setattr(lifecycle, "settled_by", without_some)
+    async def without_some(self: Transactions, settled: Sequence[Entry], due: Any) -> Ack:
+        return await original(self, [] if _PARTIAL.get() else settled, due)
+
+    patch.setattr(Transactions, "_finish", without_some)
 
 
 def _finishes_without_others(patch: pytest.MonkeyPatch, *, pending: bool) -> None:
-    original = Lifecycle._transact
+    original = Transactions.transact
 
-    async def transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Any:
-        worker = await self._workers.newest(worker_id)
-        found = worker.operations.get(cause)
+    async def transact(self: Transactions, worker_id: UUID, cause: str, judge: Any, **more: Any) -> Any:
+        found = await self.entry(worker_id, cause)
         token = _PARTIAL.set(found is not None and (found.result is None) is pending)
         try:
-            return await original(self, worker_id, cause, judge, *origin)
+            return await original(self, worker_id, cause, judge, **more)
         finally:
             _PARTIAL.reset(token)
 
     _forget_others(patch)
-    patch.setattr(Lifecycle, "_transact", transact)
+    patch.setattr(Transactions, "transact", transact)
 
 
 def reply_forgotten_while_pending(patch: pytest.MonkeyPatch) -> None:
@@ -356,8 +354,8 @@ def reply_forgotten_by_a_report(patch: pytest.MonkeyPatch) -> None:
     original = Lifecycle._settle
 
     async def settle(self: Lifecycle, report: Any, report_id: str, attempt: int) -> Verdict:
-        worker = await load(self._store, report.worker_id)
-        if settled_by(worker, report_id):
+        ledger = await stream.load_ledger(self._store, report.worker_id)
+        if ledger.settled_by(report_id):
             return Ack()
         return await original(self, report, report_id, attempt)
 
@@ -366,13 +364,13 @@ def reply_forgotten_by_a_report(patch: pytest.MonkeyPatch) -> None:
 
 def reply_forgotten_of_a_rejection(patch: pytest.MonkeyPatch) -> None:
     """A rejection that is recorded and gets no reply."""
-    original = settled_by
+    original = Transactions._finish
 
-    def not_rejected(worker: Worker, message_id: str) -> Sequence[Operation]:
-        settled = original(worker, message_id)
-        return [each for each in settled if each.result and each.result.outcome != "rejected"]
+    async def not_rejected(self: Transactions, settled: Sequence[Entry], due: Any) -> Ack:
+        others = [each for each in settled if each.result and each.result.outcome != "rejected"]
+        return await original(self, others, due)
 
-    patch.setattr(lifecycle, "settled_by", not_rejected)
+    patch.setattr(Transactions, "_finish", not_rejected)
 
 
 def reply_forgotten_by_a_status_update(patch: pytest.MonkeyPatch) -> None:
@@ -465,15 +463,15 @@ def not_published_again(patch: pytest.MonkeyPatch) -> None:
 
 def not_decided_again(patch: pytest.MonkeyPatch) -> None:
     """Whoever loses the race for a stream takes it for done."""
-    original = Lifecycle._record
+    original = Transactions._record
 
-    async def record(self: Lifecycle, worker: Worker, *arguments: Any, **circumstances: Any) -> Worker:
+    async def record(self: Transactions, worker: Worker, *arguments: Any, **circumstances: Any) -> Any:
         try:
             return await original(self, worker, *arguments, **circumstances)
         except WrongExpectedVersionError:
-            return worker
+            return worker, []
 
-    patch.setattr(Lifecycle, "_record", record)
+    patch.setattr(Transactions, "_record", record)
 
 
 def not_followed_again(patch: pytest.MonkeyPatch) -> None:

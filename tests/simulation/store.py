@@ -6,7 +6,8 @@ from datetime import timedelta
 from uuid import UUID
 
 from cml_contracts.queries import WorkerView
-from cml_workers.domain.worker import Worker, evolve
+from cml_workers.domain.ledger import Ledger
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -36,7 +37,7 @@ class Log:
         self.world = world
         self.events: list[StoredEvent] = []
         self.streams: dict[str, list[StoredEvent]] = {}
-        self.workers: dict[UUID, Worker] = {}
+        self.ledgers: dict[UUID, Ledger] = {}
         self.rows: dict[UUID, list[WorkerView]] = {}
         """Each worker's row of the read model after each of its events."""
         self.on_append: Callable[[StoredEvent], None] = lambda _: None
@@ -68,9 +69,9 @@ class Log:
             self.world.trace("log", f"{stream}@{stored.revision} {stored.type}")
             if stream.startswith(WORKER_STREAMS):
                 worker_id = worker_of(stream)
-                worker = self.workers.get(worker_id) or Worker(worker_id)
-                self.workers[worker_id] = worker = evolve(worker, decode(stored))
-                row = worker_row(worker)
+                ledger = self.ledgers.setdefault(worker_id, Ledger(Worker(worker_id)))
+                ledger.add(decode(stored))
+                row = worker_row(ledger.worker)
                 if row is not None:
                     self.rows.setdefault(worker_id, []).append(row)
             self.on_append(stored)
@@ -79,6 +80,11 @@ class Log:
                 future.set_result(None)
         self._changed.clear()
         return len(there) - 1
+
+    @property
+    def workers(self) -> dict[UUID, Worker]:
+        """As their streams say now."""
+        return {worker_id: ledger.worker for worker_id, ledger in self.ledgers.items()}
 
     async def changed(self) -> None:
         future = self.world.loop.create_future()

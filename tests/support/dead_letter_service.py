@@ -23,7 +23,6 @@ from cml_workers.bus.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJ
 from cml_workers.deadletters.archive import Archive
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.domain.policy import Access, Policy
-from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import StreamNotFoundError
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.handler import Lifecycle
@@ -94,7 +93,7 @@ class Service:
     def fail(self, *, after: bool) -> None:
         """Lifecycle has a bug: it fails before it records a decision, or when all is done but the message."""
 
-        async def record(*_: object, **__: object) -> Worker:
+        async def record(*_: object, **__: object) -> Any:
             raise ValueError("a bug")
 
         real = self.lifecycle.on_command
@@ -106,7 +105,7 @@ class Service:
         if after:
             self.handle = handle
         else:
-            self.lifecycle._record = record  # type: ignore[method-assign]
+            self.lifecycle._transactions._record = record  # type: ignore[method-assign]
 
     async def consume(self) -> None:
         """Lifecycle begins to take commands."""

@@ -3,7 +3,7 @@
 Every ``then_...`` also repeats the command on the resulting worker and expects nothing new.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -18,6 +18,7 @@ from cml_contracts.instance import (
     InstanceState,
     LaunchParameters,
 )
+from cml_contracts.results import OperationResult
 from cml_workers.domain.decide import (
     Ask,
     Decision,
@@ -29,6 +30,7 @@ from cml_workers.domain.decide import (
     launch_token,
 )
 from cml_workers.domain.history import EventMetadata, Recorded, ReplyAddress
+from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.messages import (
     CommandMessage,
     ImageLookup,
@@ -114,7 +116,7 @@ def recorded(worker: Worker, event: WorkerEvent, at: datetime, cause: str) -> Re
 def evolved(worker: Worker, events: list[WorkerEvent], at: datetime = NOW, cause: str = "given") -> Worker:
     """The worker after these events."""
     for event in events:
-        before = replace(worker, operations=dict(worker.operations))
+        before = worker._replace(operations=dict(worker.operations), tags=dict(worker.tags))
         after = evolve(worker, recorded(worker, event, at, cause))
         assert worker == before  # an event makes a new worker
         worker = after
@@ -123,7 +125,7 @@ def evolved(worker: Worker, events: list[WorkerEvent], at: datetime = NOW, cause
 
 @dataclass
 class Given:
-    worker: Worker
+    ledger: Ledger
     policy: Policy = POLICY
     at: datetime = NOW + timedelta(hours=1)
     looked_up: LookupResult | None = None
@@ -131,6 +133,17 @@ class Given:
     report: WorkerReport | None = None
     command_id: str = "the-command"
     answers: list[Any] = field(default_factory=list)
+
+    @property
+    def worker(self) -> Worker:
+        """With its history so far."""
+        return self.ledger.worker
+
+    def result(self, command_id: str) -> OperationResult:
+        """What became of the command."""
+        result = self.ledger.entries[command_id].result
+        assert result is not None
+        return result
 
     def under(self, **policy: Any) -> "Given":
         """Under this policy."""
@@ -157,7 +170,7 @@ class Given:
 
     def _decide(self, worker: Worker) -> Decision:
         if self.report is not None:
-            return decide_report(self.report, worker)
+            return decide_report(self.report, worker, known=self.ledger.entries)
         return decide(self._message(), worker, policy=self.policy, now=self.at, looked_up=self.looked_up)
 
     def _message(self) -> CommandMessage:
@@ -172,12 +185,13 @@ class Given:
     def then(self, *expected: WorkerEvent) -> Worker:
         """Exactly these events; and, repeated, none: by the rules, or as the command was handled before."""
         assert self._decide(self.worker) == (Record(list(expected)) if expected else NoChange())
-        after = evolved(self.worker, list(expected), self.at, self.command_id)
+        for event in expected:
+            self.ledger.add(recorded(self.worker, event, self.at, self.command_id))
         handled_before = self.report is None and (
-            self.command_id in after.operations or isinstance(self.command, UpdateCMLWorkerStatus)
+            self.command_id in self.ledger.entries or isinstance(self.command, UpdateCMLWorkerStatus)
         )
-        assert handled_before or isinstance(self._decide(after), NoChange)
-        return after
+        assert handled_before or isinstance(self._decide(self.worker), NoChange)
+        return self.worker
 
     def then_nothing(self, data: Any = None) -> None:
         """It is so already; the reply says so."""
@@ -200,4 +214,7 @@ class Given:
 
 def given(*events: WorkerEvent, worker_id: UUID = WORKER) -> Given:
     """A worker with this history."""
-    return Given(evolved(Worker(worker_id), list(events)))
+    ledger = Ledger(Worker(worker_id))
+    for event in events:
+        ledger.add(recorded(ledger.worker, event, NOW, "given"))
+    return Given(ledger)

@@ -42,6 +42,7 @@ from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, Wo
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_workers.domain.history import Recorded
+from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.worker import Worker, evolve, status_of
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
@@ -259,47 +260,40 @@ def _of_stream(
             settled.add(event.operation_id)
 
 
-def _folded(streams: Mapping[UUID, Sequence[Recorded]]) -> dict[UUID, Worker]:
-    folded = {}
-    for worker_id, history in streams.items():
-        worker = Worker(worker_id)
-        for recorded in history:
-            worker = evolve(worker, recorded)
-        folded[worker_id] = worker
-    return folded
+def _ledgers(streams: Mapping[UUID, Sequence[Recorded]]) -> list[Ledger]:
+    return [Ledger.of(worker_id, history) for worker_id, history in streams.items()]
 
 
 def _replies(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iterator[str]:
-    operations = {
-        operation.command_id: operation
-        for worker in _folded(streams).values()
-        for operation in worker.operations.values()
+    entries = {
+        command_id: entry for ledger in _ledgers(streams) for command_id, entry in ledger.entries.items()
     }
     for command_id, replies in seen.replies.items():
         if command_id in seen.status_updates:
             continue  # a repetition is answered by what EC2 shows then
         if len({reply.model_dump_json() for reply in replies}) > 1:
             yield f"6: command {command_id} got different replies: {replies}"
-        operation = operations.get(command_id)
-        if operation is None:
+        entry = entries.get(command_id)
+        if entry is None:
             for reply in replies:
                 if reply.problem is None or reply.problem.code not in NOT_RECORDED:
                     yield f"6: command {command_id} was answered {reply}, which is not recorded"
             continue
         for reply in replies:
-            if operation.result is None:
+            if entry.result is None:
                 yield f"6: command {command_id} was answered {reply.outcome} before its outcome was recorded"
             elif (reply.outcome, reply.problem, _plain(reply.data)) != (
-                operation.result.outcome,
-                operation.result.problem,
-                _plain(operation.result.data),
+                entry.result.outcome,
+                entry.result.problem,
+                _plain(entry.result.data),
             ):
-                yield f"6: command {command_id} was answered {reply}, recorded is {operation.result}"
+                yield f"6: command {command_id} was answered {reply}, recorded is {entry.result}"
 
 
 def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iterator[str]:
     """What holds once nothing is under way."""
-    folded = _folded(streams)
+    ledgers = _ledgers(streams)
+    folded = {ledger.worker.id: ledger.worker for ledger in ledgers}
     by_id = {each.instance_id: each for each in seen.instances}
     for instance in seen.instances:
         owner = instance.tags.get(WORKER_TAG)
@@ -312,7 +306,7 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
             yield f"2: {instance.instance_id} is {instance.state}, its worker {owner} does not own it"
         elif worker.instance.instance_id != instance.instance_id:
             yield f"2: {instance.instance_id} is {instance.state}, its worker {owner} has another one"
-    known = {operation_id for worker in folded.values() for operation_id in worker.operations}
+    known = {command_id for ledger in ledgers for command_id in ledger.entries}
     for command_id in seen.confirmed - known - seen.replies.keys() - frozenset(seen.status_updates):
         yield f"3: command {command_id} was taken, and neither recorded nor answered"
     for address, command_id in seen.awaited.items():
@@ -373,8 +367,7 @@ def _published(events: Sequence[StoredEvent], published: Sequence[EventEnvelope]
 
 def _at_rest(worker: Worker, by_id: Mapping[str, SeenInstance]) -> Iterator[str]:
     for operation in worker.operations.values():
-        if operation.result is None:
-            yield f"3: operation {operation.command_id} of worker {worker.id} is open"
+        yield f"3: operation {operation.command_id} of worker {worker.id} is open"
     if worker.instance is None:
         return
     real = by_id.get(worker.instance.instance_id)

@@ -13,7 +13,8 @@ import structlog
 
 from cml_workers.bus.port import Ack, Message, Verdict
 from cml_workers.cli import main
-from cml_workers.lifecycle.handler import Finish, Lifecycle
+from cml_workers.lifecycle.handler import Lifecycle
+from cml_workers.lifecycle.transactions import Finish, Transactions
 
 log = structlog.get_logger(__name__)
 
@@ -24,18 +25,19 @@ def forgotten_reply() -> None:
     So it was: what else its events settled, e.g. the start that a termination superseded, is never answered where the
     first delivery recorded them and sent no reply.
     """
-    transact = Lifecycle._transact
+    transact = Transactions.transact
 
-    async def _transact(self: Lifecycle, worker_id: UUID, cause: str, judge: Any, *origin: Any) -> Any:
-        worker = await self._workers.newest(worker_id)
-        operation = worker.operations.get(cause)
-        if operation is not None and operation.result is None and isinstance(judge(worker), Finish):
-            sys.stderr.write(f"planted: {cause} is done\n")
-            sys.stderr.flush()
-            return Ack()
-        return await transact(self, worker_id, cause, judge, *origin)
+    async def _transact(self: Transactions, worker_id: UUID, cause: str, judge: Any, **more: Any) -> Any:
+        entry = await self.entry(worker_id, cause)
+        if entry is not None and entry.result is None:
+            ledger = await self._workers.ledger(worker_id)
+            if isinstance(judge(ledger.worker, ledger), Finish):
+                sys.stderr.write(f"planted: {cause} is done\n")
+                sys.stderr.flush()
+                return Ack()
+        return await transact(self, worker_id, cause, judge, **more)
 
-    Lifecycle._transact = _transact  # type: ignore[assignment, method-assign]
+    Transactions.transact = _transact  # type: ignore[method-assign]
 
 
 def headers_logged() -> None:

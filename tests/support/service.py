@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.instance import InstanceState
-from cml_workers.bus.port import Message, Verdict
+from cml_workers.bus.port import Message, Outgoing, Publish, Verdict
 from cml_workers.domain.messages import OperationSucceeded, Report
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.worker import Worker
@@ -29,15 +29,19 @@ class Service:
     def __init__(self, store: SqliteEventStore) -> None:
         self.store = store
         self.outbox = Outbox()
+        self.publish: Publish = self.outbox
         self.now = datetime(2026, 1, 2, tzinfo=UTC)
         self.handler = Lifecycle(
             store=store,
-            publish=self.outbox,
+            publish=self._published,
             policy=Policy(),
             access=Access(),
             now=lambda: self.now,
             new_id=uuid4,
         )
+
+    async def _published(self, message: Outgoing, /) -> None:
+        await self.publish(message)  # which a test may have changed since
 
     async def command(self, body: WorkerCommand, command_id: str | None = None, **fields: Any) -> Verdict:
         return await self.handler.on_command(command(body, command_id, **fields))

@@ -72,8 +72,7 @@ def walk() -> Sequence[Step]:
             steps.append(step)
             after = evolved(worker, list(step.appended))
             situation = _situation(after)
-            pending = [each for each in after.operations.values() if each.result is None]
-            if situation not in seen and len(pending) <= AT_ONCE:
+            if situation not in seen and len(after.operations) <= AT_ONCE:
                 seen.add(situation)
                 waiting.append(((*history, *step.appended), after))
     return steps
@@ -89,7 +88,6 @@ def _situation(worker: Worker) -> object:
         tuple(
             (type(operation.intent), operation.refusal is not None)
             for operation in worker.operations.values()
-            if operation.result is None
         ),
     )
 
@@ -132,11 +130,10 @@ def _reported(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Step
         for seen in (None, *states, *(each.model_copy(update={"public_ip": "1.2.3.4"}) for each in states))
     ]
     for operation in worker.operations.values():
-        if operation.result is None:
-            named = {"worker_id": WORKER, "operation_id": operation.command_id}
-            reports += [OperationSucceeded.model_validate({**named, "instance": each}) for each in states]
-            reports += [kind.model_validate({**named, "problem": PROBLEM}) for kind in _REFUSALS]
-            reports += [OperationOutstanding.model_validate(named)]
+        named = {"worker_id": WORKER, "operation_id": operation.command_id}
+        reports += [OperationSucceeded.model_validate({**named, "instance": each}) for each in states]
+        reports += [kind.model_validate({**named, "problem": PROBLEM}) for kind in _REFUSALS]
+        reports += [OperationOutstanding.model_validate(named)]
     for report in reports:
         decision = decide_report(report, worker)
         if isinstance(decision, Record):

@@ -34,7 +34,7 @@ from cml_workers.domain.history import fingerprint
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.command_streams import load_record
 from cml_workers.eventstore.port import EventStore
-from cml_workers.eventstore.worker_streams import load
+from cml_workers.eventstore.worker_streams import load_ledger
 
 log = structlog.get_logger(__name__)
 
@@ -211,8 +211,7 @@ class DeadLetters:
             command = None
         record = await load_record(self._store, command_id)
         worker_id = record.worker_id if record else command.worker(command_id) if command else None
-        worker = await load(self._store, worker_id) if worker_id else None
-        decided = worker is not None and command_id in worker.operations
+        decided = worker_id is not None and command_id in (await load_ledger(self._store, worker_id)).entries
         if not decided and record is None:
             return True
         if not decided and record and command and record.fingerprint == fingerprint(command):

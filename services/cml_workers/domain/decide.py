@@ -5,7 +5,7 @@ never: what EC2 shows is recorded as it is, and marked as drift where nothing th
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, assert_never
@@ -22,17 +22,13 @@ from cml_contracts.commands import (
     UpdateCMLWorkerTags,
 )
 from cml_contracts.events import (
-    InstanceLaunched,
-    InstanceStarting,
     InstanceStateObserved,
-    InstanceStopping,
     LaunchFailed,
     LaunchRequested,
     OperationOverdue,
     OperationRefused,
     StartRequested,
     StopRequested,
-    TagsUpdated,
     TagsUpdateRequested,
     TerminationRequested,
     WorkerCreated,
@@ -61,7 +57,7 @@ from cml_workers.domain.messages import (
     OperationSucceeded,
     WorkerReport,
 )
-from cml_workers.domain.operations import KIND_OF, SUPERSEDED, Failure
+from cml_workers.domain.operations import LAUNCH, SUPERSEDED, TERMINATE, Failure
 from cml_workers.domain.policy import Policy
 from cml_workers.domain.worker import Operation, Worker
 
@@ -440,43 +436,42 @@ def _update_status(
 # -- what the adapter reports -----------------------------------------------------------------------------
 
 
-def decide_report(report: WorkerReport, worker: Worker) -> Record | NoChange | Reject:
+def decide_report(
+    report: WorkerReport, worker: Worker, *, known: Container[str] = ()
+) -> Record | NoChange | Reject:
     """What an outcome or an observation adds: nothing if it is known or superseded.
 
-    Rejected is what names an operation that the worker does not have.
+    ``known``: operations that the worker had, beside the pending ones. Rejected is what names any other.
     """
     try:
-        events = _reported(report, worker)
+        events = _reported(report, worker, known)
     except _Rejected as rejected:
         return rejected.decision
     return Record(events) if events else NoChange()
 
 
-def _reported(report: WorkerReport, worker: Worker) -> list[WorkerEvent]:
+def _reported(report: WorkerReport, worker: Worker, known: Container[str]) -> list[WorkerEvent]:
     if worker.terminated:
         return []
+    if isinstance(report, InstanceObserved):
+        return _observe(worker, report.instance) if report.seen_revision >= worker.observed_revision else []
+    operation = worker.operations.get(report.operation_id)
+    if operation is None:
+        if report.operation_id in known:
+            return []
+        raise _rejected(
+            ProblemCode.VALIDATION_FAILED, f"worker {worker.id} has no operation {report.operation_id!r}"
+        )
     match report:
-        case InstanceObserved():
-            return (
-                _observe(worker, report.instance) if report.seen_revision >= worker.observed_revision else []
-            )
         case OperationSucceeded():
-            operation = _operation(worker, report.operation_id)
-            return [] if operation.result else _success(operation, report, worker)
+            return _success(operation, report, worker)
         case OperationOutstanding():
-            operation = _operation(worker, report.operation_id)
-            if operation.result or operation.overdue_at:
-                return []
-            return [OperationOverdue(operation_id=report.operation_id)]
+            return [] if operation.overdue_at else [OperationOverdue(operation_id=report.operation_id)]
         case AttemptRefused():
-            operation = _operation(worker, report.operation_id)
-            if operation.result or operation.refusal:
+            if operation.refusal:
                 return []
             return [OperationRefused(operation_id=report.operation_id, problem=report.problem)]
         case OperationFailed():
-            operation = _operation(worker, report.operation_id)
-            if operation.result:
-                return []
             failure = _failure(operation, report.problem)
             if isinstance(failure, LaunchFailed) and worker.pending(TerminationRequested):
                 return [failure, *_end(worker, worker.pending(TerminationRequested)[0].command_id)]
@@ -484,45 +479,23 @@ def _reported(report: WorkerReport, worker: Worker) -> list[WorkerEvent]:
     assert_never(report)
 
 
-def _operation(worker: Worker, operation_id: str) -> Operation:
-    operation = worker.operations.get(operation_id)
-    if operation is None:
-        raise _rejected(
-            ProblemCode.VALIDATION_FAILED, f"worker {worker.id} has no operation {operation_id!r}"
-        )
-    return operation
-
-
 def _success(operation: Operation, report: OperationSucceeded, worker: Worker) -> list[WorkerEvent]:
-    intent, instance = operation.intent, report.instance
-    operation_id = operation.command_id
-    match intent:
-        case TerminationRequested():
-            return _end(worker, operation_id, report.warning)
-        case LaunchRequested() if instance:
-            launched = InstanceLaunched(operation_id=operation_id, instance=instance)
-            if instance.state is not InstanceState.TERMINATED:
-                return [launched]
-            terminations = worker.pending(TerminationRequested)
-            return [launched, *_end(worker, terminations[0].command_id if terminations else None)]
-        case StartRequested() if instance:
-            return [InstanceStarting(operation_id=operation_id, instance=instance)]
-        case StopRequested() if instance:
-            return [InstanceStopping(operation_id=operation_id, instance=instance)]
-        case TagsUpdateRequested() if instance:
-            return [TagsUpdated(operation_id=operation_id, tags=instance.tags)]
-        case _:
-            raise _rejected(
-                ProblemCode.VALIDATION_FAILED, f"report on {operation_id!r} lacks the instance it is about"
-            )
+    operation_id, kind, instance = operation.command_id, operation.kind, report.instance
+    if kind is TERMINATE:
+        return _end(worker, operation_id, report.warning)
+    if instance is None:
+        raise _rejected(
+            ProblemCode.VALIDATION_FAILED, f"report on {operation_id!r} lacks the instance it is about"
+        )
+    succeeded = kind.succeeded(operation_id, instance)
+    if kind is not LAUNCH or instance.state is not InstanceState.TERMINATED:
+        return [succeeded]
+    terminations = worker.pending(TerminationRequested)
+    return [succeeded, *_end(worker, terminations[0].command_id if terminations else None)]
 
 
 def _failure(operation: Operation, problem: Problem) -> Failure:
-    if operation.intent is None:
-        raise _rejected(
-            ProblemCode.VALIDATION_FAILED, f"operation {operation.command_id!r} asked nothing of AWS"
-        )
-    return KIND_OF[type(operation.intent)].failure(operation_id=operation.command_id, problem=problem)
+    return operation.kind.failure(operation_id=operation.command_id, problem=problem)
 
 
 def _end(worker: Worker, operation_id: str | None, warning: str | None = None) -> list[WorkerEvent]:

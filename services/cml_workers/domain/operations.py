@@ -3,7 +3,7 @@
 A new operation is a new ``Kind`` here; types and tests then say where a phase of it is missing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,6 +37,7 @@ from cml_contracts.events import (
     WorkerImported,
     WorkerTerminated,
 )
+from cml_contracts.instance import Ec2Instance
 
 Failure = LaunchFailed | StartFailed | StopFailed | TerminationFailed | TagsUpdateFailed
 
@@ -52,6 +53,7 @@ class Lane(Enum):
 class Kind:
     """An operation: the command that asks for it, its intent, its two outcomes, its lane.
 
+    ``succeeded``: the event of its success, given its command's id and the instance as it is then.
     ``participle``: what happens to a worker while it is pending. ``leaves_instance``: by outcome, whether there still
     is an instance that the next action may be about.
     """
@@ -59,6 +61,7 @@ class Kind:
     command: type[WorkerCommand]
     intent: type[Intent]
     success: type[WorkerEvent]
+    succeeded: Callable[[str, Ec2Instance], WorkerEvent]
     failure: type[Failure]
     lane: Lane
     participle: str
@@ -70,23 +73,49 @@ LAUNCH = Kind(
     CreateCMLWorker,
     LaunchRequested,
     InstanceLaunched,
+    lambda operation_id, instance: InstanceLaunched(operation_id=operation_id, instance=instance),
     LaunchFailed,
     Lane.POWER,
     "launched",
     failure_leaves_instance=False,
 )
-START = Kind(StartCMLWorker, StartRequested, InstanceStarting, StartFailed, Lane.POWER, "started")
-STOP = Kind(StopCMLWorker, StopRequested, InstanceStopping, StopFailed, Lane.POWER, "stopped")
+START = Kind(
+    StartCMLWorker,
+    StartRequested,
+    InstanceStarting,
+    lambda operation_id, instance: InstanceStarting(operation_id=operation_id, instance=instance),
+    StartFailed,
+    Lane.POWER,
+    "started",
+)
+STOP = Kind(
+    StopCMLWorker,
+    StopRequested,
+    InstanceStopping,
+    lambda operation_id, instance: InstanceStopping(operation_id=operation_id, instance=instance),
+    StopFailed,
+    Lane.POWER,
+    "stopped",
+)
 TERMINATE = Kind(
     TerminateCMLWorker,
     TerminationRequested,
     WorkerTerminated,
+    lambda operation_id, _: WorkerTerminated(operation_id=operation_id),
     TerminationFailed,
     Lane.POWER,
     "terminated",
     success_leaves_instance=False,
 )
-TAGS = Kind(UpdateCMLWorkerTags, TagsUpdateRequested, TagsUpdated, TagsUpdateFailed, Lane.TAGS, "tagged")
+TAGS = Kind(
+    UpdateCMLWorkerTags,
+    TagsUpdateRequested,
+    TagsUpdated,
+    lambda operation_id, instance: TagsUpdated(operation_id=operation_id, tags=instance.tags),
+    TagsUpdateFailed,
+    Lane.TAGS,
+    "tagged",
+)
 
 KINDS = (LAUNCH, START, STOP, TERMINATE, TAGS)
 KIND_OF: Mapping[type[Intent], Kind] = {kind.intent: kind for kind in KINDS}

@@ -1,18 +1,16 @@
 """The CMLWorker aggregate: its state, and how each event changes it.
 
-The fold collates facts and never judges: guards are in ``lifecycle/decide.py``, and tightening one can never
-break the replay of an old stream.
+The fold collates facts and never judges: guards are in ``domain/decide.py``, and tightening one can never
+break the replay of an old stream. Of its operations a worker holds the pending ones; what became of the others is
+said by ``domain/ledger.py``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, assert_never
+from types import MappingProxyType
+from typing import Any, NamedTuple, assert_never
 from uuid import UUID
 
-from cml_contracts.commands import (
-    ImportCMLWorker,
-)
 from cml_contracts.events import (
     CommandRejected,
     CommandSkipped,
@@ -22,56 +20,47 @@ from cml_contracts.events import (
     InstanceStopping,
     Intent,
     LaunchFailed,
-    LaunchRequested,
     OperationOverdue,
     OperationRefused,
-    StartFailed,
     StartRequested,
-    StopFailed,
     StopRequested,
     TagsUpdated,
-    TagsUpdateFailed,
-    TagsUpdateRequested,
-    TerminationFailed,
     TerminationRequested,
     WorkerCreated,
+    WorkerEvent,
     WorkerImported,
     WorkerTerminated,
 )
 from cml_contracts.instance import CMLWorkerInstanceDto, Ec2Instance, InstanceState, WorkerStatus
-from cml_contracts.results import OperationResult, Outcome, Problem
+from cml_contracts.results import Problem
 from cml_workers.domain.history import EventMetadata, Recorded
-from cml_workers.domain.operations import KIND_OF
+from cml_workers.domain.operations import KIND_OF, KINDS, Failure, Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """One command's request and its outcome.
+class Operation(NamedTuple):
+    """One command's request that has no outcome yet.
 
-    ``requested`` surrounds the request: who, when, and where the reply goes. ``intent`` is None where nothing
-    was asked of AWS; ``result`` is None while it is pending; ``refusal``: EC2's, after which nobody tries again;
-    ``overdue_at``: when a deadline passed meanwhile.
-    ``settled_by`` is the id of the message whose handling settled it, so that a repetition sends the same replies
-    again.
+    ``requested`` surrounds the request: who, when, and where the reply goes; ``refusal``: EC2's, after which nobody
+    tries again; ``overdue_at``: when a deadline passed meanwhile.
     """
 
     command_id: str
-    command_type: str
+    intent: Intent
     requested: EventMetadata
-    intent: Intent | None = None
     refusal: Problem | None = None
     overdue_at: datetime | None = None
-    result: OperationResult | None = None
-    settled_at: datetime | None = None
-    settled_by: str | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What the catalogue says of it."""
+        return KIND_OF[type(self.intent)]
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
-    """A worker: the fold of its events.
+class Worker(NamedTuple):
+    """A worker: the fold of its events; a tuple, as that is copied fastest.
 
     ``instance`` is what EC2 showed last; ``observed_revision`` is the event that showed it. ``revision`` -1:
-    nothing is recorded yet.
+    nothing is recorded yet. ``operations``: the pending ones by their command's id, oldest first.
     """
 
     id: UUID
@@ -84,14 +73,13 @@ class Worker:
     cml_version: str | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = MappingProxyType({})
     instance: Ec2Instance | None = None
     launched_at: datetime | None = None
     observed_revision: int = -1
     launch_problem: Problem | None = None
     terminated: bool = False
-    operations: dict[str, Operation] = field(default_factory=dict)
-    """By their command's id. The fold alone adds to them and changes them."""
+    operations: Mapping[str, Operation] = MappingProxyType({})
 
     @property
     def exists(self) -> bool:
@@ -100,11 +88,7 @@ class Worker:
 
     def pending(self, *intents: type[Intent]) -> list[Operation]:
         """The operations that still have no outcome to an intent of these types, oldest first."""
-        return [
-            operation
-            for operation in self.operations.values()
-            if operation.result is None and isinstance(operation.intent, intents)
-        ]
+        return [operation for operation in self.operations.values() if isinstance(operation.intent, intents)]
 
     @property
     def status(self) -> WorkerStatus:
@@ -122,9 +106,11 @@ class Worker:
     @property
     def dto(self) -> CMLWorkerInstanceDto | None:
         """The instance as callers see it; None while there is none."""
-        if self.instance is None:
-            return None
-        return CMLWorkerInstanceDto.of(self.id, self.name, self.ami_name, self.instance)
+        return self.shown(self.instance) if self.instance else None
+
+    def shown(self, instance: Ec2Instance) -> CMLWorkerInstanceDto:
+        """An instance of the worker as callers see it."""
+        return CMLWorkerInstanceDto.of(self.id, self.name, self.ami_name, instance)
 
 
 def status_of(state: InstanceState) -> WorkerStatus:
@@ -148,192 +134,174 @@ def fold(worker_id: UUID, history: Iterable[Recorded]) -> Worker:
     return advance(Worker(worker_id), history)
 
 
-def evolve(worker: Worker, recorded: Recorded) -> Worker:
-    """The worker after one more event; the one given stays as it is."""
-    return advance(worker, (recorded,))
-
-
 def advance(worker: Worker, history: Iterable[Recorded]) -> Worker:
-    """The worker after these events; the one given stays as it is."""
-    worker = replace(worker, operations=dict(worker.operations))
+    """The worker after these events."""
     for recorded in history:
-        worker = _advanced(worker, recorded)
+        worker = evolve(worker, recorded)
     return worker
 
 
-def _advanced(worker: Worker, recorded: Recorded) -> Worker:
-    """``worker`` is given up: its operations become those of the worker that is returned.
-
-    Nothing after its termination changes more than its operations.
-    """
-    after = _apply(worker, recorded)
-    return replace(worker if worker.terminated else after, revision=recorded.revision)
-
-
-def _apply(worker: Worker, recorded: Recorded) -> Worker:
-    event, metadata = recorded.event, recorded.metadata
-    match event:
-        case WorkerCreated():
-            return replace(
-                worker,
-                name=event.name,
-                owner=event.created_by,
-                aws_region=event.aws_region,
-                instance_type=event.instance_type,
-                ami_name=event.ami_name,
-                cml_version=event.cml_version,
-                tags=event.tags,
-                created_at=metadata.time,
-                updated_at=metadata.time,
-            )
-        case WorkerImported():
-            imported = replace(
-                _observed(worker, recorded, event.instance),
-                name=event.name,
-                owner=event.created_by,
-                aws_region=event.instance.aws_region,
-                instance_type=event.instance.instance_type,
-                tags=event.instance.tags,
-                created_at=metadata.time,
-                launched_at=metadata.time,  # nobody knows; it may be as new as that, and not yet visible to all
-            )
-            return _settled(imported, recorded, event.operation_id, _dto_data(imported), ImportCMLWorker.TYPE)
-        case (
-            LaunchRequested()
-            | StartRequested()
-            | StopRequested()
-            | TerminationRequested()
-            | TagsUpdateRequested()
-        ):
-            return _requested(worker, recorded, event)
-        case InstanceLaunched():
-            launched = replace(
-                _observed(worker, recorded, event.instance),
-                launched_at=metadata.time,
-                tags=event.instance.tags,
-            )
-            return _settled(launched, recorded, event.operation_id, _dto_data(launched))
-        case InstanceStarting() | InstanceStopping():
-            return _settled(
-                _observed(worker, recorded, event.instance), recorded, event.operation_id, data=True
-            )
-        case LaunchFailed():
-            failed = replace(worker, launch_problem=event.problem, updated_at=metadata.time)
-            return _failed(failed, recorded, event.operation_id, event.problem)
-        case StartFailed() | StopFailed() | TerminationFailed() | TagsUpdateFailed():
-            return _failed(
-                replace(worker, updated_at=metadata.time), recorded, event.operation_id, event.problem
-            )
-        case WorkerTerminated():
-            return _terminated(worker, recorded)
-        case TagsUpdated():
-            tagged = replace(
-                worker,
-                tags=event.tags,
-                instance=worker.instance and worker.instance.model_copy(update={"tags": event.tags}),
-                updated_at=metadata.time,
-            )
-            return _settled(tagged, recorded, event.operation_id, dict(event.tags))
-        case InstanceStateObserved():
-            return _state_observed(worker, recorded, event)
-        case OperationRefused():
-            return _noted(worker, event.operation_id, refusal=event.problem)
-        case OperationOverdue():
-            return _noted(worker, event.operation_id, overdue_at=metadata.time)
-        case CommandRejected():
-            return _settled(
-                worker,
-                recorded,
-                event.operation_id,
-                None,
-                event.command_type,
-                outcome=event.outcome,
-                problem=event.problem,
-            )
-        case CommandSkipped():
-            return _settled(worker, recorded, event.operation_id, event.data, event.command_type)
-    assert_never(event)
+def evolve(worker: Worker, recorded: Recorded) -> Worker:
+    """The worker after one more event. Nothing after its termination changes more than what is pending."""
+    after = _AFTER[type(recorded.event)](worker, recorded.event, recorded)
+    if worker.terminated:
+        return worker._replace(revision=recorded.revision, operations=after.operations)
+    return after
 
 
-def _requested(worker: Worker, recorded: Recorded, intent: Intent) -> Worker:
-    metadata = recorded.metadata
-    operation = Operation(
-        command_id=intent.operation_id,
-        command_type=KIND_OF[type(intent)].command.TYPE,
-        requested=metadata,
-        intent=intent,
+def _created(worker: Worker, event: WorkerCreated, recorded: Recorded) -> Worker:
+    return worker._replace(
+        revision=recorded.revision,
+        name=event.name,
+        owner=event.created_by,
+        aws_region=event.aws_region,
+        instance_type=event.instance_type,
+        ami_name=event.ami_name,
+        cml_version=event.cml_version,
+        tags=event.tags,
+        created_at=recorded.metadata.time,
+        updated_at=recorded.metadata.time,
     )
-    worker.operations[operation.command_id] = operation
-    return replace(worker, updated_at=metadata.time)
 
 
-def _observed(worker: Worker, recorded: Recorded, instance: Ec2Instance) -> Worker:
-    return replace(
-        worker,
+def _imported(worker: Worker, event: WorkerImported, recorded: Recorded) -> Worker:
+    return _observed(
+        worker._replace(
+            name=event.name,
+            owner=event.created_by,
+            aws_region=event.instance.aws_region,
+            instance_type=event.instance.instance_type,
+            tags=event.instance.tags,
+            created_at=recorded.metadata.time,
+            # Nobody knows; it may be as new as that, and not yet visible to all.
+            launched_at=recorded.metadata.time,
+        ),
+        event.instance,
+        recorded,
+    )
+
+
+def _requested(worker: Worker, event: Intent, recorded: Recorded) -> Worker:
+    operation = Operation(event.operation_id, event, recorded.metadata)
+    return worker._replace(
+        revision=recorded.revision,
+        operations={**worker.operations, operation.command_id: operation},
+        updated_at=recorded.metadata.time,
+    )
+
+
+def _launched(worker: Worker, event: InstanceLaunched, recorded: Recorded) -> Worker:
+    return _shown(
+        worker._replace(launched_at=recorded.metadata.time, tags=event.instance.tags), event, recorded
+    )
+
+
+def _shown(
+    worker: Worker, event: InstanceLaunched | InstanceStarting | InstanceStopping, recorded: Recorded
+) -> Worker:
+    return worker._replace(
+        revision=recorded.revision,
+        instance=event.instance,
+        observed_revision=recorded.revision,
+        updated_at=recorded.metadata.time,
+        operations=_without(worker.operations, event.operation_id),
+    )
+
+
+def _tagged(worker: Worker, event: TagsUpdated, recorded: Recorded) -> Worker:
+    return worker._replace(
+        revision=recorded.revision,
+        tags=event.tags,
+        instance=worker.instance and worker.instance.model_copy(update={"tags": event.tags}),
+        updated_at=recorded.metadata.time,
+        operations=_without(worker.operations, event.operation_id),
+    )
+
+
+def _failed(worker: Worker, event: Failure, recorded: Recorded) -> Worker:
+    return worker._replace(
+        revision=recorded.revision,
+        updated_at=recorded.metadata.time,
+        launch_problem=event.problem if isinstance(event, LaunchFailed) else worker.launch_problem,
+        operations=_without(worker.operations, event.operation_id),
+    )
+
+
+def _terminated(worker: Worker, _event: WorkerTerminated, recorded: Recorded) -> Worker:
+    """Every request to terminate succeeds by the one termination."""
+    return worker._replace(
+        revision=recorded.revision,
+        terminated=True,
+        instance=worker.instance and worker.instance.model_copy(update={"state": InstanceState.TERMINATED}),
+        updated_at=recorded.metadata.time,
+        operations={
+            command_id: operation
+            for command_id, operation in worker.operations.items()
+            if not isinstance(operation.intent, TerminationRequested)
+        },
+    )
+
+
+_SEEN = InstanceStateObserved.model_fields.keys() - {"instance_state", "drift"}
+"""What is called the same in the event and in the instance."""
+
+
+def _state_observed(worker: Worker, event: InstanceStateObserved, recorded: Recorded) -> Worker:
+    if worker.instance is None:
+        return worker._replace(revision=recorded.revision)
+    seen = {name: getattr(event, name) for name in _SEEN}
+    seen["state"] = event.instance_state
+    return _observed(worker, worker.instance.model_copy(update=seen), recorded)
+
+
+def _observed(worker: Worker, instance: Ec2Instance, recorded: Recorded) -> Worker:
+    return worker._replace(
+        revision=recorded.revision,
         instance=instance,
         observed_revision=recorded.revision,
         updated_at=recorded.metadata.time,
     )
 
 
-def _state_observed(worker: Worker, recorded: Recorded, event: InstanceStateObserved) -> Worker:
-    if worker.instance is None:
-        return worker
-    seen = event.model_dump(exclude={"instance_state", "drift"})
-    return _observed(
-        worker, recorded, worker.instance.model_copy(update={"state": event.instance_state, **seen})
+def _noted(worker: Worker, event: OperationRefused | OperationOverdue, recorded: Recorded) -> Worker:
+    operation = worker.operations.get(event.operation_id)
+    if operation is None:
+        return worker._replace(revision=recorded.revision)
+    if isinstance(event, OperationRefused):
+        noted = operation._replace(refusal=event.problem)
+    else:
+        noted = operation._replace(overdue_at=recorded.metadata.time)
+    return worker._replace(
+        revision=recorded.revision, operations={**worker.operations, event.operation_id: noted}
     )
 
 
-def _terminated(worker: Worker, recorded: Recorded) -> Worker:
-    """Every request to terminate succeeds by the one termination."""
-    after = replace(
-        worker,
-        terminated=True,
-        instance=worker.instance and worker.instance.model_copy(update={"state": InstanceState.TERMINATED}),
-        updated_at=recorded.metadata.time,
+def _answered(worker: Worker, event: CommandRejected | CommandSkipped, recorded: Recorded) -> Worker:
+    return worker._replace(
+        revision=recorded.revision, operations=_without(worker.operations, event.operation_id)
     )
-    for operation in worker.pending(TerminationRequested):
-        after = _settled(after, recorded, operation.command_id, data=True)
-    return after
 
 
-def _noted(worker: Worker, operation_id: str, **changes: Any) -> Worker:
-    operation = worker.operations.get(operation_id)
-    if operation is not None:
-        worker.operations[operation_id] = replace(operation, **changes)
-    return worker
+def _without(operations: Mapping[str, Operation], operation_id: str) -> Mapping[str, Operation]:
+    if operation_id not in operations:
+        return operations
+    return {command_id: each for command_id, each in operations.items() if command_id != operation_id}
 
 
-def _failed(worker: Worker, recorded: Recorded, operation_id: str, problem: Problem) -> Worker:
-    return _settled(worker, recorded, operation_id, None, outcome="failed", problem=problem)
-
-
-def _settled(
-    worker: Worker,
-    recorded: Recorded,
-    operation_id: str,
-    data: Any,
-    command_type: str = "",
-    *,
-    outcome: Outcome = "succeeded",
-    problem: Problem | None = None,
-) -> Worker:
-    metadata = recorded.metadata
-    operation = worker.operations.get(operation_id) or Operation(operation_id, command_type, metadata)
-    result = OperationResult(
-        command_id=operation_id, worker_id=worker.id, outcome=outcome, data=data, problem=problem
-    )
-    worker.operations[operation_id] = replace(
-        operation, result=result, settled_at=metadata.time, settled_by=metadata.causation_id
-    )
-    return worker
-
-
-def _dto_data(worker: Worker) -> Any:
-    return worker.dto.model_dump(mode="json") if worker.dto else None
-
-
-def settled_by(worker: Worker, message_id: str) -> Sequence[Operation]:
-    """The operations that the handling of one message settled."""
-    return [operation for operation in worker.operations.values() if operation.settled_by == message_id]
+_AFTER: Mapping[type[WorkerEvent], Callable[[Worker, Any, Recorded], Worker]] = {
+    WorkerCreated: _created,
+    WorkerImported: _imported,
+    **{kind.intent: _requested for kind in KINDS},
+    InstanceLaunched: _launched,
+    InstanceStarting: _shown,
+    InstanceStopping: _shown,
+    TagsUpdated: _tagged,
+    **{kind.failure: _failed for kind in KINDS},
+    WorkerTerminated: _terminated,
+    InstanceStateObserved: _state_observed,
+    OperationRefused: _noted,
+    OperationOverdue: _noted,
+    CommandRejected: _answered,
+    CommandSkipped: _answered,
+}
+"""What each event changes; all that there are."""

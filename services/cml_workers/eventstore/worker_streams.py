@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 from weakref import WeakValueDictionary
@@ -11,7 +11,8 @@ from weakref import WeakValueDictionary
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import WorkerEvent
 from cml_workers.domain.history import EventMetadata, Recorded, decode_event
-from cml_workers.domain.worker import Worker, advance, evolve, fold
+from cml_workers.domain.ledger import Ledger
+from cml_workers.domain.worker import Worker, advance, fold
 from cml_workers.eventstore.port import (
     EventStore,
     NewEvent,
@@ -40,6 +41,8 @@ UNSEEN_ATTEMPTS = 10
 """Attempts, a second apart, for which a replica of the store may lag behind what a message refers to."""
 AT_HAND = 2_000
 """Workers that a process keeps in memory; any other is read from its stream again."""
+MOST_IDS = 200_000
+"""Ids of messages that it keeps with them, all workers together."""
 MOST_UNREAD = 20
 """Events of a worker that are taken from what was published, before they are compared with the store."""
 MOST_MISSED = 10
@@ -86,6 +89,15 @@ async def load(store: EventStore, worker_id: UUID, *, upto: int | None = None) -
     return fold(worker_id, map(decode, history))
 
 
+async def load_ledger(store: EventStore, worker_id: UUID) -> Ledger:
+    """All that became of the worker's commands. Raises as ``load`` does."""
+    try:
+        history = await store.read(stream_of(worker_id))
+    except StreamNotFoundError:
+        history = []
+    return Ledger.of(worker_id, map(decode, history))
+
+
 async def append(
     store: EventStore, worker: Worker, events: Sequence[tuple[WorkerEvent, EventMetadata]]
 ) -> None:
@@ -126,6 +138,14 @@ class _Unread:
         )
 
 
+@dataclass(eq=False, slots=True)
+class _Kept:
+    """A worker, and the ids that its events name: of commands, and of the messages that caused them."""
+
+    worker: Worker
+    ids: set[str] = field(default_factory=set)
+
+
 class Workers:
     """The workers of their streams. Those used lately are kept, and only what is newer is read.
 
@@ -133,10 +153,12 @@ class Workers:
     has to ask for the newest.
     """
 
-    def __init__(self, store: EventStore, *, at_hand: int = AT_HAND) -> None:
+    def __init__(self, store: EventStore, *, at_hand: int = AT_HAND, most_ids: int = MOST_IDS) -> None:
         self._store = store
         self._most = at_hand
-        self._known: OrderedDict[UUID, Worker] = OrderedDict()
+        self._most_ids = most_ids
+        self._ids = 0
+        self._known: OrderedDict[UUID, _Kept] = OrderedDict()
         self._unread: dict[UUID, _Unread] = {}
         self._turns: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
@@ -146,7 +168,26 @@ class Workers:
 
     def at_hand(self, worker_id: UUID) -> Worker | None:
         """The worker as it was when it was used last; None if it is not kept."""
-        return self._known.get(worker_id)
+        kept = self._known.get(worker_id)
+        return kept.worker if kept else None
+
+    def is_new(self, worker: Worker, message_id: str) -> bool:
+        """Whether it is certain that no event of the worker names the message; otherwise its ledger tells."""
+        kept = self._known.get(worker.id)
+        return worker.revision < 0 or (
+            kept is not None and kept.worker is worker and message_id not in kept.ids
+        )
+
+    async def ledger(self, worker_id: UUID) -> Ledger:
+        """All that became of the worker's commands, from its whole stream; its worker is the newest.
+
+        Raises as ``newest`` does.
+        """
+        ledger = await load_ledger(self._store, worker_id)
+        kept = self._known.get(worker_id)
+        if kept is not None and ledger.worker.revision < kept.worker.revision:
+            raise StoreUnavailableError(f"a replica lags behind: it does not show all of {worker_id} yet")
+        return ledger
 
     async def newest(self, worker_id: UUID) -> Worker:
         """The worker of its stream now; a blank one if there is none.
@@ -155,43 +196,74 @@ class Workers:
             StoreUnavailableError: try again.
             UnknownEventError: a newer version of the system wrote the stream; update this one.
         """
-        worker = self._known.get(worker_id) or Worker(worker_id)
+        kept = self._known.get(worker_id)
+        worker = kept.worker if kept else Worker(worker_id)
         unread = self._unread.get(worker_id) or _Unread()
         count = len(unread.published)
         try:
             stored = await self._store.read(stream_of(worker_id), after=worker.revision - count)
         except StreamNotFoundError:
             stored = []
+        if self._known.get(worker_id) is not kept:
+            return await self.newest(worker_id)  # somebody else was quicker, or had it evicted
         if len(stored) < count and unread.missed < MOST_MISSED:
             unread.missed += 1
             raise StoreUnavailableError(f"the store does not show yet what it published of {worker_id}")
         self._unread.pop(worker_id, None)
         newer = [decode(each) for each in stored]
         if not unread.are(newer[:count]):
-            self._known.pop(worker_id, None)  # somebody else published that
+            self._forget(worker_id)  # somebody else published that
             return await self.newest(worker_id)
-        return self._keep(advance(worker, newer[count:])) if newer[count:] else worker
+        return self._keep(worker, newer[count:]) if newer[count:] else worker
 
     def advance(self, worker: Worker, published: Recorded) -> Worker | None:
         """The worker after its next event, which was not read from the store but published by it; None: read it.
 
         What is read next is compared with that: nothing that the store does not have is ever taken for recorded.
         """
+        if self.at_hand(worker.id) is not worker:
+            return None
         unread = self._unread.setdefault(worker.id, _Unread())
         if len(unread.published) >= MOST_UNREAD:
             return None
         unread.published.append(published)
-        return self._keep(evolve(worker, published))
+        return self._keep(worker, [published])
 
     async def append(self, worker: Worker, recorded: Sequence[Recorded]) -> Worker:
         """The worker after these events are appended behind what ``worker`` has seen. Raises as ``append`` does."""
         await append(self._store, worker, [(each.event, each.metadata) for each in recorded])
-        return self._keep(advance(worker, recorded))
+        return self._keep(worker, recorded)
 
-    def _keep(self, worker: Worker) -> Worker:
-        self._known[worker.id] = worker
-        self._known.move_to_end(worker.id)
-        if len(self._known) > self._most:
-            evicted, _ = self._known.popitem(last=False)
-            self._unread.pop(evicted, None)
-        return worker
+    def _keep(self, before: Worker, newer: Sequence[Recorded]) -> Worker:
+        """The worker after these; it is kept, unless not all that its events name is known."""
+        after = advance(before, newer)
+        kept = self._known.get(before.id)
+        if before.revision < 0:
+            ids = set[str]()
+        elif kept is not None and kept.worker is before:
+            ids = kept.ids
+        else:
+            return after
+        self._ids -= len(kept.ids) if kept else 0
+        ids |= _ids(newer)
+        self._ids += len(ids)
+        self._known[after.id] = _Kept(after, ids)
+        self._known.move_to_end(after.id)
+        while len(self._known) > 1 and (len(self._known) > self._most or self._ids > self._most_ids):
+            self._forget(next(iter(self._known)))
+        return after
+
+    def _forget(self, worker_id: UUID) -> None:
+        kept = self._known.pop(worker_id, None)
+        if kept is not None:
+            self._ids -= len(kept.ids)
+        self._unread.pop(worker_id, None)
+
+
+def _ids(history: Iterable[Recorded]) -> set[str]:
+    """The commands and messages that these events name."""
+    found: set[str | None] = set()
+    for recorded in history:
+        named: str | None = getattr(recorded.event, "operation_id", None)
+        found |= {recorded.metadata.command_id, recorded.metadata.causation_id, named}
+    return {each for each in found if each is not None}

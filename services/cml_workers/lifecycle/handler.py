@@ -8,8 +8,7 @@ is answered by what EC2 shows then.
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import assert_never
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -23,13 +22,10 @@ from cml_contracts.commands import (
     UpdateCMLWorkerStatus,
     WorkerCommand,
 )
-from cml_contracts.events import WorkerEvent
 from cml_contracts.results import OperationResult, Problem
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.codec import BadMessageError, identity, read, reply_address
 from cml_workers.bus.port import (
-    Ack,
-    CallerRefusesError,
     DeadLetter,
     Message,
     Outgoing,
@@ -39,88 +35,43 @@ from cml_workers.bus.port import (
 )
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
 from cml_workers.domain.decide import Ask, NoChange, Record, Reject, already_so, decide, decide_report
-from cml_workers.domain.history import Recorded, fingerprint
+from cml_workers.domain.history import fingerprint
+from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
     REPORTS,
     CommandMessage,
     InstanceLookup,
+    InstanceObserved,
     LookupAnswered,
     LookupResult,
     Report,
     WorkerReport,
 )
 from cml_workers.domain.policy import Access, Policy
-from cml_workers.domain.worker import Operation, Worker, settled_by
-from cml_workers.eventstore.command_streams import bind, load_record
-from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, WrongExpectedVersionError
-from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, Workers
+from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.command_streams import load_record
+from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent
+from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
 from cml_workers.lifecycle.replies import (
     lookup_request,
-    metadata_of,
     rejected,
     replies,
     result_of,
-    reused,
     skipped,
 )
+from cml_workers.lifecycle.transactions import Append, Compare, Duplicate, Finish, Step, Transactions, these
 
 log = structlog.get_logger(__name__)
 
 REFUSALS = "cml_refused-"
 REFUSED_TYPE = "cml.command.unauthorized.v1"
-TRIES = 20
-"""Lost races on one stream before the message is retried after a second."""
 CREATING = (CreateCMLWorker, ImportCMLWorker)
 """Commands that bring a worker into being."""
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 _TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
 """https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is omitted."""
-
-
-Due = Callable[[Worker], Awaitable[Sequence[Outgoing]]]
-"""What is due for a message beside the replies that its events made due, given the worker after them."""
-
-
-def _these(*outgoing: Outgoing) -> Due:
-    async def due(_: Worker) -> Sequence[Outgoing]:
-        return outgoing
-
-    return due
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """Record these events, then finish."""
-
-    events: Sequence[WorkerEvent]
-    due: Due = field(default_factory=_these)
-    binds: bool = False
-    """The command's id is bound to its body first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Duplicate:
-    """The command's id belongs to another body."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Nothing is recorded; send what is due."""
-
-    due: Due = field(default_factory=_these)
-
-
-@dataclass(frozen=True, slots=True)
-class Compare:
-    """Recorded before events had fingerprints: ``repeat``, if the idempotency record does not say that the body is another."""
-
-    repeat: Finish | Retry
-
-
-Step = Append | Finish | Duplicate | Compare | Retry | DeadLetter
-"""What is to be done about a message, given its worker."""
 
 
 class Lifecycle:
@@ -137,7 +88,7 @@ class Lifecycle:
         new_id: Callable[[], UUID],
     ) -> None:
         self._store = store
-        self._workers = Workers(store)
+        self._transactions = Transactions(store=store, publish=publish, now=now, new_id=new_id)
         self._publish = publish
         self._policy = policy
         self._access = access
@@ -192,10 +143,9 @@ class Lifecycle:
         self, command: WorkerCommand, command_id: str, user: str
     ) -> tuple[str | None] | None:
         """The actor for whom this very command of the user was authorized before; None if it was not."""
-        worker = await self._workers.newest(command.worker(command_id))
-        operation = worker.operations.get(command_id)
-        if operation is not None and operation.requested.fingerprint is not None:
-            first = operation.requested
+        entry = await self._transactions.entry(command.worker(command_id), command_id)
+        if entry is not None and entry.requested.fingerprint is not None:
+            first = entry.requested
             same = (first.user, first.fingerprint) == (user, fingerprint(command))
             return (first.actor,) if same else None
         record = await load_record(self._store, command_id)
@@ -220,8 +170,8 @@ class Lifecycle:
             return await self._settle(report, report_id, message.attempt)
 
     async def _settle(self, report: WorkerReport, report_id: str, attempt: int) -> Verdict:
-        def judge(worker: Worker) -> Step:
-            decision = decide_report(report, worker)
+        def judge(worker: Worker, ledger: Ledger | None) -> Step:
+            decision = decide_report(report, worker, known=ledger.entries if ledger else ())
             match decision:
                 case Record(events):
                     return Append(events)
@@ -232,17 +182,18 @@ class Lifecycle:
                     return Retry(1) if attempt < UNSEEN_ATTEMPTS else DeadLetter(problem.detail, problem.code)
             assert_never(decision)
 
-        return await self._transact(report.worker_id, report_id, judge)
+        about = None if isinstance(report, InstanceObserved) else report.operation_id
+        return await self._transactions.transact(report.worker_id, report_id, judge, about=about)
 
     async def _decide(self, message: CommandMessage, *, answered: LookupAnswered | None = None) -> Verdict:
         if isinstance(message.command, UpdateCMLWorkerStatus):
             return await self._decide_status(message, answered)
 
-        def judge(worker: Worker) -> Step:
-            operation = worker.operations.get(message.command_id)
-            if operation is not None:
-                repeat = self._repeat(message, operation)
-                before = operation.requested.fingerprint
+        def judge(worker: Worker, ledger: Ledger | None) -> Step:
+            entry = ledger.entries.get(message.command_id) if ledger else None
+            if entry is not None:
+                repeat = _repeat(message, entry)
+                before = entry.requested.fingerprint
                 if before is None:
                     return Compare(repeat)
                 return repeat if before == fingerprint(message.command) else Duplicate()
@@ -257,24 +208,15 @@ class Lifecycle:
                     log.info("rejected", code=decision.problem.code)
                     return Append([rejected(message, decision)])
                 case Ask(lookup):
-                    return Finish(_these(lookup_request(message, lookup)))
+                    return Finish(these(lookup_request(message, lookup)))
             assert_never(decision)
 
-        return await self._transact(message.worker_id, message.command_id, judge, message)
-
-    def _repeat(self, message: CommandMessage, operation: Operation) -> Finish | Retry:
-        """A command that was accepted before: the same reply again, as soon as there is one.
-
-        While it is pending, its outcome will be sent to the address on record; only another address has to wait.
-        """
-        if operation.result is None and message.reply not in (None, operation.requested.reply):
-            return Retry()
-        return Finish(_these(*replies(operation.result, message.reply)))
+        return await self._transactions.transact(message.worker_id, message.command_id, judge, origin=message)
 
     async def _decide_status(self, message: CommandMessage, answered: LookupAnswered | None) -> Verdict:
         """What EC2 shows becomes an event if it is news, and is the answer."""
 
-        def judge(worker: Worker) -> Step:
+        def judge(worker: Worker, _: Ledger | None) -> Step:
             looked_up = _still_true(answered, worker)
 
             async def shown(after: Worker) -> Sequence[Outgoing]:
@@ -289,88 +231,13 @@ class Lifecycle:
                     return Finish(shown)
                 case Reject(problem, outcome):
                     return Finish(
-                        _these(*replies(result_of(message, outcome, problem=problem), message.reply))
+                        these(*replies(result_of(message, outcome, problem=problem), message.reply))
                     )
                 case Ask(lookup):
-                    return Finish(_these(lookup_request(message, lookup)))
+                    return Finish(these(lookup_request(message, lookup)))
             assert_never(decision)
 
-        return await self._transact(message.worker_id, message.command_id, judge, message)
-
-    async def _transact(
-        self,
-        worker_id: UUID,
-        cause: str,
-        judge: Callable[[Worker], Step],
-        origin: CommandMessage | None = None,
-    ) -> Verdict:
-        """Take the worker at hand, judge, append at the expected version, and finish; all ways go through here.
-
-        A worker that is kept may be old. An append shows that by its conflict; where nothing is appended, the
-        newest is read first.
-        """
-        async with self._workers.turn(worker_id):
-            worker = self._workers.at_hand(worker_id)
-            read = worker is None
-            if worker is None:
-                worker = await self._workers.newest(worker_id)
-            for _ in range(TRIES):
-                step = judge(worker)
-                if isinstance(step, Append):
-                    if step.binds and origin and not await bind(self._store, origin, self._new_id()):
-                        step = Duplicate()
-                        break
-                    try:
-                        worker = await self._record(worker, step.events, cause=cause, origin=origin)
-                        break
-                    except WrongExpectedVersionError:
-                        worker, read = await self._workers.newest(worker_id), True
-                elif read:
-                    break
-                else:
-                    worker, read = await self._workers.newest(worker_id), True
-            else:
-                return Retry(1)
-        if isinstance(step, Compare):
-            assert origin is not None  # noqa: S101 - reports have no body of a caller's
-            record = await load_record(self._store, origin.command_id)
-            same = record is None or record.fingerprint == fingerprint(origin.command)
-            step = step.repeat if same else Duplicate()
-        match step:
-            case Retry() | DeadLetter():
-                return step
-            case Duplicate():
-                assert origin is not None  # noqa: S101 - reports have no body of a caller's
-                problem = reused(origin.command_id)
-                for each in replies(result_of(origin, "rejected", problem=problem), origin.reply):
-                    await self._publish(each)
-                return DeadLetter(problem.detail, problem.code)
-            case Append() | Finish():
-                pass
-        return await self._finish(worker, cause, *await step.due(worker))
-
-    async def _finish(self, worker: Worker, message_id: str, *due: Outgoing) -> Ack:
-        """The only way in which the message of a worker is acknowledged: all that it caused is out.
-
-        Which replies its events made due is read from the worker, never remembered: a delivery that finds the
-        events there, as the one that appended them died or never learned of it, sends the same replies.
-        ``due``: what else is due, e.g. a reply to an address that is not on record.
-
-        Raises:
-            BusUnavailableError: the message has to come again.
-            CallerRefusesError: a caller does not take its reply; all others have theirs.
-        """
-        settled = settled_by(worker, message_id)
-        recorded = [each for op in settled for each in replies(op.result, op.requested.reply)]
-        refused: CallerRefusesError | None = None
-        for each in [*recorded, *(each for each in due if each not in recorded)]:
-            try:
-                await self._publish(each)
-            except CallerRefusesError as error:
-                refused = error
-        if refused is not None:
-            raise refused
-        return Ack()
+        return await self._transactions.transact(message.worker_id, message.command_id, judge, origin=message)
 
     async def _audit(self, message: Message, command: WorkerCommand, problem: Problem) -> None:
         """Keep for good that somebody tried; apart from the workers' streams, which strangers cannot fill."""
@@ -388,37 +255,20 @@ class Lifecycle:
         refused = NewEvent(event_id, REFUSED_TYPE, json.dumps(attempt).encode(), b"{}")
         await self._store.append(f"{REFUSALS}{event_id}", [refused], expected=NO_STREAM)
 
-    async def _record(
-        self,
-        worker: Worker,
-        events: Sequence[WorkerEvent],
-        *,
-        cause: str,
-        origin: CommandMessage | None = None,
-    ) -> Worker:
-        """Append the events and return the worker after them. Raises WrongExpectedVersionError.
-
-        The event ids are new at every attempt: with ids that follow from the command, the store would take
-        the append of a concurrent repetition for the first one's and answer both with success, and the
-        second delivery would never learn that its reply is not on its way.
-        """
-        now = self._now()
-        recorded = [
-            Recorded(
-                revision=worker.revision + 1 + index,
-                event=event,
-                metadata=metadata_of(worker, event, now, self._new_id(), cause, origin),
-            )
-            for index, event in enumerate(events)
-        ]
-        worker = await self._workers.append(worker, recorded)
-        log.info("recorded", events=[event.TYPE for event in events], cause=cause)
-        return worker
-
     async def _answer(self, message: Message, problem: Problem) -> None:
         rejected = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
         for each in replies(rejected, reply_address(message)):
             await self._publish(each)
+
+
+def _repeat(message: CommandMessage, entry: Entry) -> Finish | Retry:
+    """A command that was accepted before: the same reply again, as soon as there is one.
+
+    While it is pending, its outcome will be sent to the address on record; only another address has to wait.
+    """
+    if entry.result is None and message.reply not in (None, entry.requested.reply):
+        return Retry()
+    return Finish(these(*replies(entry.result, message.reply)))
 
 
 def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult | None:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from cml_contracts.queries import OperationView, WorkerView
 from cml_workers.domain.history import Recorded
+from cml_workers.domain.ledger import entries
 from cml_workers.domain.worker import Worker
 from cml_workers.readmodels.changes import Change, Put, Remove
 
@@ -32,19 +33,16 @@ def worker_row(worker: Worker) -> WorkerView | None:
 
 def operation_rows(before: Worker, recorded: Recorded, after: Worker) -> Iterator[OperationView]:
     """The operations that the event between the two changed."""
-    del recorded
-    for operation in after.operations.values():
-        # The fold makes a new one of what changes.
-        if before.operations.get(operation.command_id) is not operation:
-            yield OperationView(
-                command_id=operation.command_id,
-                worker_id=after.id,
-                command_type=operation.command_type,
-                requested_at=operation.requested.time,
-                overdue_at=operation.overdue_at,
-                settled_at=operation.settled_at,
-                result=operation.result,
-            )
+    for entry in entries(before, recorded, after):
+        yield OperationView(
+            command_id=entry.command_id,
+            worker_id=after.id,
+            command_type=entry.command_type,
+            requested_at=entry.requested.time,
+            overdue_at=entry.overdue_at,
+            settled_at=entry.settled_at,
+            result=entry.result,
+        )
 
 
 def of_worker(worker: Worker) -> Iterator[Change]:
