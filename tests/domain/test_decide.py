@@ -37,7 +37,7 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
 from cml_contracts.results import Problem, ProblemCode
-from cml_workers.domain.decide import launch_token
+from cml_workers.domain.creation import launch_token
 from cml_workers.domain.messages import (
     ImageLookup,
     InstanceLookup,

@@ -1,11 +1,16 @@
 """The whole stream at once gives what one event after the other gives."""
 
+from collections.abc import Mapping
+
 from cml_contracts.events import (
+    EVENTS,
     CommandRejected,
     InstanceLaunched,
+    Intent,
     LaunchRequested,
     OperationOverdue,
     OperationRefused,
+    StartRequested,
     StopFailed,
     StopRequested,
     TagsUpdated,
@@ -15,8 +20,9 @@ from cml_contracts.events import (
     WorkerTerminated,
 )
 from cml_contracts.results import Problem, ProblemCode
-from cml_workers.domain.ledger import Ledger
-from cml_workers.domain.worker import Worker, evolve, fold
+from cml_workers.domain.ledger import Ledger, settled
+from cml_workers.domain.operations import KINDS
+from cml_workers.domain.worker import _AFTER, Operation, Worker, evolve, fold
 from support.given import NOW, WORKER, created, instance, launch, recorded
 
 PROBLEM = Problem(
@@ -52,3 +58,32 @@ def test_the_fold_is_one_event_after_the_other():
     assert ledger.worker == worker
     assert list(ledger.entries) == ["c", "r", "s", "t", "x", "y", "late"]
     assert all(entry.result for entry in ledger.entries.values())
+
+
+def test_every_event_has_its_place_in_the_fold_and_every_outcome_its_result():
+    assert set(_AFTER) == set(EVENTS.values())
+    for kind in KINDS:
+        operation = Operation(
+            "op", INTENTS[kind.intent], recorded(Worker(WORKER), created(), NOW, "m").metadata
+        )
+        before = Worker(WORKER, operations={"op": operation})
+        outcomes = {
+            "succeeded": kind.succeeded("op", instance()),
+            "failed": kind.failure(operation_id="op", problem=PROBLEM),
+        }
+        assert type(outcomes["succeeded"]) is kind.success
+        for outcome, event in outcomes.items():
+            (entry,) = settled(before, recorded(before, event, NOW, "m"))
+            assert (entry.command_id, entry.command_type) == ("op", kind.command.TYPE)
+            assert entry.operation is operation
+            assert entry.result is not None
+            assert entry.result.outcome == outcome
+
+
+INTENTS: Mapping[type[Intent], Intent] = {
+    LaunchRequested: LaunchRequested(operation_id="op", launch=launch()),
+    StartRequested: StartRequested(operation_id="op"),
+    StopRequested: StopRequested(operation_id="op"),
+    TerminationRequested: TerminationRequested(operation_id="op"),
+    TagsUpdateRequested: TagsUpdateRequested(operation_id="op", tags={}),
+}

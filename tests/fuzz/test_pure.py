@@ -32,7 +32,8 @@ from cml_contracts.tokens import InvalidTokenError, sign, verify
 from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
 from cml_workers.bus.port import Message
 from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER, read_tolerantly
-from cml_workers.domain.decide import Decision, Record, decide, decide_report
+from cml_workers.domain.decide import decide
+from cml_workers.domain.decisions import Decision, Record
 from cml_workers.domain.history import ReplyAddress, decode_event
 from cml_workers.domain.messages import (
     REPORTS,
@@ -43,6 +44,7 @@ from cml_workers.domain.messages import (
     OperationSucceeded,
 )
 from cml_workers.domain.policy import Policy
+from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker, evolve
 from cml_workers.ec2_adapter.next_action import next_actions
 from cml_workers.readmodels.workers.fold import operation_rows, worker_row

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from cml_contracts.events import InstanceLaunched, LaunchRequested, WorkerCreated, WorkerEvent
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
-from cml_workers.domain.decide import launch_token
+from cml_workers.domain.creation import launch_token
 from cml_workers.domain.history import EventMetadata
 from cml_workers.eventstore.port import NO_STREAM, NewEvent
 from cml_workers.eventstore.worker_streams import stream_of

@@ -19,16 +19,9 @@ from cml_contracts.instance import (
     LaunchParameters,
 )
 from cml_contracts.results import OperationResult
-from cml_workers.domain.decide import (
-    Ask,
-    Decision,
-    NoChange,
-    Record,
-    Reject,
-    decide,
-    decide_report,
-    launch_token,
-)
+from cml_workers.domain.creation import launch_token
+from cml_workers.domain.decide import decide
+from cml_workers.domain.decisions import Ask, Decision, NoChange, Record, Reject
 from cml_workers.domain.history import EventMetadata, Recorded, ReplyAddress
 from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.messages import (
@@ -39,6 +32,7 @@ from cml_workers.domain.messages import (
     WorkerReport,
 )
 from cml_workers.domain.policy import Policy
+from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker, evolve
 
 WORKER = UUID("11111111-1111-4111-8111-111111111111")

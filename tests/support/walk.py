@@ -19,7 +19,8 @@ from cml_contracts.commands import (
 from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
 from cml_contracts.instance import InstanceState
 from cml_contracts.results import Problem, ProblemCode
-from cml_workers.domain.decide import Ask, NoChange, Record, Reject, decide, decide_report
+from cml_workers.domain.decide import decide
+from cml_workers.domain.decisions import Ask, NoChange, Record, Reject
 from cml_workers.domain.messages import (
     AttemptRefused,
     CommandMessage,
@@ -30,6 +31,7 @@ from cml_workers.domain.messages import (
     OperationSucceeded,
     WorkerReport,
 )
+from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker
 from support.given import NOW, POLICY, WORKER, evolved, instance
 

@@ -1,6 +1,6 @@
 """The CMLWorker aggregate: its state, and how each event changes it.
 
-The fold collates facts and never judges: guards are in ``domain/decide.py``, and tightening one can never
+The fold collates facts and never judges: guards are in ``decide.py``, and tightening one can never
 break the replay of an old stream. Of its operations a worker holds the pending ones; what became of the others is
 said by ``domain/ledger.py``.
 """

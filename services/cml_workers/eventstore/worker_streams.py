@@ -172,7 +172,7 @@ class Workers:
         return kept.worker if kept else None
 
     def is_new(self, worker: Worker, message_id: str) -> bool:
-        """Whether it is certain that no event of the worker names the message; otherwise its ledger tells."""
+        """Whether it is certain that no event of the worker names the message; otherwise its ledger shows what became of it."""
         kept = self._known.get(worker.id)
         return worker.revision < 0 or (
             kept is not None and kept.worker is worker and message_id not in kept.ids

@@ -34,7 +34,8 @@ from cml_workers.bus.port import (
     Verdict,
 )
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
-from cml_workers.domain.decide import Ask, NoChange, Record, Reject, already_so, decide, decide_report
+from cml_workers.domain.decide import already_so, decide
+from cml_workers.domain.decisions import Ask, NoChange, Record, Reject
 from cml_workers.domain.history import fingerprint
 from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import (
@@ -49,6 +50,7 @@ from cml_workers.domain.messages import (
     WorkerReport,
 )
 from cml_workers.domain.policy import Access, Policy
+from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.command_streams import load_record
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent

@@ -8,7 +8,7 @@ from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
 from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
 from cml_workers.bus.codec import internal, reply
 from cml_workers.bus.port import Outgoing
-from cml_workers.domain.decide import Reject
+from cml_workers.domain.decisions import Reject
 from cml_workers.domain.history import EventMetadata, ReplyAddress, fingerprint
 from cml_workers.domain.messages import CommandMessage, ImageLookup, InstanceLookup, LookupRequested
 from cml_workers.domain.worker import Worker

@@ -1,0 +1,186 @@
+"""The rules of a worker's beginning: a launch, or the adoption of an instance that is there."""
+
+import hashlib
+from collections.abc import Mapping
+from uuid import UUID
+
+from cml_contracts.commands import (
+    MAX_TAGS,
+    CreateCMLWorker,
+    ImportCMLWorker,
+)
+from cml_contracts.events import (
+    LaunchRequested,
+    TagsUpdateRequested,
+    WorkerCreated,
+    WorkerEvent,
+    WorkerImported,
+)
+from cml_contracts.instance import (
+    DEPLOYMENT_TAG,
+    WORKER_TAG,
+    InstanceState,
+    LaunchParameters,
+)
+from cml_contracts.results import ProblemCode
+from cml_workers.domain.decisions import (
+    Lookup,
+    RejectedError,
+    failed,
+    rejected,
+)
+from cml_workers.domain.messages import (
+    ImageLookup,
+    InstanceLookup,
+    LookupResult,
+)
+from cml_workers.domain.policy import Policy
+from cml_workers.domain.worker import Worker
+
+
+def launch_token(deployment: str, worker_id: UUID, generation: int) -> str:
+    """The ClientToken of a worker's launch: EC2 launches at most one instance under it (64 characters).
+
+    It is the deployment's own: worker ids follow from command ids, and two deployments in one account may get the
+    same command.
+    """
+    return hashlib.sha256(f"{deployment}/{worker_id}/launch/{generation}".encode()).hexdigest()
+
+
+def create_worker(
+    command: CreateCMLWorker, command_id: str, worker: Worker, policy: Policy, looked_up: LookupResult | None
+) -> list[WorkerEvent] | Lookup:
+    """A worker is created and its launch requested, once its AMI is known. Raises RejectedError."""
+    check_region(command.aws_region, policy)
+    instance_type = command.instance_type or policy.default_instance_type
+    if policy.allowed_instance_types and instance_type not in policy.allowed_instance_types:
+        allowed = ", ".join(sorted(policy.allowed_instance_types))
+        raise rejected(
+            ProblemCode.VALIDATION_FAILED, f"instance type {instance_type} is not allowed; allowed: {allowed}"
+        )
+    tags = {
+        "Name": command.name,
+        **policy.default_tags,
+        **command.tags,
+        WORKER_TAG: str(worker.id),
+        DEPLOYMENT_TAG: policy.deployment,
+    }
+    check_tag_count(tags)
+
+    ami_id, ami_name = command.ami_id, command.ami_name
+    if ami_id is None and ami_name is None:
+        ami_id = policy.ami_ids.get(command.aws_region)
+        ami_name = policy.ami_names.get(command.aws_region)
+    if ami_id is None:
+        if ami_name is None:
+            raise failed(
+                ProblemCode.EC2_INVALID_PARAMETER,
+                f"no AMI is given and none is configured for region {command.aws_region}",
+            )
+        if looked_up is None:
+            return ImageLookup(aws_region=command.aws_region, ami_name=ami_name)
+        if looked_up.problem:
+            raise RejectedError(looked_up.problem, "failed")
+        if looked_up.image_id is None:
+            raise failed(
+                ProblemCode.EC2_INVALID_PARAMETER,
+                f"no available AMI named {ami_name!r} in region {command.aws_region}",
+            )
+        ami_id = looked_up.image_id
+
+    generation = 1
+    return [
+        WorkerCreated(
+            name=command.name,
+            aws_region=command.aws_region,
+            instance_type=instance_type,
+            ami_id=ami_id,
+            ami_name=ami_name,
+            cml_version=command.cml_version,
+            tags=command.tags,
+            created_by=command.created_by,
+        ),
+        LaunchRequested(
+            operation_id=command_id,
+            launch=LaunchParameters(
+                aws_region=command.aws_region,
+                ami_id=ami_id,
+                ami_name=ami_name,
+                instance_type=instance_type,
+                security_group_ids=policy.security_group_ids,
+                subnet_id=policy.subnet_id,
+                key_name=policy.key_name,
+                tags=tags,
+                generation=generation,
+                client_token=launch_token(policy.deployment, worker.id, generation),
+            ),
+        ),
+    ]
+
+
+def import_instance(
+    command: ImportCMLWorker, command_id: str, worker: Worker, policy: Policy, looked_up: LookupResult | None
+) -> list[WorkerEvent] | Lookup:
+    """An instance becomes a worker and gets our tags; [] where it is one already. Raises RejectedError."""
+    check_region(command.aws_region, policy)
+    if worker.terminated:
+        raise rejected(
+            ProblemCode.WORKER_TERMINATED,
+            f"instance {command.instance_id} was worker {worker.id}, which is terminated",
+        )
+    if worker.exists and (worker.instance is None or worker.instance.instance_id != command.instance_id):
+        raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} exists already, and is of another instance")
+    if worker.exists:
+        return []
+    if looked_up is None:
+        return InstanceLookup(
+            aws_region=command.aws_region,
+            instance_id=command.instance_id,
+            seen_revision=worker.observed_revision,
+        )
+    if looked_up.problem:
+        raise RejectedError(looked_up.problem, "failed")
+    instance = looked_up.instance
+    if instance is None:
+        raise failed(
+            ProblemCode.EC2_INSTANCE_NOT_FOUND,
+            f"instance {command.instance_id} is not found in region {command.aws_region}",
+        )
+    if instance.state in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
+        raise failed(
+            ProblemCode.EC2_INSTANCE_OPERATION, f"instance {command.instance_id} is {instance.state}"
+        )
+    if instance.tags.get(WORKER_TAG, str(worker.id)) != str(worker.id):
+        raise rejected(
+            ProblemCode.CONFLICT,
+            f"instance {command.instance_id} belongs to worker {instance.tags[WORKER_TAG]} already",
+        )
+    ours = {WORKER_TAG: str(worker.id), DEPLOYMENT_TAG: policy.deployment}
+    check_tag_count({**instance.tags, **ours})
+    return [
+        WorkerImported(
+            operation_id=command_id,
+            name=instance.tags.get("Name") or command.instance_id,
+            instance=instance,
+            created_by=command.created_by,
+        ),
+        # No command's id contains a space, so this can be no other command's operation.
+        TagsUpdateRequested(operation_id=f"{command_id} adopt", tags=ours),
+    ]
+
+
+def check_region(region: str, policy: Policy) -> None:
+    """Raises RejectedError for a region that the deployment does not use."""
+    if policy.allowed_regions and region not in policy.allowed_regions:
+        allowed = ", ".join(sorted(policy.allowed_regions))
+        raise rejected(ProblemCode.VALIDATION_FAILED, f"region {region} is not allowed; allowed: {allowed}")
+
+
+def check_tag_count(tags: Mapping[str, str]) -> None:
+    """Raises RejectedError for more tags than EC2 allows."""
+    counted = [key for key in tags if not key.startswith("aws:")]
+    if len(counted) > MAX_TAGS:
+        raise rejected(
+            ProblemCode.VALIDATION_FAILED,
+            f"{len(counted)} tags, the reserved and default ones included; EC2 allows {MAX_TAGS}",
+        )

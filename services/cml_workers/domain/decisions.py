@@ -1,0 +1,65 @@
+"""What a rule answers, and how it says no."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cml_contracts.events import (
+    WorkerEvent,
+)
+from cml_contracts.results import Outcome, Problem, ProblemCode
+from cml_workers.domain.messages import (
+    ImageLookup,
+    InstanceLookup,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """These events happen; never none."""
+
+    events: Sequence[WorkerEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class NoChange:
+    """What is asked for is so already, or is known; ``data``: of the reply to a command."""
+
+    data: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """EC2 has to be asked before this can be decided."""
+
+    lookup: ImageLookup | InstanceLookup
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Nothing happens. ``failed`` instead of ``rejected``: it cannot be done as AWS is set up."""
+
+    problem: Problem
+    outcome: Outcome = "rejected"
+
+
+Decision = Record | NoChange | Ask | Reject
+Lookup = ImageLookup | InstanceLookup
+
+
+class RejectedError(Exception):
+    """How a rule says no, wherever it stands; ``decide`` and ``decide_report`` answer with its decision."""
+
+    def __init__(self, problem: Problem, outcome: Outcome = "rejected") -> None:
+        super().__init__(problem.detail)
+        self.decision = Reject(problem, outcome)
+
+
+def rejected(code: ProblemCode, detail: str, *, retryable: bool = False) -> RejectedError:
+    """A rule of ours says no."""
+    return RejectedError(Problem.of(code, detail, retryable=retryable))
+
+
+def failed(code: ProblemCode, detail: str, *, retryable: bool = False) -> RejectedError:
+    """It cannot be done as AWS is set up."""
+    return RejectedError(Problem.of(code, detail, retryable=retryable), "failed")

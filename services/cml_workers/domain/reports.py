@@ -1,0 +1,86 @@
+"""What a report of the EC2 adapter does to a worker."""
+
+from collections.abc import Container
+from typing import assert_never
+
+from cml_contracts.events import (
+    LaunchFailed,
+    OperationOverdue,
+    OperationRefused,
+    TerminationRequested,
+    WorkerEvent,
+)
+from cml_contracts.instance import (
+    InstanceState,
+)
+from cml_contracts.results import ProblemCode
+from cml_workers.domain.decisions import NoChange, Record, Reject, RejectedError, rejected
+from cml_workers.domain.messages import (
+    AttemptRefused,
+    InstanceObserved,
+    OperationFailed,
+    OperationOutstanding,
+    OperationSucceeded,
+    WorkerReport,
+)
+from cml_workers.domain.observations import end, failure_of, observe
+from cml_workers.domain.operations import LAUNCH, TERMINATE
+from cml_workers.domain.worker import Operation, Worker
+
+
+def decide_report(
+    report: WorkerReport, worker: Worker, *, known: Container[str] = ()
+) -> Record | NoChange | Reject:
+    """What an outcome or an observation adds: nothing if it is known or superseded.
+
+    ``known``: operations that the worker had, beside the pending ones. Rejected is what names any other.
+    """
+    try:
+        events = _reported(report, worker, known)
+    except RejectedError as rejected:
+        return rejected.decision
+    return Record(events) if events else NoChange()
+
+
+def _reported(report: WorkerReport, worker: Worker, known: Container[str]) -> list[WorkerEvent]:
+    if worker.terminated:
+        return []
+    if isinstance(report, InstanceObserved):
+        return observe(worker, report.instance) if report.seen_revision >= worker.observed_revision else []
+    operation = worker.operations.get(report.operation_id)
+    if operation is None:
+        if report.operation_id in known:
+            return []
+        raise rejected(
+            ProblemCode.VALIDATION_FAILED, f"worker {worker.id} has no operation {report.operation_id!r}"
+        )
+    match report:
+        case OperationSucceeded():
+            return _success(operation, report, worker)
+        case OperationOutstanding():
+            return [] if operation.overdue_at else [OperationOverdue(operation_id=report.operation_id)]
+        case AttemptRefused():
+            if operation.refusal:
+                return []
+            return [OperationRefused(operation_id=report.operation_id, problem=report.problem)]
+        case OperationFailed():
+            failure = failure_of(operation, report.problem)
+            if isinstance(failure, LaunchFailed) and worker.pending(TerminationRequested):
+                return [failure, *end(worker, worker.pending(TerminationRequested)[0].command_id)]
+            return [failure]
+    assert_never(report)
+
+
+def _success(operation: Operation, report: OperationSucceeded, worker: Worker) -> list[WorkerEvent]:
+    operation_id, kind, instance = operation.command_id, operation.kind, report.instance
+    if kind is TERMINATE:
+        return end(worker, operation_id, report.warning)
+    if instance is None:
+        raise rejected(
+            ProblemCode.VALIDATION_FAILED, f"report on {operation_id!r} lacks the instance it is about"
+        )
+    succeeded = kind.succeeded(operation_id, instance)
+    if kind is not LAUNCH or instance.state is not InstanceState.TERMINATED:
+        return [succeeded]
+    terminations = worker.pending(TerminationRequested)
+    return [succeeded, *end(worker, terminations[0].command_id if terminations else None)]
