@@ -63,12 +63,15 @@ async def test_a_life_of_an_instance(ec2: Ec2):
     where = REGION, launched.instance_id
     assert launched.state is PENDING
     await until(ec2, launched, RUNNING)
-    assert await ec2.start(*where) == StateChange(RUNNING, RUNNING)
-    assert await ec2.stop(*where) == StateChange(RUNNING, STOPPING)
-    assert await ec2.stop(*where) in (StateChange(STOPPING, STOPPING), StateChange(STOPPED, STOPPED))
+    assert await ec2.switch("StartInstances", *where) == StateChange(RUNNING, RUNNING)
+    assert await ec2.switch("StopInstances", *where) == StateChange(RUNNING, STOPPING)
+    assert await ec2.switch("StopInstances", *where) in (
+        StateChange(STOPPING, STOPPING),
+        StateChange(STOPPED, STOPPED),
+    )
     await until(ec2, launched, STOPPED)
-    assert await ec2.stop(*where) == StateChange(STOPPED, STOPPED)
-    assert await ec2.start(*where) == StateChange(STOPPED, PENDING)
+    assert await ec2.switch("StopInstances", *where) == StateChange(STOPPED, STOPPED)
+    assert await ec2.switch("StartInstances", *where) == StateChange(STOPPED, PENDING)
     await until(ec2, launched, RUNNING)
     assert await ec2.terminate(*where) == StateChange(RUNNING, SHUTTING_DOWN)
     await until(ec2, launched, TERMINATED)
@@ -116,8 +119,8 @@ async def test_an_instance_that_is_not_there_is_absent_and_hides_no_other(ec2: E
 
 async def test_what_is_not_there_cannot_be_changed(ec2: Ec2):
     for call in (
-        ec2.start(REGION, UNKNOWN),
-        ec2.stop(REGION, UNKNOWN),
+        ec2.switch("StartInstances", REGION, UNKNOWN),
+        ec2.switch("StopInstances", REGION, UNKNOWN),
         ec2.terminate(REGION, UNKNOWN),
         ec2.add_tags(REGION, UNKNOWN, {"a": "1"}),
     ):
@@ -130,12 +133,12 @@ async def test_states_refuse_what_they_do_not_allow(ec2: Ec2):
     launched = await ec2.launch(parameters())
     where = REGION, launched.instance_id
     with pytest.raises(EC2InstanceOperationException) as pending:
-        await ec2.stop(*where)
+        await ec2.switch("StopInstances", *where)
     assert pending.value.remedy is Remedy.DESCRIBE
     await ec2.terminate(*where)
-    for call in (ec2.start, ec2.stop):
+    for api in ("StartInstances", "StopInstances"):
         with pytest.raises(EC2InstanceOperationException) as ending:
-            await call(*where)
+            await ec2.switch(api, *where)
         assert ending.value.remedy is Remedy.DESCRIBE
 
 
@@ -144,7 +147,7 @@ async def test_status_checks_follow_the_state(ec2: Ec2):
     instance_id = launched.instance_id
     await until(ec2, launched, RUNNING)
     assert await ec2.status_checks(REGION, [instance_id]) == {instance_id: StatusChecks("ok", "ok")}
-    await ec2.stop(REGION, instance_id)
+    await ec2.switch("StopInstances", REGION, instance_id)
     await until(ec2, launched, STOPPED)
     checks = await ec2.status_checks(REGION, [instance_id])
     assert checks[instance_id] == StatusChecks("not-applicable", "not-applicable")

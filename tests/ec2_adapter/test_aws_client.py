@@ -78,7 +78,7 @@ async def test_a_hidden_instance_is_not_there_and_then_is(ec2: AwsEc2Client, adm
     assert await described(ec2, launched.instance_id) is None
     assert await ec2.list_instances(REGION, {"client-token": [asked.client_token]}) == []
     with pytest.raises(EC2InstanceNotFoundException):
-        await ec2.stop(REGION, launched.instance_id)
+        await ec2.switch("StopInstances", REGION, launched.instance_id)
     await until(ec2, launched, InstanceState.RUNNING)
 
 
@@ -92,9 +92,9 @@ async def test_images_are_found_by_name(ec2: AwsEc2Client, admin: SimulatorAdmin
 
 async def test_bad_ids_images_types_and_tags_are_refused(ec2: AwsEc2Client):
     with pytest.raises(EC2InvalidParameterException):
-        await ec2.start(REGION, "i-nonsense")
+        await ec2.switch("StartInstances", REGION, "i-nonsense")
     with pytest.raises(EC2InstanceNotFoundException):
-        await ec2.start(REGION, "i-00000000000000001")
+        await ec2.switch("StartInstances", REGION, "i-00000000000000001")
     with pytest.raises(EC2InvalidParameterException):
         await ec2.launch(parameters(ami_id="ami-00000000000000000"))
     with pytest.raises(EC2InvalidParameterException):
@@ -111,9 +111,9 @@ async def call(ec2: AwsEc2Client, operation: str) -> None:
         case "RunInstances":
             await ec2.launch(parameters())
         case "StartInstances":
-            await ec2.start(REGION, "i-00000000000000001")
+            await ec2.switch("StartInstances", REGION, "i-00000000000000001")
         case "StopInstances":
-            await ec2.stop(REGION, "i-00000000000000001")
+            await ec2.switch("StopInstances", REGION, "i-00000000000000001")
         case "TerminateInstances":
             await ec2.terminate(REGION, "i-00000000000000001")
         case "CreateTags":

@@ -9,11 +9,13 @@ from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_contracts.results import ProblemCode
 from cml_workers.bus.port import Ack
 from cml_workers.domain.messages import InstanceObserved, OperationFailed, OperationSucceeded
+from cml_workers.domain.operations import SWITCHES, intents
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
     EC2InstanceOperationException,
     Remedy,
 )
+from cml_workers.ec2_adapter.power import POWERS
 from support.given import instance
 from support.given_adapter import Adapter, Given
 from support.histories import PENDING, RUNNING, START, STOP, STOPPED, TAG, TERMINATE, UNKNOWN, WAITS
@@ -211,3 +213,7 @@ class TestEveryOperation:
         await adapter.triggered(redelivered=True)
         assert len(adapter.outcomes(OperationSucceeded)) == 1
         assert adapter.called(operation) == 1
+
+
+def test_every_switch_has_its_call():
+    assert POWERS.keys() == set(intents(SWITCHES))

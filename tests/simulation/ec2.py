@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -121,11 +122,10 @@ class Ec2OfProcess(Ec2):
 
         return await self._call("launch", effect, capacity=True)
 
-    async def start(self, region: str, instance_id: str) -> StateChange:
-        return await self._call("start", lambda: _run(self._cloud.start(region, instance_id)), capacity=True)
-
-    async def stop(self, region: str, instance_id: str) -> StateChange:
-        return await self._call("stop", lambda: _run(self._cloud.stop(region, instance_id)))
+    async def switch(self, api: str, region: str, instance_id: str) -> StateChange:
+        name = api.removesuffix("Instances").lower()
+        switched = partial(self._cloud.switch, api, region, instance_id)
+        return await self._call(name, lambda: _run(switched()), capacity=name == "start")
 
     async def terminate(self, region: str, instance_id: str) -> StateChange:
         return await self._call("terminate", lambda: _run(self._cloud.terminate(region, instance_id)))

@@ -78,13 +78,9 @@ class FakeEc2:
         self._leave(fault)
         return instance
 
-    async def start(self, region: str, instance_id: str) -> StateChange:
-        done = (InstanceState.PENDING, InstanceState.RUNNING)
-        return self._power("start", instance_id, InstanceState.STOPPED, done)
-
-    async def stop(self, region: str, instance_id: str) -> StateChange:
-        done = (InstanceState.STOPPING, InstanceState.STOPPED)
-        return self._power("stop", instance_id, InstanceState.RUNNING, done)
+    async def switch(self, api: str, region: str, instance_id: str) -> StateChange:
+        before, done = _SWITCHES[api]
+        return self._power(api.removesuffix("Instances").lower(), instance_id, before, done)
 
     async def terminate(self, region: str, instance_id: str) -> StateChange:
         fault = self._enter("terminate")
@@ -193,3 +189,9 @@ class FakeEc2:
     def _leave(self, fault: Fault | None) -> None:
         if fault is not None:
             raise fault.error
+
+
+_SWITCHES = {
+    "StartInstances": (InstanceState.STOPPED, (InstanceState.PENDING, InstanceState.RUNNING)),
+    "StopInstances": (InstanceState.RUNNING, (InstanceState.STOPPING, InstanceState.STOPPED)),
+}

@@ -46,7 +46,7 @@ from cml_workers.domain.messages import (
     LookupResult,
 )
 from cml_workers.domain.observations import failure_of, observe
-from cml_workers.domain.operations import SUPERSEDED
+from cml_workers.domain.operations import SWITCHES, intents
 from cml_workers.domain.policy import Policy
 from cml_workers.domain.worker import Worker
 
@@ -139,7 +139,7 @@ def _at_rest(worker: Worker) -> WorkerStatus:
     """What EC2 showed last, which is what counts while nothing is pending. What is pending may still fail."""
     if worker.pending(TerminationRequested):
         raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being terminated")
-    for kind in SUPERSEDED:
+    for kind in SWITCHES:
         if worker.pending(kind.intent):
             raise rejected(
                 ProblemCode.CONFLICT, f"worker {worker.id} is being {kind.participle}", retryable=True
@@ -170,10 +170,7 @@ def _terminate(worker: Worker, command_id: str) -> list[WorkerEvent]:
         return [requested, WorkerTerminated(operation_id=command_id)]
     superseded = Problem.of(ProblemCode.CONFLICT, f"superseded by the termination of worker {worker.id}")
     return [
-        *(
-            failure_of(operation, superseded)
-            for operation in worker.pending(*(kind.intent for kind in SUPERSEDED))
-        ),
+        *(failure_of(operation, superseded) for operation in worker.pending(*intents(SWITCHES))),
         requested,
     ]
 

@@ -15,8 +15,6 @@ from cml_contracts.events import (
     CommandRejected,
     CommandSkipped,
     InstanceLaunched,
-    InstanceStarting,
-    InstanceStopping,
     TagsUpdated,
     TerminationRequested,
     WorkerEvent,
@@ -25,7 +23,7 @@ from cml_contracts.events import (
 )
 from cml_contracts.results import OperationResult
 from cml_workers.domain.history import EventMetadata, Recorded
-from cml_workers.domain.operations import KINDS, Kind
+from cml_workers.domain.operations import KINDS, SWITCHES, Kind
 from cml_workers.domain.worker import Operation, Worker, evolve
 
 
@@ -172,8 +170,7 @@ _FAILED: Mapping[type[WorkerEvent], Kind] = {kind.failure: kind for kind in KIND
 _SUCCEEDED: Mapping[type[WorkerEvent], Kind] = {kind.success: kind for kind in KINDS}
 _DATA: Mapping[type[WorkerEvent], Callable[[Worker, Any], Any]] = {
     InstanceLaunched: _launched,
-    InstanceStarting: _true,
-    InstanceStopping: _true,
+    **{kind.success: _true for kind in SWITCHES},
     TagsUpdated: _tags,
 }
 """What a caller gets when its operation has succeeded; the termination, which settles several, stands above."""

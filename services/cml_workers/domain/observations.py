@@ -5,9 +5,6 @@ Observations are never judged: they are recorded as they are, and marked as drif
 
 from cml_contracts.events import (
     InstanceStateObserved,
-    StartRequested,
-    StopRequested,
-    TagsUpdateRequested,
     TerminationRequested,
     WorkerEvent,
     WorkerTerminated,
@@ -17,7 +14,7 @@ from cml_contracts.instance import (
     InstanceState,
 )
 from cml_contracts.results import Problem, ProblemCode
-from cml_workers.domain.operations import Failure
+from cml_workers.domain.operations import REVERSIBLE, Failure, intents
 from cml_workers.domain.worker import Operation, Worker
 
 
@@ -30,10 +27,7 @@ def end(worker: Worker, operation_id: str | None, warning: str | None = None) ->
     """The termination, before which every other open intent gets its outcome."""
     gone = Problem.of(ProblemCode.WORKER_TERMINATED, f"worker {worker.id} was terminated meanwhile")
     return [
-        *(
-            failure_of(operation, gone)
-            for operation in worker.pending(StartRequested, StopRequested, TagsUpdateRequested)
-        ),
+        *(failure_of(operation, gone) for operation in worker.pending(*intents(REVERSIBLE))),
         WorkerTerminated(operation_id=operation_id, warning=warning),
     ]
 
@@ -78,10 +72,4 @@ def _expected(worker: Worker, before: InstanceState, after: InstanceState) -> bo
         (InstanceState.STOPPING, InstanceState.STOPPED),
     ):
         return True
-    match after:
-        case InstanceState.PENDING | InstanceState.RUNNING:
-            return bool(worker.pending(StartRequested))
-        case InstanceState.STOPPING | InstanceState.STOPPED:
-            return bool(worker.pending(StopRequested))
-        case _:
-            return bool(worker.pending(TerminationRequested))
+    return any(after in operation.kind.explains for operation in worker.operations.values())

@@ -3,7 +3,7 @@
 A new operation is a new ``Kind`` here; types and tests then say where a phase of it is missing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,8 +37,9 @@ from cml_contracts.events import (
     WorkerImported,
     WorkerTerminated,
 )
-from cml_contracts.instance import Ec2Instance
+from cml_contracts.instance import Ec2Instance, InstanceState, WorkerStatus
 
+Switched = InstanceStarting | InstanceStopping
 Failure = LaunchFailed | StartFailed | StopFailed | TerminationFailed | TagsUpdateFailed
 
 
@@ -54,7 +55,8 @@ class Kind:
     """An operation: the command that asks for it, its intent, its two outcomes, its lane.
 
     ``succeeded``: the event of its success, given its command's id and the instance as it is then.
-    ``participle``: what happens to a worker while it is pending. ``leaves_instance``: by outcome, whether there still
+    ``participle``: what happens to a worker while it is pending; ``meanwhile``: its status, where that is not what EC2
+    shows; ``explains``: the states in which it may bring the instance. ``leaves_instance``: by outcome, whether there still
     is an instance that the next action may be about.
     """
 
@@ -65,6 +67,8 @@ class Kind:
     failure: type[Failure]
     lane: Lane
     participle: str
+    meanwhile: WorkerStatus | None = None
+    explains: frozenset[InstanceState] = frozenset()
     success_leaves_instance: bool = True
     failure_leaves_instance: bool = True
 
@@ -87,6 +91,8 @@ START = Kind(
     StartFailed,
     Lane.POWER,
     "started",
+    meanwhile=WorkerStatus.STARTING,
+    explains=frozenset({InstanceState.PENDING, InstanceState.RUNNING}),
 )
 STOP = Kind(
     StopCMLWorker,
@@ -96,6 +102,8 @@ STOP = Kind(
     StopFailed,
     Lane.POWER,
     "stopped",
+    meanwhile=WorkerStatus.STOPPING,
+    explains=frozenset({InstanceState.STOPPING, InstanceState.STOPPED}),
 )
 TERMINATE = Kind(
     TerminateCMLWorker,
@@ -105,6 +113,8 @@ TERMINATE = Kind(
     TerminationFailed,
     Lane.POWER,
     "terminated",
+    meanwhile=WorkerStatus.STOPPING,
+    explains=frozenset({InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED}),
     success_leaves_instance=False,
 )
 TAGS = Kind(
@@ -120,8 +130,17 @@ TAGS = Kind(
 KINDS = (LAUNCH, START, STOP, TERMINATE, TAGS)
 KIND_OF: Mapping[type[Intent], Kind] = {kind.intent: kind for kind in KINDS}
 
-SUPERSEDED = (START, STOP)
-"""What a termination ends at once: an operation that AWS need not be asked for any more."""
+SWITCHES = (START, STOP)
+"""What brings an instance from one state to another and back. A termination supersedes it at once: AWS need not be asked
+for it any more."""
+REVERSIBLE = (*SWITCHES, TAGS)
+"""What a later operation may undo, and a call that comes late. It fails where the instance turns out to be terminated."""
+
+
+def intents(kinds: Iterable[Kind]) -> tuple[type[Intent], ...]:
+    """The intents of these kinds."""
+    return tuple(kind.intent for kind in kinds)
+
 
 TRIGGERS: tuple[type[WorkerEvent], ...] = (
     *(kind.intent for kind in KINDS),

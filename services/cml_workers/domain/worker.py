@@ -15,15 +15,11 @@ from cml_contracts.events import (
     CommandRejected,
     CommandSkipped,
     InstanceLaunched,
-    InstanceStarting,
     InstanceStateObserved,
-    InstanceStopping,
     Intent,
     LaunchFailed,
     OperationOverdue,
     OperationRefused,
-    StartRequested,
-    StopRequested,
     TagsUpdated,
     TerminationRequested,
     WorkerCreated,
@@ -34,7 +30,7 @@ from cml_contracts.events import (
 from cml_contracts.instance import CMLWorkerInstanceDto, Ec2Instance, InstanceState, WorkerStatus
 from cml_contracts.results import Problem
 from cml_workers.domain.history import EventMetadata, Recorded
-from cml_workers.domain.operations import KIND_OF, KINDS, Failure, Kind
+from cml_workers.domain.operations import KIND_OF, KINDS, SWITCHES, Failure, Kind, Switched
 
 
 class Operation(NamedTuple):
@@ -97,10 +93,10 @@ class Worker(NamedTuple):
             return WorkerStatus.TERMINATED
         if self.instance is None:
             return WorkerStatus.FAILED if self.launch_problem else WorkerStatus.PENDING
-        if self.pending(StopRequested, TerminationRequested):
-            return WorkerStatus.STOPPING
-        if self.pending(StartRequested):
-            return WorkerStatus.STARTING
+        meanwhile = {operation.kind.meanwhile for operation in self.operations.values()}
+        for status in (WorkerStatus.STOPPING, WorkerStatus.STARTING):
+            if status in meanwhile:
+                return status
         return status_of(self.instance.state)
 
     @property
@@ -196,9 +192,7 @@ def _launched(worker: Worker, event: InstanceLaunched, recorded: Recorded) -> Wo
     )
 
 
-def _shown(
-    worker: Worker, event: InstanceLaunched | InstanceStarting | InstanceStopping, recorded: Recorded
-) -> Worker:
+def _shown(worker: Worker, event: InstanceLaunched | Switched, recorded: Recorded) -> Worker:
     return worker._replace(
         revision=recorded.revision,
         instance=event.instance,
@@ -293,8 +287,7 @@ _AFTER: Mapping[type[WorkerEvent], Callable[[Worker, Any, Recorded], Worker]] = 
     WorkerImported: _imported,
     **{kind.intent: _requested for kind in KINDS},
     InstanceLaunched: _launched,
-    InstanceStarting: _shown,
-    InstanceStopping: _shown,
+    **{kind.success: _shown for kind in SWITCHES},
     TagsUpdated: _tagged,
     **{kind.failure: _failed for kind in KINDS},
     WorkerTerminated: _terminated,

@@ -7,14 +7,11 @@ through has shown its effect.
 
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import assert_never
 
 import structlog
 
 from cml_contracts.events import (
     LaunchRequested,
-    StartRequested,
-    StopRequested,
     TagsUpdateRequested,
     TerminationRequested,
 )
@@ -24,7 +21,7 @@ from cml_workers.ec2_adapter.attempts import Report, Turn
 from cml_workers.ec2_adapter.errors import EC2Exception, OutcomeUnknownError, Remedy
 from cml_workers.ec2_adapter.instances import Gone, Instances
 from cml_workers.ec2_adapter.launch import is_launched, launch
-from cml_workers.ec2_adapter.power import START, STOP, is_switched, is_terminated, switch, terminate
+from cml_workers.ec2_adapter.power import POWERS, is_switched, is_terminated, switch, terminate
 from cml_workers.ec2_adapter.retry_policy import Rule
 from cml_workers.ec2_adapter.tags import are_updated, update_tags
 from cml_workers.ec2_adapter.tenure import NotYet, Tenure
@@ -106,15 +103,12 @@ class Acting:
         match intent:
             case LaunchRequested():
                 return await launch(turn, intent.launch, here)
-            case StartRequested():
-                return await switch(turn, START, here)
-            case StopRequested():
-                return await switch(turn, STOP, here)
             case TerminationRequested():
                 return await terminate(turn, here)
             case TagsUpdateRequested():
                 return await update_tags(turn, intent, here)
-        assert_never(intent)
+            case _:
+                return await switch(turn, POWERS[type(intent)], here)
 
     async def _is_done(self, turn: Turn) -> OperationSucceeded | None:
         """Whether an attempt got through, as far as EC2 shows; nothing is changed."""
@@ -122,15 +116,12 @@ class Acting:
         match intent:
             case LaunchRequested():
                 return await is_launched(turn, intent.launch, here)
-            case StartRequested():
-                return await is_switched(turn, START, here)
-            case StopRequested():
-                return await is_switched(turn, STOP, here)
             case TerminationRequested():
                 return await is_terminated(turn, here)
             case TagsUpdateRequested():
                 return await are_updated(turn, intent, here)
-        assert_never(intent)
+            case _:
+                return await is_switched(turn, POWERS[type(intent)], here)
 
     async def _after_refusal(self, turn: Turn, refusal: Problem) -> Report:
         """The failure, unless an attempt before it may have got through: then what EC2 shows decides.

@@ -35,15 +35,9 @@ class Calls:
             parameters.aws_region, "RunInstances", lease, lambda: self._ec2.launch(parameters)
         )
 
-    async def start(self, region: str, instance_id: str, lease: Lease) -> StateChange:
-        """See ``Ec2.start``."""
-        return await self._change(
-            region, "StartInstances", lease, lambda: self._ec2.start(region, instance_id)
-        )
-
-    async def stop(self, region: str, instance_id: str, lease: Lease) -> StateChange:
-        """See ``Ec2.stop``."""
-        return await self._change(region, "StopInstances", lease, lambda: self._ec2.stop(region, instance_id))
+    async def switch(self, api: str, region: str, instance_id: str, lease: Lease) -> StateChange:
+        """See ``Ec2.switch``."""
+        return await self._change(region, api, lease, lambda: self._ec2.switch(api, region, instance_id))
 
     async def terminate(self, region: str, instance_id: str, lease: Lease) -> StateChange:
         """See ``Ec2.terminate``."""

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from cml_contracts.events import (
     Intent,
     LaunchRequested,
-    StartRequested,
-    StopRequested,
     TagsUpdateRequested,
     TerminationRequested,
 )
 from cml_contracts.instance import InstanceState
+from cml_workers.domain.operations import SWITCHES, intents
 from cml_workers.domain.worker import Operation, Worker
 
 
@@ -48,7 +47,7 @@ def next_actions(worker: Worker) -> Sequence[Act | Watch]:
     if terminations:
         return [_act(terminations[0])]
     actions: list[Act | Watch] = [_act(each) for each in worker.pending(TagsUpdateRequested)[:1]]
-    powers = worker.pending(StartRequested, StopRequested)
+    powers = worker.pending(*intents(SWITCHES))
     if powers:
         actions.append(_act(powers[0]))
     elif worker.instance.state in _UNSETTLED:

@@ -41,12 +41,8 @@ class Ec2(Protocol):
         """
         ...
 
-    async def start(self, region: str, instance_id: str) -> StateChange:
-        """StartInstances. A running or pending instance is left as it is."""
-        ...
-
-    async def stop(self, region: str, instance_id: str) -> StateChange:
-        """StopInstances. A stopping or stopped instance is left as it is."""
+    async def switch(self, api: str, region: str, instance_id: str) -> StateChange:
+        """A call of ``power.POWERS``, by EC2's name. An instance that is where it leads, or on its way, is left as it is."""
         ...
 
     async def terminate(self, region: str, instance_id: str) -> StateChange:

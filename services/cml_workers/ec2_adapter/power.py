@@ -4,30 +4,40 @@ EC2 is called first where the instance, as it was seen last, allows it: its answ
 look completes that. It is looked at first where an earlier attempt may have got through, and after a refusal for its state.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cml_contracts.events import Intent
 from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_workers.domain.messages import OperationSucceeded
+from cml_workers.domain.operations import START, STOP
 from cml_workers.ec2_adapter.attempts import Turn
-from cml_workers.ec2_adapter.calls import Calls
 from cml_workers.ec2_adapter.errors import EC2Exception, Remedy
 from cml_workers.ec2_adapter.instances import ENDING, Gone, Instances, InTransition, ended, has_moved
-from cml_workers.ec2_adapter.port import StateChange
-from cml_workers.ec2_adapter.tenure import Lease
 
 
 @dataclass(frozen=True, slots=True)
 class Power:
-    """``before``: the state in which EC2 takes the call; ``done``: those in which there is nothing left to do."""
+    """``api``: EC2's call; ``before``: the state in which EC2 takes the call; ``done``: those in which there is nothing left to do."""
 
-    call: Callable[[Calls, str, str, Lease], Awaitable[StateChange]]
+    api: str
     before: InstanceState
     done: tuple[InstanceState, InstanceState]
 
 
-START = Power(Calls.start, InstanceState.STOPPED, (InstanceState.PENDING, InstanceState.RUNNING))
-STOP = Power(Calls.stop, InstanceState.RUNNING, (InstanceState.STOPPING, InstanceState.STOPPED))
+POWERS: Mapping[type[Intent], Power] = {
+    START.intent: Power(
+        "StartInstances",
+        before=InstanceState.STOPPED,
+        done=(InstanceState.PENDING, InstanceState.RUNNING),
+    ),
+    STOP.intent: Power(
+        "StopInstances",
+        before=InstanceState.RUNNING,
+        done=(InstanceState.STOPPING, InstanceState.STOPPED),
+    ),
+}
+"""How each intent of ``SWITCHES`` is carried out."""
 
 
 async def switch(turn: Turn, power: Power, here: Instances) -> OperationSucceeded:
@@ -94,7 +104,9 @@ async def _call(turn: Turn, power: Power, before: Ec2Instance, here: Instances) 
     """The instance after EC2 accepted the call; until that is reported, the operation is uncertain."""
     region, instance_id = before.aws_region, before.instance_id
     change = await here.change(
-        turn.worker, turn.lease, lambda lease: power.call(here.calls, region, instance_id, lease)
+        turn.worker,
+        turn.lease,
+        lambda lease: here.calls.switch(power.api, region, instance_id, lease),
     )
     turn.attempt.uncertain_since = here.now()
     described = await here.calls.describe(region, instance_id)

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import structlog
 
-from cml_contracts.events import StartRequested, StopRequested, TagsUpdateRequested
+from cml_workers.domain.operations import REVERSIBLE, intents
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.errors import EC2Error, OutcomeUnknownError
 from cml_workers.ec2_adapter.instances import Gone, Instances, has_moved
@@ -24,7 +24,7 @@ async def recheck(worker: Worker, since: datetime, lease: Lease, here: Instances
     """
     if worker.terminated or worker.instance is None:
         return True
-    if worker.pending(StartRequested, StopRequested, TagsUpdateRequested):
+    if worker.pending(*intents(REVERSIBLE)):
         return False  # not before it is known what is to stand
     try:
         instance = await here.see(worker)

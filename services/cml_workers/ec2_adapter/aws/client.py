@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from botocore import xform_name
+
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
 from cml_workers.ec2_adapter.aws.connections import Connections
 from cml_workers.ec2_adapter.errors import EC2InstanceNotFoundException, EC2InvalidParameterException
@@ -86,17 +88,12 @@ class AwsEc2Client:
             answer = await ec2.run_instances(**request)
         return _instance(region, answer["Instances"][0])
 
-    async def start(self, region: str, instance_id: str) -> StateChange:
-        """See ``Ec2.start``."""
-        async with self._calling("StartInstances", region, instance_id) as ec2:
-            answer = await ec2.start_instances(InstanceIds=[instance_id])
-        return _change(answer["StartingInstances"])
-
-    async def stop(self, region: str, instance_id: str) -> StateChange:
-        """See ``Ec2.stop``."""
-        async with self._calling("StopInstances", region, instance_id) as ec2:
-            answer = await ec2.stop_instances(InstanceIds=[instance_id])
-        return _change(answer["StoppingInstances"])
+    async def switch(self, api: str, region: str, instance_id: str) -> StateChange:
+        """See ``Ec2.switch``."""
+        async with self._calling(api, region, instance_id) as ec2:
+            answer = await getattr(ec2, xform_name(api))(InstanceIds=[instance_id])
+        (changed,) = (changes for name, changes in answer.items() if name.endswith("Instances"))
+        return _change(changed)
 
     async def terminate(self, region: str, instance_id: str) -> StateChange:
         """See ``Ec2.terminate``."""
