@@ -1,0 +1,215 @@
+"""The rules of a worker's beginning, in given/when/then."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from cml_contracts.commands import (
+    CreateCMLWorker,
+    ImportCMLWorker,
+    UpdateCMLWorkerStatus,
+)
+from cml_contracts.events import (
+    InstanceLaunched,
+    LaunchRequested,
+    TagsUpdateRequested,
+    WorkerImported,
+    WorkerTerminated,
+)
+from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
+from cml_workers.domain.creation import launch_token
+from cml_workers.domain.messages import (
+    ImageLookup,
+)
+from support.given import WORKER, given, instance, launch
+from support.situations import (
+    ASKED,
+    CREATED,
+    IS_FAILED,
+    IS_RUNNING,
+    IS_TERMINATED,
+    LAUNCH_REQUESTED,
+    QUOTA,
+)
+
+
+def create(**changes: Any) -> CreateCMLWorker:
+    fields: dict[str, Any] = {
+        "name": "lab",
+        "aws_region": "us-east-1",
+        "instance_type": "m5.large",
+        "ami_id": "ami-11111111",
+        "created_by": "ann",
+        "worker_id": WORKER,
+    }
+    return CreateCMLWorker(**(fields | changes))
+
+
+def requested_launch(**changes: Any) -> LaunchRequested:
+    return LaunchRequested(operation_id="the-command", launch=launch(**changes))
+
+
+def test_creating_stores_every_launch_parameter_before_aws_is_called():
+    given().when(create()).then(CREATED, requested_launch())
+
+
+def test_the_tags_of_a_launch_are_the_callers_the_deployments_and_ours():
+    given().under(default_tags={"team": "net"}, deployment="blue").when(create(tags={"a": "1"})).then(
+        CREATED.model_copy(update={"tags": {"a": "1"}}),
+        requested_launch(
+            tags={
+                "Name": "lab",
+                "team": "net",
+                "a": "1",
+                WORKER_TAG: str(WORKER),
+                DEPLOYMENT_TAG: "blue",
+            },
+            client_token=launch_token("blue", WORKER, 1),
+        ),
+    )
+
+
+def test_the_settings_image_id_of_the_region_is_taken_when_none_is_given():
+    given().when(create(ami_id=None)).then(CREATED, requested_launch())
+
+
+def test_a_given_image_id_comes_before_a_given_name():
+    given().when(create(ami_name="other")).then(
+        CREATED.model_copy(update={"ami_name": "other"}), requested_launch(ami_name="other")
+    )
+
+
+def test_a_given_image_name_comes_before_the_settings_and_is_looked_up():
+    given().when(create(ami_id=None, ami_name="mine")).then_asks(
+        ImageLookup(aws_region="us-east-1", ami_name="mine")
+    )
+
+
+def test_the_settings_image_name_is_looked_up_where_the_region_has_no_id():
+    given().when(create(ami_id=None, aws_region="eu-west-1")).then_asks(
+        ImageLookup(aws_region="eu-west-1", ami_name="cml")
+    )
+
+
+def test_what_was_looked_up_is_stored():
+    given().found(image_id="ami-22222222").when(create(ami_id=None, ami_name="mine")).then(
+        CREATED.model_copy(update={"ami_id": "ami-22222222", "ami_name": "mine"}),
+        requested_launch(ami_id="ami-22222222", ami_name="mine"),
+    )
+
+
+def test_a_name_without_an_image_fails():
+    given().found().when(create(ami_id=None, ami_name="mine")).then_rejected(
+        "EC2InvalidParameter", outcome="failed"
+    )
+
+
+def test_a_region_without_an_image_fails():
+    given().when(create(ami_id=None, aws_region="ap-south-1")).then_rejected(
+        "EC2InvalidParameter", outcome="failed"
+    )
+
+
+def test_a_lookup_that_ec2_refuses_fails_with_its_problem():
+    given().found(problem=QUOTA).when(create(ami_id=None, ami_name="mine")).then_rejected(
+        "EC2QuotaExceeded", outcome="failed"
+    )
+
+
+@pytest.mark.parametrize("history", [IS_RUNNING, IS_FAILED, IS_TERMINATED])
+def test_a_worker_is_created_once(history):
+    given(*history).when(create()).then_rejected("Conflict")
+
+
+def test_regions_and_types_can_be_limited():
+    given().under(allowed_regions=frozenset({"eu-west-1"})).when(create()).then_rejected("ValidationFailed")
+    given().under(allowed_instance_types=frozenset({"m5.metal"})).when(create()).then_rejected(
+        "ValidationFailed"
+    )
+
+
+def test_fifty_tags_are_the_limit_ours_included():
+    given().when(create(tags={f"t{n}": "" for n in range(48)})).then_rejected("ValidationFailed")
+    given().when(create(tags={f"t{n}": "" for n in range(47)})).then(
+        CREATED.model_copy(update={"tags": {f"t{n}": "" for n in range(47)}}),
+        requested_launch(tags={**launch().tags, **{f"t{n}": "" for n in range(47)}}),
+    )
+
+
+def test_the_client_token_is_stable_short_and_its_own_for_each_generation():
+    token = launch_token("default", WORKER, 1)
+    assert token == launch_token("default", WORKER, 1)
+    others = {
+        launch_token("default", WORKER, 2),
+        launch_token("default", uuid4(), 1),
+        launch_token("b", WORKER, 1),
+    }
+    assert len({token, *others}) == 4
+    assert len(token) == 64
+
+
+IMPORT = ImportCMLWorker(aws_region="us-east-1", instance_id="i-0123456789abcdef0", created_by="ann")
+ADOPTED = IMPORT.worker("any")
+
+
+def imported(state: InstanceState = InstanceState.RUNNING):
+    return instance(state, tags={"Name": "found"})
+
+
+def adoption(operation_id: str = "the-command"):
+    return (
+        WorkerImported(operation_id=operation_id, name="found", instance=imported(), created_by="ann"),
+        TagsUpdateRequested(
+            operation_id=f"{operation_id} adopt",
+            tags={WORKER_TAG: str(ADOPTED), DEPLOYMENT_TAG: "default"},
+        ),
+    )
+
+
+def test_an_import_looks_at_the_instance_and_adopts_it():
+    asked = ASKED.model_copy(update={"seen_revision": -1})
+    given(worker_id=ADOPTED).when(IMPORT).then_asks(asked)
+    case = given(worker_id=ADOPTED).found(imported()).when(IMPORT)
+    assert case.then(*adoption()).status is WorkerStatus.RUNNING
+    assert case.result("the-command").data["aws_instance_id"] == "i-0123456789abcdef0"
+
+
+def test_the_same_instance_twice_is_the_same_worker():
+    assert IMPORT.worker("one") == IMPORT.worker("two")
+    known = given(*adoption("earlier"), worker_id=ADOPTED)
+    known.when(IMPORT).then_nothing(data=known.worker.dto.model_dump(mode="json"))
+
+
+def test_an_import_is_not_met_by_a_worker_of_another_instance():
+    other = CREATED.model_copy(update={"name": "other"})
+    launched = InstanceLaunched(operation_id="create", instance=instance(instance_id="i-1111111111111111f"))
+    for history in ((other, LAUNCH_REQUESTED), (other, LAUNCH_REQUESTED, launched)):
+        given(*history, worker_id=ADOPTED).when(IMPORT).then_rejected("Conflict")
+
+
+def test_an_instance_that_is_not_there_cannot_be_imported():
+    given(worker_id=ADOPTED).found().when(IMPORT).then_rejected("EC2InstanceNotFound", outcome="failed")
+
+
+@pytest.mark.parametrize("state", [InstanceState.TERMINATED, InstanceState.SHUTTING_DOWN])
+def test_an_instance_that_ends_cannot_be_imported(state):
+    given(worker_id=ADOPTED).found(imported(state)).when(IMPORT).then_rejected(
+        "EC2InstanceOperation", outcome="failed"
+    )
+
+
+def test_another_workers_instance_cannot_be_imported():
+    given(worker_id=ADOPTED).found(instance()).when(IMPORT).then_rejected("Conflict")
+
+
+def test_a_terminated_worker_is_not_imported_again():
+    given(*adoption("earlier"), WorkerTerminated(), worker_id=ADOPTED).when(IMPORT).then_rejected(
+        "WorkerTerminated"
+    )
+
+
+def test_an_imported_instance_may_be_as_new_as_its_import():
+    given(*adoption("earlier"), worker_id=ADOPTED).soon().found().when(
+        UpdateCMLWorkerStatus(worker_id=ADOPTED)
+    ).then_rejected("EC2InstanceNotFound", outcome="failed", retryable=True)
