@@ -1,0 +1,130 @@
+"""A reply that is forgotten on one path, an event that one queue never gets, a trigger that is no trigger."""
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from cml_contracts.events import (
+    InstanceStarting,
+    WorkerEvent,
+)
+from cml_workers.bus.port import Ack, Outgoing, Verdict
+from cml_workers.bus.topology import EC2_TRIGGERS
+from cml_workers.domain.ledger import Entry
+from cml_workers.eventstore import worker_streams as stream
+from cml_workers.lifecycle.handler import Lifecycle
+from cml_workers.lifecycle.transactions import Transactions
+from simulation.bus import Broker
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+_PARTIAL: ContextVar[bool] = ContextVar("partly", default=False)
+
+
+def _forget_others(patch: pytest.MonkeyPatch) -> None:
+    """Whoever handles a message while ``_PARTIAL`` is set does not see what it settled."""
+
+    original = Transactions._finish
+
+    async def without_some(self: Transactions, settled: Sequence[Entry], due: Any) -> Ack:
+        return await original(self, [] if _PARTIAL.get() else settled, due)
+
+    patch.setattr(Transactions, "_finish", without_some)
+
+
+def _finishes_without_others(patch: pytest.MonkeyPatch, *, pending: bool) -> None:
+    original = Transactions.transact
+
+    async def transact(self: Transactions, worker_id: UUID, cause: str, judge: Any, **more: Any) -> Any:
+        found = await self.entry(worker_id, cause)
+        token = _PARTIAL.set(found is not None and (found.result is None) is pending)
+        try:
+            return await original(self, worker_id, cause, judge, **more)
+        finally:
+            _PARTIAL.reset(token)
+
+    _forget_others(patch)
+    patch.setattr(Transactions, "transact", transact)
+
+
+def reply_forgotten_while_pending(patch: pytest.MonkeyPatch) -> None:
+    """A command that is found pending is done, and what it settled of others is forgotten (found on a real store)."""
+    _finishes_without_others(patch, pending=True)
+
+
+def reply_forgotten_when_settled(patch: pytest.MonkeyPatch) -> None:
+    """A command that is found settled is answered, and nobody else."""
+    _finishes_without_others(patch, pending=False)
+
+
+def reply_forgotten_by_a_report(patch: pytest.MonkeyPatch) -> None:
+    """A report of nothing new is done, and the replies of its first delivery are forgotten."""
+    original = Lifecycle._settle
+
+    async def settle(self: Lifecycle, report: Any, report_id: str, attempt: int) -> Verdict:
+        ledger = await stream.load_ledger(self._store, report.worker_id)
+        if ledger.settled_by(report_id):
+            return Ack()
+        return await original(self, report, report_id, attempt)
+
+    patch.setattr(Lifecycle, "_settle", settle)
+
+
+def reply_forgotten_of_a_rejection(patch: pytest.MonkeyPatch) -> None:
+    """A rejection that is recorded and gets no reply."""
+    original = Transactions._finish
+
+    async def not_rejected(self: Transactions, settled: Sequence[Entry], due: Any) -> Ack:
+        others = [each for each in settled if each.result and each.result.outcome != "rejected"]
+        return await original(self, others, due)
+
+    patch.setattr(Transactions, "_finish", not_rejected)
+
+
+def reply_forgotten_by_a_status_update(patch: pytest.MonkeyPatch) -> None:
+    """A status update answers its own caller, and forgets whose operations it ended."""
+    original = Lifecycle._decide_status
+
+    async def decide_status(self: Lifecycle, message: Any, *arguments: Any) -> Verdict:
+        token = _PARTIAL.set(True)
+        try:
+            return await original(self, message, *arguments)
+        finally:
+            _PARTIAL.reset(token)
+
+    _forget_others(patch)
+    patch.setattr(Lifecycle, "_decide_status", decide_status)
+
+
+def event_missing_in_one_queue(patch: pytest.MonkeyPatch) -> None:
+    """The broker has the event, and one subscriber's queue never gets it."""
+    original = Broker.to_subscriber
+
+    def to_subscriber(self: Broker, message: Outgoing) -> None:
+        if message.type != InstanceStarting.TYPE:
+            original(self, message)
+
+    patch.setattr(Broker, "to_subscriber", to_subscriber)
+
+
+def without_trigger(event: type[WorkerEvent]) -> Plant:
+    """The adapter's queue is not bound to this type of event."""
+
+    def plant(patch: pytest.MonkeyPatch) -> None:
+        original = Broker.__init__
+
+        def init(self: Broker, *arguments: Any) -> None:
+            original(self, *arguments)
+            state = self.queues[EC2_TRIGGERS.name]
+            left = tuple(each for each in EC2_TRIGGERS.bindings if each.routing_key != event.TYPE)
+            assert len(left) == len(EC2_TRIGGERS.bindings) - 1
+            state.queue = replace(EC2_TRIGGERS, bindings=left)
+
+        patch.setattr(Broker, "__init__", init)
+
+    return plant
