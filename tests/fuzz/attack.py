@@ -27,7 +27,8 @@ from fuzz.books import Books, Outcome, command_of, is_of_no_effect
 from fuzz.checks import QUIET, behind, ended, grown
 from fuzz.hostile import REGION, USER, Hostile, Stranger
 from support.ec2 import SimulatorAdmin
-from support.invariants import Observed, simulated_instances, stored_events, violations
+from support.invariants import violations
+from support.observed import Observed, simulated_instances, stored_events
 from support.raw_amqp import RawAmqp
 from support.roles import Roles
 

@@ -38,7 +38,8 @@ from simulation.scripts import IMAGE, IMAGE_NAME, REGION
 from simulation.store import Log, StoreOfProcess
 from simulation.tables import DatabaseOfProcess, Tables
 from simulation.world import Process, World
-from support.invariants import Observed, SeenInstance, violations
+from support.invariants import violations
+from support.observed import Observed, SeenInstance
 
 GRACE = timedelta(minutes=2)
 PREFETCH = 10

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from cml_contracts.queries import OperationView, WorkerView
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent
-from support.invariants import SeenInstance, simulated_instances
+from support.observed import SeenInstance, simulated_instances
 
 DATA = Path(__file__).parents[1] / "data" / "65339c3"
 

@@ -32,7 +32,7 @@ from support.canaries import Canaries
 from support.certificates import Certificates
 from support.children import module
 from support.ec2 import SimulatorAdmin
-from support.invariants import stored_events
+from support.observed import stored_events
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
 from support.roles import Roles

@@ -24,7 +24,7 @@ from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from support.callers import Callers
 from support.children import module
 from support.given import create
-from support.invariants import stored_events
+from support.observed import stored_events
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
 from support.roles import Roles
 from support.tcp_proxy import Armed, TcpProxy, Trap

@@ -13,8 +13,9 @@ from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from support.callers import Callers
 from support.children import module
 from support.ec2 import SimulatorAdmin
-from support.invariants import observe, violations
+from support.invariants import violations
 from support.load import Load
+from support.observed import observe
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
 from support.roles import Roles

@@ -16,7 +16,8 @@ from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import worker_of
 from support import old_version
 from support.ec2 import SimulatorAdmin
-from support.invariants import Observed, observe, stored_events, violations
+from support.invariants import violations
+from support.observed import Observed, observe, stored_events
 from support.plain_amqp import PlainAmqp
 from support.running import RunningSystem
 

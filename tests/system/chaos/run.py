@@ -25,8 +25,9 @@ from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.database import open_database, transaction
 from support.callers import Callers
 from support.canaries import CANARY
-from support.invariants import Observed, observe, violations
+from support.invariants import violations
 from support.load import Load, Manner
+from support.observed import Observed, observe
 from system.chaos.outcome import SUBSCRIBER, Outcome, dead_letters, taken
 from system.chaos.parts import System
 from system.chaos.schedule import CALLERS, PROCESSES, Broker, Fault, Store, schedule
