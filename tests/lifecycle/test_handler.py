@@ -1,54 +1,30 @@
 """The handler on a real event store: deduplication, conflicts, replies, broken messages."""
 
 import asyncio
-import hashlib
 import json
-from collections.abc import AsyncIterator
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from cml_contracts.commands import (
-    CreateCMLWorker,
-    ImportCMLWorker,
     StartCMLWorker,
     StopCMLWorker,
     TerminateCMLWorker,
-    UpdateCMLWorkerStatus,
-    WorkerCommand,
 )
-from cml_contracts.envelope import MAX_BODY
-from cml_contracts.instance import Ec2Instance, InstanceState
+from cml_contracts.instance import InstanceState
 from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_workers.bus.port import Ack, BusUnavailableError, DeadLetter, Message, Retry
-from cml_workers.bus.topology import INTERNAL_EXCHANGE
-from cml_workers.domain.history import fingerprint
+from cml_workers.bus.port import Ack, DeadLetter, Message, Retry
 from cml_workers.domain.messages import (
     InstanceObserved,
-    LookupAnswered,
-    LookupRequested,
-    LookupResult,
     OperationFailed,
     OperationSucceeded,
 )
 from cml_workers.domain.policy import Access, Policy
-from cml_workers.eventstore.command_streams import COMMAND_STREAMS, stream_of_command
-from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError, StreamNotFoundError
+from cml_workers.eventstore.port import StoredEvent, StoreUnavailableError
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, load_ledger
-from cml_workers.lifecycle import replies
 from cml_workers.lifecycle.handler import Lifecycle
-from support.buses import command
 from support.given import instance
-from support.service import CREATE, WORKER, Service, opened
-
-
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with opened(tmp_path) as service:
-        yield service
+from support.service import CREATE, WORKER, Service
 
 
 async def test_the_reply_comes_after_the_outcome_and_not_before(service: Service):
@@ -109,19 +85,6 @@ async def test_commands_that_race_for_a_worker_are_decided_one_after_the_other(s
     assert types.count("command.rejected") == 7
 
 
-def test_a_fingerprint_is_of_what_a_command_says_and_not_of_what_it_could_have_said():
-    body: dict[str, Any] = {"name": "lab", "aws_region": "us-east-1", "created_by": "ann"}
-    short, other = CreateCMLWorker(**body), CreateCMLWorker(**body, cml_version="2.8")
-    assert fingerprint(short) == fingerprint(CreateCMLWorker(**body, tags={})) != fingerprint(other)
-    bound = f"cml.worker.create.v1\n{json.dumps(body, sort_keys=True)}"
-    assert fingerprint(short) == hashlib.sha256(bound.encode()).hexdigest()
-    tags = {"a": "1", "b": "2"}
-    turned = dict(reversed(tags.items()))
-    assert fingerprint(CreateCMLWorker(**body, tags=tags)) == fingerprint(
-        CreateCMLWorker(**body, tags=turned)
-    )
-
-
 async def test_a_rejection_is_final_even_if_the_worker_changes_meanwhile(service: Service):
     start = StartCMLWorker(worker_id=WORKER)
     await service.command(start, "start")
@@ -144,23 +107,6 @@ async def test_a_skip_is_final_too(service: Service):
     await service.command(start, "start")
     assert [result.data for result in service.outbox.results()] == [True, True]
     assert "worker.start_requested" not in await service.types()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        CREATE.model_copy(update={"name": "other"}),
-        CREATE.model_copy(update={"worker_id": uuid4()}),
-        StopCMLWorker(worker_id=WORKER),
-    ],
-)
-async def test_a_command_id_belongs_to_one_body(service: Service, other: WorkerCommand):
-    await service.launched()
-    assert isinstance(await service.command(other, "create"), DeadLetter)
-    (result,) = service.outbox.results()
-    assert result.problem
-    assert result.problem.code is ProblemCode.DUPLICATE_COMMAND
-    assert len(await service.types()) == 3
 
 
 async def test_a_lost_reply_is_sent_again_on_redelivery(service: Service):
@@ -214,170 +160,12 @@ async def test_two_terminations_are_both_answered_by_the_one_end(service: Servic
     assert [r.outcome for name in ("one", "two") for r in service.outbox.results(name)] == ["succeeded"] * 2
 
 
-async def lookup(service: Service) -> LookupRequested:
-    (asked,) = service.outbox.on(INTERNAL_EXCHANGE.name)[-1:]
-    return LookupRequested.model_validate_json(asked.body)
-
-
-async def answer(service: Service, found: Ec2Instance | None) -> None:
-    asked = await lookup(service)
-    await service.report(
-        LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=LookupResult(instance=found))
-    )
-
-
-async def test_a_status_update_asks_and_is_answered_without_an_event(service: Service):
-    await service.launched()
-    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
-    await answer(service, instance())
-    (result,) = service.outbox.results()
-    assert result.data["instance_state"] == "running"
-    assert len(await service.types()) == 3
-
-
-async def test_a_status_update_that_is_repeated_is_answered_by_what_ec2_shows_then(service: Service):
-    await service.launched()
-    for state in (InstanceState.RUNNING, InstanceState.STOPPED):
-        await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
-        await answer(service, instance(state))
-    assert [result.data["instance_state"] for result in service.outbox.results()] == ["running", "stopped"]
-    assert (await service.types())[3:] == ["worker.instance_state_observed"]
-
-
-async def test_a_status_update_that_changes_nothing_appends_nothing(service: Service):
-    await service.launched()
-    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
-    await answer(service, instance())
-    assert len(service.outbox.results()) == 1
-    assert await streams(service, COMMAND_STREAMS) == {stream_of_command("create")}
-
-
-async def test_a_command_is_one_append_and_one_that_creates_binds_its_id_first(service: Service):
-    await service.launched()
-    await service.command(StopCMLWorker(worker_id=WORKER), "stop")
-    await service.command(StopCMLWorker(worker_id=WORKER), "rejected")
-    assert await streams(service, COMMAND_STREAMS) == {stream_of_command("create")}
-
-
-async def streams(service: Service, prefix: str) -> set[str]:
-    found = set()
-    async for item in service.store.follow(after=None, prefix=prefix):
-        if not isinstance(item, StoredEvent):
-            break
-        found.add(item.stream)
-    return found
-
-
-async def test_two_workers_are_never_created_under_one_id_wherever_it_was_used(service: Service):
-    elsewhere = uuid4()
-    assert await service.command(CREATE.model_copy(update={"worker_id": None}), "create") == Ack()
-    assert isinstance(await service.command(CREATE, "create"), DeadLetter)
-    assert isinstance(
-        await service.command(CREATE.model_copy(update={"worker_id": elsewhere}), "create"), DeadLetter
-    )
-    assert {r.problem and r.problem.code for r in service.outbox.results()} == {ProblemCode.DUPLICATE_COMMAND}
-
-
-async def test_an_idempotency_record_that_a_replica_does_not_show_yet_is_waited_for(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-):
-    await service.command(CREATE, "create", reply_to=None)
-    read = service.store.read
-
-    async def lags(stream: str, **options: Any) -> list[StoredEvent]:
-        if stream.startswith(COMMAND_STREAMS):
-            raise StreamNotFoundError(stream)
-        return await read(stream, **options)
-
-    monkeypatch.setattr(service.store, "read", lags)
-    with pytest.raises(StoreUnavailableError):
-        await service.command(CREATE.model_copy(update={"worker_id": uuid4()}), "create")
-
-
-async def test_a_command_of_before_there_were_fingerprints_is_compared_with_its_idempotency_record(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-):
-    start = StartCMLWorker(worker_id=WORKER)
-    monkeypatch.setattr(replies, "fingerprint", lambda _: None)
-    await service.command(CREATE, "create", reply_to=None)
-    await service.command(start, "start", reply_to=None)
-    monkeypatch.setattr(replies, "fingerprint", fingerprint)
-    for other in (CREATE.model_copy(update={"name": "other"}), StopCMLWorker(worker_id=WORKER)):
-        assert isinstance(await service.command(other, "create"), DeadLetter)
-    assert await service.command(CREATE, "create", reply_to=None) == Ack()
-    assert await service.command(start, "start") == Ack()  # nothing says otherwise
-
-
-async def test_who_died_between_what_a_status_update_saw_and_its_answer_goes_on_there(service: Service):
-    await service.launched()
-    service.now += timedelta(hours=1)
-    await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to="terminator")
-    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status", reply_to="asker")
-    service.outbox.broken = 1
-    with pytest.raises(BusUnavailableError):
-        await answer(service, None)
-    assert service.outbox.results("asker") == []
-    service.outbox.broken = 0
-    await answer(service, None)
-    assert [result.data for result in service.outbox.results("terminator")] == [True]
-    (rejected,) = service.outbox.results("asker")
-    assert rejected.problem
-    assert rejected.problem.code is ProblemCode.WORKER_TERMINATED
-
-
-async def test_the_largest_command_survives_a_lookup(service: Service):
-    tags = {f"{n:02}" + "\N{GRINNING FACE}" * 126: "\N{GRINNING FACE}" * 256 for n in range(42)}
-    named = CREATE.model_copy(update={"ami_id": None, "ami_name": "cml", "tags": tags, "reason": "x" * 500})
-    await service.command(named, "create")
-    asked = await lookup(service)
-    found = LookupResult(image_id="ami-11111111")
-    largest = LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=found)
-    assert len(command(named).body) < MAX_BODY < len(largest.model_dump_json().encode())
-    assert await service.report(largest) == Ack()
-    assert await service.types() == ["worker.created", "worker.launch_requested"]
-
-
 async def test_a_trace_header_that_is_none_is_omitted(service: Service):
     for number, header in enumerate(("x" * 300, b"\xff", {"a": 1}, "00-ab\n-cd-01")):
         worker = CREATE.model_copy(update={"worker_id": uuid4()})
         assert await service.command(worker, f"create-{number}", headers={"traceparent": header}) == Ack()
     (asked,) = await service.store.read(f"cml_worker-{worker.worker_id}", limit=1)
     assert b"traceparent" not in asked.metadata
-
-
-async def test_a_stale_lookup_result_is_asked_for_again(service: Service):
-    await service.launched()
-    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
-    asked = await lookup(service)
-    await service.report(
-        InstanceObserved(worker_id=WORKER, seen_revision=99, instance=instance(InstanceState.STOPPED))
-    )
-    await service.report(
-        LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=LookupResult(instance=instance()))
-    )
-    assert service.outbox.results() == []
-    await answer(service, instance(InstanceState.STOPPED))
-    (result,) = service.outbox.results()
-    assert result.data["instance_state"] == "stopped"
-
-
-async def test_a_status_update_that_finds_the_instance_gone_answers_everybody(service: Service):
-    await service.launched()
-    service.now += timedelta(hours=1)
-    await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to="terminator")
-    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status", reply_to="asker")
-    await answer(service, None)
-    assert [result.data for result in service.outbox.results("terminator")] == [True]
-    (answered,) = service.outbox.results("asker")
-    assert answered.data["instance_state"] == "terminated"
-
-
-async def test_an_import_is_decided_when_ec2_has_answered(service: Service):
-    adopt = ImportCMLWorker(aws_region="us-east-1", instance_id=instance().instance_id, created_by="ann")
-    await service.command(adopt, "import")
-    await answer(service, instance(tags={"Name": "found"}))
-    (result,) = service.outbox.results()
-    assert result.data["instance_name"] == "found"
 
 
 async def test_events_carry_who_why_and_what_for(service: Service):

@@ -5,10 +5,9 @@ in turn, in each way, and delivered once more; nobody sends a command again.
 """
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,7 +37,7 @@ from cml_workers.domain.policy import Access
 from cml_workers.eventstore.port import StoreUnavailableError, WrongExpectedVersionError
 from support.buses import command
 from support.given import instance
-from support.service import CREATE, WORKER, Service, opened
+from support.service import CREATE, WORKER, Service
 
 START = StartCMLWorker(worker_id=WORKER)
 STOP = StopCMLWorker(worker_id=WORKER)
@@ -46,12 +45,6 @@ TAGS = UpdateCMLWorkerTags(worker_id=WORKER, tags={"a": "1"})
 TERMINATE = TerminateCMLWorker(worker_id=WORKER)
 STATUS = UpdateCMLWorkerStatus(worker_id=WORKER)
 PROBLEM = Problem.of(ProblemCode.EC2_QUOTA_EXCEEDED, "no vCPU left")
-
-
-@pytest.fixture
-async def service(tmp_path: Path) -> AsyncIterator[Service]:
-    async with opened(tmp_path) as service:
-        yield service
 
 
 def _report(report: Report, message_id: str = "report") -> Message:

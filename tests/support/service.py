@@ -13,6 +13,7 @@ from cml_workers.bus.port import Message, Outgoing, Publish, Verdict
 from cml_workers.domain.messages import OperationSucceeded, Report
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import load
 from cml_workers.lifecycle.handler import Lifecycle
@@ -76,3 +77,12 @@ async def opened(folder: Path) -> AsyncIterator[Service]:
     store = SqliteEventStore(folder / "events.sqlite3")
     yield Service(store)
     await store.close()
+
+
+async def streams(service: Service, prefix: str) -> set[str]:
+    found = set()
+    async for item in service.store.follow(after=None, prefix=prefix):
+        if not isinstance(item, StoredEvent):
+            break
+        found.add(item.stream)
+    return found
