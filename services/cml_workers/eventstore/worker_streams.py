@@ -91,11 +91,14 @@ async def load(store: EventStore, worker_id: UUID, *, upto: int | None = None) -
 
 async def load_ledger(store: EventStore, worker_id: UUID) -> Ledger:
     """All that became of the worker's commands. Raises as ``load`` does."""
+    return Ledger.of(worker_id, await _history(store, worker_id))
+
+
+async def _history(store: EventStore, worker_id: UUID) -> list[Recorded]:
     try:
-        history = await store.read(stream_of(worker_id))
+        return [decode(each) for each in await store.read(stream_of(worker_id))]
     except StreamNotFoundError:
-        history = []
-    return Ledger.of(worker_id, map(decode, history))
+        return []
 
 
 async def append(
@@ -183,10 +186,13 @@ class Workers:
 
         Raises as ``newest`` does.
         """
-        ledger = await load_ledger(self._store, worker_id)
+        history = await _history(self._store, worker_id)
         kept = self._known.get(worker_id)
-        if kept is not None and ledger.worker.revision < kept.worker.revision:
+        if kept is not None and len(history) <= kept.worker.revision:
             raise StoreUnavailableError(f"a replica lags behind: it does not show all of {worker_id} yet")
+        ledger = Ledger.of(worker_id, history)
+        self._forget(worker_id)
+        ledger.worker = self._keep(Worker(worker_id), history)
         return ledger
 
     async def newest(self, worker_id: UUID) -> Worker:
