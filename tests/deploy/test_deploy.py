@@ -12,6 +12,7 @@ import yaml
 
 from cml_tools.configuration import variable
 from cml_tools.roles import secrets
+from cml_workers.ec2_adapter.power import POWERS
 from cml_workers.process.registry import ROLES
 from cml_workers.runtime.health import PORT
 from cml_workers.runtime.role import Part, Replicas
@@ -141,6 +142,7 @@ def test_the_iam_policy_allows_what_the_adapter_calls_and_no_more():
     called = set(re.findall(r"ec2\.(\w+_\w+)\(", source)) - {"get_paginator"}
     called |= set(re.findall(r'get_paginator\("(\w+)"\)', source))
     actions = {"ec2:" + "".join(word.capitalize() for word in call.split("_")) for call in called}
+    actions |= {f"ec2:{power.api}" for power in POWERS.values()}
     policy = json.loads((ROOT / "deploy/aws/iam-policy.json").read_text())
     allowed = set()
     for statement in policy["Statement"]:

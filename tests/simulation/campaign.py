@@ -8,7 +8,6 @@ python -m simulation.campaign --planted             every deliberate fault must 
 """
 
 import argparse
-import gc
 import itertools
 import os
 import sys
@@ -40,14 +39,8 @@ def quiet() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
 
 
-def _begin() -> None:
-    """What is there by now stays: garbage is collected after each run, and takes as long as there is to look through."""
-    quiet()
-    gc.freeze()
-
-
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=_begin)
+    return ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn"), initializer=quiet)
 
 
 def _each(

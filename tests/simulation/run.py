@@ -124,8 +124,8 @@ def _garbage_kept() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect(0)  # the youngest generation is all that was made since
         gc.enable()
-        gc.collect()
 
 
 @_garbage_kept()
