@@ -11,6 +11,7 @@ from typing import Any
 
 COMMAND = Path(sys.executable).parent / "cml-workers"
 CONFIGURING = ("RABBITMQ_URL", "KURRENTDB_URI", "DATABASE_URL", "AWS_", "CML_")
+READY = "Ready."
 
 
 def unconfigured() -> dict[str, str]:
@@ -36,16 +37,17 @@ class RunningSystem:
         self.process: subprocess.Popen[str] | None = None
 
     def start(self, *, patience: float = 90.0) -> dict[str, str]:
-        """Start and wait until it is ready; the endpoints it wrote."""
+        """Start and wait until it says that it is ready; the endpoints it wrote."""
         path = self.data_dir / "endpoints.json"
         path.unlink(missing_ok=True)  # one that was killed leaves it behind
         with self._file("out").open("a") as output, self._file("log").open("a") as log:
+            before = self.printed().count(READY)
             self.process = subprocess.Popen(
                 [COMMAND, "run"], env=self.environment, stdout=output, stderr=log, text=True
             )
         end = time.monotonic() + patience
         while time.monotonic() < end:
-            if path.exists():
+            if path.exists() and self.printed().count(READY) > before:
                 endpoints: dict[str, str] = json.loads(path.read_text())
                 return endpoints
             if self.process.poll() is not None:
