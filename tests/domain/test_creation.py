@@ -1,12 +1,12 @@
 """The rules of a worker's beginning, in given/when/then."""
 
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from cml_contracts.commands import (
-    CreateCMLWorker,
     ImportCMLWorker,
     UpdateCMLWorkerStatus,
 )
@@ -23,6 +23,7 @@ from cml_workers.domain.messages import (
     ImageLookup,
 )
 from support.given import WORKER, given, instance, launch
+from support.given import create as given_create
 from support.situations import (
     ASKED,
     CREATED,
@@ -33,17 +34,7 @@ from support.situations import (
     QUOTA,
 )
 
-
-def create(**changes: Any) -> CreateCMLWorker:
-    fields: dict[str, Any] = {
-        "name": "lab",
-        "aws_region": "us-east-1",
-        "instance_type": "m5.large",
-        "ami_id": "ami-11111111",
-        "created_by": "ann",
-        "worker_id": WORKER,
-    }
-    return CreateCMLWorker(**(fields | changes))
+create = partial(given_create, instance_type="m5.large")
 
 
 def requested_launch(**changes: Any) -> LaunchRequested:

@@ -21,7 +21,7 @@ from cml_contracts.events import (
     WorkerImported,
     WorkerTerminated,
 )
-from cml_contracts.results import OperationResult
+from cml_contracts.results import OperationResult, Outcome, Problem
 from cml_workers.domain.history import EventMetadata, Recorded
 from cml_workers.domain.operations import KINDS, SWITCHES, Kind
 from cml_workers.domain.worker import Operation, Worker, evolve
@@ -94,23 +94,17 @@ def settled(before: Worker, recorded: Recorded) -> Iterator[Entry]:
                 recorded,
                 event.operation_id,
                 event.command_type,
-                OperationResult(
-                    command_id=event.operation_id,
-                    worker_id=before.id,
-                    outcome=event.outcome,
-                    problem=event.problem,
-                ),
+                outcome=event.outcome,
+                problem=event.problem,
             )
         case CommandSkipped():
-            yield _succeeded(before, recorded, event.operation_id, event.command_type, event.data)
+            yield _entry(before, recorded, event.operation_id, event.command_type, data=event.data)
         case WorkerImported():
             data = Worker(before.id, name=event.name).shown(event.instance).model_dump(mode="json")
-            yield _succeeded(before, recorded, event.operation_id, ImportCMLWorker.TYPE, data)
+            yield _entry(before, recorded, event.operation_id, ImportCMLWorker.TYPE, data=data)
         case WorkerTerminated():
             for operation in before.pending(TerminationRequested):
-                yield _succeeded(
-                    before, recorded, operation.command_id, operation.kind.command.TYPE, data=True
-                )
+                yield _entry(before, recorded, operation.command_id, operation.kind.command.TYPE, data=True)
         case _ if (failed := _FAILED.get(type(event))) is not None:
             failure: Any = event
             yield _entry(
@@ -118,30 +112,30 @@ def settled(before: Worker, recorded: Recorded) -> Iterator[Entry]:
                 recorded,
                 failure.operation_id,
                 failed.command.TYPE,
-                OperationResult(
-                    command_id=failure.operation_id,
-                    worker_id=before.id,
-                    outcome="failed",
-                    problem=failure.problem,
-                ),
+                outcome="failed",
+                problem=failure.problem,
             )
         case _ if (kind := _SUCCEEDED.get(type(event))) is not None:
             success: Any = event
-            yield _succeeded(
-                before, recorded, success.operation_id, kind.command.TYPE, _DATA[type(event)](before, event)
-            )
+            data = _DATA[type(event)](before, event)
+            yield _entry(before, recorded, success.operation_id, kind.command.TYPE, data=data)
         case _:
             pass
 
 
-def _succeeded(before: Worker, recorded: Recorded, command_id: str, command_type: str, data: Any) -> Entry:
-    result = OperationResult(command_id=command_id, worker_id=before.id, outcome="succeeded", data=data)
-    return _entry(before, recorded, command_id, command_type, result)
-
-
 def _entry(
-    before: Worker, recorded: Recorded, command_id: str, command_type: str, result: OperationResult
+    before: Worker,
+    recorded: Recorded,
+    command_id: str,
+    command_type: str,
+    *,
+    outcome: Outcome = "succeeded",
+    data: Any = None,
+    problem: Problem | None = None,
 ) -> Entry:
+    result = OperationResult(
+        command_id=command_id, worker_id=before.id, outcome=outcome, data=data, problem=problem
+    )
     operation, metadata = before.operations.get(command_id), recorded.metadata
     return Entry(
         command_id,

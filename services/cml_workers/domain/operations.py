@@ -73,11 +73,15 @@ class Kind:
     failure_leaves_instance: bool = True
 
 
+def _shows(event: type[InstanceLaunched | Switched]) -> Callable[[str, Ec2Instance], WorkerEvent]:
+    return lambda operation_id, instance: event(operation_id=operation_id, instance=instance)
+
+
 LAUNCH = Kind(
     CreateCMLWorker,
     LaunchRequested,
     InstanceLaunched,
-    lambda operation_id, instance: InstanceLaunched(operation_id=operation_id, instance=instance),
+    _shows(InstanceLaunched),
     LaunchFailed,
     Lane.POWER,
     "launched",
@@ -87,7 +91,7 @@ START = Kind(
     StartCMLWorker,
     StartRequested,
     InstanceStarting,
-    lambda operation_id, instance: InstanceStarting(operation_id=operation_id, instance=instance),
+    _shows(InstanceStarting),
     StartFailed,
     Lane.POWER,
     "started",
@@ -98,7 +102,7 @@ STOP = Kind(
     StopCMLWorker,
     StopRequested,
     InstanceStopping,
-    lambda operation_id, instance: InstanceStopping(operation_id=operation_id, instance=instance),
+    _shows(InstanceStopping),
     StopFailed,
     Lane.POWER,
     "stopped",

@@ -56,5 +56,4 @@ def next_actions(worker: Worker) -> Sequence[Act | Watch]:
 
 
 def _act(operation: Operation) -> Act:
-    assert operation.intent is not None  # noqa: S101 - `pending` chose it by its intent
     return Act(operation, operation.intent)

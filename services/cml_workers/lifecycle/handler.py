@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import assert_never
-from uuid import NAMESPACE_URL, UUID, uuid5
+from uuid import UUID
 
 import structlog
 
@@ -71,7 +71,6 @@ REFUSED_TYPE = "cml.command.unauthorized.v1"
 CREATING = (CreateCMLWorker, ImportCMLWorker)
 """Commands that bring a worker into being."""
 
-_NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 _TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
 """https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is omitted."""
 

@@ -14,9 +14,9 @@ import structlog
 from cml_contracts.events import WorkerEvent
 from cml_workers.bus.port import Ack, CallerRefusesError, DeadLetter, Outgoing, Publish, Retry, Verdict
 from cml_workers.domain.history import Recorded, fingerprint
-from cml_workers.domain.ledger import Entry, Ledger, settled
+from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import CommandMessage
-from cml_workers.domain.worker import Worker, evolve
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.command_streams import bind, load_record
 from cml_workers.eventstore.port import EventStore, WrongExpectedVersionError
 from cml_workers.eventstore.worker_streams import Workers
@@ -208,17 +208,12 @@ class Transactions:
         ]
         after = await self._workers.append(worker, recorded)
         log.info("recorded", events=[event.TYPE for event in events], cause=cause)
-        return after, _settled(worker, recorded)
+        ledger = Ledger(worker)
+        for each in recorded:
+            ledger.add(each)
+        return after, ledger.settled_by(cause)
 
 
 def _asked(worker: Worker, cause: str, about: str | None) -> Iterable[str]:
     """What the worker's events may say more of than the worker does."""
     return (cause,) if about is None or about in worker.operations else (cause, about)
-
-
-def _settled(worker: Worker, recorded: Sequence[Recorded]) -> Sequence[Entry]:
-    entries: dict[str, Entry] = {}
-    for each in recorded:
-        entries |= {entry.command_id: entry for entry in settled(worker, each)}
-        worker = evolve(worker, each)
-    return list(entries.values())
