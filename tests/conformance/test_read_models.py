@@ -166,15 +166,23 @@ async def test_a_switch_shows_the_new_rows_and_refuses_the_old_writer(subject: S
     assert await subject.names() == ["newer"]
 
 
-async def test_a_switch_is_refused_once_the_active_generation_has_moved(subject: Subject):
+async def test_a_switch_is_refused_where_the_active_generation_has_more(subject: Subject):
     old = await subject.put(await subject.first(), "p1", _1="old")
     new = await subject.put(await subject.generations.begin(), "p1", _1="new")
     await subject.put(old, "p2", _2="moved")
     assert not await subject.generations.switch(new, old)
     assert not await subject.generations.switch(new, None)
     assert await subject.names() == ["old", "moved"]
-    assert await subject.generations.switch(new, old, exact=False)  # of one that never rests
+    assert await subject.generations.switch(new, old, behind=True)  # of one that never rests
     assert await subject.names() == ["new"]
+
+
+async def test_a_switch_does_not_wait_for_one_that_has_moved_and_has_no_more(subject: Subject):
+    old = await subject.put(await subject.first(), "p1", _1="old")
+    new = await subject.put(await subject.generations.begin(), "p3", _1="new", _2="newer", _3="newest")
+    await subject.put(old, "p2", _2="moved")
+    assert await subject.generations.switch(new, old)
+    assert await subject.names() == ["new", "newer", "newest"]
 
 
 async def test_of_switches_at_once_one_is_made(subject: Subject):
@@ -199,19 +207,34 @@ async def test_retired_tables_are_dropped_and_no_others(subject: Subject):
     assert await subject.names() == []
 
 
+async def test_a_copy_of_the_active_generation_does_not_change(subject: Subject):
+    assert await subject.generations.copy() is None
+    old = await subject.put(await subject.first(), "p1", _1="one", _2="two")
+    copy = await subject.generations.copy()
+    assert copy == replace(old, number=copy.number if copy else 0, state=State.RETIRED)
+    await subject.put(old, "p2", _2="moved")
+    new = await subject.put(await subject.generations.begin(), "p1", _1="one", _2="two")
+    assert await subject.generations.compare(new, copy) == []
+    assert copy.number in await subject.generations.drop()
+    assert await subject.generations.compare(new, copy) is None
+    assert await subject.names() == ["one", "moved"]
+
+
 async def test_generations_are_compared_at_one_position(subject: Subject):
     old = await subject.put(await subject.first(), "p1", _1="same", _2="old", _3="gone")
+    copy = await subject.generations.copy()
+    assert copy is not None
     new = await subject.put(await subject.generations.begin(), "p0", _1="same", _2="new")
-    assert await subject.generations.compare(new) is None
+    assert await subject.generations.compare(new, copy) is None
     new = await subject.put(new, "p1", _4="more")
-    (found,) = await subject.generations.compare(new) or ()
+    (found,) = await subject.generations.compare(new, copy) or ()
     assert (found.table, found.missing, found.added) == ("things", 2, 2)
     assert found.examples == ("2", "3", "4")
     same = {"things": [Put("things", {"id": 2, "name": "old"}), Put("things", {"id": 3, "name": "gone"})]}
     new = await subject.generations.write(
         new, {"things": [*same["things"], Remove("things", {"id": 4})]}, "p1"
     )
-    assert await subject.generations.compare(new) == []
+    assert await subject.generations.compare(new, copy) == []
     assert old.events == 3
 
 

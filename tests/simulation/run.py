@@ -85,6 +85,23 @@ def random_setting(random: Random) -> Setting:
     return FAULTLESS if setting.faultless else setting
 
 
+@contextmanager
+def _garbage_kept() -> Iterator[None]:
+    """Garbage is collected after the run and not in it.
+
+    What a dead process leaves behind are suspended coroutines, and they set context variables as they are closed. Before
+    Python 3.12 the collector may run inside ``ContextVar.set``, which then uses what the other call has freed: the
+    interpreter crashes, once in some thousand runs.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(0)  # the youngest generation is all that was made since
+        gc.enable()
+
+
+@_garbage_kept()
 def simulate(seed: int, setting: Setting | None = None) -> Outcome:
     """One run by chance: the same seed gives the same trace."""
     world = World(seed)
@@ -94,6 +111,7 @@ def simulate(seed: int, setting: Setting | None = None) -> Outcome:
     return _simulated(world, str(seed), lambda fleet: _by_chance(fleet, chosen), reminders=lambda _: reminded)
 
 
+@_garbage_kept()
 def simulate_script(
     script: Script, target: Target | None = None, *, recording: bool = False, lifecycles: int = 2
 ) -> Outcome:
@@ -112,23 +130,6 @@ def simulate_script(
     )
 
 
-@contextmanager
-def _garbage_kept() -> Iterator[None]:
-    """Garbage is collected after the run and not in it.
-
-    What a dead process leaves behind are suspended coroutines, and they set context variables as they are closed. Before
-    Python 3.12 the collector may run inside ``ContextVar.set``, which then uses what the other call has freed: the
-    interpreter crashes, once in some thousand runs.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.collect(0)  # the youngest generation is all that was made since
-        gc.enable()
-
-
-@_garbage_kept()
 def _simulated(
     world: World, name: str, work: Any, *, reminders: Callable[[Fleet], Reminded], lifecycles: int = 2
 ) -> Outcome:

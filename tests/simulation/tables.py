@@ -3,11 +3,12 @@
 The rows are in SQLite's memory, so what runs here are the very statements that ship.
 """
 
+import sqlite3
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import sqlalchemy as sa
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import NullPool
 
 from cml_contracts.queries import OperationView, WorkerView
 from cml_workers.domain.worker import Worker, evolve
@@ -22,14 +23,30 @@ from cml_workers.sql.database import DatabaseUnavailableError
 from cml_workers.sql.port import Database, T, Work
 from simulation.world import Process
 
+_ENGINE = sa.create_engine("sqlite://", poolclass=NullPool, isolation_level="AUTOCOMMIT")
+"""Each of its connections is a database of its own; what it compiles serves all of them."""
+
 
 class MemoryDatabase(Database):
     """What a database holds: every piece of work is one moment."""
 
-    def __init__(self) -> None:
-        engine = sa.create_engine("sqlite://", poolclass=StaticPool, isolation_level="AUTOCOMMIT")
-        self._connection = engine.connect()
-        GENERATIONS.create(self._connection)
+    def __init__(self, content: bytes | None = None) -> None:
+        self._connection = _ENGINE.connect()
+        if content is None:
+            GENERATIONS.create(self._connection)
+        else:
+            self._raw.deserialize(content)
+
+    @property
+    def content(self) -> bytes:
+        """All of it, to begin another one with."""
+        return self._raw.serialize()
+
+    @property
+    def _raw(self) -> sqlite3.Connection:
+        raw = self._connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return raw
 
     def seen(self, work: Work[T]) -> T:
         """What is there now."""
@@ -59,15 +76,23 @@ class MemoryDatabase(Database):
         self._connection.close()
 
 
+@cache
+def _with_tables() -> bytes:
+    """What a database is as a read model's first generation is there, without a row."""
+    database = MemoryDatabase()
+    generations = Generations(WORKERS_VIEW, database)
+    first = database.change(generations._begin)
+    assert database.change(partial(generations._switch, first, None))
+    return database.content
+
+
 class Tables:
     """What is in the database: the read model, active and without a row, and the relay's checkpoint."""
 
     def __init__(self) -> None:
-        self.database = MemoryDatabase()
+        self.database = MemoryDatabase(_with_tables())
         self.generations = Generations(WORKERS_VIEW, self.database)
         self.checkpoints: dict[str, str] = {}
-        first = self.database.change(self.generations._begin)
-        assert self.database.change(partial(self.generations._switch, first, None))
 
     @property
     def active(self) -> Generation:

@@ -97,7 +97,9 @@ def _show(rebuilt: "Rebuilt") -> None:
         f"{'in use now' if rebuilt.switched else 'not in use'}"
     )
     if rebuilt.differences is None:
-        out.print("not compared: there was nothing in use with the same tables, or it went on changing")
+        out.print(
+            "not compared: nothing in use has the same tables, or the event store does not have what it shows"
+        )
     elif not rebuilt.differences:
         out.print("equal to the one in use before")
     else:

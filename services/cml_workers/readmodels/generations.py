@@ -5,7 +5,7 @@ active generation through views, which change with it in one transaction: see ``
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 
@@ -30,6 +30,14 @@ _ACTIVE = GENERATIONS.c.state == "active"
 sa.Index(
     "one_active_generation", GENERATIONS.c.name, unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE
 )
+
+_MOVE = sa.update(GENERATIONS).where(
+    GENERATIONS.c.name == sa.bindparam("seen_name"),
+    GENERATIONS.c.number == sa.bindparam("seen_number"),
+    GENERATIONS.c.state == sa.bindparam("seen_state"),
+    GENERATIONS.c.position.is_not_distinct_from(sa.bindparam("seen_position")),
+)
+"""Made once: each batch of events executes it."""
 
 SHOWN = 5
 """Keys of different rows that are listed for each table."""
@@ -107,17 +115,21 @@ class Generations:
         """Whether this code can write and read its tables."""
         return generation.version == self.model.version or generation.version in self.model.usable
 
-    async def compare(self, generation: Generation) -> Sequence[Difference] | None:
-        """How it differs from the active generation; None if the two are not at the same position."""
-        return await self._database.snapshot(partial(self._compare, generation))
+    async def copy(self) -> Generation | None:
+        """The active generation as it is now, to compare another one with: retired from the beginning. None if there is none."""
+        return await self._database.write(self._copy)
 
-    async def switch(self, generation: Generation, over: Generation | None, *, exact: bool = True) -> bool:
-        """Make it the active generation, if both are still as they were seen; whether that was so.
+    async def compare(self, generation: Generation, copy: Generation) -> Sequence[Difference] | None:
+        """How it differs from a copy; None if the two are not at the same position, or the copy is gone."""
+        return await self._database.snapshot(partial(self._compare, generation, copy))
 
-        ``exact``: the one that it replaces must not have moved either. Where it never rests, it may have gone on a little:
-        who follows the store goes on from where the new one is.
+    async def switch(self, generation: Generation, over: Generation | None, *, behind: bool = False) -> bool:
+        """Make it the active generation, if both are still the ones that were seen; whether that was so.
+
+        ``behind``: even if it has fewer events than the one that it replaces. Who follows the store goes on from where the
+        new one is.
         """
-        return await self._database.write(partial(self._switch, generation, over, exact=exact))
+        return await self._database.write(partial(self._switch, generation, over, behind=behind))
 
     async def drop(self, generation: Generation | None = None) -> Sequence[int]:
         """Drop the tables of those that are retired, and of this one that was never active; their numbers."""
@@ -156,22 +168,34 @@ class Generations:
             return unfinished
         if unfinished is not None:
             self._drop(unfinished.number, connection)
+        return self._add(connection, Generation(0, self.model.version, State.BUILDING, None, 0))
+
+    def _add(self, connection: sa.Connection, generation: Generation) -> Generation:
+        """With the next number, and without rows."""
         last = connection.scalar(
             sa.select(sa.func.max(GENERATIONS.c.number)).where(GENERATIONS.c.name == self.model.name)
         )
-        generation = Generation((last or 0) + 1, self.model.version, State.BUILDING, None, 0)
-        for table in self._tables(generation.number).values():
+        added = replace(generation, number=(last or 0) + 1)
+        for table in self._tables(added.number).values():
             table.create(connection)
         connection.execute(
             sa.insert(GENERATIONS).values(
-                name=self.model.name,
-                number=generation.number,
-                version=generation.version,
-                state=generation.state.value,
-                events=0,
+                name=self.model.name, **asdict(added) | {"state": added.state.value}
             )
         )
-        return generation
+        return added
+
+    def _copy(self, connection: sa.Connection) -> Generation | None:
+        alone(connection)
+        active = self._find(connection, state=State.ACTIVE, lock=True)  # nobody writes its rows meanwhile
+        if active is None:
+            return None
+        copy = self._add(connection, replace(active, state=State.RETIRED))
+        copied = self._tables(copy.number)
+        for name, table in self._tables(active.number).items():
+            rows = sa.select(table)
+            connection.execute(sa.insert(copied[name]).from_select(rows.selected_columns.keys(), rows))
+        return copy
 
     def _write(
         self,
@@ -182,15 +206,13 @@ class Generations:
         connection: sa.Connection,
     ) -> Generation | None:
         after = replace(generation, position=position, events=generation.events + events)
-        moved = connection.execute(
-            sa.update(GENERATIONS)
-            .where(
-                *self._is(generation),
-                GENERATIONS.c.state == generation.state.value,
-                GENERATIONS.c.position.is_not_distinct_from(generation.position),
-            )
-            .values(position=after.position, events=after.events)
-        )
+        seen = {
+            "seen_name": self.model.name,
+            "seen_number": generation.number,
+            "seen_state": generation.state.value,
+            "seen_position": generation.position,
+        }
+        moved = connection.execute(_MOVE, {**seen, "position": after.position, "events": after.events})
         if not moved.rowcount:
             return None
         for name, table in self._tables(generation.number).items():
@@ -204,13 +226,17 @@ class Generations:
                 connection.execute(upsert(connection.dialect.name, table), rows)
         return after
 
-    def _compare(self, generation: Generation, connection: sa.Connection) -> Sequence[Difference] | None:
-        there = self._find(connection, state=State.ACTIVE)
+    def _compare(
+        self, generation: Generation, copy: Generation, connection: sa.Connection
+    ) -> Sequence[Difference] | None:
+        there = self._find(connection, number=copy.number)
         here = self._find(connection, number=generation.number)
         if there is None or here is None or there.position != here.position:
             return None
-        both = zip(self._tables(there.number).values(), self._tables(here.number).values(), strict=True)
-        found = [_difference(connection, old, new) for old, new in both]
+        there_tables, here_tables = self._tables(there.number), self._tables(here.number)
+        found = [
+            _difference(connection, name, table, here_tables[name]) for name, table in there_tables.items()
+        ]
         return [each for each in found if each.missing or each.added]
 
     def _switch(
@@ -219,14 +245,14 @@ class Generations:
         over: Generation | None,
         connection: sa.Connection,
         *,
-        exact: bool = True,
+        behind: bool = False,
     ) -> bool:
         there = self._find(connection, state=State.ACTIVE, lock=True)
         here = self._find(connection, number=generation.number, lock=True)
         if here != generation or (there is None) != (over is None):
             return False
         if there is not None and over is not None:
-            if there.number != over.number or (exact and there.position != over.position):
+            if there.number != over.number or (here.events < there.events and not behind):
                 return False
             connection.execute(
                 sa.update(GENERATIONS).where(*self._is(there)).values(state=State.RETIRED.value)
@@ -264,7 +290,7 @@ class Generations:
         return GENERATIONS.c.name == self.model.name, GENERATIONS.c.number == generation.number
 
 
-def _difference(connection: sa.Connection, old: sa.Table, new: sa.Table) -> Difference:
+def _difference(connection: sa.Connection, name: str, old: sa.Table, new: sa.Table) -> Difference:
     def only_in(one: sa.Table, other: sa.Table) -> sa.Subquery:
         return sa.except_(sa.select(*one.columns), sa.select(*other.columns)).subquery()
 
@@ -277,6 +303,6 @@ def _difference(connection: sa.Connection, old: sa.Table, new: sa.Table) -> Diff
     examples = {
         " ".join(map(str, row))
         for rows in (missing, added)
-        for row in connection.execute(sa.select(*(rows.c[name] for name in key)).limit(SHOWN))
+        for row in connection.execute(sa.select(*(rows.c[each] for each in key)).limit(SHOWN))
     }
-    return Difference(old.name, count(missing), count(added), tuple(sorted(examples)[:SHOWN]))
+    return Difference(name, count(missing), count(added), tuple(sorted(examples)[:SHOWN]))

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 BATCH = 1_000
 """Items in one transaction."""
 PATIENCE = 30.0
-"""Seconds to try to find the two generations at one position, where they can be compared and switched unnoticed."""
+"""Seconds to try again to compare, and to switch to a generation that is not behind the active generation."""
 PAUSE = 0.02
 
 
@@ -42,7 +42,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """What a rebuild did. ``differences``: None if the two were never seen at one position."""
+    """What a rebuild did. ``differences``: None if there was nothing that it could be compared with."""
 
     model: str
     generation: Generation
@@ -84,6 +84,7 @@ class Rebuild:
     _began: float = field(default=0.0, init=False)
     _events: int = field(default=0, init=False)
     _before: Generation | None = field(default=None, init=False)
+    _copy: Generation | None = field(default=None, init=False)
     _differences: Sequence[Difference] | None = field(default=None, init=False)
 
     async def run(self) -> Rebuilt:
@@ -98,10 +99,7 @@ class Rebuild:
         writer = Writer(self.store, self.generations, partial(self._current, begun.number))
         done = await self._patiently(partial(self._fill_and_switch, begun.number, writer))
         with suppress(ConnectionError):  # it is done when a process starts, then
-            if self.switch:
-                await self.generations.drop()
-            elif not self.keep:
-                await self.generations.drop(done)
+            await self.generations.drop(None if self.switch or self.keep else done)
         return Rebuilt(
             self._name, done, self._before, self._events, _now() - self._began, self._differences, self.switch
         )
@@ -136,26 +134,34 @@ class Rebuild:
             if writer.at != current:  # another process fills it as well
                 writer.begin_again()
             self._before = active = await self.generations.active()
-            at = await self._follow(writer, active)
-            end = end or _now() + PATIENCE
             if self._differences is None and self._comparable(active):
-                self._differences = await self.generations.compare(at)
-                if self._differences is None and _now() < end:
-                    await self.sleep(PAUSE)
-                    continue
-            if not self.switch or await self.generations.switch(at, active, exact=_now() < end):
-                return at
+                await self._compare(writer, active)
+            end = end or _now() + PATIENCE
+            late = _now() >= end
+            if self._differences is not None or late or not self._comparable(active):
+                at = await self._follow(writer, None)
+                if not self.switch or await self.generations.switch(at, active, behind=late):
+                    return at
             await self.sleep(PAUSE)
+
+    async def _compare(self, writer: Writer, active: Generation | None) -> None:
+        """With a copy, as the active generation may never rest; without a result, try again."""
+        if self._copy is None:
+            await self._follow(writer, active)  # most of the way, so that the copy is young
+            self._copy = await self.generations.copy()
+        if self._copy is not None:
+            at = await self._follow(writer, self._copy)
+            self._differences = await self.generations.compare(at, self._copy)
+            self._copy = None
+            if self._differences is None:
+                await self.generations.drop()
 
     def _comparable(self, active: Generation | None) -> bool:
         return active is not None and active.position is not None and self.generations.usable(active)
 
-    async def _follow(self, writer: Writer, active: Generation | None) -> Generation:
-        """Go on until exactly where the active generation is, else to the end of what is stored.
-
-        The end is looked for after the active generation's position was read: either way nothing that it has is missing.
-        """
-        target = active.position if active else None
+    async def _follow(self, writer: Writer, upto: Generation | None) -> Generation:
+        """Go on until exactly where this one was, else to the end of what is stored."""
+        target = upto.position if upto else None
 
         async def handle(items: Sequence[Item]) -> None:
             here = next((n for n, item in enumerate(items, 1) if _position(item) == target), None)
@@ -163,7 +169,7 @@ class Rebuild:
             await writer.handle(items[:here] if target is not None else items)
             assert writer.at is not None  # noqa: S101 - it has just been written
             self._events += writer.at.events - before
-            self._report(writer.at, active)
+            self._report(writer.at)
             if (target is not None and here is not None) or any(isinstance(item, CaughtUp) for item in items):
                 raise _ReachedError
 
@@ -195,9 +201,9 @@ class Rebuild:
                     return isinstance(item, CaughtUp)
         return False
 
-    def _report(self, at: Generation, active: Generation | None) -> None:
+    def _report(self, at: Generation) -> None:
         seconds = _now() - self._began
-        total = active.events if active else None
+        total = self._before.events if self._before else None
         self.on_progress(
             Progress(self._name, at.position, at.events, total, self._events / seconds if seconds else 0.0)
         )

@@ -1,5 +1,7 @@
 """The tables that migrations make, and statements that SQLite and PostgreSQL take alike."""
 
+from functools import lru_cache
+
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -27,6 +29,7 @@ def insert(dialect: str, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
     return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
 
 
+@lru_cache
 def upsert(dialect: str, table: sa.Table) -> sa.Executable:
     """The statement that inserts rows, or overwrites the ones with the same primary key."""
     statement = insert(dialect, table)
