@@ -172,7 +172,7 @@ ROOMS: Mapping[str, Room] = {
     "runtime": Room(
         modules=_service("runtime"),
         imports=(*CORE, "bus.rabbit", "eventstore.following"),
-        packages=("pydantic", "pydantic_settings", "sqlalchemy", "structlog"),
+        packages=("pydantic", "pydantic_core", "pydantic_settings", "sqlalchemy", "structlog"),
         library=ANYTHING,
     ),
     **_roles(),

@@ -146,7 +146,20 @@ async def test_describes_that_come_together_are_one_call():
     )
     assert seen == [instance(), None] * 60
     assert bench.ec2.calls == ["describe_many"]
-    assert (bench.clock.now() - NOW).total_seconds() == TOGETHER
+
+
+async def test_a_describe_that_comes_alone_does_not_wait_and_those_after_it_share_the_next():
+    bench = Bench()
+    bench.ec2.put(instance())
+
+    async def describe() -> float:
+        await bench.calls.describe("us-east-1", instance().instance_id)
+        return (bench.clock.now() - NOW).total_seconds()
+
+    assert await bench.clock.until_done(describe()) == 0
+    after = await bench.clock.until_done(asyncio.gather(*(describe() for _ in range(5))))
+    assert after == [TOGETHER] * 5
+    assert bench.ec2.calls == ["describe_many"] * 2
 
 
 async def test_more_than_one_call_takes_are_several():

@@ -87,12 +87,20 @@ def internal(
     )
 
 
-def reply(result: OperationResult, address: ReplyAddress) -> Outgoing:
-    """The result as a message to its caller; dropped if the caller's queue is gone."""
+def reply(result: OperationResult, address: ReplyAddress, data: str | None = None) -> Outgoing:
+    """The result as a message to its caller; dropped if the caller's queue is gone.
+
+    ``data``: the result's data where it is JSON already.
+    """
+    if data is None:
+        body = result.model_dump_json()
+    else:
+        rest = result.model_dump_json(exclude={"data"})
+        body = f'{rest[:-1]},"data":{data}}}'
     return Outgoing(
         exchange=None,
         routing_key=address.reply_to,
-        body=result.model_dump_json().encode(),
+        body=body.encode(),
         type=RESULT_TYPE,
         # A hash, as the command id may be invalid, and as long as a property can be.
         message_id=str(uuid5(NAMESPACE_URL, f"cml-workers/result/{result.command_id}")),

@@ -28,7 +28,8 @@ def run() -> None:
     RABBITMQ_URL, KURRENTDB_URI, DATABASE_URL and CML_AWS=true (or AWS_ENDPOINT_URL) each replace one. Data is
     kept in CML_DATA_DIR (default .cml-workers), where endpoints.json lists the open endpoints.
     """
-    from cml_workers.process.signals import ended_by_signals  # noqa: PLC0415 - slow to load, of no use to a client
+    from cml_workers.process.garbage import collect_seldom  # noqa: PLC0415 - of no use to a client
+    from cml_workers.process.signals import ended_by_signals  # noqa: PLC0415 - slow to load, likewise
     from cml_workers.process.system import system, until_one_fails  # noqa: PLC0415 - likewise
 
     settings = configured()
@@ -40,6 +41,7 @@ def run() -> None:
                     # The embedded broker's is no secret.
                     shown = redacted(url) if settings.rabbitmq_url else url
                     out.print(f"[bold]{name:12}[/bold] {escape(shown)}", soft_wrap=True, highlight=False)
+                collect_seldom()
                 out.print("Ready. In another terminal: cml-workers create --help. Ctrl-C stops.")
                 await until_one_fails(running)
         out.print("Stopped.")
@@ -51,6 +53,7 @@ def role(
     name: Annotated[str | None, typer.Argument(help="Which one; without it, they are listed.")] = None,
 ) -> None:
     """Run one role in a process of its own, until SIGTERM."""
+    from cml_workers.process.garbage import collect_seldom  # noqa: PLC0415 - of no use to a client
     from cml_workers.process.registry import ROLES  # noqa: PLC0415 - slow to load, of no use to a client
     from cml_workers.process.signals import ended_by_signals  # noqa: PLC0415 - likewise
     from cml_workers.process.system import single_role, until_one_fails  # noqa: PLC0415 - likewise
@@ -68,6 +71,7 @@ def role(
     async def serve() -> None:
         with ended_by_signals():
             async with single_role(name, settings) as running:
+                collect_seldom()
                 err.print(f"{name} is ready")
                 await until_one_fails(running)
 

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=str)
 V = TypeVar("V")
 
-TOGETHER = 0.01
-"""Seconds for which a read waits for others to share a request with."""
+TOGETHER = 0.005
+"""Seconds after a request in which reads are collected for the next one."""
 
 
 @dataclass(eq=False)
@@ -21,7 +21,10 @@ class _Batch(Generic[K, V]):
 
 
 class Batcher(Generic[K, V]):
-    """Collects keys for a moment, at most ``most``, and asks for all of them at once."""
+    """Asks for keys that come together at once, at most ``most`` in a request.
+
+    A read that comes alone does not wait; those that come soon after it share the next request.
+    """
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class Batcher(Generic[K, V]):
         self._most = most
         self._sleep = sleep
         self._open: _Batch[K, V] | None = None
+        self._pause: asyncio.Task[None] | None = None
 
     async def get(self, key: K) -> V | None:
         """The answer for this key; None if there is none. Raises what the request raises.
@@ -50,13 +54,19 @@ class Batcher(Generic[K, V]):
         return (await asyncio.shield(batch.answers)).get(key)
 
     async def _together(self, batch: _Batch[K, V]) -> Mapping[K, V]:
-        await self._sleep(TOGETHER)
+        if self._pause is not None:
+            await asyncio.shield(self._pause)
         if self._open is batch:
             self._open = None
+        self._pause = asyncio.create_task(self._wait())
+        self._pause.add_done_callback(_retrieve_error)
         return await self._ask(list(batch.wanted))
 
+    async def _wait(self) -> None:
+        await self._sleep(TOGETHER)
 
-def _retrieve_error(answers: "asyncio.Task[Mapping[K, V]]") -> None:
+
+def _retrieve_error(task: "asyncio.Task[Any]") -> None:
     """Where all who asked have given up, nobody else does, and it would be logged as an error of the program."""
-    if not answers.cancelled():
-        answers.exception()
+    if not task.cancelled():
+        task.exception()

@@ -206,7 +206,6 @@ class Lifecycle:
                 case NoChange(data):
                     return Append([skipped(message, data)])
                 case Reject():
-                    log.info("rejected", code=decision.problem.code)
                     return Append([rejected(message, decision)])
                 case Ask(lookup):
                     return Finish(these(lookup_request(message, lookup)))

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from cml_contracts.events import WorkerEvent
+from cml_contracts.events import CommandRejected, WorkerEvent
 from cml_workers.bus.port import Ack, CallerRefusesError, DeadLetter, Outgoing, Publish, Retry, Verdict
 from cml_workers.domain.history import Recorded, fingerprint
 from cml_workers.domain.ledger import Entry, Ledger
@@ -207,7 +207,7 @@ class Transactions:
             for index, event in enumerate(events)
         ]
         after = await self._workers.append(worker, recorded)
-        log.info("recorded", events=[event.TYPE for event in events], cause=cause)
+        log.info("recorded", events=[_named(event) for event in events], cause=cause)
         ledger = Ledger(worker)
         for each in recorded:
             ledger.add(each)
@@ -217,3 +217,8 @@ class Transactions:
 def _asked(worker: Worker, cause: str, about: str | None) -> Iterable[str]:
     """What the worker's events may say more of than the worker does."""
     return (cause,) if about is None or about in worker.operations else (cause, about)
+
+
+def _named(event: WorkerEvent) -> str:
+    """The event in a line of the log."""
+    return f"{event.TYPE} ({event.problem.code})" if isinstance(event, CommandRejected) else event.TYPE

@@ -1,7 +1,6 @@
 """Answers queries from the read models."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from cml_contracts.queries import QUERIES, Query
@@ -39,11 +38,8 @@ class Queries:
             answer = error.problem
             verdict = DeadLetter(error.problem.detail, error.problem.code)
         if address is not None:
-            result = _result(message.message_id, answer)
-            outgoing = reply(result, address)
-            if isinstance(answer, Found):
-                outgoing = replace(outgoing, body=_with_data(result, answer.data))
-            await publish(outgoing)
+            data = answer.data if isinstance(answer, Found) else None
+            await publish(reply(_result(message.message_id, answer), address, data))
         return verdict
 
     async def _answer(self, query: Query) -> Found | Problem:
@@ -58,9 +54,3 @@ def _result(query_id: str | None, answer: Found | Problem) -> OperationResult:
     if isinstance(answer, Found):
         return OperationResult(command_id=query_id, worker_id=answer.worker_id, outcome="succeeded")
     return OperationResult(command_id=query_id, outcome="rejected", problem=answer)
-
-
-def _with_data(result: OperationResult, data: str) -> bytes:
-    """The result as JSON around data that is JSON already."""
-    rest = result.model_dump_json(exclude={"data"})
-    return f'{rest[:-1]},"data":{data}}}'.encode()

@@ -12,6 +12,7 @@ from functools import partial
 import sqlalchemy as sa
 
 from cml_workers.readmodels.changes import Change, Put, Remove
+from cml_workers.readmodels.comparing import Difference, difference
 from cml_workers.readmodels.model import ReadModel, active, generation_table
 from cml_workers.sql.port import Database
 from cml_workers.sql.schema import METADATA, alone, upsert
@@ -39,9 +40,6 @@ _MOVE = sa.update(GENERATIONS).where(
 )
 """Made once: each batch of events executes it."""
 
-SHOWN = 5
-"""Keys of different rows that are listed for each table."""
-
 Changes = Mapping[str, Sequence[Change]]
 """By table, one for each key."""
 
@@ -67,17 +65,6 @@ class Generation:
     state: State
     position: str | None
     events: int
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """How two generations of a table differ. ``examples``: keys of rows that do."""
-
-    table: str
-    missing: int
-    """Rows of the active generation that the other does not have, or not like that."""
-    added: int
-    examples: tuple[str, ...]
 
 
 class Generations:
@@ -235,7 +222,7 @@ class Generations:
             return None
         there_tables, here_tables = self._tables(there.number), self._tables(here.number)
         found = [
-            _difference(connection, name, table, here_tables[name]) for name, table in there_tables.items()
+            difference(connection, name, table, here_tables[name]) for name, table in there_tables.items()
         ]
         return [each for each in found if each.missing or each.added]
 
@@ -288,21 +275,3 @@ class Generations:
 
     def _is(self, generation: Generation) -> tuple[sa.ColumnElement[bool], ...]:
         return GENERATIONS.c.name == self.model.name, GENERATIONS.c.number == generation.number
-
-
-def _difference(connection: sa.Connection, name: str, old: sa.Table, new: sa.Table) -> Difference:
-    def only_in(one: sa.Table, other: sa.Table) -> sa.Subquery:
-        return sa.except_(sa.select(*one.columns), sa.select(*other.columns)).subquery()
-
-    missing, added = only_in(old, new), only_in(new, old)
-
-    def count(rows: sa.Subquery) -> int:
-        return connection.scalar(sa.select(sa.func.count()).select_from(rows)) or 0
-
-    key = [column.name for column in old.primary_key]
-    examples = {
-        " ".join(map(str, row))
-        for rows in (missing, added)
-        for row in connection.execute(sa.select(*(rows.c[each] for each in key)).limit(SHOWN))
-    }
-    return Difference(name, count(missing), count(added), tuple(sorted(examples)[:SHOWN]))

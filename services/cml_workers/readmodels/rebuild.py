@@ -11,7 +11,8 @@ import structlog
 from cml_workers.eventstore.following import Item, backoff, follow_from
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoreUnavailableError
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
-from cml_workers.readmodels.generations import Difference, Generation, Generations, State
+from cml_workers.readmodels.comparing import Difference
+from cml_workers.readmodels.generations import Generation, Generations, State
 from cml_workers.readmodels.writing import Writer
 
 log = structlog.get_logger(__name__)

@@ -19,6 +19,10 @@ class Database(Protocol):
         """Run a single statement that changes nothing, in one round trip; it may run twice."""
         ...
 
+    async def read_by_key(self, work: Work[T]) -> T:
+        """As ``read``, for a statement that finds a row by its key: where that takes microseconds, it is run at once."""
+        return await self.read(work)
+
     async def snapshot(self, work: Work[T]) -> T:
         """Run statements that change nothing and all see the same moment."""
         ...

@@ -7,9 +7,13 @@ from collections.abc import Callable
 
 from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailableError
 from cml_workers.eventstore.sqlite.file import EventFile
+from cml_workers.eventstore.sqlite.statements import last_position
 
 POLL_SECONDS = 0.05
-"""How often it looks."""
+"""How often it looks, at least."""
+SOONEST, BUSY_SECONDS = 0.002, 1.0
+"""How soon it looks again, for so long after a change: one seldom comes alone. The more events it has found, the later, as
+who follows is faster with many at once."""
 
 
 class Watcher:
@@ -47,10 +51,16 @@ class Watcher:
                 self._file.explained(),
                 contextlib.closing(self._file.connect()) as connection,
             ):
-                seen = None
-                while not self._closing.wait(POLL_SECONDS):
+                seen, last, looks = None, 0, 0
+                pause = POLL_SECONDS
+                while not self._closing.wait(pause):
+                    looks -= 1
+                    if looks <= 0:
+                        pause = POLL_SECONDS
                     if (version := connection.execute("PRAGMA data_version").fetchone()) != seen:
-                        seen = version
+                        before, last = last, last_position(connection)
+                        pause = min(SOONEST * max(last - before, 1), POLL_SECONDS)
+                        seen, looks = version, int(BUSY_SECONDS / pause)
                         try:
                             loop.call_soon_threadsafe(self._changed)
                         except RuntimeError:  # the loop is gone

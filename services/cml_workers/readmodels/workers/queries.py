@@ -40,7 +40,7 @@ class InvalidCursorError(ValueError):
 
 async def get_worker(database: Database, query: GetCMLWorker) -> Found | Problem:
     """The worker's row."""
-    view = await database.read(lambda connection: connection.scalar(_WORKER, {"id": query.worker_id}))
+    view = await database.read_by_key(lambda connection: connection.scalar(_WORKER, {"id": query.worker_id}))
     if view is None:
         missing = f"worker {query.worker_id} is not known, or not yet"
         return Problem.of(ProblemCode.WORKER_NOT_FOUND, missing, retryable=True)
@@ -49,7 +49,7 @@ async def get_worker(database: Database, query: GetCMLWorker) -> Found | Problem
 
 async def get_operation(database: Database, query: GetOperation) -> Found | Problem:
     """What became of a command."""
-    row = await database.read(
+    row = await database.read_by_key(
         lambda connection: connection.execute(_OPERATION, {"id": query.command_id}).first()
     )
     if row is None:
