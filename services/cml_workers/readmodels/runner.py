@@ -1,11 +1,11 @@
 """Keeps one read model up to date for as long as a process lives, and rebuilds it when its code has another version."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from cml_workers.eventstore.following import Following, backoff, follow_from
+from cml_workers.eventstore.following import Following, Item, backoff, follow_from
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.foundation.failures import ConfigurationError
@@ -17,6 +17,8 @@ from cml_workers.sql.port import Database
 
 log = structlog.get_logger(__name__)
 
+FEW, GATHERS = 100, 0.02
+"""After few items, how many seconds to gather more: a transaction costs more than an event, and what commands need is first."""
 REPORT_EVERY = 5.0
 """Seconds between two lines about a rebuild's progress."""
 
@@ -102,12 +104,17 @@ class Runner:
         await follow_from(
             self._store,
             self._writer.resumed,
-            self._writer.handle,
+            self._handle,
             prefix=WORKER_STREAMS,
             following=self.following,
             backoff=self._backoff,
             sleep=self._sleep,
         )
+
+    async def _handle(self, items: Sequence[Item]) -> None:
+        await self._writer.handle(items)
+        if len(items) < FEW:
+            await self._sleep(GATHERS)
 
     async def _active(self) -> Generation:
         active = await self._generations.active()

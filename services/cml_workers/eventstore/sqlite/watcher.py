@@ -11,7 +11,7 @@ from cml_workers.eventstore.sqlite.statements import last_position
 
 POLL_SECONDS = 0.05
 """How often it looks, at least."""
-SOONEST, BUSY_SECONDS = 0.005, 1.0
+SOONEST, BUSY_SECONDS = 0.003, 1.0
 """How soon it looks again, for so long after a change: one seldom comes alone. The more events it has found, the later, as
 who follows is faster with many at once."""
 
