@@ -1,11 +1,13 @@
 """What the environment may say, and what is said about it when it is wrong."""
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 
 from cml_workers.process.system import single_role, system
-from cml_workers.runtime.settings import SettingsError, load_settings
+from cml_workers.runtime.settings import Settings, SettingsError, load_settings, variable
 from support.running import unconfigured
 
 
@@ -40,12 +42,11 @@ async def test_who_may_command_is_asked_of_roles_and_of_no_client(
     ("name", "value", "said"),
     [
         ("CML_COMMAND_USERS", "foo", 'CML_COMMAND_USERS: must be JSON, e.g. {"portal": ["*"]}'),
-        ("CML_COMMAND_USERS", "", 'CML_COMMAND_USERS: must be JSON, e.g. {"portal": ["*"]}'),
         ("CML_COMMAND_USERS", '["portal"]', "CML_COMMAND_USERS: Input should be a valid dictionary"),
         ("CML_DEFAULT_TAGS", "a=1", 'CML_DEFAULT_TAGS: must be JSON, e.g. {"name": "value"}'),
         ("CML_ACTOR_TOKEN_KEYS", "secret", 'CML_ACTOR_TOKEN_KEYS: must be JSON, e.g. ["one", "another"]'),
         ("CML_OPERATOR_USERS", "[" * 100_000, 'CML_OPERATOR_USERS: must be JSON, e.g. ["one", "another"]'),
-        ("CML_WORKER_SUBNET_ID", "{", None),
+        ("CML_WORKER_KEY_NAME", "{", None),
         ("RABBITMQ_URL", "amqp://", "RABBITMQ_URL names no host: amqps://user:password@host:5671/"),
         ("RABBITMQ_URL", "http://nonsense", "RABBITMQ_URL must begin with amqp:// or amqps://"),
         ("CML_PREFETCH", "0", "CML_PREFETCH: Input should be greater than or equal to 1"),
@@ -76,7 +77,96 @@ def test_every_variable_that_is_wrong_is_named_at_once(monkeypatch: pytest.Monke
 
 def test_several_values_are_read_from_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CML_COMMAND_USERS", '{"portal": ["*"]}')
-    monkeypatch.setenv("CML_WORKER_SECURITY_GROUP_IDS", '["sg-1", "sg-2"]')
+    monkeypatch.setenv("CML_WORKER_SECURITY_GROUP_IDS", '["sg-11111111", "sg-22222222"]')
     loaded = load_settings()
     assert loaded.command_users == {"portal": frozenset({"*"})}
-    assert loaded.worker_security_group_ids == ("sg-1", "sg-2")
+    assert loaded.worker_security_group_ids == ("sg-11111111", "sg-22222222")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("CML_DEFAULT_TAGS", '{"AWS:x": "1"}', "tag key 'AWS:x' begins with a reserved prefix"),
+        ("CML_DEFAULT_TAGS", '{"": "1"}', "tag key '' has 0 characters"),
+        ("CML_DEFAULT_TAGS", json.dumps({"a": "x" * 300}), "the value of tag 'a' has 300 characters"),
+        ("CML_DEFAULT_TAGS", json.dumps({str(each): "" for each in range(60)}), "60 tags"),
+        ("CML_ALLOWED_REGIONS", '["everywhere"]', "String should match pattern"),
+        ("CML_ALLOWED_INSTANCE_TYPES", '["big"]', "String should match pattern"),
+        ("CML_DEFAULT_INSTANCE_TYPE", "big", "String should match pattern"),
+        ("CML_WORKER_AMI_IDS", '{"us-east-1": "cml-2.7"}', "String should match pattern"),
+        ("CML_WORKER_AMI_IDS", '{"here": "ami-11111111"}', "String should match pattern"),
+        ("CML_WORKER_AMI_NAMES", '{"us-east-1": ""}', "String should have at least 1 character"),
+        ("CML_WORKER_SECURITY_GROUP_IDS", '["default"]', "String should match pattern"),
+        ("CML_WORKER_SUBNET_ID", "{", "String should match pattern"),
+        (
+            "CML_COMMAND_USERS",
+            '{"portal": ["cml.worker.strat.v1"]}',
+            "'cml.worker.strat.v1' is no command; did you mean cml.worker.start.v1?",
+        ),
+    ],
+)
+def test_settings_are_held_to_the_rules_of_callers(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    """Whoever launches with them would get an instance that no command could have asked for, or none."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    (line,) = str(raised.value).splitlines()
+    assert line.startswith(name)
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("CML_ALOWED_REGIONS", "did you mean CML_ALLOWED_REGIONS?"),
+        ("cml_prefetsh", "did you mean CML_PREFETCH?"),
+        ("CML_RABBITMQ_URL", "there is no such setting"),
+        ("CML_ZZZZZZZZ", "see docs/configuration.md"),
+    ],
+)
+def test_a_misspelt_variable_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, said: str) -> None:
+    """It would be ignored without a word, and a launch in a forbidden region would go through."""
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("CML_PREFETCH", "many")
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    ours, other = str(raised.value).splitlines()
+    assert ours.startswith(f"{name}: there is no such setting")
+    assert said in ours
+    assert other.startswith("CML_PREFETCH: ")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CML_LIFECYCLE_PASSWORD",
+        "CML_WORKERS_IMAGE",
+        "CML_LIFECYCLE_SERVICE_HOST",
+        "CML_LIFECYCLE_SERVICE_PORT_HTTP",
+        "CML_EC2_PORT_8080_TCP_ADDR",
+    ],
+)
+def test_variables_of_the_deployment_and_of_kubernetes_are_none_of_ours(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "x")
+    load_settings()
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As compose files and Kubernetes pass what nobody has set."""
+    for name in Settings.model_fields:
+        monkeypatch.setenv(variable(name), "")
+    loaded = load_settings()
+    assert loaded == Settings()
+    assert loaded.data_dir == Path(".cml-workers")
+
+
+def test_a_default_that_no_command_may_ask_for_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CML_ALLOWED_INSTANCE_TYPES", '["m5.large"]')
+    with pytest.raises(SettingsError, match=r"^CML_DEFAULT_INSTANCE_TYPE: .* is not among"):
+        load_settings()
+    monkeypatch.setenv("CML_DEFAULT_INSTANCE_TYPE", "m5.large")
+    load_settings()

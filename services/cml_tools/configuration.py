@@ -7,7 +7,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from cml_tools.generated import write_or_check
-from cml_workers.runtime.settings import Settings
+from cml_workers.runtime.settings import Settings, variable
 
 _HEADER = """# Configuration
 
@@ -26,16 +26,11 @@ role, ...): <https://boto3.amazonaws.com/v1/documentation/api/latest/guide/crede
 """
 
 
-def variable(name: str, field: FieldInfo) -> str:
-    """The environment variable of a setting."""
-    return field.validation_alias if isinstance(field.validation_alias, str) else f"CML_{name.upper()}"
-
-
 def reference() -> str:
     """The page, in Markdown."""
     schemas = Settings.model_json_schema(by_alias=False)["properties"]
     rows = [
-        f"| `{variable(name, field)}` | {_kind(schemas[name])} | {_default(field)} | {_meaning(field)} |"
+        f"| `{variable(name)}` | {_kind(schemas[name])} | {_default(field)} | {_meaning(field)} |"
         for name, field in Settings.model_fields.items()
     ]
     return _HEADER + "\n".join(rows) + "\n" + _FOOTER

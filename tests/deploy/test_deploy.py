@@ -10,19 +10,18 @@ from typing import Any
 import pytest
 import yaml
 
-from cml_tools.configuration import variable
 from cml_tools.roles import secrets
 from cml_workers.ec2_adapter.power import POWERS
 from cml_workers.process.registry import ROLES
 from cml_workers.runtime.health import PORT
 from cml_workers.runtime.role import Part, Replicas
-from cml_workers.runtime.settings import Settings
+from cml_workers.runtime.settings import OF_OTHERS, Settings, variable
 from support.kurrentdb_standin import KurrentDbStandIn
 
 ROOT = Path(__file__).parents[2]
 PARTS = {Part.BUS: "rabbitmq", Part.STORE: "kurrentdb", Part.DATABASE: "postgresql", Part.EC2: "ec2"}
 """What each is in compose."""
-VARIABLES = {variable(name, field) for name, field in Settings.model_fields.items()}
+VARIABLES = {variable(name) for name in Settings.model_fields}
 OF_THE_PLATFORM = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "USER"}
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SECURED = yaml.safe_load((ROOT / "deploy/compose.secured.yml").read_text())
@@ -59,6 +58,14 @@ def test_in_compose_every_role_is_a_confined_service_of_its_own(role: str):
 def test_compose_sets_what_there_is_to_set(compose: dict[str, Any]):
     for role in (*ROLES, "cli"):
         assert compose["services"][role]["environment"].keys() <= VARIABLES | OF_THE_PLATFORM
+
+
+def test_what_compose_replaces_is_no_misspelt_setting():
+    """Whoever exports it for compose also runs the command line."""
+    files = (ROOT / "docker-compose.yml", *(ROOT / "deploy").glob("compose.*.yml"))
+    replaced = {name for path in files for name in re.findall(r"\$\{(CML_\w+)", path.read_text())}
+    assert replaced
+    assert {name for name in replaced - VARIABLES if not OF_OTHERS.fullmatch(name)} == set()
 
 
 @pytest.mark.parametrize("role", ROLES)

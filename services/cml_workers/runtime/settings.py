@@ -1,8 +1,11 @@
 """Configuration by environment, checked when a process starts; a part without its URL is embedded."""
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_origin
 from urllib.parse import urlsplit
@@ -11,6 +14,7 @@ from pydantic import (
     AnyUrl,
     Field,
     SecretStr,
+    StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -18,13 +22,27 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cml_workers.domain.policy import Access, Policy
+from cml_contracts.commands import COMMANDS, AmiId, InstanceType, Region, Tags, Text
+from cml_workers.domain.policy import EVERY_COMMAND, Access, Policy
 from cml_workers.foundation.failures import ConfigurationError
 
 
 class SettingsError(ConfigurationError):
     """The environment does not make a valid configuration; one line for each thing to fix."""
 
+
+PREFIX = "CML_"
+OF_OTHERS = re.compile(
+    r"CML_\w+_PASSWORD|CML_ACTOR_TOKEN_KEY|CML_(WORKERS|SIMULATOR)_IMAGE"
+    r"|CML_\w+_SERVICE_(HOST|PORT(_\w+)?)|CML_\w+_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
+)
+"""Variables that are no settings: what the files in ``deploy/`` replace, and what Kubernetes sets for services
+(https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables)."""
+
+SecurityGroupId = Annotated[str, StringConstraints(pattern=r"^sg-[0-9a-f]{8,17}$")]
+SubnetId = Annotated[str, StringConstraints(pattern=r"^subnet-[0-9a-f]{8,17}$")]
+KeyName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+"""https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateKeyPair.html"""
 
 _JSON_EXAMPLES: Mapping[Any, str] = {
     dict: '{"name": "value"}',
@@ -37,7 +55,8 @@ class Settings(BaseSettings):
     """Read from the environment; field ``x`` is ``CML_X`` unless it says otherwise."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CML_",
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
         enable_decoding=False,  # whose errors name no variable; see _json
         frozen=True,
         extra="ignore",
@@ -67,23 +86,23 @@ class Settings(BaseSettings):
 
     deployment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "default"
     """Name of this fleet, of which an AWS account may have only one; its instances carry it as tag cml:deployment."""
-    worker_ami_ids: dict[str, str] = {}
+    worker_ami_ids: dict[Region, AmiId] = {}
     """JSON object: region to AMI id."""
-    worker_ami_names: dict[str, str] = {}
+    worker_ami_names: dict[Region, Text] = {}
     """JSON object: region to AMI name, for regions without an id."""
-    worker_security_group_ids: tuple[str, ...] = ()
+    worker_security_group_ids: tuple[SecurityGroupId, ...] = ()
     """JSON array: security groups of new instances; empty: the default one of their network."""
-    worker_subnet_id: str | None = None
+    worker_subnet_id: SubnetId | None = None
     """Subnet of new instances; unset: EC2 chooses."""
-    worker_key_name: str | None = None
+    worker_key_name: KeyName | None = None
     """Key pair of new instances; unset: none."""
-    default_instance_type: str = "c5.2xlarge"
+    default_instance_type: InstanceType = "c5.2xlarge"
     """Instance type of a create that names none."""
-    default_tags: dict[str, str] = {}
+    default_tags: Tags = {}
     """JSON object: tags of every new instance, beside those of its create."""
-    allowed_regions: frozenset[str] = frozenset()
+    allowed_regions: frozenset[Region] = frozenset()
     """JSON array; empty: every region."""
-    allowed_instance_types: frozenset[str] = frozenset()
+    allowed_instance_types: frozenset[InstanceType] = frozenset()
     """JSON array; empty: every type."""
     visibility_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 300
     """How long a new instance may be invisible in EC2 before it counts as gone."""
@@ -147,10 +166,18 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name} must begin with {' or '.join(schemes)}")
         if self.rabbitmq_url is not None and not urlsplit(self.rabbitmq_url.get_secret_value()).hostname:
             raise ValueError("RABBITMQ_URL names no host: amqps://user:password@host:5671/")
+        types = {EVERY_COMMAND, *COMMANDS}
+        unknown = sorted(frozenset().union(*self.command_users.values()) - types)
+        if unknown:
+            raise ValueError(
+                f"CML_COMMAND_USERS: {unknown[0]!r} is no command{_did_you_mean(unknown[0], types)}"
+            )
+        if self.allowed_instance_types and self.default_instance_type not in self.allowed_instance_types:
+            raise ValueError(
+                f"CML_DEFAULT_INSTANCE_TYPE: {self.default_instance_type} is not among CML_ALLOWED_INSTANCE_TYPES"
+            )
         if any(len(key.get_secret_value()) < 32 for key in self.actor_token_keys):
             raise ValueError("CML_ACTOR_TOKEN_KEYS must have at least 32 characters each")
-        if any(key.startswith(("cml:", "aws:")) for key in self.default_tags):
-            raise ValueError("CML_DEFAULT_TAGS must not use the reserved prefixes cml: and aws:")
         return self
 
     def check_roles(self) -> None:
@@ -193,21 +220,56 @@ class Settings(BaseSettings):
         )
 
 
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    alias = Settings.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else f"{PREFIX}{name.upper()}"
+
+
 def load_settings() -> Settings:
-    """The settings of this process's environment. Raises SettingsError."""
+    """The settings of this process's environment; an empty variable counts as unset.
+
+    Raises:
+        SettingsError: a value is wrong, or a variable begins like ours and is none of them: misspelt, it would do nothing.
+    """
+    lines = _misspelt()
     try:
-        return Settings()
+        settings = Settings()
     except ValidationError as error:
-        lines = [
-            f"{_variable(problem['loc'])}{problem['msg'].removeprefix('Value error, ')}"
+        lines += [
+            f"{_where(problem['loc'])}{problem['msg'].removeprefix('Value error, ')}"
             for problem in error.errors(include_url=False, include_input=False)
         ]
         raise SettingsError("\n".join(lines)) from error
+    if lines:
+        raise SettingsError("\n".join(lines))
+    return settings
 
 
-def _variable(location: tuple[int | str, ...]) -> str:
+def _misspelt() -> list[str]:
+    """What is wrong with variables that begin like ours; in any case, as settings are read."""
+    known = {variable(name) for name in Settings.model_fields}
+    found = []
+    for name in sorted(os.environ):
+        if (
+            name.upper().startswith(PREFIX)
+            and name.upper() not in known
+            and not OF_OTHERS.fullmatch(name.upper())
+        ):
+            hint = _did_you_mean(name.upper(), known) or "; see docs/configuration.md"
+            found.append(f"{name}: there is no such setting{hint}")
+    return found
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    nearest = get_close_matches(name, known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _where(location: tuple[int | str, ...]) -> str:
     """What an error begins with; one that is of several settings names them itself."""
     if not location:
         return ""
     name = str(location[0])
-    return f"{name if name.isupper() else f'CML_{name.upper()}'}: "
+    within = "".join(f"[{part}]" for part in location[1:] if part != "[key]")
+    return f"{name if name.isupper() else f'{PREFIX}{name.upper()}'}{within}: "
