@@ -30,7 +30,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from cml_contracts.amqp import outage
-from cml_contracts.commands import WorkerCommand, as_command_id
+from cml_contracts.commands import WorkerCommand
 from cml_contracts.deadletters import OperatorRequest
 from cml_contracts.envelope import JSON, EventEnvelope
 from cml_contracts.queries import (
@@ -43,6 +43,7 @@ from cml_contracts.queries import (
     WorkerView,
 )
 from cml_contracts.results import OperationResult
+from cml_contracts.texts import as_command_id
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import (
     COMMANDS_EXCHANGE,

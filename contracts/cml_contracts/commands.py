@@ -8,94 +8,12 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from pydantic import AfterValidator, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import Field
 
-from cml_contracts.instance import RESERVED_TAG_PREFIX
 from cml_contracts.model import Strict
-
-MAX_TAGS = 50
-"""Tags an EC2 resource can have, ours included (EC2 user guide, *Tag restrictions*)."""
-
-MAX_TAG_KEY = 128
-MAX_TAG_VALUE = 256
-"""Characters, likewise."""
-MAX_REGION = 32
-MAX_COMMAND_ID = 200
-MAX_PROPERTY = 255
-"""Bytes of a property of an AMQP message (AMQP 0-9-1, *short string*)."""
+from cml_contracts.texts import Actor, AmiId, InstanceId, InstanceType, Reason, Region, Tags, Text
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers")
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("must not contain control characters")
-    return text
-
-
-def _without_spaces(text: str) -> str:
-    if " " in text:
-        raise ValueError("must not contain spaces")
-    return text
-
-
-def as_property(text: str) -> str:
-    """A text that has been, or will be, a property of an AMQP message. Raises ValueError."""
-    if len(text.encode()) > MAX_PROPERTY:
-        raise ValueError(f"must not have more than {MAX_PROPERTY} bytes, as an AMQP property")
-    return text
-
-
-def _usable_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
-    for key, value in tags.items():
-        if not 1 <= len(key) <= MAX_TAG_KEY:
-            raise ValueError(
-                f"tag key {key[:32]!r} has {len(key)} characters; 1 to {MAX_TAG_KEY} are allowed"
-            )
-        if len(value) > MAX_TAG_VALUE:
-            raise ValueError(
-                f"the value of tag {key!r} has {len(value)} characters; at most {MAX_TAG_VALUE} are allowed"
-            )
-        if key.lower().startswith("aws:") or key.lower().startswith(RESERVED_TAG_PREFIX):
-            raise ValueError(f"tag key {key!r} begins with a reserved prefix (aws: or {RESERVED_TAG_PREFIX})")
-        if not (key + value).isprintable():
-            raise ValueError(f"tag {key!r} contains control characters")
-    if len(tags) > MAX_TAGS:
-        raise ValueError(f"{len(tags)} tags; at most {MAX_TAGS} are allowed")
-    return tags
-
-
-Text = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
-CommandId = Annotated[
-    str,
-    StringConstraints(min_length=1, max_length=MAX_COMMAND_ID),
-    AfterValidator(_printable),
-    AfterValidator(_without_spaces),
-    AfterValidator(as_property),
-]
-"""The AMQP ``message_id`` of a command."""
-_COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
-Actor = Text
-"""An opaque id of who sent it; no personal data."""
-Reason = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_printable)]
-Region = Annotated[
-    str, StringConstraints(pattern=r"^[a-z]{2,3}(-[a-z]+)+-[0-9]{1,2}$", max_length=MAX_REGION)
-]
-InstanceType = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]*\.[a-z0-9-]+$", max_length=64)]
-AmiId = Annotated[str, StringConstraints(pattern=r"^ami-[0-9a-f]{8,17}$")]
-InstanceId = Annotated[str, StringConstraints(pattern=r"^i-[0-9a-f]{8,17}$")]
-Tags = Annotated[dict[str, str], AfterValidator(_usable_tags)]
-
-
-def as_command_id(text: str) -> str:
-    """The text, if it can be a command id. Raises ValueError."""
-    try:
-        return _COMMAND_ID.validate_python(text)
-    except ValidationError as error:
-        raise ValueError(
-            f"a command id has 1 to {MAX_COMMAND_ID} printable characters without spaces, "
-            f"and at most {MAX_PROPERTY} bytes"
-        ) from error
 
 
 class CreateCMLWorker(Strict):

@@ -11,8 +11,8 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from cml_contracts.commands import Actor, Reason, Text
 from cml_contracts.model import Strict, Tolerant
+from cml_contracts.texts import Actor, Reason, Text
 
 
 class DeadLetterState(StrEnum):

@@ -7,10 +7,10 @@ from uuid import UUID
 
 from pydantic import Field
 
-from cml_contracts.commands import CommandId, Region, Text
 from cml_contracts.instance import CMLWorkerInstanceDto, WorkerStatus
 from cml_contracts.model import Strict, Tolerant
 from cml_contracts.results import OperationResult
+from cml_contracts.texts import CommandId, Region, Text
 
 
 class GetCMLWorker(Strict):

@@ -84,7 +84,7 @@ def _roles() -> dict[str, Room]:
 
 ROOMS: Mapping[str, Room] = {
     "roots": Room(modules=(), library=PURE),
-    "contracts": Room(modules=("cml_contracts",), packages=("pydantic",), library=PURE),
+    "contracts": Room(modules=("cml_contracts",), packages=("pydantic", "pydantic_core"), library=PURE),
     "contracts.client": Room(
         modules=("cml_contracts.client", "cml_contracts.amqp"),
         imports=("contracts",),

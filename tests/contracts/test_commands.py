@@ -44,6 +44,46 @@ def test_a_create_that_ec2_or_we_could_not_honour_is_refused(field: str, value: 
         CreateCMLWorker.model_validate(CREATE | {field: value})
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Gruppe \N{LATIN SMALL LETTER O WITH DIAERESIS}",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # Persian, with a ZWNJ
+        "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{PERSONAL COMPUTER}",
+        "\N{WAVING BLACK FLAG}\N{TAG LATIN SMALL LETTER G}\N{TAG LATIN SMALL LETTER B}\N{CANCEL TAG}",
+    ],
+)
+def test_names_and_tags_of_every_language_are_taken(name: str):
+    taken = CreateCMLWorker.model_validate(CREATE | {"name": name, "tags": {name: name}})
+    assert (taken.name, taken.tags) == (name, {name: name})
+
+
+@pytest.mark.parametrize("trick", ["\N{RIGHT-TO-LEFT OVERRIDE}", "\N{ZERO WIDTH SPACE}", "\x1b[2J", "\x7f"])
+def test_what_shows_something_else_than_it_says_is_refused(trick: str):
+    for wrong in ({"name": f"a{trick}b"}, {"tags": {"k": f"a{trick}b"}}):
+        with pytest.raises(ValidationError, match="control characters"):
+            CreateCMLWorker.model_validate(CREATE | wrong)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("aws_region", "nowhere", "must be an AWS region, such as us-east-1"),
+        ("aws_region", "us-east-1\n", "must be an AWS region, such as us-east-1"),
+        ("instance_type", "large", "must be an EC2 instance type, such as c5.2xlarge"),
+        (
+            "ami_id",
+            "ami-XYZ",
+            "must be the id of an image: ami- and 8 to 17 hexadecimal digits in lower case",
+        ),
+    ],
+)
+def test_errors_describe_a_form_in_words(field: str, value: str, said: str):
+    with pytest.raises(ValidationError) as raised:
+        CreateCMLWorker.model_validate(CREATE | {field: value})
+    assert said in str(raised.value)
+
+
 @pytest.mark.parametrize("missing", ["name", "aws_region", "created_by"])
 def test_required_fields_are_required(missing: str):
     with pytest.raises(ValidationError):

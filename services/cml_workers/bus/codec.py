@@ -7,9 +7,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import BaseModel, ValidationError
 
-from cml_contracts.commands import as_command_id
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_contracts.texts import as_command_id
 from cml_workers.bus.port import Message, Outgoing
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.history import ReplyAddress

@@ -4,11 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from uuid import UUID
 
-from cml_contracts.commands import (
-    MAX_TAGS,
-    CreateCMLWorker,
-    ImportCMLWorker,
-)
+from cml_contracts.commands import CreateCMLWorker, ImportCMLWorker
 from cml_contracts.events import (
     LaunchRequested,
     TagsUpdateRequested,
@@ -23,6 +19,7 @@ from cml_contracts.instance import (
     LaunchParameters,
 )
 from cml_contracts.results import ProblemCode
+from cml_contracts.texts import MAX_TAGS
 from cml_workers.domain.decisions import (
     Lookup,
     RejectedError,

@@ -10,8 +10,11 @@ from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, SerializeAsAny, model_validator
 
-from cml_contracts.commands import (
-    COMMANDS,
+from cml_contracts.commands import COMMANDS, WorkerCommand
+from cml_contracts.instance import Ec2Instance
+from cml_contracts.model import Tolerant
+from cml_contracts.results import Problem
+from cml_contracts.texts import (
     MAX_REGION,
     MAX_TAG_KEY,
     MAX_TAG_VALUE,
@@ -19,12 +22,8 @@ from cml_contracts.commands import (
     InstanceId,
     Region,
     Text,
-    WorkerCommand,
     as_property,
 )
-from cml_contracts.instance import Ec2Instance
-from cml_contracts.model import Tolerant
-from cml_contracts.results import Problem
 from cml_workers.domain.history import ReplyAddress
 
 MAX_INTERNAL_BODY = 1024 * 1024

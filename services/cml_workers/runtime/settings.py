@@ -22,7 +22,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cml_contracts.commands import COMMANDS, AmiId, InstanceType, Region, Tags, Text
+from cml_contracts.commands import COMMANDS
+from cml_contracts.texts import AmiId, Form, InstanceType, Region, Tags, Text
 from cml_workers.domain.policy import EVERY_COMMAND, Access, Policy
 from cml_workers.foundation.failures import ConfigurationError
 
@@ -39,8 +40,12 @@ OF_OTHERS = re.compile(
 """Variables that are no settings: what the files in ``deploy/`` replace, and what Kubernetes sets for services
 (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables)."""
 
-SecurityGroupId = Annotated[str, StringConstraints(pattern=r"^sg-[0-9a-f]{8,17}$")]
-SubnetId = Annotated[str, StringConstraints(pattern=r"^subnet-[0-9a-f]{8,17}$")]
+SecurityGroupId = Annotated[
+    str, Form(r"sg-[0-9a-f]{8,17}", "the id of a security group: sg- and hexadecimal digits")
+]
+SubnetId = Annotated[
+    str, Form(r"subnet-[0-9a-f]{8,17}", "the id of a subnet: subnet- and hexadecimal digits")
+]
 KeyName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 """https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateKeyPair.html"""
 
@@ -84,7 +89,10 @@ class Settings(BaseSettings):
     ec2_transition_seconds: Annotated[float, Field(ge=0, le=600)] = 1.0
     """How long the simulator's instances take to change their state."""
 
-    deployment: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")] = "default"
+    deployment: Annotated[
+        str,
+        Form("[a-z0-9][a-z0-9-]{0,62}", "a name of at most 63 characters: a-z, 0-9 and -, and not - first"),
+    ] = "default"
     """Name of this fleet, of which an AWS account may have only one; its instances carry it as tag cml:deployment."""
     worker_ami_ids: dict[Region, AmiId] = {}
     """JSON object: region to AMI id."""
