@@ -28,7 +28,8 @@ from cml_contracts.events import TagsUpdated, TagsUpdateRequested, WorkerEvent
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import append
-from cml_workers.readmodels.generations import Generation, Generations
+from cml_workers.readmodels.generation import Generation
+from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.model import active
 from cml_workers.readmodels.rebuild import Progress, Rebuild, Rebuilt
 from cml_workers.readmodels.runner import Runner

@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from cml_workers.readmodels.changes import Change, Put, Remove
-from cml_workers.readmodels.generations import CheckpointMovedError, Generation, Generations, State
+from cml_workers.readmodels.generation import Generation, State
+from cml_workers.readmodels.generations import CheckpointMovedError, Generations, NewerReadModelError
 from cml_workers.readmodels.model import ReadModel, active
 from cml_workers.sql.port import Database
 from support.projecting import DATABASES, a_database
@@ -207,24 +208,58 @@ async def test_retired_tables_are_dropped_and_no_others(subject: Subject):
     assert await subject.names() == []
 
 
+async def test_no_number_comes_again(subject: Subject):
+    """Whoever still knows it would write into the tables of another."""
+    await subject.first()
+    for _ in range(3):
+        new = await subject.generations.begin()
+        await subject.generations.drop(new)
+        assert await subject.generations.numbered(new.number) is None
+        with pytest.raises(CheckpointMovedError):
+            await subject.put(new, "p1", _1="late")
+        assert (await subject.generations.begin()).number == new.number + 1
+
+
+async def test_a_temporary_one_is_nobody_elses_and_goes_when_the_next_begins(subject: Subject):
+    await subject.first()
+    unfinished = await subject.generations.begin()
+    ours = await subject.put(await subject.generations.begin(temporary=True), "p1", _1="ours")
+    assert await subject.generations.drop() == []
+    assert await subject.generations.begin() == unfinished
+    assert await subject.generations.numbered(ours.number) is None
+
+
+async def test_what_a_newer_version_begins_is_left_alone(subject: Subject):
+    await subject.first()
+    newer = Generations(replace(MODEL, version=MODEL.version + 1), subject.database)
+    theirs = await newer.begin()
+    for temporary in (True, False):
+        with pytest.raises(NewerReadModelError, match="version 4 is building"):
+            await subject.generations.begin(temporary=temporary)
+    assert await newer.begin() == theirs
+
+
 async def test_a_copy_of_the_active_generation_does_not_change(subject: Subject):
     assert await subject.generations.copy() is None
     old = await subject.put(await subject.first(), "p1", _1="one", _2="two")
+    begun = await subject.generations.begin()
     copy = await subject.generations.copy()
-    assert copy == replace(old, number=copy.number if copy else 0, state=State.RETIRED)
+    assert copy == replace(old, number=copy.number if copy else 0, state=State.TEMPORARY)
     await subject.put(old, "p2", _2="moved")
-    new = await subject.put(await subject.generations.begin(), "p1", _1="one", _2="two")
+    new = await subject.put(begun, "p1", _1="one", _2="two")
     assert await subject.generations.compare(new, copy) == []
-    assert copy.number in await subject.generations.drop()
+    assert await subject.generations.drop() == []
+    assert await subject.generations.drop(copy) == [copy.number]
     assert await subject.generations.compare(new, copy) is None
     assert await subject.names() == ["one", "moved"]
 
 
 async def test_generations_are_compared_at_one_position(subject: Subject):
     old = await subject.put(await subject.first(), "p1", _1="same", _2="old", _3="gone")
+    begun = await subject.generations.begin()
     copy = await subject.generations.copy()
     assert copy is not None
-    new = await subject.put(await subject.generations.begin(), "p0", _1="same", _2="new")
+    new = await subject.put(begun, "p0", _1="same", _2="new")
     assert await subject.generations.compare(new, copy) is None
     new = await subject.put(new, "p1", _4="more")
     (found,) = await subject.generations.compare(new, copy) or ()

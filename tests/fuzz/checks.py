@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import sqlalchemy as sa
 
-from cml_workers.readmodels.generations import GENERATIONS
+from cml_workers.readmodels.generation import GENERATIONS
 from cml_workers.relay.main import FOLLOWER as RELAY
 from cml_workers.relay.relay import SAVE_EVERY
 from cml_workers.sql.database import load_checkpoint, open_database, transaction

@@ -13,7 +13,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cml_workers.deadletters import archive
-from cml_workers.readmodels.generations import GENERATIONS, Generation, Generations, State
+from cml_workers.readmodels.generation import GENERATIONS, Generation, State
+from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import TABLES, VERSION, WORKERS

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -11,8 +13,10 @@ import sqlalchemy as sa
 from cml_contracts.events import TagsUpdated, TagsUpdateRequested
 from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import NewEvent
+from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
-from cml_workers.readmodels.generations import Generations
+from cml_workers.readmodels.generation import State
+from cml_workers.readmodels.generations import Generations, NewerReadModelError
 from cml_workers.readmodels.model import active
 from cml_workers.readmodels.rebuild import Progress, Rebuild, SupersededError
 from cml_workers.readmodels.workers import WORKERS_VIEW
@@ -213,6 +217,59 @@ async def test_one_that_never_rests_is_compared_all_the_same(
     assert rebuilt.switched
     await projected.catch_up()
     assert (await projected.active()).events == len(await projected.stored())
+
+
+async def test_verifying_leaves_an_unfinished_rebuild_alone(projected: Projected):
+    """It would drop what a projector fills, or what was prepared for the next version of the program."""
+    await projected.workers(2, CREATED, LAUNCH, LAUNCHED)
+    await projected.catch_up()
+    prepared = (await Rebuild(projected.store, projected.generations, switch=False).run()).generation
+    assert prepared.state is State.BUILDING
+    verified = await Rebuild(projected.store, projected.generations, switch=False, keep=False).run()
+    assert verified.differences == []
+    assert await projected.generations.begin() == prepared
+    assert (await Rebuild(projected.store, projected.generations).run()).generation.number == prepared.number
+
+
+async def test_an_older_program_never_writes_into_a_newer_ones_tables(
+    projected: Projected, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("cml_workers.readmodels.rebuild.BATCH", 4)
+    await projected.workers(5, CREATED, LAUNCH, LAUNCHED)
+    await projected.catch_up()
+    newer = Generations(replace(WORKERS_VIEW, version=WORKERS_VIEW.version + 1), projected.database)
+
+    class Late(Dying):
+        async def _call(self) -> None:
+            self.calls -= 1
+            if not self.calls:
+                await newer.begin()
+
+    for calls in range(2, 7):
+        older = Generations(WORKERS_VIEW, Late(projected.database, calls))
+        with pytest.raises((SupersededError, NewerReadModelError)):
+            await Rebuild(projected.store, older, backoff=lambda _: 0.001).run()
+        theirs = await newer.begin()
+        assert (theirs.position, theirs.events) == (None, 0)
+        await newer.drop(theirs)
+
+
+async def test_a_store_that_was_restored_is_rebuilt_from(
+    projected: Projected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The active generation's position is not in it; what is followed from there says: rebuild."""
+    monkeypatch.setattr("cml_workers.readmodels.rebuild.PATIENCE", 0.3)
+    await projected.workers(3, CREATED, LAUNCH, LAUNCHED)
+    await projected.catch_up()
+    restored = SqliteEventStore(tmp_path / "restored.sqlite3")
+    try:
+        beside = Projected(restored, projected.database)
+        await beside.workers(1, CREATED, LAUNCH)
+        rebuilt = await Rebuild(restored, projected.generations).run()
+        assert (rebuilt.differences, rebuilt.switched, rebuilt.generation.events) == (None, True, 2)
+        assert len(await projected.names()) == 1
+    finally:
+        await restored.close()
 
 
 async def test_of_two_rebuilds_at_once_one_ends(projected: Projected):

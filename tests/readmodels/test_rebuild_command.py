@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+import typer
 
+from cml_workers.cli import terminal
+from cml_workers.cli.rebuild import rebuild as rebuild_command
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.readmodels.rebuild import Rebuild, SupersededError
 from cml_workers.readmodels.workers.tables import WORKERS
 from support.projecting import CREATED, LAUNCH, LAUNCHED, Projected, opened
 from support.running import COMMAND, unconfigured
@@ -60,3 +64,18 @@ def test_differences_are_shown_and_gone_afterwards(folder: Path):
 def test_a_read_model_that_there_is_not_is_said_to_be_so(folder: Path):
     done = rebuild(folder, "nothing")
     assert (done.returncode, "there are: workers" in done.stderr) == (2, True)
+
+
+def test_one_that_another_has_replaced_is_said_to_be_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    async def superseded(_: Rebuild) -> None:
+        raise SupersededError("another rebuild has replaced this one; run it again")
+
+    monkeypatch.setattr(Rebuild, "run", superseded)
+    monkeypatch.setattr(terminal, "configure_logging", lambda _: None)
+    monkeypatch.setenv("CML_DATA_DIR", str(folder))
+    with pytest.raises(typer.Exit) as raised:
+        rebuild_command("workers", verify=True)
+    assert raised.value.exit_code == 1
+    assert "run it again" in capsys.readouterr().err

@@ -10,10 +10,11 @@ import sqlalchemy as sa
 
 from cml_workers.domain.worker import Worker
 from cml_workers.readmodels.changes import Change, Put
-from cml_workers.readmodels.generations import Generation, Generations
+from cml_workers.readmodels.generation import Generation
+from cml_workers.readmodels.generations import Generations, NewerReadModelError
 from cml_workers.readmodels.model import ReadModel, active
 from cml_workers.readmodels.rebuild import Rebuild
-from cml_workers.readmodels.runner import NewerReadModelError, Runner
+from cml_workers.readmodels.runner import Runner
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from support.projecting import CREATED, LAUNCH, LAUNCHED, Projected
 

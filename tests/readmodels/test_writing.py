@@ -9,7 +9,8 @@ from cml_contracts.events import WorkerEvent
 from cml_workers.eventstore.port import StoreUnavailableError
 from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.readmodels.folding import Folding
-from cml_workers.readmodels.generations import CheckpointMovedError, Generation
+from cml_workers.readmodels.generation import Generation
+from cml_workers.readmodels.generations import CheckpointMovedError
 from cml_workers.readmodels.workers.fold import worker_row
 from cml_workers.readmodels.workers.queries import operation, worker
 from cml_workers.readmodels.writing import NotResumedError

@@ -14,7 +14,8 @@ from cml_contracts.queries import OperationView, WorkerView
 from cml_workers.domain.worker import Worker, evolve
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import decode, worker_of
-from cml_workers.readmodels.generations import GENERATIONS, Generation, Generations, State
+from cml_workers.readmodels.generation import GENERATIONS, Generation, State
+from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS

@@ -22,7 +22,8 @@ from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, append, load
 from cml_workers.projector.queries import Queries
-from cml_workers.readmodels.generations import Generation, Generations
+from cml_workers.readmodels.generation import Generation
+from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.model import ReadModel
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.writing import Writer

@@ -3,6 +3,7 @@
 The RabbitMQ adapter and the simulation both settle deliveries by it.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from cml_workers.bus.port import Ack, CallerRefusesError, DeadLetter, Retry, Verdict
@@ -45,6 +46,10 @@ def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: in
     return Settlement(verdict, faults)
 
 
+LATER = (5, 15)
+"""After how many attempts the next delay of ``RETRY_DELAYS`` is taken."""
+
+
 def _fault(queue: Queue, faults: int, reason: str) -> Verdict:
     """Retry it, up to ``MAX_FAULTS`` times; a queue without retries dead-letters it at once."""
     if queue is DEAD_LETTER_QUEUE or (queue.retries and faults < MAX_FAULTS):
@@ -55,5 +60,5 @@ def _fault(queue: Queue, faults: int, reason: str) -> Verdict:
 def retry_delay(seconds: int | None, attempt: int) -> int:
     """The shortest delay of a retry queue that is long enough; by default 1 s, then 5 s, then 30 s."""
     if seconds is None:
-        return RETRY_DELAYS[0] if attempt < 5 else RETRY_DELAYS[1] if attempt < 15 else RETRY_DELAYS[2]
+        return RETRY_DELAYS[min(bisect_right(LATER, attempt), len(RETRY_DELAYS) - 1)]
     return next((delay for delay in RETRY_DELAYS if delay >= seconds), RETRY_DELAYS[-1])

@@ -31,7 +31,8 @@ def rebuild(
     program's read model has another version than the one in use, the new tables are only prepared: the projector of this
     version goes on with them when it starts. An interrupted rebuild is resumed.
     """
-    from cml_workers.readmodels.registry import READ_MODELS  # noqa: PLC0415 - see above
+    from cml_workers.readmodels.rebuild import SupersededError  # noqa: PLC0415 - see above
+    from cml_workers.readmodels.registry import READ_MODELS  # noqa: PLC0415
 
     models = [model for model in READ_MODELS if name in (None, model.name)]
     if not models:
@@ -40,7 +41,10 @@ def rebuild(
             USAGE,
         )
     settings = configured()
-    done = [run_to_end(_rebuilt(settings, model, verify=verify)) for model in models]
+    try:
+        done = [run_to_end(_rebuilt(settings, model, verify=verify)) for model in models]
+    except SupersededError as error:
+        fail(str(error), NOT_DONE)
     if as_json:
         print_json([_as_json(each) for each in done])
     else:

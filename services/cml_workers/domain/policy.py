@@ -4,14 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+VISIBILITY_GRACE = timedelta(minutes=5)
+"""How long a new instance may be invisible before that means it is gone: EC2 is eventually consistent, and AWS advises this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the deployment prescribes. Empty allow-lists allow everything.
-
-    ``visibility_grace``: how long a new instance may be invisible before that means it is gone (EC2's
-    eventual consistency; 5 minutes by AWS's own advice).
-    """
+    """What the deployment prescribes. Empty allow-lists allow everything."""
 
     deployment: str = "default"
     ami_ids: Mapping[str, str] = field(default_factory=dict)
@@ -23,7 +22,7 @@ class Policy:
     key_name: str | None = None
     allowed_regions: frozenset[str] = frozenset()
     allowed_instance_types: frozenset[str] = frozenset()
-    visibility_grace: timedelta = timedelta(minutes=5)
+    visibility_grace: timedelta = VISIBILITY_GRACE
 
 
 EVERY_COMMAND = "*"

@@ -54,7 +54,7 @@ class Batcher(Generic[K, V]):
         return (await asyncio.shield(batch.answers)).get(key)
 
     async def _together(self, batch: _Batch[K, V]) -> Mapping[K, V]:
-        if self._pause is not None:
+        if self._pause is not None and not self._pause.done():
             await asyncio.shield(self._pause)
         if self._open is batch:
             self._open = None

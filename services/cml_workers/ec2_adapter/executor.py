@@ -19,6 +19,7 @@ from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_contracts.results import ProblemCode
 from cml_workers.bus.codec import BadMessageError
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, Retry, Verdict
+from cml_workers.domain.policy import VISIBILITY_GRACE
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.acting import Acting
 from cml_workers.ec2_adapter.agenda import Agenda
@@ -55,7 +56,7 @@ class Executor:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         random: Callable[[], float],
         limits: Mapping[str, Bucket] | None = AWS_LIMITS,
-        visibility_grace: timedelta = timedelta(minutes=5),
+        visibility_grace: timedelta = VISIBILITY_GRACE,
         authentication_grace: timedelta = timedelta(minutes=1),
         fresh: timedelta = FRESH,
         takeover: timedelta = TAKEOVER,

@@ -5,32 +5,19 @@ active generation through views, which change with it in one transaction: see ``
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
+from dataclasses import asdict, replace
 from functools import partial
 
 import sqlalchemy as sa
+from sqlalchemy.exc import ProgrammingError
 
+from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.readmodels.changes import Change, Put, Remove
 from cml_workers.readmodels.comparing import Difference, difference
+from cml_workers.readmodels.generation import GENERATIONS, Generation, State
 from cml_workers.readmodels.model import ReadModel, active, generation_table
 from cml_workers.sql.port import Database
-from cml_workers.sql.schema import METADATA, alone, upsert
-
-GENERATIONS = sa.Table(
-    "read_model_generations",
-    METADATA,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("version", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("position", sa.String(64), nullable=True),
-    sa.Column("events", sa.Integer, nullable=False),
-)
-_ACTIVE = GENERATIONS.c.state == "active"
-sa.Index(
-    "one_active_generation", GENERATIONS.c.name, unique=True, sqlite_where=_ACTIVE, postgresql_where=_ACTIVE
-)
+from cml_workers.sql.schema import alone, upsert
 
 _MOVE = sa.update(GENERATIONS).where(
     GENERATIONS.c.name == sa.bindparam("seen_name"),
@@ -44,27 +31,12 @@ Changes = Mapping[str, Sequence[Change]]
 """By table, one for each key."""
 
 
-class State(StrEnum):
-    """``BUILDING``: filled from the beginning; ``ACTIVE``: what queries see; ``RETIRED``: about to be dropped."""
-
-    BUILDING = "building"
-    ACTIVE = "active"
-    RETIRED = "retired"
+class NewerReadModelError(ConfigurationError):
+    """A newer version of the system owns the tables."""
 
 
 class CheckpointMovedError(ConnectionError):
     """Somebody else has written these rows, or they are no longer the ones to write: resume from what is saved."""
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """Tables as they were last seen. ``position``: up to where their rows are; ``events``: how many made them."""
-
-    number: int
-    version: int
-    state: State
-    position: str | None
-    events: int
 
 
 class Generations:
@@ -82,9 +54,14 @@ class Generations:
         """A generation as it is now; None if it is gone."""
         return await self._database.read(partial(self._find, number=number))
 
-    async def begin(self) -> Generation:
-        """The one to be filled: an unfinished one of this version, else a new one without rows."""
-        return await self._database.write(self._begin)
+    async def begin(self, *, temporary: bool = False) -> Generation:
+        """The one to be filled: an unfinished one of this version, else a new one without rows; temporary ones of others go.
+
+        ``temporary``: one that nobody else resumes, sees or drops, but for whoever begins next.
+
+        Raises NewerReadModelError.
+        """
+        return await self._database.write(partial(self._begin, temporary=temporary))
 
     async def write(
         self, generation: Generation, changes: Changes, position: str | None, events: int = 0
@@ -103,12 +80,15 @@ class Generations:
         return generation.version == self.model.version or generation.version in self.model.usable
 
     async def copy(self) -> Generation | None:
-        """The active generation as it is now, to compare another one with: retired from the beginning. None if there is none."""
+        """A temporary copy of the active generation as it is now, to compare another one with; None if there is none."""
         return await self._database.write(self._copy)
 
     async def compare(self, generation: Generation, copy: Generation) -> Sequence[Difference] | None:
         """How it differs from a copy; None if the two are not at the same position, or the copy is gone."""
-        return await self._database.snapshot(partial(self._compare, generation, copy))
+        try:
+            return await self._database.snapshot(partial(self._compare, generation, copy))
+        except ProgrammingError:  # dropped between two statements, of which each sees the tables there are
+            return None
 
     async def switch(self, generation: Generation, over: Generation | None, *, behind: bool = False) -> bool:
         """Make it the active generation, if both are still the ones that were seen; whether that was so.
@@ -118,9 +98,9 @@ class Generations:
         """
         return await self._database.write(partial(self._switch, generation, over, behind=behind))
 
-    async def drop(self, generation: Generation | None = None) -> Sequence[int]:
-        """Drop the tables of those that are retired, and of this one that was never active; their numbers."""
-        numbers = await self._database.read(partial(self._dropped, generation))
+    async def drop(self, *more: Generation) -> Sequence[int]:
+        """Drop the tables of those that are retired, and of these, unless one is active; their numbers."""
+        numbers = await self._database.read(partial(self._to_drop, more))
         for number in numbers:
             await self._database.write(partial(self._drop, number))
         return numbers
@@ -144,18 +124,33 @@ class Generations:
         if number is not None:
             query = query.where(GENERATIONS.c.number == number)
         row = connection.execute(query.with_for_update() if lock else query).first()
-        if row is None:
+        if row is None or row.state == State.DROPPED:
             return None
         return Generation(row.number, row.version, State(row.state), row.position, row.events)
 
-    def _begin(self, connection: sa.Connection) -> Generation:
+    def _begin(self, connection: sa.Connection, *, temporary: bool = False) -> Generation:
         alone(connection)
+        for left in self._numbers(connection, State.TEMPORARY):
+            self._drop(left, connection)
+        for owner in (State.ACTIVE, State.BUILDING):
+            found = self._find(connection, state=owner)
+            if found is not None and found.version > self.model.version:
+                raise self.newer(found)
+        if temporary:
+            return self._add(connection, Generation(0, self.model.version, State.TEMPORARY, None, 0))
         unfinished = self._find(connection, state=State.BUILDING)
         if unfinished is not None and unfinished.version == self.model.version:
             return unfinished
         if unfinished is not None:
             self._drop(unfinished.number, connection)
         return self._add(connection, Generation(0, self.model.version, State.BUILDING, None, 0))
+
+    def newer(self, found: Generation) -> NewerReadModelError:
+        """What to say where this one belongs to a newer version."""
+        return NewerReadModelError(
+            f"read model {self.model.name}: version {found.version} is {found.state}, and this program knows version "
+            f"{self.model.version}; update it"
+        )
 
     def _add(self, connection: sa.Connection, generation: Generation) -> Generation:
         """With the next number, and without rows."""
@@ -177,7 +172,7 @@ class Generations:
         active = self._find(connection, state=State.ACTIVE, lock=True)  # nobody writes its rows meanwhile
         if active is None:
             return None
-        copy = self._add(connection, replace(active, state=State.RETIRED))
+        copy = self._add(connection, replace(active, state=State.TEMPORARY))
         copied = self._tables(copy.number)
         for name, table in self._tables(active.number).items():
             rows = sa.select(table)
@@ -255,23 +250,38 @@ class Generations:
             connection.exec_driver_sql(f"CREATE VIEW {view.name} AS SELECT {columns} FROM {rows.name}")  # noqa: S608 - our own names
         return True
 
-    def _dropped(self, generation: Generation | None, connection: sa.Connection) -> Sequence[int]:
-        retired = sa.select(GENERATIONS.c.number).where(
-            GENERATIONS.c.name == self.model.name, GENERATIONS.c.state == State.RETIRED.value
+    def _numbers(self, connection: sa.Connection, state: State) -> list[int]:
+        query = sa.select(GENERATIONS.c.number).where(
+            GENERATIONS.c.name == self.model.name, GENERATIONS.c.state == state.value
         )
-        numbers = list(connection.scalars(retired))
-        return numbers if generation is None else [*numbers, generation.number]
+        return list(connection.scalars(query))
+
+    def _to_drop(self, more: Sequence[Generation], connection: sa.Connection) -> Sequence[int]:
+        return sorted({*self._numbers(connection, State.RETIRED), *(each.number for each in more)})
 
     def _drop(self, number: int, connection: sa.Connection) -> None:
+        """Whoever still knows the number must never find another generation under it: it is kept until a higher one is."""
         alone(connection)
         gone = connection.execute(
-            sa.delete(GENERATIONS).where(
-                GENERATIONS.c.name == self.model.name, GENERATIONS.c.number == number, sa.not_(_ACTIVE)
+            sa.update(GENERATIONS)
+            .where(
+                GENERATIONS.c.name == self.model.name,
+                GENERATIONS.c.number == number,
+                GENERATIONS.c.state.not_in((State.ACTIVE.value, State.DROPPED.value)),
             )
+            .values(state=State.DROPPED.value)
         )
         if gone.rowcount:
             for table in self._tables(number).values():
                 table.drop(connection, checkfirst=True)
+        highest = sa.select(sa.func.max(GENERATIONS.c.number)).where(GENERATIONS.c.name == self.model.name)
+        connection.execute(
+            sa.delete(GENERATIONS).where(
+                GENERATIONS.c.name == self.model.name,
+                GENERATIONS.c.state == State.DROPPED.value,
+                GENERATIONS.c.number < (connection.scalar(highest) or 0),
+            )
+        )
 
     def _is(self, generation: Generation) -> tuple[sa.ColumnElement[bool], ...]:
         return GENERATIONS.c.name == self.model.name, GENERATIONS.c.number == generation.number

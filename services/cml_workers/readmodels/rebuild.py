@@ -9,10 +9,17 @@ from functools import partial
 import structlog
 
 from cml_workers.eventstore.following import Item, backoff, follow_from
-from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoreUnavailableError
+from cml_workers.eventstore.port import (
+    CaughtUp,
+    Checkpoint,
+    EventStore,
+    StoreConfigurationError,
+    StoreUnavailableError,
+)
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.readmodels.comparing import Difference
-from cml_workers.readmodels.generations import Generation, Generations, State
+from cml_workers.readmodels.generation import Generation, State
+from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.writing import Writer
 
 log = structlog.get_logger(__name__)
@@ -20,7 +27,9 @@ log = structlog.get_logger(__name__)
 BATCH = 1_000
 """Items in one transaction."""
 PATIENCE = 30.0
-"""Seconds to try again to compare, and to switch to a generation that is not behind the active generation."""
+"""Seconds to try to switch to a generation that is not behind the active generation."""
+COPIES = 5
+"""With how many copies to compare at most: another process may drop one, and a position without an event may be passed over."""
 PAUSE = 0.02
 
 
@@ -60,7 +69,7 @@ class Rebuilt:
 
 
 class SupersededError(Exception):
-    """Another process has begun a rebuild of another version, or has finished one since."""
+    """Another process has begun a rebuild, or has finished one since: this one's tables are gone."""
 
 
 class _ReachedError(Exception):
@@ -71,8 +80,8 @@ class _ReachedError(Exception):
 class Rebuild:
     """One rebuild of one read model. It may be cancelled or die at any point: the next one resumes it.
 
-    ``switch``: whether the new generation becomes the active generation at the end; where not, it stays for another process, or is
-    dropped if ``keep`` is false.
+    ``switch``: whether the new generation becomes the active generation at the end. Where not, it stays for another process; if
+    ``keep`` is false, it is only compared, apart from what others rebuild, and dropped.
     """
 
     store: EventStore
@@ -85,6 +94,7 @@ class Rebuild:
     _began: float = field(default=0.0, init=False)
     _events: int = field(default=0, init=False)
     _before: Generation | None = field(default=None, init=False)
+    _copies: int = field(default=0, init=False)
     _copy: Generation | None = field(default=None, init=False)
     _differences: Sequence[Difference] | None = field(default=None, init=False)
 
@@ -93,14 +103,17 @@ class Rebuild:
 
         Raises:
             SupersededError: somebody else has replaced what this one has begun.
-            ConfigurationError: trying again is of no use.
+            ConfigurationError: trying again is of no use; NewerReadModelError: a newer program has begun.
         """
         self._began = _now()
-        begun = await self._patiently(self.generations.begin)
+        begun = await self._patiently(
+            partial(self.generations.begin, temporary=not (self.switch or self.keep))
+        )
         writer = Writer(self.store, self.generations, partial(self._current, begun.number))
         done = await self._patiently(partial(self._fill_and_switch, begun.number, writer))
         with suppress(ConnectionError):  # it is done when a process starts, then
-            await self.generations.drop(None if self.switch or self.keep else done)
+            kept = self.switch or self.keep
+            await self.generations.drop(*([] if kept else [done]), *([self._copy] if self._copy else []))
         return Rebuilt(
             self._name, done, self._before, self._events, _now() - self._began, self._differences, self.switch
         )
@@ -123,7 +136,9 @@ class Rebuild:
         """What has been begun, as it is now: active if a switch was made whose answer was lost."""
         found = await self.generations.numbered(number)
         if found is None or found.state is State.RETIRED:
-            raise SupersededError(f"read model {self._name}: another rebuild has replaced this one")
+            raise SupersededError(
+                f"read model {self._name}: another rebuild has replaced this one; run it again"
+            )
         return found
 
     async def _fill_and_switch(self, number: int, writer: Writer) -> Generation:
@@ -135,27 +150,25 @@ class Rebuild:
             if writer.at != current:  # another process fills it as well
                 writer.begin_again()
             self._before = active = await self.generations.active()
-            if self._differences is None and self._comparable(active):
+            while self._differences is None and self._copies < COPIES and self._comparable(active):
                 await self._compare(writer, active)
             end = end or _now() + PATIENCE
-            late = _now() >= end
-            if self._differences is not None or late or not self._comparable(active):
-                at = await self._follow(writer, None)
-                if not self.switch or await self.generations.switch(at, active, behind=late):
-                    return at
+            at = await self._follow(writer, None)
+            if not self.switch or await self.generations.switch(at, active, behind=_now() >= end):
+                return at
             await self.sleep(PAUSE)
 
     async def _compare(self, writer: Writer, active: Generation | None) -> None:
         """With a copy, as the active generation may never rest; without a result, try again."""
         if self._copy is None:
             await self._follow(writer, active)  # most of the way, so that the copy is young
+            self._copies += 1
             self._copy = await self.generations.copy()
         if self._copy is not None:
             at = await self._follow(writer, self._copy)
             self._differences = await self.generations.compare(at, self._copy)
+            await self.generations.drop(self._copy)
             self._copy = None
-            if self._differences is None:
-                await self.generations.drop()
 
     def _comparable(self, active: Generation | None) -> bool:
         return active is not None and active.position is not None and self.generations.usable(active)
@@ -190,16 +203,21 @@ class Rebuild:
             else:
                 raise StoreUnavailableError("the event store is closed")
         assert writer.at is not None  # noqa: S101 - see above
-        if target is not None and writer.at.position != target and await self._nothing_behind(target):
+        if upto is not None and target is not None and await self._is_there(writer.at, upto):
             await writer.skip_to(target)
         return writer.at
 
-    async def _nothing_behind(self, position: str) -> bool:
-        """Whether no event follows; a checkpoint may be at a place without one, of which there are many."""
-        async with aclosing(self.store.follow(after=position, prefix=WORKER_STREAMS)) as items:
-            async for item in items:
-                if not isinstance(item, Checkpoint):
-                    return isinstance(item, CaughtUp)
+    async def _is_there(self, at: Generation, upto: Generation) -> bool:
+        """Whether only places without an event lie between the two; a checkpoint may be at one, of which there are many."""
+        if at.position == upto.position or at.events != upto.events:
+            return False
+        try:
+            async with aclosing(self.store.follow(after=upto.position, prefix=WORKER_STREAMS)) as items:
+                async for item in items:
+                    if not isinstance(item, Checkpoint):
+                        return isinstance(item, CaughtUp)
+        except StoreConfigurationError:  # an older copy of the store, or another one: it has no such position
+            return False
         return False
 
     def _report(self, at: Generation) -> None:

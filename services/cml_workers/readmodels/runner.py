@@ -8,8 +8,8 @@ import structlog
 from cml_workers.eventstore.following import Following, Item, backoff, follow_from
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
-from cml_workers.foundation.failures import ConfigurationError
-from cml_workers.readmodels.generations import Generation, Generations
+from cml_workers.readmodels.generation import Generation
+from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.model import ReadModel
 from cml_workers.readmodels.rebuild import Progress, Rebuild, Rebuilt, SupersededError
 from cml_workers.readmodels.writing import Writer
@@ -21,10 +21,6 @@ FEW, GATHERS = 100, 0.02
 """After few items, how many seconds to gather more: a transaction costs more than an event, and what commands need is first."""
 REPORT_EVERY = 5.0
 """Seconds between two lines about a rebuild's progress."""
-
-
-class NewerReadModelError(ConfigurationError):
-    """A newer version of the system owns the tables."""
 
 
 class Runner:
@@ -74,7 +70,7 @@ class Runner:
         await self._generations.drop()  # what a process that died after a rebuild has left
         active = await self._generations.active()
         if active is not None and active.version > self.model.version:
-            raise self._newer(active)
+            raise self._generations.newer(active)
         self._usable = active is not None and self._generations.usable(active)
         self._current = active is not None and active.version == self.model.version
 
@@ -84,6 +80,16 @@ class Runner:
         Raises:
             ConfigurationError: trying again is of no use.
         """
+        await self._prepared()
+        while not self._usable:  # nothing answers until it is done
+            await self._rebuild()
+            await self._prepared()
+        if self._current:
+            await self._follow()
+        else:
+            await asyncio.gather(self._follow(), self._rebuild())
+
+    async def _prepared(self) -> None:
         failures = 0
         while self._usable is None:
             try:
@@ -92,13 +98,6 @@ class Runner:
                 failures += 1
                 log.warning("read model is looked for again", read_model=self.model.name, cause=str(error))
                 await self._sleep(self._backoff(failures))
-        if self._current:
-            await self._follow()
-        elif self._usable:
-            await asyncio.gather(self._follow(), self._rebuild())
-        else:
-            await self._rebuild()
-            await self._follow()
 
     async def _follow(self) -> None:
         await follow_from(
@@ -119,14 +118,12 @@ class Runner:
     async def _active(self) -> Generation:
         active = await self._generations.active()
         if active is None or not self._generations.usable(active):
-            raise self._newer(active)
+            raise (
+                self._generations.newer(active)
+                if active
+                else ConnectionError(f"no {self.model.name} is active")
+            )
         return active
-
-    def _newer(self, active: Generation | None) -> NewerReadModelError:
-        return NewerReadModelError(
-            f"read model {self.model.name}: version {active and active.version} is active, and this program knows "
-            f"version {self.model.version}; update it"
-        )
 
     async def _rebuild(self) -> None:
         log.info("rebuild begins", read_model=self.model.name, version=self.model.version)
@@ -140,8 +137,9 @@ class Runner:
         try:
             reported(await rebuild.run())
         except SupersededError as error:
-            log.info("rebuild ends", cause=str(error))
-        self._usable = True
+            log.warning("rebuild ends", read_model=self.model.name, cause=str(error))
+        if not self._usable:
+            self._usable = None  # look again: what answers now may be another's
 
     def _report(self, progress: Progress) -> None:
         self._progress = progress

@@ -9,7 +9,8 @@ from cml_workers.eventstore.following import Item
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
 from cml_workers.readmodels.changes import Change
 from cml_workers.readmodels.folding import Folding, Step
-from cml_workers.readmodels.generations import Changes, Generation, Generations
+from cml_workers.readmodels.generation import Generation
+from cml_workers.readmodels.generations import Changes, Generations
 from cml_workers.readmodels.model import ReadModel
 
 BREATHES = 50

@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cml_contracts.commands import COMMANDS
 from cml_contracts.texts import AmiId, Form, InstanceType, Region, Tags, Text
-from cml_workers.domain.policy import EVERY_COMMAND, Access, Policy
+from cml_workers.domain.policy import EVERY_COMMAND, VISIBILITY_GRACE, Access, Policy
 from cml_workers.foundation.failures import ConfigurationError
 
 
@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     """JSON array; empty: every region."""
     allowed_instance_types: frozenset[InstanceType] = frozenset()
     """JSON array; empty: every type."""
-    visibility_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 300
+    visibility_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = VISIBILITY_GRACE.total_seconds()
     """How long a new instance may be invisible in EC2 before it counts as gone."""
     authentication_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
     """How long a call that AWS does not authorize is tried again before its operation fails."""
