@@ -1,19 +1,26 @@
 """What the command line does without a system that runs."""
 
+import asyncio
 import os
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from cml_contracts.client import WorkerClient
 from cml_contracts.deadletters import DeadLetterDetails, DeadLetterState
-from cml_workers.cli import deadletters, terminal
+from cml_contracts.instance import WorkerStatus
+from cml_contracts.queries import WorkerPage, WorkerView
+from cml_workers.cli import commands, deadletters, terminal
 from cml_workers.cli.app import app
+from cml_workers.cli.resolving import resolve
 from cml_workers.cli.terminal import run_to_end
 from support.running import COMMAND, unconfigured
 
@@ -196,3 +203,85 @@ def test_long_tests_say_what_their_options_are_unless_given(program: str) -> Non
     assert len(options) >= 3
     for option in options:
         assert "(default: " in " ".join(option.split())
+
+
+def test_the_version_is_shown() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"cml-workers {version('cml-workers')}\n")
+
+
+@pytest.mark.parametrize("command", [["create", "lab"], ["tag", str(uuid4())]])
+def test_a_tag_that_is_given_twice_is_an_error(command: list[str]) -> None:
+    """One of the two would be lost without a word."""
+    tags = ["--tag", "a=1", "--tag", "a=2"] if command[0] == "create" else ["a=1", "a=2"]
+    done = CliRunner().invoke(app, [*command, *tags])
+    assert (done.exit_code, done.stderr) == (2, "cml-workers: tag 'a' is given twice\n")
+
+
+class Answering:
+    """A client that never comes to an answer, or one that lists these workers."""
+
+    def __init__(self, *views: WorkerView, ends: BaseException | None = None) -> None:
+        self.views, self.ends = views, ends
+        self.sent: list[str] = []
+
+    async def send(self, _: object, *, command_id: str, deadline: float) -> None:
+        self.sent.append(command_id)
+        assert self.ends
+        raise self.ends
+
+    async def workers(self, _: object) -> WorkerPage:
+        return WorkerPage(workers=self.views)
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), ConnectionError("gone")])
+@pytest.mark.parametrize("given", [None, "mine"])
+def test_who_is_cut_off_from_a_command_learns_its_id(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ends: BaseException,
+    given: str | None,
+) -> None:
+    """It may have been sent, and an instance may run that nobody asks for any more."""
+    client = Answering(ends=ends)
+    monkeypatch.setattr(commands, "with_client", lambda use: run_to_end(use(client)))
+    with pytest.raises((KeyboardInterrupt, typer.Exit)):
+        commands.create("lab", command_id=given)
+    (used,) = client.sent
+    assert used == given or given is None
+    assert f"cml-workers operation {used}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("statuses", "found"),
+    [
+        (["RUNNING", "FAILED", "TERMINATED"], 0),
+        (["TERMINATED", "FAILED", "STOPPED"], 2),
+        (["TERMINATED", "FAILED"], 1),
+        (["TERMINATED"], 0),
+        (["RUNNING", "STOPPED"], None),
+        (["FAILED", "FAILED", "TERMINATED"], None),
+    ],
+)
+def test_a_worker_that_ended_gives_its_name_free(statuses: list[str], found: int | None) -> None:
+    now = datetime.now(UTC)
+    views = [
+        WorkerView(
+            id=uuid4(),
+            name="lab",
+            status=WorkerStatus(status),
+            aws_region="us-east-1",
+            instance_type="m5.large",
+            owner="ann",
+            created_at=now,
+            updated_at=now,
+            revision=1,
+        )
+        for status in statuses
+    ]
+    client = cast("WorkerClient", Answering(*views))
+    if found is None:
+        with pytest.raises(typer.Exit):
+            asyncio.run(resolve(client, "lab"))
+    else:
+        assert asyncio.run(resolve(client, "lab")) == views[found].id

@@ -10,6 +10,7 @@ Run alone with ``python -m cml_embedded.ec2_simulator --port 5000 --data-dir FOL
 import argparse
 import logging
 import signal
+import socket
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -59,11 +60,19 @@ class Ec2Simulator:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         images = {image_id: (region, DEMO_IMAGE_NAME) for region, image_id in DEMO_IMAGES.items()}
         application = Application(images, self._data_dir, self._transition_seconds, self._vcpu_limit)
-        self._server = make_server(
-            self._host, self._port, application, threaded=True, request_handler=_QuietHandler
-        )
+        with socket.create_server(
+            (self._host, self._port)
+        ) as listening:  # make_server ends the process if it cannot
+            self._server = make_server(
+                self._host,
+                self._port,
+                application,
+                threaded=True,
+                request_handler=_QuietHandler,
+                fd=listening.fileno(),
+            )
         self._server.daemon_threads = True  # type: ignore[attr-defined]
-        self._port = self._server.server_port
+        self._port = self._server.socket.getsockname()[1]
         self._application = application
         self._thread = threading.Thread(
             target=self._server.serve_forever,

@@ -1,12 +1,14 @@
 """The command line: every command, by its name and its place in the help."""
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import typer
 
 from cml_workers.cli import commands, queries, system
 from cml_workers.cli.deadletters import deadletters
 from cml_workers.cli.rebuild import rebuild
+from cml_workers.cli.terminal import show_version
 
 OPERATE = "Operate it"
 BY_PANEL: Mapping[str, Mapping[str, Callable[..., None]]] = {
@@ -40,6 +42,17 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 rejected or failed; 2 wrong usage or configuration; 3 a service cannot be "
     "reached; 4 no result within the deadline (the command stands: ask with `cml-workers operation`).",
 )
+
+
+@app.callback()
+def _common(
+    _: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What every command has."""
+
+
 for panel, of_panel in BY_PANEL.items():
     for name, command in of_panel.items():
         app.command(name, rich_help_panel=panel)(command)

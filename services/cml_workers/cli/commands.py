@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable
 from typing import Annotated
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import typer
 from rich.markup import escape
@@ -26,6 +26,7 @@ from cml_workers.cli.resolving import WorkerRef, resolve
 from cml_workers.cli.show import print_json
 from cml_workers.cli.terminal import (
     NOT_DONE,
+    UNREACHABLE,
     USAGE,
     AsJson,
     By,
@@ -195,13 +196,27 @@ def _send(
     deadline: float,
     as_json: bool,
 ) -> None:
-    async def send(client: WorkerClient) -> OperationResult | str:
-        wanted = await command(client)
-        if not wait:
-            return await client.post(wanted, command_id=command_id)
-        return await client.send(wanted, command_id=command_id, deadline=deadline)
+    used_id = str(uuid4()) if command_id is None else command_id
+    sent = False
 
-    result = with_client(send)
+    async def send(client: WorkerClient) -> OperationResult | str:
+        nonlocal sent
+        wanted = await command(client)
+        sent = True
+        if not wait:
+            return await client.post(wanted, command_id=used_id)
+        return await client.send(wanted, command_id=used_id, deadline=deadline)
+
+    try:
+        result = with_client(send)
+    except (KeyboardInterrupt, typer.Exit) as ended:
+        if sent and (isinstance(ended, KeyboardInterrupt) or ended.exit_code == UNREACHABLE):
+            err.print(
+                f"The command may have been sent; see its outcome with: cml-workers operation {escape(used_id)}",
+                soft_wrap=True,
+                highlight=False,
+            )
+        raise
     if isinstance(result, str):
         if as_json:
             print_json({"command_id": result})
@@ -235,11 +250,13 @@ def _send(
 
 
 def _tags(pairs: list[str] | None) -> dict[str, str]:
-    tags = {}
+    tags: dict[str, str] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")
         if not equals:
             fail(f"{pair!r} is not a tag: write KEY=VALUE", USAGE)
+        if key in tags:
+            fail(f"tag {key!r} is given twice", USAGE)
         tags[key] = value
     return tags
 

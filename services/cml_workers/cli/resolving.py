@@ -14,11 +14,14 @@ from cml_workers.cli.terminal import (
     valid,
 )
 
+ENDED = {WorkerStatus.FAILED, WorkerStatus.TERMINATED}
+"""A worker in one of these gives its name free."""
+
 WorkerRef = Annotated[str, typer.Argument(metavar="WORKER", help="Worker id, or its name if unique.")]
 
 
 async def resolve(client: WorkerClient, worker: str) -> UUID:
-    """A worker by id, or by its name if only one worker that is not terminated has it."""
+    """A worker by id, or by its name if only one has it; of several, failed and terminated ones do not count."""
     try:
         return UUID(worker)
     except ValueError:
@@ -29,10 +32,11 @@ async def resolve(client: WorkerClient, worker: str) -> UUID:
         page = await client.workers(wanted)
         named += [view for view in page.workers if view.name == worker]
         wanted = wanted.model_copy(update={"cursor": page.next_cursor}) if page.next_cursor else None
-    living = [view for view in named if view.status is not WorkerStatus.TERMINATED] or named
-    if len(living) == 1:
-        return living[0].id
-    if living:
-        them = ", ".join(str(view.id) for view in living)
-        fail(f"{len(living)} workers are named {worker!r}; use an id: {them}", NOT_DONE)
+    for over in (ENDED, {WorkerStatus.TERMINATED}, set[WorkerStatus]()):
+        found = [view for view in named if view.status not in over]
+        if len(found) == 1:
+            return found[0].id
+        if found:
+            them = ", ".join(str(view.id) for view in found)
+            fail(f"{len(found)} workers are named {worker!r}; use an id: {them}", NOT_DONE)
     return fail(f"no worker is named {worker!r}; `cml-workers list` shows all", NOT_DONE)

@@ -5,6 +5,7 @@ import getpass
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TextIO, TypeVar
 
 import typer
@@ -79,6 +80,13 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         fail(f"{error.object!r} is not UTF-8", USAGE)
     except ValueError as error:
         fail(str(error), USAGE)
+
+
+def show_version(wanted: bool) -> None:
+    """Show the version of the installed program, and end."""
+    if wanted:
+        out.print(f"cml-workers {version('cml-workers')}", highlight=False)
+        raise typer.Exit
 
 
 def fail(sentence: str, code: int) -> NoReturn:

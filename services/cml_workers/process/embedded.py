@@ -1,17 +1,37 @@
 """What is embedded where nothing else is configured: the message broker and the EC2 simulator."""
 
 import asyncio
+import errno
 import os
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
 
-from cml_workers.runtime.settings import Settings
+from cml_workers.runtime.settings import Settings, SettingsError
+
+
+@contextmanager
+def _opened(port_setting: str, port: int, folder: Path) -> Iterator[None]:
+    """Raises SettingsError instead of the system's errors, with the setting that would help."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL) and error.filename is None:
+            raise SettingsError(
+                f"{port_setting}: port {port} is in use or not allowed; 0 takes a free one"
+            ) from error
+        raise SettingsError(
+            f"CML_DATA_DIR: {error.filename or folder.absolute()} cannot be used: {error.strerror}"
+        ) from error
 
 
 async def embed_broker(settings: Settings, stack: AsyncExitStack) -> str:
     from cml_embedded.amqp_broker import AmqpBroker  # noqa: PLC0415 - an optional extra
 
-    broker = AmqpBroker(port=settings.amqp_port, data_dir=settings.data_dir / "amqp")
-    await stack.enter_async_context(broker)
+    folder = settings.data_dir / "amqp"
+    broker = AmqpBroker(port=settings.amqp_port, data_dir=folder)
+    with _opened("CML_AMQP_PORT", settings.amqp_port, folder):
+        await stack.enter_async_context(broker)
     return broker.url
 
 
@@ -22,12 +42,14 @@ async def embed_ec2(settings: Settings, stack: AsyncExitStack) -> tuple[Settings
         Ec2Simulator,
     )
 
+    folder = settings.data_dir / "ec2"
     simulator = Ec2Simulator(
         port=settings.ec2_port,
-        data_dir=settings.data_dir / "ec2",
+        data_dir=folder,
         transition_seconds=settings.ec2_transition_seconds,
     )
-    await asyncio.to_thread(simulator.start)
+    with _opened("CML_EC2_PORT", settings.ec2_port, folder):
+        await asyncio.to_thread(simulator.start)
     stack.push_async_callback(asyncio.to_thread, simulator.stop)
     os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "simulator"  # noqa: S105
     regions = ("us-east-1", "us-west-2", "eu-west-1")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cml_workers.foundation.failures import AlreadyRunningError
+from cml_workers.runtime.endpoints import LOCK
 from cml_workers.runtime.settings import SettingsError
 
 
@@ -24,7 +25,7 @@ def make_folder(folder: Path) -> None:
 def sole_owner(folder: Path) -> Iterator[None]:
     """Two systems on one folder would share nothing but their files."""
     try:
-        lock = (folder / "lock").open("a")
+        lock = (folder / LOCK).open("a")
     except OSError as error:
         raise SettingsError(f"CML_DATA_DIR: cannot write to {folder.absolute()}: {error.strerror}") from error
     with lock:

@@ -1,10 +1,17 @@
 """Where the parts of the system are: as configured, or as a running system wrote into its data folder."""
 
-import json
+import fcntl
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from cml_workers.runtime.settings import Settings, SettingsError
 
 ENDPOINTS = "endpoints.json"
+LOCK = "lock"
+"""Held by the process that the data folder belongs to."""
+
+_ENDPOINTS = TypeAdapter(dict[str, str])
 
 
 def event_store_uri(settings: Settings) -> str:
@@ -22,15 +29,36 @@ def database_url(settings: Settings) -> str:
 
 
 def known_endpoints(settings: Settings) -> dict[str, str]:
-    """What a running ``cml-workers run`` wrote into the data folder; empty if there is none. Raises SettingsError."""
+    """What a running ``cml-workers run`` wrote into the data folder; empty if it does not run.
+
+    Raises:
+        SettingsError: the file cannot be read, or is not what was written.
+    """
     path = (settings.data_dir / ENDPOINTS).absolute()
     try:
-        endpoints: dict[str, str] = json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        return _ENDPOINTS.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        if _is_used(settings.data_dir / LOCK):
+            raise SettingsError(
+                f"`cml-workers run` runs here, but {path} is gone: stop it and start it again"
+            ) from None
         return {}
+    except ValidationError:
+        raise SettingsError(f"{path} is damaged: stop `cml-workers run` and start it again") from None
     except OSError as error:
         raise SettingsError(f"CML_DATA_DIR: cannot read {path}: {error.strerror}") from error
-    return endpoints
+
+
+def _is_used(lock: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    try:
+        with lock.open() as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def amqp_url(settings: Settings) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cml_workers.eventstore.port import EventStore
 from cml_workers.runtime.role import Running
+from cml_workers.runtime.settings import SettingsError
 
 PORT = 8080
 """Where a container serves the probes."""
@@ -55,7 +56,7 @@ async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, d
 async def probes(
     port: int | None, running: Sequence[Running], store: EventStore, host: str = ""
 ) -> AsyncIterator[int | None]:
-    """Serve the probes while the context lasts; yields the port. None: no probes."""
+    """Serve the probes while the context lasts; yields the port. None: no probes. Raises SettingsError."""
     if port is None:
         yield None
         return
@@ -82,6 +83,11 @@ async def probes(
                 await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(answer, host or None, port, limit=8192)
+    try:
+        server = await asyncio.start_server(answer, host or None, port, limit=8192)
+    except OSError as error:
+        raise SettingsError(
+            f"CML_HEALTH_PORT: cannot listen on {host or '*'}:{port}: {error.strerror}"
+        ) from error
     async with server:
         yield server.sockets[0].getsockname()[1]

@@ -168,7 +168,15 @@ def explained(engine: AsyncEngine | sa.Engine) -> Iterator[None]:
         ) from error
     except (OperationalError, OSError) as error:
         raise DatabaseUnavailableError(f"no answer from {_where(engine)} (DATABASE_URL): {error}") from error
-    except DBAPIError as error:
+    except (DBAPIError, sqlite3.DatabaseError) as error:
+        original = error.orig if isinstance(error, DBAPIError) else error
+        if getattr(original, "sqlite_errorcode", None) in _DAMAGED:
+            raise DatabaseConfigurationError(
+                f"{_where(engine)} is damaged or no SQLite file ({original}): restore it from a backup, or move it away: "
+                "read models are made again from the events, the archive of dead letters is not"
+            ) from error
+        if not isinstance(error, DBAPIError):
+            raise
         if str(getattr(error.orig, "sqlstate", "")).startswith(_NOT_LET_IN):
             raise DatabaseConfigurationError(
                 f"{_where(engine)} does not let us in: {error.orig}; fix DATABASE_URL"
@@ -182,6 +190,7 @@ def _where(engine: AsyncEngine | sa.Engine) -> str:
     return f"the database at {engine.url.set(drivername=engine.dialect.name).render_as_string()}"
 
 
+_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 _NOT_LET_IN = ("28", "3D")
 """Classes of SQLSTATE: invalid authorization, and no such database."""
 

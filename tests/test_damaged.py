@@ -1,0 +1,72 @@
+"""Ports that are taken and files that are not what was written: one line that says what to do, and an exit code."""
+
+import fcntl
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.running import COMMAND, unconfigured
+
+
+def ended(*arguments: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *arguments],
+        env={**unconfigured(), "CML_DATA_DIR": str(folder), **settings},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only one that it wrote to stderr."""
+    assert done.returncode == 2, done.stderr
+    (only,) = (each for each in done.stderr.splitlines() if each.startswith("cml-workers:"))
+    assert "Traceback" not in done.stderr
+    return only
+
+
+@pytest.mark.parametrize("setting", ["CML_AMQP_PORT", "CML_EC2_PORT", "CML_HEALTH_PORT"])
+def test_a_port_that_is_taken_is_said_with_its_setting(tmp_path: Path, setting: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = line(ended("run", folder=tmp_path, **{setting: port}))
+    assert said.startswith(f"cml-workers: {setting}: ")
+    assert port in said
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("events.sqlite3", "restore it from a backup"),
+        ("read-model.sqlite3", "read models are made again from the events"),
+        ("amqp", "CML_DATA_DIR: "),
+        ("ec2", "CML_DATA_DIR: "),
+    ],
+)
+def test_a_file_that_is_none_of_ours_is_named(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(os.urandom(3_000))
+    found = line(ended("run", folder=tmp_path))
+    assert name in found
+    assert said in found
+
+
+@pytest.mark.parametrize("content", ["[]", '{"amqp": 7}', '"x"', "{", "\0"])
+@pytest.mark.parametrize("command", ["list", "role"])
+def test_endpoints_that_are_damaged_are_said_to_be(tmp_path: Path, content: str, command: str) -> None:
+    (tmp_path / "endpoints.json").write_text(content)
+    arguments = [command, "relay"] if command == "role" else [command]
+    assert "endpoints.json is damaged: stop `cml-workers run` and start it again" in line(
+        ended(*arguments, folder=tmp_path)
+    )
+
+
+def test_endpoints_that_are_gone_are_no_dead_end(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "endpoints.json is gone: stop it and start it again" in line(ended("list", folder=tmp_path))
+    assert "start `cml-workers run` here" in line(ended("list", folder=tmp_path))
