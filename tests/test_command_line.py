@@ -285,3 +285,21 @@ def test_a_worker_that_ended_gives_its_name_free(statuses: list[str], found: int
             asyncio.run(resolve(client, "lab"))
     else:
         assert asyncio.run(resolve(client, "lab")) == views[found].id
+
+
+@pytest.mark.parametrize("pattern", ["cml.workers.#", "created", "cml.*", "", "cml.worker.created.v1.#.x"])
+def test_a_pattern_that_no_event_matches_is_an_error(pattern: str) -> None:
+    """It would wait without end, and look as if nothing happened."""
+    done = CliRunner().invoke(app, ["watch", pattern])
+    assert done.exit_code == 2
+    assert "no event matches" in done.stderr
+    assert "cml.worker.created.v1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "pattern", ["#", "cml.#", "cml.worker.#", "cml.worker.created.v1", "cml.worker.*.v1", "#.created.#"]
+)
+def test_a_pattern_that_an_event_matches_is_followed(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    monkeypatch.setenv("RABBITMQ_URL", "amqp://127.0.0.1:1/")
+    done = CliRunner().invoke(app, ["watch", pattern])
+    assert (done.exit_code, "cannot connect" in done.stderr) == (3, True)

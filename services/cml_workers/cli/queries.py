@@ -1,5 +1,8 @@
 """Commands that show workers, operations and events."""
 
+import asyncio
+import re
+from contextlib import suppress
 from typing import Annotated
 from uuid import UUID
 
@@ -7,14 +10,17 @@ import typer
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.envelope import EventEnvelope
+from cml_contracts.events import EVENTS
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import ListCMLWorkers, WorkerView
 from cml_workers.cli.resolving import WorkerRef, resolve
 from cml_workers.cli.show import event_line, operation_panel, print_json, worker_panel, worker_table
 from cml_workers.cli.terminal import (
     NOT_DONE,
+    USAGE,
     AsJson,
     configured,
+    err,
     fail,
     out,
     run_to_end,
@@ -24,6 +30,10 @@ from cml_workers.cli.terminal import (
 from cml_workers.eventstore.port import StreamNotFoundError
 from cml_workers.eventstore.worker_streams import published, stream_of
 from cml_workers.runtime.endpoints import amqp_url, event_store_uri
+from cml_workers.runtime.settings import Settings, SettingsError
+
+LOOKS_AGAIN = 1.0
+"""Seconds between two looks at where a system runs."""
 
 
 def get(worker: WorkerRef, as_json: AsJson = False) -> None:
@@ -125,9 +135,12 @@ def watch(
     ] = "cml.#",
     as_json: AsJson = False,
 ) -> None:
-    """Print events as they happen, until Ctrl-C."""
+    """Print events as they happen, until Ctrl-C; also of a system that is started again meanwhile."""
+    if not any(_matches(pattern, event) for event in EVENTS):
+        fail(f"no event matches {pattern!r}; there are: {', '.join(EVENTS)}", USAGE)
+    settings = configured()
 
-    async def follow(client: WorkerClient) -> None:
+    async def show(client: WorkerClient) -> None:
         async with client.events(pattern) as events:
             async for envelope in events:
                 if as_json:
@@ -135,7 +148,36 @@ def watch(
                 else:
                     out.print(event_line(envelope), soft_wrap=True)
 
+    async def follow() -> None:
+        url: str | None = amqp_url(settings)
+        while url is not None:
+            async with WorkerClient(url, deadline=15) as client:
+                showing = asyncio.create_task(show(client))
+                moved = asyncio.create_task(_moved(settings, url))
+                done, left = await asyncio.wait({showing, moved}, return_when=asyncio.FIRST_COMPLETED)
+                for task in left:
+                    task.cancel()
+            url = moved.result() if moved in done else showing.result()
+            if url is not None:
+                err.print("The system was started again; events that came meanwhile are not shown.")
+
     try:
-        with_client(follow)
+        run_to_end(follow())
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
+
+
+def _matches(pattern: str, event_type: str) -> bool:
+    """As a topic exchange matches: ``*`` stands for one word, ``#`` for any number of them."""
+    words = {"*": r"[^.]+\.", "#": r"([^.]+\.)*"}
+    expression = "".join(words.get(word, re.escape(word) + r"\.") for word in pattern.split("."))
+    return re.fullmatch(expression, f"{event_type}.") is not None
+
+
+async def _moved(settings: Settings, before: str) -> str:
+    """The new address of the broker, once the running system has another: an embedded one takes a free port at each start."""
+    while True:
+        await asyncio.sleep(LOOKS_AGAIN)
+        with suppress(SettingsError):  # it does not run, for now
+            if (now := amqp_url(settings)) != before:
+                return now
