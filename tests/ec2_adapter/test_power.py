@@ -71,6 +71,8 @@ async def test_an_instance_that_ended_outside_is_looked_at_after_the_refusal(
     (report,) = adapter.reports(OperationFailed)
     assert report.problem.code is ProblemCode.EC2_INSTANCE_OPERATION
     assert "terminated" in report.problem.detail
+    assert adapter.reports(InstanceObserved)[0].instance == shown, "or the worker seems to run without end"
+    assert adapter.all_reports.index(adapter.reports(InstanceObserved)[0]) == 0
 
 
 async def test_a_start_that_is_refused_for_a_state_that_ec2_does_not_show_is_tried_again(given: Given):
@@ -92,6 +94,20 @@ async def test_a_stop_waits_for_a_pending_instance_and_is_carried_out_when_it_ru
     await adapter.passes(6)
     assert adapter.ec2.calls[before:] == ["describe_many", "stop", "describe_many"]
     assert len(adapter.reports(OperationSucceeded)) == 1
+
+
+@pytest.mark.parametrize(
+    ("history", "shown"),
+    [((*STOPPED, START), InstanceState.STOPPING), ((*RUNNING, STOP), InstanceState.PENDING)],
+)
+async def test_what_an_operation_waits_for_is_reported_if_it_was_not_known(
+    given: Given, history: Sequence[WorkerEvent], shown: InstanceState
+):
+    """Somebody acted behind our back."""
+    adapter = given(*history).observed(instance(shown))
+    await adapter.triggered()
+    (report,) = adapter.outcomes(InstanceObserved)
+    assert report.instance == instance(shown)
 
 
 async def test_while_a_stop_waits_nothing_is_read_or_published(given: Given):

@@ -7,7 +7,7 @@ import pytest
 from cml_contracts.events import TagsUpdated, TagsUpdateRequested
 from cml_contracts.instance import InstanceState
 from cml_workers.bus.port import Ack, Message, Retry
-from cml_workers.domain.messages import OperationFailed, OperationSucceeded, Reminder
+from cml_workers.domain.messages import InstanceObserved, OperationFailed, OperationSucceeded, Reminder
 from cml_workers.ec2_adapter.errors import EC2Error, EC2TagOperationException
 from cml_workers.ec2_adapter.instances import SETTLING
 from cml_workers.ec2_adapter.tenure import FRESH
@@ -83,6 +83,9 @@ async def test_tags_of_an_instance_that_ended_outside_fail(given: Given, monkeyp
     await adapter.passes(2 * SETTLING.total_seconds())
     (failed,) = adapter.outcomes(OperationFailed)
     assert "terminated" in failed.problem.detail
+    (seen,) = adapter.outcomes(InstanceObserved)
+    assert seen.instance
+    assert seen.instance.state is InstanceState.TERMINATED
 
 
 @pytest.mark.parametrize("error", [None, UNKNOWN, EC2TagOperationException("limit")])

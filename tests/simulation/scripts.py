@@ -222,7 +222,7 @@ def twice() -> Iterator[Script]:
 
 
 def changed_outside() -> Iterator[Script]:
-    """Somebody changed an instance, which a status update or an import finds on its way to another state."""
+    """Somebody changed an instance: a status update or an import finds it on its way, other operations find it ended."""
     for name, before, after in (
         ("started", InstanceState.STOPPED, InstanceState.PENDING),
         ("stopped", InstanceState.RUNNING, InstanceState.STOPPING),
@@ -230,6 +230,9 @@ def changed_outside() -> Iterator[Script]:
     ):
         status = UpdateCMLWorkerStatus(worker_id=SWEPT)
         yield Script(f"{name} outside, update_status", [Send(status)], [(SWEPT, before)], {SWEPT: after})
+    for name in ("start", "stop", "terminate"):
+        command, given = _command(name, SWEPT), _given(name, SWEPT)
+        yield Script(f"ended outside, {name}", [Send(command)], given, {SWEPT: InstanceState.TERMINATED})
     yield Script("started outside, import", [Send(IMPORT)], outside={FOUND: InstanceState.PENDING})
 
 

@@ -39,8 +39,10 @@ def _faults(script: Script, offer: Offer) -> Iterator[tuple[str, set[Cell]]]:
     for fault in AT_ANY_STEP:
         yield fault, {(*pair, fault) for pair in offer.pairs}
     for fault, (operation, pairs) in offer.faults.items():
-        if fault == "stale" and script.outside:
-            continue  # it gets WorkerNotFound, and nobody looks again (docs/guarantees.md)
+        if fault in ("stale", "no capacity") and script.outside:
+            # A stale read: it gets WorkerNotFound, and nobody looks again (docs/guarantees.md). What has ended is refused
+            # for its state, before its capacity is looked for.
+            continue
         kind = kind_of(fault, operation)
         yield fault, {(*pair, kind) for pair in pairs}
 

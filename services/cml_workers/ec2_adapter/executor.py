@@ -196,6 +196,7 @@ class Executor:
                                 self._attempts.forget(worker.id)
                         except InTransition as on_its_way:
                             moving, watched = True, on_its_way.instance
+                            await self._here.noted(worker, watched)
                         except NotYet:
                             waits = True
                 case Watch():

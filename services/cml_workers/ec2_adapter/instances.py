@@ -68,6 +68,18 @@ class Instances:
             await self._sleep(pause)
         raise Gone
 
+    async def noted(self, worker: Worker, instance: Ec2Instance) -> None:
+        """Report how it was seen where no outcome will, if it is not as it was known. Raises BusUnavailableError."""
+        if has_moved(instance, worker.instance):
+            await self.reports.observed(worker, instance)
+
+    async def ended(self, worker: Worker, instance: Ec2Instance) -> EC2InstanceOperationException:
+        """The refusal of an operation on an instance that has ended, which is reported first."""
+        await self.noted(worker, instance)
+        return EC2InstanceOperationException(
+            f"instance {instance.instance_id} of worker {worker.id} is {instance.state}", remedy=Remedy.FAIL
+        )
+
     async def change(self, worker: Worker, lease: Lease, call: Callable[[Lease], Awaitable[T]]) -> T:
         """Make a call that a later one may come before: it would undo what was done meanwhile.
 
@@ -95,10 +107,3 @@ def visible(instance: Ec2Instance) -> tuple[InstanceState, str | None, str | Non
 def has_moved(instance: Ec2Instance, known: Ec2Instance | None) -> bool:
     """Whether it is not as it was known."""
     return known is None or visible(instance) != visible(known)
-
-
-def ended(worker: Worker, instance: Ec2Instance) -> EC2InstanceOperationException:
-    """The refusal of an operation on an instance that has ended."""
-    return EC2InstanceOperationException(
-        f"instance {instance.instance_id} of worker {worker.id} is {instance.state}", remedy=Remedy.FAIL
-    )

@@ -13,7 +13,7 @@ from cml_workers.domain.messages import OperationSucceeded
 from cml_workers.domain.operations import START, STOP
 from cml_workers.ec2_adapter.attempts import Turn
 from cml_workers.ec2_adapter.errors import EC2Exception, Remedy
-from cml_workers.ec2_adapter.instances import ENDING, Gone, Instances, InTransition, ended, has_moved
+from cml_workers.ec2_adapter.instances import ENDING, Gone, Instances, InTransition
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ async def switch(turn: Turn, power: Power, here: Instances) -> OperationSucceede
     if instance.state in power.done:
         return turn.succeeded(instance)
     if instance.state in ENDING:
-        raise ended(turn.worker, instance)
+        raise await here.ended(turn.worker, instance)
     if instance.state is not power.before:
         raise InTransition(instance)
     if refused is not None:
@@ -87,8 +87,6 @@ async def terminate(turn: Turn, here: Instances) -> OperationSucceeded:
         return turn.succeeded(None, warning="the instance was gone before it was terminated")
     if instance.state is InstanceState.TERMINATED:
         return turn.succeeded(None)
-    if has_moved(instance, turn.worker.instance):
-        await here.reports.observed(turn.worker, instance)
     raise InTransition(instance)
 
 

@@ -5,7 +5,7 @@ from cml_contracts.instance import InstanceState
 from cml_workers.domain.messages import OperationSucceeded
 from cml_workers.ec2_adapter.attempts import Turn
 from cml_workers.ec2_adapter.errors import EC2Exception, Remedy
-from cml_workers.ec2_adapter.instances import Instances, ended
+from cml_workers.ec2_adapter.instances import Instances
 from cml_workers.ec2_adapter.tenure import NotYet
 
 
@@ -29,13 +29,15 @@ async def update_tags(turn: Turn, intent: TagsUpdateRequested, here: Instances) 
         return turn.succeeded(instance.model_copy(update={"tags": tags}))
     instance = await here.see(turn.worker)
     if instance.state is InstanceState.TERMINATED:
-        raise ended(turn.worker, instance)  # it has lost its tags
+        raise await here.ended(turn.worker, instance)  # it has lost its tags
+    await here.noted(turn.worker, instance)
     raise NotYet  # what was written is not visible yet
 
 
 async def are_updated(turn: Turn, intent: TagsUpdateRequested, here: Instances) -> OperationSucceeded | None:
     """Whether it is done, as far as EC2 shows."""
     instance = await here.see(turn.worker)
+    await here.noted(turn.worker, instance)
     tags = await here.calls.tags(instance.aws_region, instance.instance_id)
     if intent.tags.items() <= tags.items():
         return turn.succeeded(instance.model_copy(update={"tags": tags}))
