@@ -34,7 +34,7 @@ InsufficientInstanceCapacity         EC2Capacity          FAIL           yes
 InsufficientFreeAddressesInSubnet    EC2Capacity          FAIL           yes
 InsufficientVolumeCapacity           EC2Capacity          FAIL           yes
 ReservationCapacityExceeded          EC2Capacity          FAIL           yes
-Unsupported                          EC2Capacity          FAIL           yes
+Unsupported                          EC2Capacity          FAIL           no
 AuthFailure                          EC2Authentication    REFRESH        yes
 InvalidClientTokenId                 EC2Authentication    REFRESH        yes
 SignatureDoesNotMatch                EC2Authentication    REFRESH        yes

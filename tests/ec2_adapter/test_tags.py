@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from cml_contracts.events import TagsUpdated, TagsUpdateRequested
+from cml_contracts.events import InstanceLaunched, TagsUpdated, TagsUpdateRequested
 from cml_contracts.instance import InstanceState
 from cml_workers.bus.port import Ack, Message, Retry
 from cml_workers.domain.messages import InstanceObserved, OperationFailed, OperationSucceeded, Reminder
@@ -14,7 +14,7 @@ from cml_workers.ec2_adapter.tenure import FRESH
 from support.buses import delivered
 from support.given import NOW, instance
 from support.given_adapter import Adapter, Given, a_reminder
-from support.histories import RUNNING, TAG, UNKNOWN, WAITS
+from support.histories import REQUESTED, RUNNING, TAG, UNKNOWN, WAITS
 
 OLD = TAG.model_copy(update={"tags": {"a": "old"}})
 AFTER_BOTH = {**instance().tags, "a": "new"}
@@ -164,3 +164,25 @@ async def test_rechecked_tags_wait_for_the_update_that_is_pending(given: Given):
     await adapter.happened(TagsUpdated(operation_id="the-operation", tags=dict(report.instance.tags)))
     assert await adapter.handles(recheck) == Ack()
     assert adapter.called("add_tags") == 1
+
+
+@pytest.mark.parametrize(
+    ("recorded", "refusing"),
+    [
+        ({"aws:cloudformation:stack-name": "gone", **instance().tags}, None),
+        ({"b": "gone", **instance().tags}, EC2TagOperationException("TagLimitExceeded")),
+    ],
+    ids=["a tag that AWS removed", "a tag for which there is no room any more"],
+)
+async def test_a_recheck_of_tags_that_cannot_be_written_ends(
+    given: Given, recorded: Mapping[str, str], refusing: EC2Error | None
+):
+    """It would come again every half minute, without end."""
+    adapter = given().observed(instance())
+    if refusing:
+        adapter.refusing("add_tags", refusing)
+    await adapter.happened(
+        *REQUESTED, InstanceLaunched(operation_id="create", instance=instance(tags=recorded))
+    )
+    assert await adapter.handles(a_recheck(SETTLING.total_seconds())) == Ack()
+    assert shown(adapter) == instance().tags

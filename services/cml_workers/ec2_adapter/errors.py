@@ -158,11 +158,13 @@ ROWS = (
     ),
     Row(
         "InsufficientInstanceCapacity InsufficientFreeAddressesInSubnet InsufficientVolumeCapacity "
-        "ReservationCapacityExceeded Unsupported",
+        "ReservationCapacityExceeded",
         EC2CapacityException,
         Remedy.FAIL,
         retryable=True,
     ),
+    # The type is not offered in the zone of the subnet, which the same command would name again.
+    Row("Unsupported", EC2CapacityException, Remedy.FAIL),
     Row(
         "UnauthorizedOperation AccessDenied AccessDeniedException OptInRequired Blocked PendingVerification",
         EC2AuthenticationException,

@@ -10,9 +10,12 @@ import structlog
 
 from cml_workers.domain.operations import REVERSIBLE, intents
 from cml_workers.domain.worker import Worker
-from cml_workers.ec2_adapter.errors import EC2Error, OutcomeUnknownError
+from cml_workers.ec2_adapter.errors import EC2Error, EC2Exception, OutcomeUnknownError, Remedy
 from cml_workers.ec2_adapter.instances import Gone, Instances, has_moved
 from cml_workers.ec2_adapter.tenure import Lease, NotYet
+
+OF_AWS = "aws:"
+"""Tags that AWS sets and nobody else may write, e.g. on an instance of a CloudFormation stack."""
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +39,11 @@ async def recheck(worker: Worker, since: datetime, lease: Lease, here: Instances
         return True
     except (NotYet, EC2Error):
         return False
-    changed = {key: value for key, value in worker.tags.items() if tags.get(key) != value}
+    changed = {
+        key: value
+        for key, value in worker.tags.items()
+        if tags.get(key) != value and not key.lower().startswith(OF_AWS)
+    }
     if changed:
         return await _write_again(worker, changed, lease, here)
     return not moved and here.now() - since >= here.settling
@@ -60,6 +67,10 @@ async def _write_again(worker: Worker, tags: dict[str, str], lease: Lease, here:
         return True
     except NotYet:
         return True  # one was published, as this came too late
+    except EC2Exception as error:
+        if error.remedy is Remedy.FAIL:
+            log.warning("the tags cannot be written", code=error.aws_code, cause=str(error))
+            return True  # it would be refused each time
     except EC2Error:
         return False
     return False
