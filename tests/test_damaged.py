@@ -1,14 +1,18 @@
-"""Ports that are taken and files that are not what was written: one line that says what to do, and an exit code."""
+"""Ports that are taken, files that are not what was written, disks that are full: one line that says so, and an exit code."""
 
+import asyncio
+import contextlib
 import fcntl
 import os
 import socket
 import subprocess
 from pathlib import Path
 
+import aio_pika
 import pytest
+from aio_pika.exceptions import AMQPError
 
-from support.running import COMMAND, unconfigured
+from support.running import COMMAND, RunningSystem, unconfigured
 
 
 def ended(*arguments: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
@@ -70,3 +74,29 @@ def test_endpoints_that_are_gone_are_no_dead_end(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "endpoints.json is gone: stop it and start it again" in line(ended("list", folder=tmp_path))
     assert "start `cml-workers run` here" in line(ended("list", folder=tmp_path))
+
+
+async def test_a_broker_that_cannot_write_any_more_ends_the_process(tmp_path: Path) -> None:
+    """It would seem ready, and confirm nothing."""
+    system = RunningSystem(tmp_path / "data")
+    limited: list[str | Path] = [
+        "bash",
+        "-c",
+        'ulimit -f 1024; exec "$@"',
+        "bash",
+        COMMAND,
+        "run",
+    ]  # no file of more than 1 MiB
+    endpoints = await asyncio.to_thread(system.start, command=limited)
+    connection = await aio_pika.connect(endpoints["amqp"])
+    with contextlib.suppress(AMQPError, OSError):
+        channel = await connection.channel()
+        await channel.declare_queue("kept", durable=True)
+        body = aio_pika.Message(b"x" * 100_000, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        for _ in range(100):
+            await channel.default_exchange.publish(body, "kept")
+    await connection.close()
+    assert system.process
+    assert await asyncio.to_thread(system.process.wait, 60) == 1
+    last = system.log().splitlines()[-1]
+    assert last.startswith("cml-workers: the embedded broker ended: "), system.log()

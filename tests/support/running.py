@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,16 @@ class RunningSystem:
         }
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, *, patience: float = 90.0) -> dict[str, str]:
+    def start(
+        self, *, patience: float = 90.0, command: Sequence[str | Path] = (COMMAND, "run")
+    ) -> dict[str, str]:
         """Start and wait until it says that it is ready; the endpoints it wrote."""
         path = self.data_dir / "endpoints.json"
         path.unlink(missing_ok=True)  # one that was killed leaves it behind
         with self._file("out").open("a") as output, self._file("log").open("a") as log:
             before = self.printed().count(READY)
             self.process = subprocess.Popen(
-                [COMMAND, "run"], env=self.environment, stdout=output, stderr=log, text=True
+                command, env=self.environment, stdout=output, stderr=log, text=True
             )
         end = time.monotonic() + patience
         while time.monotonic() < end:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
+from cml_workers.foundation.tasks import ended
+from cml_workers.runtime.role import Running
 from cml_workers.runtime.settings import Settings, SettingsError
 
 
@@ -25,14 +27,17 @@ def _opened(port_setting: str, port: int, folder: Path) -> Iterator[None]:
         ) from error
 
 
-async def embed_broker(settings: Settings, stack: AsyncExitStack) -> str:
+async def embed_broker(settings: Settings, stack: AsyncExitStack) -> tuple[str, Running]:
+    """Its address; it fails when its journal cannot be written: nothing would be confirmed any more."""
     from cml_embedded.amqp_broker import AmqpBroker  # noqa: PLC0415 - an optional extra
 
     folder = settings.data_dir / "amqp"
     broker = AmqpBroker(port=settings.amqp_port, data_dir=folder)
     with _opened("CML_AMQP_PORT", settings.amqp_port, folder):
         await stack.enter_async_context(broker)
-    return broker.url
+    failing = asyncio.create_task(broker.failed(), name="the embedded broker")
+    stack.push_async_callback(ended, failing)
+    return broker.url, Running("embedded-broker", checks=(), tasks=(failing,))
 
 
 async def embed_ec2(settings: Settings, stack: AsyncExitStack) -> tuple[Settings, str]:

@@ -35,8 +35,10 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
         (settings.data_dir / ENDPOINTS).unlink(missing_ok=True)  # what a killed process left behind
         async with AsyncExitStack() as stack:
             endpoints: dict[str, str] = {}
+            embedded: list[Running] = []
             if not settings.rabbitmq_url:
-                endpoints["amqp"] = await embed_broker(settings, stack)
+                endpoints["amqp"], broker = await embed_broker(settings, stack)
+                embedded.append(broker)
             else:
                 endpoints["amqp"] = settings.rabbitmq_url.get_secret_value()
             if settings.aws_endpoint_url:
@@ -47,7 +49,7 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
             endpoints["read_model"] = redacted(database_url(settings))
             roles = ROLES.values()
             given = await _open(roles, settings, endpoints["amqp"], endpoints.get("ec2"), stack)
-            running = [await stack.enter_async_context(role.compose(given)) for role in roles]
+            running = [*embedded, *[await stack.enter_async_context(role.compose(given)) for role in roles]]
             port = await stack.enter_async_context(
                 probes(settings.health_port, running, given.store, settings.health_host)
             )
