@@ -3,7 +3,15 @@
 import pytest
 
 from cml_workers.bus.delivery import MAX_FAULTS, settle
-from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Retry, Verdict
+from cml_workers.bus.port import (
+    Ack,
+    BusUnavailableError,
+    CallerRefusesError,
+    DeadLetter,
+    Retry,
+    UnroutableError,
+    Verdict,
+)
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, QUEUES
 from cml_workers.foundation.failures import ConfigurationError
 
@@ -36,7 +44,9 @@ def test_a_retry_waits_longer_from_attempt_to_attempt_or_as_long_as_asked(asked,
     assert settle(WORK, Retry(asked), attempt=attempt, faults=0).verdict == Retry(delay)
 
 
-@pytest.mark.parametrize("error", [BusUnavailableError("x"), ConnectionError("x"), ConfigurationError("x")])
+@pytest.mark.parametrize(
+    "error", [BusUnavailableError("x"), ConnectionError("x"), ConfigurationError("x"), UnroutableError("x")]
+)
 def test_what_is_not_the_messages_fault_never_counts_against_it(error: Exception):
     settled = settle(WORK, error, attempt=10_000, faults=MAX_FAULTS - 1)
     assert settled.verdict == Retry(30)

@@ -54,3 +54,6 @@ async def test_a_dead_consumer_makes_the_process_unready(running: RunningSystem,
     done = await asyncio.to_thread(running.cli, "health", CML_HEALTH_PORT=port)
     assert done.returncode == 1
     assert "no consumer" in done.stderr
+    assert running.process
+    assert await asyncio.to_thread(running.process.wait, 60) == 1  # whoever supervises it starts it again
+    assert "no consumer on cml.projector.queries" in running.log().splitlines()[-1]

@@ -6,7 +6,7 @@ The RabbitMQ adapter and the simulation both settle deliveries by it.
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from cml_workers.bus.port import Ack, CallerRefusesError, DeadLetter, Retry, Verdict
+from cml_workers.bus.port import Ack, CallerRefusesError, DeadLetter, Retry, UnroutableError, Verdict
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, RETRY_DELAYS, Queue
 from cml_workers.foundation.failures import ConfigurationError
 
@@ -30,8 +30,9 @@ def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: in
     """``ended``: the handler's verdict, or what it raised; ``attempt``: how often the message was retried before."""
     verdict: Verdict
     match ended:
-        case ConnectionError() | ConfigurationError():
-            # Not the message's fault, however long it lasts: this never makes it a dead letter.
+        case ConnectionError() | ConfigurationError() | UnroutableError():
+            # Not the message's fault, however long it lasts: this never makes it a dead letter. Unroutable is what goes to
+            # a queue of ours that is missing.
             verdict = Retry()
         case CallerRefusesError():
             faults += 1

@@ -19,7 +19,7 @@ class BusConfigurationError(ConfigurationError):
 
 
 class UnroutableError(Exception):
-    """No queue takes the message; for a reply: the caller is gone."""
+    """No queue takes the message: one of ours is missing; of a dead letter: the queue it died in is gone."""
 
 
 class CallerRefusesError(Exception):

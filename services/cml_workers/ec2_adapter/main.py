@@ -38,7 +38,7 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
         try:
             async with bus:
                 await executor.announce()
-                yield Running(EC2_ADAPTER.name, (bus.problem,))
+                yield Running(EC2_ADAPTER.name, (bus.problem,), (bus.consuming,))
                 with suppress(
                     BusUnavailableError, UnroutableError
                 ):  # the projector's reminders make up for it

@@ -25,7 +25,7 @@ async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
     bus.consume(LIFECYCLE_COMMANDS, handler.on_command, prefetch=given.settings.prefetch)
     bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=given.settings.prefetch)
     async with bus:
-        yield Running(LIFECYCLE.name, (bus.problem,))
+        yield Running(LIFECYCLE.name, (bus.problem,), (bus.consuming,))
 
 
 LIFECYCLE = Role(

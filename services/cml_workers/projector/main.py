@@ -109,7 +109,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             yield Running(
                 PROJECTOR.name,
                 (bus.problem, *checks),
-                (following, reminding),
+                (bus.consuming, following, reminding),
                 runners[READ_MODELS[0].name].following,
                 archive.waiting,
             )

@@ -34,9 +34,13 @@ from cml_workers.bus.rabbit.publishing import Publisher
 from cml_workers.bus.rabbit.topology import declare_topology, verify_topology
 from cml_workers.bus.topology import Queue
 from cml_workers.bus.usage import EVERYTHING, Usage
+from cml_workers.foundation.tasks import ended
 from cml_workers.foundation.urls import redacted
 
 log = structlog.get_logger(__name__)
+
+LOOKS_EVERY, DEAD_FOR = 5.0, 15.0
+"""Seconds between two looks at the consumers; after how many without one it is not coming back by itself."""
 
 
 class RabbitBus:
@@ -74,6 +78,9 @@ class RabbitBus:
         self._publisher = Publisher(self._broker, uses.exchanges, self._direct_replies)
         self._consumers: list[Consumer] = []
         self._subscribers: list[RabbitSubscriber] = []
+        self._broker_name = name
+        self.consuming: asyncio.Task[None]
+        """Never ends by itself, or fails because a consumer does not come back; once started."""
         self._on_loss: list[Callable[[], None]] = []
         self._on_return: list[Callable[[], None]] = []
 
@@ -142,12 +149,14 @@ class RabbitBus:
         self._direct_replies.connected(_server_properties(connection))
         connection.close_callbacks.add(self._lost)
         connection.reconnect_callbacks.add(self._restored)
+        self.consuming = asyncio.create_task(self._consume_on(), name=f"{self._broker_name}, consuming,")
 
     async def stop(self, *, grace: float = 2.0) -> None:
         """Stop consuming first, give handlers ``grace`` seconds to end, then disconnect.
 
         What is not finished by then is redelivered to the next consumer.
         """
+        await ended(self.consuming)
         for subscriber in self._subscribers:
             with contextlib.suppress(AMQPError, OSError):
                 await subscriber.stop()
@@ -165,11 +174,29 @@ class RabbitBus:
         connection = self._connection
         if connection is None or not connection.connected.is_set():
             return "not connected to RabbitMQ"
+        return self._dead_consumer()
+
+    def _dead_consumer(self) -> str | None:
         for subscriber in self._subscribers:
             queue, tag = subscriber._queue_obj, subscriber._consumer_tag  # noqa: SLF001 - FastStream has no other way
             if queue is None or queue.channel.is_closed or not _consumes(queue.channel, tag):
                 return f"no consumer on {subscriber.queue.name}"
         return None
+
+    async def _consume_on(self) -> None:
+        """Return never. Raises TopologyError when a consumer stays away though the broker is there: its queue was deleted."""
+        since: float | None = None
+        while True:
+            await asyncio.sleep(LOOKS_EVERY)
+            connection = self._connection
+            connected = connection is not None and connection.connected.is_set()
+            dead = self._dead_consumer() if connected else None
+            now = asyncio.get_running_loop().time()
+            since = (now if since is None else since) if dead else None
+            if since is not None and now - since >= DEAD_FOR:
+                raise TopologyError(
+                    f"{dead}; when this process starts again it declares or checks its queues"
+                )
 
     async def __aenter__(self) -> Self:
         await self.start()

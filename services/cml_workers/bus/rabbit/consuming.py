@@ -22,6 +22,7 @@ from cml_workers.bus.port import (
     Message,
     Publish,
     Retry,
+    UnroutableError,
     Verdict,
 )
 from cml_workers.bus.rabbit.messages import counter, delivered, publishable, to_dead_letters, to_retry_queue
@@ -120,7 +121,7 @@ class Consumer:
     def _log(self, message: Message, error: Exception) -> None:
         about = {"queue": self._queue.name, "message_id": message.message_id}
         match error:
-            case ConnectionError() | ConfigurationError():
+            case ConnectionError() | ConfigurationError() | UnroutableError():
                 log.warning("message will be retried", **about, cause=str(error))
             case CallerRefusesError():
                 log.warning("reply not accepted", **about, cause=str(error))
