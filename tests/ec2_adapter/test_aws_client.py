@@ -90,6 +90,36 @@ async def test_images_are_found_by_name(ec2: AwsEc2Client, admin: SimulatorAdmin
     assert await ec2.find_image("ap-south-1", "other") == added
 
 
+async def test_names_of_images_are_literal(ec2: AwsEc2Client, admin: SimulatorAdmin):
+    """A name that is a pattern would launch anything."""
+    for pattern in ("*", "?" * len(DEMO_IMAGE_NAME), f"{DEMO_IMAGE_NAME[:-1]}*", "[a-z]*", "\\*"):
+        assert await ec2.find_image(REGION, pattern) is None
+    added = admin.add_image("ap-south-1", "lab*")
+    admin.add_image("ap-south-1", "laboratory")
+    assert await ec2.find_image("ap-south-1", "lab*") == added
+    (call,) = admin.calls("DescribeImages")[-1:]
+    assert call["parameters"]["Filter.1.Value.1"] == "lab\\*"
+    assert call["parameters"]["Owner.1"] == "self"
+
+
+async def test_of_several_images_of_one_name_none_is_taken_unless_the_newest_is_asked_for(
+    ec2: AwsEc2Client, admin: SimulatorAdmin, simulator: Ec2Simulator
+):
+    """One of them may be an old one, or somebody else's."""
+    both = [admin.add_image("eu-central-1", "twice") for _ in range(2)]
+    with pytest.raises(EC2InvalidParameterException) as raised:
+        await ec2.find_image("eu-central-1", "twice")
+    assert all(image in str(raised.value) for image in both)
+    assert "CML_NEWEST_IMAGE=true" in str(raised.value)
+    async with AwsEc2Client(endpoint_url=simulator.url, newest_image=True) as newest:
+        assert await newest.find_image("eu-central-1", "twice") in both
+
+
+async def test_images_of_other_owners_are_not_found(simulator: Ec2Simulator):
+    async with AwsEc2Client(endpoint_url=simulator.url, image_owners=["111122223333"]) as other:
+        assert await other.find_image(REGION, DEMO_IMAGE_NAME) is None
+
+
 async def test_bad_ids_images_types_and_tags_are_refused(ec2: AwsEc2Client):
     with pytest.raises(EC2InvalidParameterException):
         await ec2.switch("StartInstances", REGION, "i-nonsense")

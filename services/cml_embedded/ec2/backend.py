@@ -15,10 +15,13 @@ from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.moto_api._internal import mock_random
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
+from cml_embedded.ec2 import filters
 from cml_embedded.ec2.answers import Answer
 
 Environ = dict[str, Any]
 """A WSGI request."""
+
+filters.correct()
 
 
 class Backend:

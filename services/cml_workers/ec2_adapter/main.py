@@ -20,7 +20,11 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
     settings = given.settings
     bus = given.bus(EC2_ADAPTER)
-    async with AwsEc2Client(endpoint_url=given.ec2_endpoint) as ec2:
+    async with AwsEc2Client(
+        endpoint_url=given.ec2_endpoint,
+        image_owners=given.settings.image_owners,
+        newest_image=given.settings.newest_image,
+    ) as ec2:
         executor = Executor(
             store=given.store,
             ec2=ec2,

@@ -83,7 +83,10 @@ class Ec2(Protocol):
         ...
 
     async def find_image(self, region: str, name: str) -> str | None:
-        """The id of the newest available image of that name that we own or that is shared with us."""
+        """The id of the available image of exactly that name, of the owners that were configured; None if there is none.
+
+        Raises EC2InvalidParameterException: there are several.
+        """
         ...
 
     async def refresh(self, region: str) -> None:

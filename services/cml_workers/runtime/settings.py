@@ -40,6 +40,7 @@ OF_OTHERS = re.compile(
 """Variables that are no settings: what the files in ``deploy/`` replace, and what Kubernetes sets for services
 (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables)."""
 
+ImageOwner = Annotated[str, Form("self|[0-9]{12}", "self or the 12 digits of an AWS account")]
 SecurityGroupId = Annotated[
     str, Form(r"sg-[0-9a-f]{8,17}", "the id of a security group: sg- and hexadecimal digits")
 ]
@@ -98,6 +99,10 @@ class Settings(BaseSettings):
     """JSON object: region to AMI id."""
     worker_ami_names: dict[Region, Text] = {}
     """JSON object: region to AMI name, for regions without an id."""
+    image_owners: tuple[ImageOwner, ...] = ("self",)
+    """JSON array: whose images are found by name: account ids, "self" for our own. Anybody can share an image under any name."""
+    newest_image: bool = False
+    """Of several images of one name take the newest one; otherwise that is an error."""
     worker_security_group_ids: tuple[SecurityGroupId, ...] = ()
     """JSON array: security groups of new instances; empty: the default one of their network."""
     worker_subnet_id: SubnetId | None = None

@@ -1,5 +1,6 @@
 """EC2 over its HTTP API, through aioboto3."""
 
+import re
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +15,10 @@ from cml_workers.ec2_adapter.port import StateChange, StatusChecks
 if TYPE_CHECKING:
     from types_aiobotocore_ec2.type_defs import InstanceStateChangeTypeDef, InstanceTypeDef
 
+OUR_OWN = ("self",)
+"""Anybody can share an image with us, under any name."""
+_WILDCARDS = re.compile(r"[*?\\]")
+"""In the value of a filter (EC2 user guide, *Filtering resources*)."""
 PAGE = 1000
 """Instances that one answer holds at most (EC2 API reference, *DescribeInstances*)."""
 
@@ -22,7 +27,7 @@ class AwsEc2Client:
     """Implements the port ``Ec2``. Use as ``async with``, or ``close`` it.
 
     ``endpoint_url``: another EC2 API than AWS's. Time-outs are in seconds. The credentials are those of the
-    usual AWS environment.
+    usual AWS environment. ``image_owners``: whose images are found by name; ``newest_image``: of several the newest one.
     """
 
     def __init__(
@@ -31,11 +36,15 @@ class AwsEc2Client:
         endpoint_url: str | None = None,
         connect_timeout: float = 5.0,
         read_timeout: float = 30.0,
+        image_owners: Sequence[str] = OUR_OWN,
+        newest_image: bool = False,
     ) -> None:
         self._connections = Connections(
             endpoint_url=endpoint_url, connect_timeout=connect_timeout, read_timeout=read_timeout
         )
         self._calling = self._connections.calling
+        self._image_owners = image_owners
+        self._newest_image = newest_image
         self._root_devices: dict[tuple[str, str], str] = {}
 
     async def __aenter__(self) -> Self:
@@ -164,15 +173,22 @@ class AwsEc2Client:
         return found
 
     async def find_image(self, region: str, name: str) -> str | None:
-        """See ``Ec2.find_image``. Images of others, Amazon's included, are not looked at: anybody names one."""
-        images = []
+        """See ``Ec2.find_image``."""
+        literal = _WILDCARDS.sub(r"\\\g<0>", name)
+        wanted: Any = [{"Name": "name", "Values": [literal]}, {"Name": "state", "Values": ["available"]}]
         async with self._calling("DescribeImages", region, f"image {name!r}") as ec2:
-            wanted: Any = [{"Name": "name", "Values": [name]}, {"Name": "state", "Values": ["available"]}]
-            for scope in ({"Owners": ["self"]}, {"ExecutableUsers": ["self"]}):
-                answer = await ec2.describe_images(Filters=wanted, **scope)  # type: ignore[arg-type]
-                images += answer["Images"]
-        newest = max(images, key=lambda image: image.get("CreationDate", ""), default=None)
-        return newest["ImageId"] if newest else None
+            answer = await ec2.describe_images(Owners=list(self._image_owners), Filters=wanted)
+        images = sorted(
+            (image for image in answer["Images"] if image.get("Name") == name),
+            key=lambda image: image.get("CreationDate", ""),
+        )
+        if len(images) > 1 and not self._newest_image:
+            ids = ", ".join(image["ImageId"] for image in images)
+            raise EC2InvalidParameterException(
+                f"{len(images)} images are named {name!r} in {region}: {ids}; name one by its id, or set "
+                "CML_NEWEST_IMAGE=true"
+            )
+        return images[-1]["ImageId"] if images else None
 
     async def _root_device(self, region: str, ami_id: str) -> str:
         """The image's root device, whose encryption is asked for by its name; it never changes."""
