@@ -170,3 +170,21 @@ def test_a_default_that_no_command_may_ask_for_is_an_error(monkeypatch: pytest.M
         load_settings()
     monkeypatch.setenv("CML_DEFAULT_INSTANCE_TYPE", "m5.large")
     load_settings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "tags"),
+    [
+        ({}, {}),
+        ({"CML_AUTHORIZE": "true"}, None),
+        ({"RABBITMQ_URL": "amqp://there/"}, None),
+        ({"CML_AUTHORIZE": "true", "CML_IMPORT_TAGS": '{"pool": "cml"}'}, {"pool": "cml"}),
+        ({"CML_AUTHORIZE": "true", "CML_IMPORT_TAGS": "{}"}, {}),
+    ],
+)
+def test_imports_are_off_in_production_unless_tags_are_named(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], tags: dict[str, str] | None
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().policy.import_tags == tags

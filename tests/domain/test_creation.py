@@ -194,6 +194,26 @@ def test_another_workers_instance_cannot_be_imported():
     given(worker_id=ADOPTED).found(instance()).when(IMPORT).then_rejected("Conflict")
 
 
+def test_another_deployments_instance_is_never_imported():
+    """Both fleets would give the worker the same id, and each would command the other's."""
+    theirs = instance(tags={WORKER_TAG: str(ADOPTED), DEPLOYMENT_TAG: "other"})
+    case = given(worker_id=ADOPTED).found(theirs).when(IMPORT)
+    case.then_rejected("Conflict", saying="belongs to deployment 'other'")
+
+
+def test_only_what_has_the_tags_that_the_deployment_names_is_imported():
+    case = given(worker_id=ADOPTED).under(import_tags={"pool": "cml"}).found(imported()).when(IMPORT)
+    case.then_rejected("ValidationFailed", saying="lacks the tag pool=cml")
+    tagged = imported().model_copy(update={"tags": {"Name": "found", "pool": "cml"}})
+    case = given(worker_id=ADOPTED).under(import_tags={"pool": "cml"}).found(tagged).when(IMPORT)
+    case.then(adoption()[0].model_copy(update={"instance": tagged}), adoption()[1])
+
+
+def test_imports_can_be_off():
+    case = given(worker_id=ADOPTED).under(import_tags=None).when(IMPORT)
+    case.then_rejected("ValidationFailed", saying="CML_IMPORT_TAGS")
+
+
 def test_a_terminated_worker_is_not_imported_again():
     given(*adoption("earlier"), WorkerTerminated(), worker_id=ADOPTED).when(IMPORT).then_rejected(
         "WorkerTerminated"

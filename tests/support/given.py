@@ -191,13 +191,16 @@ class Given:
         """It is so already; the reply says so."""
         assert self._decide(self.worker) == NoChange(data)
 
-    def then_rejected(self, code: str, *, outcome: str = "rejected", retryable: bool = False) -> None:
+    def then_rejected(
+        self, code: str, *, outcome: str = "rejected", retryable: bool = False, saying: str = ""
+    ) -> None:
         """Rejected, and rejected again."""
         for _ in range(2):
             decision = self._decide(self.worker)
             assert isinstance(decision, Reject)
             assert decision.problem.code == code
             assert decision.outcome == outcome
+            assert saying in decision.problem.detail
             assert decision.problem.retryable is retryable
             assert decision.problem.detail
 

@@ -129,6 +129,12 @@ def import_instance(
         raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} exists already, and is of another instance")
     if worker.exists:
         return []
+    if policy.import_tags is None:
+        raise rejected(
+            ProblemCode.VALIDATION_FAILED,
+            "imports are off: whoever may import could terminate any instance of the account; CML_IMPORT_TAGS names the "
+            "tags that an instance must have to be imported",
+        )
     if looked_up is None:
         return InstanceLookup(
             aws_region=command.aws_region,
@@ -146,6 +152,19 @@ def import_instance(
     if instance.state in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
         raise failed(
             ProblemCode.EC2_INSTANCE_OPERATION, f"instance {command.instance_id} is {instance.state}"
+        )
+    owner = instance.tags.get(DEPLOYMENT_TAG, policy.deployment)
+    if owner != policy.deployment:
+        raise rejected(
+            ProblemCode.CONFLICT, f"instance {command.instance_id} belongs to deployment {owner!r} already"
+        )
+    missing = [
+        f"{key}={value}" for key, value in policy.import_tags.items() if instance.tags.get(key) != value
+    ]
+    if missing:
+        raise rejected(
+            ProblemCode.VALIDATION_FAILED,
+            f"instance {command.instance_id} lacks the tag {missing[0]}, without which it is not imported",
         )
     if instance.tags.get(WORKER_TAG, str(worker.id)) != str(worker.id):
         raise rejected(

@@ -22,6 +22,8 @@ class Policy:
     key_name: str | None = None
     allowed_regions: frozenset[str] = frozenset()
     allowed_instance_types: frozenset[str] = frozenset()
+    import_tags: Mapping[str, str] | None = field(default_factory=dict)
+    """What an instance must be tagged with to be imported; None: nothing is imported."""
     visibility_grace: timedelta = VISIBILITY_GRACE
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     """Instance type of a create that names none."""
     default_tags: Tags = {}
     """JSON object: tags of every new instance, beside those of its create."""
+    import_tags: dict[str, str] | None = None
+    """JSON object: tags that an instance must have to be imported as a worker; {}: any. Unset: none is imported if commands need
+    authorization, otherwise any: whoever may import may also terminate."""
     allowed_regions: frozenset[Region] = frozenset()
     """JSON array; empty: every region."""
     allowed_instance_types: frozenset[InstanceType] = frozenset()
@@ -159,8 +162,10 @@ class Settings(BaseSettings):
     @classmethod
     def _json(cls, value: Any, info: ValidationInfo) -> Any:
         """What has several values is JSON in the environment."""
-        kind = get_origin(cls.model_fields[info.field_name or ""].annotation)
-        if not isinstance(value, str) or kind not in _JSON_EXAMPLES:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = {get_origin(each) for each in (annotation, *get_args(annotation))}
+        kind = next((each for each in _JSON_EXAMPLES if each in kinds), None)
+        if not isinstance(value, str) or kind is None:
             return value
         try:
             return json.loads(value)
@@ -227,6 +232,7 @@ class Settings(BaseSettings):
             security_group_ids=self.worker_security_group_ids,
             subnet_id=self.worker_subnet_id,
             key_name=self.worker_key_name,
+            import_tags=self.import_tags if self.import_tags is not None or self.access.enforced else {},
             allowed_regions=self.allowed_regions,
             allowed_instance_types=self.allowed_instance_types,
             visibility_grace=timedelta(seconds=self.visibility_grace_seconds),
