@@ -94,7 +94,9 @@ ROOMS: Mapping[str, Room] = {
     "embedded.amqp": Room(
         modules=("cml_embedded.amqp", "cml_embedded.amqp_broker"), packages=("pamqp",), library=ANYTHING
     ),
-    "embedded.ec2": Room(modules=("cml_embedded.ec2",), packages=("moto", "werkzeug"), library=ANYTHING),
+    "embedded.ec2": Room(
+        modules=("cml_embedded.ec2",), packages=("botocore", "moto", "werkzeug"), library=ANYTHING
+    ),
     "foundation": Room(modules=_service("foundation"), library=ANYTHING),
     "domain": Room(modules=_service("domain"), imports=("contracts",), packages=("pydantic",), library=PURE),
     "bus": Room(

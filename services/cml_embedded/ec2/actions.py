@@ -98,15 +98,6 @@ class Actions:
         for resource in resources:
             if resource.startswith("i-"):
                 self._instances.check(resource, region)
-        for name, value in form.items():
-            if re.fullmatch(r"Tag\.\d+\.Key", name) and (
-                value.lower().startswith("aws:") or not 1 <= len(value) <= 128
-            ):
-                raise Refusal(
-                    "InvalidParameterValue", "Tag keys have 1 to 128 characters and never begin with aws:"
-                )
-            if re.fullmatch(r"Tag\.\d+\.Value", name) and len(value) > 256:
-                raise Refusal("InvalidParameterValue", "Tag values have at most 256 characters")
         answer = self._backend.ask(environ, form)
         if answer[0] == 200:
             for resource in resources:

@@ -19,6 +19,7 @@ from cml_embedded.ec2.backend import Backend, Environ
 from cml_embedded.ec2.faults import Fault, Faults
 from cml_embedded.ec2.instances import ENDS, Instances
 from cml_embedded.ec2.journal import Journal
+from cml_embedded.ec2.requests import check
 
 REMEMBERED = 2000
 """Calls that ``GET /simulator/calls`` shows."""
@@ -79,6 +80,7 @@ class Application:
                 answer = planted
             else:
                 try:
+                    check(form)
                     answer = self._actions.act(environ, region, form, fault.hide_seconds if fault else 0.0)
                 except Refusal as refusal:
                     answer = 400, error(refusal.code, str(refusal))
