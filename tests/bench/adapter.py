@@ -290,6 +290,8 @@ class MemoryBus:
     def __init__(self, broker: MemoryBroker, role: str) -> None:
         self._broker, self._role = broker, role
         self._consuming: list[tuple[Queue, Handler]] = []
+        self.consuming = asyncio.get_running_loop().create_future()
+        """Never ends."""
 
     def consume(self, queue: Queue, handler: Handler, *, prefetch: int) -> None:
         assert prefetch

@@ -1,6 +1,7 @@
 """Each role in a process of its own: any may die and come back, in any order."""
 
 import asyncio
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,3 +92,37 @@ def test_a_role_that_cannot_run_says_why_in_a_line(
     assert done.returncode in (2, 3), done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_an_adapter_that_is_ended_hands_over_what_it_watches(rabbitmq_url: str, tmp_path: Path):
+    """What it watches is in its memory alone; a signal ends it by a cancellation, and nobody else reminds of it."""
+    await emptied(rabbitmq_url)
+    with Ec2Simulator(transition_seconds=600) as simulator:
+        roles = Roles(
+            tmp_path,
+            RABBITMQ_URL=rabbitmq_url,
+            AWS_ENDPOINT_URL=simulator.url,
+            CML_AUTHORIZE="false",
+            CML_REMINDER_SECONDS="3600",
+        )
+        try:
+            async with PlainAmqp(rabbitmq_url, disturbed=True, inside=True) as client:
+                created = await client.command(
+                    "create",
+                    name="lab",
+                    aws_region="us-east-1",
+                    ami_id=DEMO_IMAGES["us-east-1"],
+                    created_by="ann",
+                )
+                await client.until_status(created["worker_id"], "STARTING")
+                await asyncio.sleep(2)  # by now it is watched
+                before = list(client.reminded)
+                adapter = roles.processes["ec2-adapter"]
+                adapter.send_signal(signal.SIGTERM)
+                assert await asyncio.to_thread(adapter.wait, 60) == 0
+                async with asyncio.timeout(30):
+                    while client.reminded == before:
+                        await asyncio.sleep(0.05)
+                assert client.reminded == [*before, created["worker_id"]]
+        finally:
+            roles.kill()

@@ -42,11 +42,11 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
         try:
             async with bus:
                 await executor.announce()
-                yield Running(EC2_ADAPTER.name, (bus.problem,), (bus.consuming,))
-                with suppress(
-                    BusUnavailableError, UnroutableError
-                ):  # the projector's reminders make up for it
-                    await executor.hand_over()
+                try:
+                    yield Running(EC2_ADAPTER.name, (bus.problem,), (bus.consuming,))
+                finally:  # a signal ends it by a cancellation
+                    with suppress(BusUnavailableError, UnroutableError):  # reminders make up for it
+                        await executor.hand_over()
         finally:
             await executor.close()
 
