@@ -12,7 +12,7 @@ from cml_workers.readmodels.changes import Change, Put, Remove
 from cml_workers.readmodels.generation import Generation, State
 from cml_workers.readmodels.generations import CheckpointMovedError, Generations, NewerReadModelError
 from cml_workers.readmodels.model import ReadModel, active
-from cml_workers.sql.port import Database
+from cml_workers.sql.port import ByKey, Database
 from support.projecting import DATABASES, a_database
 
 _TABLES = sa.MetaData()
@@ -206,6 +206,49 @@ async def test_retired_tables_are_dropped_and_no_others(subject: Subject):
     await subject.generations.drop(now)  # never the active generation
     assert await subject.tables() == {"things_2"}
     assert await subject.names() == []
+
+
+async def test_a_row_is_found_by_its_key(subject: Subject):
+    await subject.put(await subject.first(), "p1", _1="one", _2="two")
+    things = ByKey(active(THINGS).c.id, active(THINGS).c.name)
+    found = await asyncio.gather(*(subject.database.find(things, key) for key in (2, 3, 1, 2)))
+    assert [row and row.name for row in found] == ["two", None, "one", "two"]
+
+
+async def test_a_row_is_found_as_it_was_last_written(subject: Subject):
+    """However many ask meanwhile: nobody gets an answer that was read before the query."""
+    generation = await subject.first()
+    names = ByKey(active(THINGS).c.id, active(THINGS).c.name)
+    answered: list[None] = []
+
+    async def ask() -> None:
+        while len(answered) < 200:
+            await subject.database.find(names, 1)
+            answered.append(None)
+            await asyncio.sleep(0)
+
+    others = [asyncio.ensure_future(ask()) for _ in range(5)]
+    for number in range(20):
+        generation = await subject.put(generation, f"p{number}", _1=str(number))
+        row = await subject.database.find(names, 1)
+        assert row is not None
+        assert row.name == str(number)
+    await asyncio.gather(*others)
+
+
+async def test_a_row_is_found_though_the_pooled_connections_are_gone(subject: Subject):
+    await subject.put(await subject.first(), "p1", _1="one", _2="two")
+    things = ByKey(active(THINGS).c.id, active(THINGS).c.name)
+
+    def break_others(connection: sa.Connection) -> None:
+        if connection.dialect.name == "postgresql":  # a file has no connections to lose
+            others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            connection.execute(sa.text(f"{others} AND datname = current_database()"))
+
+    for _ in range(3):
+        found = await asyncio.gather(*(subject.database.find(things, key) for key in (1, 2, 1)))
+        assert [row and row.name for row in found] == ["one", "two", "one"]
+        await subject.database.write(break_others)
 
 
 async def test_no_number_comes_again(subject: Subject):

@@ -7,12 +7,12 @@ from datetime import timedelta
 
 import pytest
 
-from cml_workers.ec2_adapter.batching import TOGETHER, Batcher
-from cml_workers.ec2_adapter.calls import Calls
+from cml_workers.ec2_adapter.calls import TOGETHER, Calls
 from cml_workers.ec2_adapter.errors import EC2StatusCheckException, EC2ThrottledException, Remedy
 from cml_workers.ec2_adapter.limits import AWS_LIMITS, FIRST_PAUSE, Bucket, Limits
 from cml_workers.ec2_adapter.port import MOST_DESCRIBED
 from cml_workers.ec2_adapter.tenure import FRESH, NotFreshError, Tenure
+from cml_workers.foundation.batching import Batcher
 from support.clock import StillClock
 from support.fake_ec2 import FakeEc2
 from support.given import NOW, instance, launch
@@ -177,7 +177,7 @@ async def test_a_request_that_fails_when_its_askers_have_given_up_is_no_error_of
     async def ask(_: Sequence[str]) -> Mapping[str, str]:
         raise EC2StatusCheckException("no")
 
-    impatient = asyncio.ensure_future(Batcher(ask, most=10, sleep=clock.sleep).get("a"))
+    impatient = asyncio.ensure_future(Batcher(ask, most=10, pause=0.01, sleep=clock.sleep).get("a"))
     await asyncio.sleep(0)
     impatient.cancel()
     await clock.passes(1)
@@ -192,7 +192,7 @@ async def test_who_gives_up_does_not_take_the_others_request_along():
     async def ask(keys: Sequence[str]) -> Mapping[str, str]:
         return dict.fromkeys(keys, "found")
 
-    batcher = Batcher(ask, most=10, sleep=clock.sleep)
+    batcher = Batcher(ask, most=10, pause=0.01, sleep=clock.sleep)
     impatient, patient = (asyncio.ensure_future(batcher.get(each)) for each in "ab")
     await asyncio.sleep(0)
     impatient.cancel()

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 Towards = Literal["server", "client"]
 What = Literal["cut before", "cut after", "cut the answer", "silence"]
@@ -61,7 +62,7 @@ class TcpProxy:
         self._target = port
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
-        self._passing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._armed: list[Armed] = []
@@ -80,9 +81,10 @@ class TcpProxy:
         assert self._server is not None
         self._server.close()
         self.cut()
-        for task in self._passing:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._passing, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.cut()  # what was opened in between
 
     def cut(self) -> None:
         """Reset every connection there is."""
@@ -122,21 +124,29 @@ class TcpProxy:
         for connection in self._connections:
             connection.flowing.set()
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.closed:
-            writer.transport.abort()
-            return
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._start(self._open((reader, writer)))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _open(self, client: _Stream) -> None:
         try:
+            if self.closed:
+                raise ConnectionRefusedError
             server = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
-            writer.transport.abort()
+            client[1].transport.abort()
             return
-        connection = _Connection((reader, writer), server)
+        except asyncio.CancelledError:  # the proxy ends
+            client[1].transport.abort()
+            raise
+        connection = _Connection(client, server)
         self._connections.add(connection)
-        for towards in ("server", "client"):
-            task = asyncio.create_task(self._pass(connection, towards))
-            self._passing.add(task)
-            task.add_done_callback(self._passing.discard)
+        self._start(self._pass(connection, "server"))
+        self._start(self._pass(connection, "client"))
 
     async def _pass(self, connection: "_Connection", towards: Towards) -> None:
         source, sink = connection.ends(towards)

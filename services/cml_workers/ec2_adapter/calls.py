@@ -5,13 +5,16 @@ from datetime import timedelta
 from typing import TypeVar
 
 from cml_contracts.instance import Ec2Instance, LaunchParameters
-from cml_workers.ec2_adapter.batching import Batcher
 from cml_workers.ec2_adapter.errors import EC2ThrottledException
 from cml_workers.ec2_adapter.limits import PATIENCE, Limits
 from cml_workers.ec2_adapter.port import MOST_CHECKED, MOST_DESCRIBED, Ec2, StateChange, StatusChecks
 from cml_workers.ec2_adapter.tenure import Lease
+from cml_workers.foundation.batching import Batcher
 
 T = TypeVar("T")
+
+TOGETHER = 0.005
+"""Seconds after a read in which others are collected for the next one."""
 
 
 class Calls:
@@ -60,7 +63,10 @@ class Calls:
         batcher = self._describes.get(region)
         if batcher is None:
             batcher = self._describes[region] = Batcher(
-                lambda ids: self.describe_many(region, ids), most=MOST_DESCRIBED, sleep=self._sleep
+                lambda ids: self.describe_many(region, ids),
+                most=MOST_DESCRIBED,
+                pause=TOGETHER,
+                sleep=self._sleep,
             )
         return await batcher.get(instance_id)
 
@@ -79,6 +85,7 @@ class Calls:
                     region, "DescribeInstanceStatus", lambda: self._ec2.status_checks(region, ids)
                 ),
                 most=MOST_CHECKED,
+                pause=TOGETHER,
                 sleep=self._sleep,
             )
         return await batcher.get(instance_id)

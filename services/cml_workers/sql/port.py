@@ -1,12 +1,22 @@
 """A database as its users see it: work is a plain function of a connection, and an adapter runs it."""
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
 T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
+Row = sa.Row[*tuple[Any, ...]]
+
+
+class ByKey:
+    """Rows of which each is found by the value of one column; ``every`` selects them, that column last."""
+
+    def __init__(self, key: sa.ColumnElement[Any], *columns: sa.ColumnElement[Any]) -> None:
+        self.key = key
+        self.every: sa.Select[*tuple[Any, ...]] = sa.select(*columns, key)
+        self.one = self.every.where(key == sa.bindparam("key", type_=key.type))
 
 
 class Database(Protocol):
@@ -19,9 +29,9 @@ class Database(Protocol):
         """Run a single statement that changes nothing, in one round trip; it may run twice."""
         ...
 
-    async def read_by_key(self, work: Work[T]) -> T:
-        """As ``read``, for a statement that finds a row by its key: where that takes microseconds, it is run at once."""
-        return await self.read(work)
+    async def find(self, rows: ByKey, key: Hashable) -> Row | None:
+        """The row with that key; None if there is none."""
+        return await self.read(lambda connection: connection.execute(rows.one, {"key": key}).first())
 
     async def snapshot(self, work: Work[T]) -> T:
         """Run statements that change nothing and all see the same moment."""

@@ -17,13 +17,11 @@ from cml_contracts.results import Problem, ProblemCode
 from cml_workers.readmodels.model import Found, active
 from cml_workers.readmodels.workers import fold
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKER_TAGS, WORKERS
-from cml_workers.sql.port import Database
+from cml_workers.sql.port import ByKey, Database
 
 _WORKERS, _TAGS, _OPERATIONS = active(WORKERS), active(WORKER_TAGS), active(OPERATIONS)
-_WORKER = sa.select(_WORKERS.c.view).where(_WORKERS.c.id == sa.bindparam("id", type_=sa.Uuid))
-_OPERATION = sa.select(_OPERATIONS.c.view, _OPERATIONS.c.worker_id).where(
-    _OPERATIONS.c.command_id == sa.bindparam("id")
-)
+_WORKER = ByKey(_WORKERS.c.id, _WORKERS.c.view)
+_OPERATION = ByKey(_OPERATIONS.c.command_id, _OPERATIONS.c.view, _OPERATIONS.c.worker_id)
 _PENDING = (
     sa.select(_OPERATIONS.c.view)
     .where(_OPERATIONS.c.pending_since < sa.bindparam("before"))
@@ -40,18 +38,16 @@ class InvalidCursorError(ValueError):
 
 async def get_worker(database: Database, query: GetCMLWorker) -> Found | Problem:
     """The worker's row."""
-    view = await database.read_by_key(lambda connection: connection.scalar(_WORKER, {"id": query.worker_id}))
-    if view is None:
+    row = await database.find(_WORKER, query.worker_id)
+    if row is None:
         missing = f"worker {query.worker_id} is not known, or not yet"
         return Problem.of(ProblemCode.WORKER_NOT_FOUND, missing, retryable=True)
-    return Found(view, query.worker_id)
+    return Found(row.view, query.worker_id)
 
 
 async def get_operation(database: Database, query: GetOperation) -> Found | Problem:
     """What became of a command."""
-    row = await database.read_by_key(
-        lambda connection: connection.execute(_OPERATION, {"id": query.command_id}).first()
-    )
+    row = await database.find(_OPERATION, query.command_id)
     if row is None:
         missing = f"no operation of command {query.command_id!r} is recorded, or not yet"
         return Problem.of(ProblemCode.OPERATION_NOT_FOUND, missing, retryable=True)

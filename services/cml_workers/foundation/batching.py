@@ -1,15 +1,12 @@
 """Many reads of the same kind as one request."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-K = TypeVar("K", bound=str)
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-
-TOGETHER = 0.005
-"""Seconds after a request in which reads are collected for the next one."""
 
 
 @dataclass(eq=False)
@@ -23,7 +20,7 @@ class _Batch(Generic[K, V]):
 class Batcher(Generic[K, V]):
     """Asks for keys that come together at once, at most ``most`` in a request.
 
-    A read that comes alone does not wait; those that come soon after it share the next request.
+    A read that comes alone does not wait; those of the next ``pause`` seconds share the next request.
     """
 
     def __init__(
@@ -31,13 +28,15 @@ class Batcher(Generic[K, V]):
         ask: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
         *,
         most: int,
+        pause: float,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._ask = ask
         self._most = most
+        self._pause = pause
         self._sleep = sleep
         self._open: _Batch[K, V] | None = None
-        self._pause: asyncio.Task[None] | None = None
+        self._pausing: asyncio.Task[None] | None = None
 
     async def get(self, key: K) -> V | None:
         """The answer for this key; None if there is none. Raises what the request raises.
@@ -54,16 +53,16 @@ class Batcher(Generic[K, V]):
         return (await asyncio.shield(batch.answers)).get(key)
 
     async def _together(self, batch: _Batch[K, V]) -> Mapping[K, V]:
-        if self._pause is not None and not self._pause.done():
-            await asyncio.shield(self._pause)
+        if self._pausing is not None and not self._pausing.done():
+            await asyncio.shield(self._pausing)
         if self._open is batch:
             self._open = None
-        self._pause = asyncio.create_task(self._wait())
-        self._pause.add_done_callback(_retrieve_error)
+        self._pausing = asyncio.create_task(self._wait())
+        self._pausing.add_done_callback(_retrieve_error)
         return await self._ask(list(batch.wanted))
 
     async def _wait(self) -> None:
-        await self._sleep(TOGETHER)
+        await self._sleep(self._pause)
 
 
 def _retrieve_error(task: "asyncio.Task[Any]") -> None:
