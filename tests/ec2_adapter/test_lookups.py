@@ -12,6 +12,7 @@ from cml_workers.domain.messages import (
     CommandMessage,
     ImageLookup,
     InstanceLookup,
+    Lookup,
     LookupAnswered,
     LookupRequested,
     LookupResult,
@@ -26,7 +27,7 @@ IMAGE = ImageLookup(aws_region="us-east-1", ami_name="cml")
 INSTANCE = InstanceLookup(aws_region="us-east-1", instance_id=instance().instance_id, seen_revision=2)
 
 
-def lookup(lookup: ImageLookup | InstanceLookup, attempt: int = 0) -> Message:
+def lookup(lookup: Lookup, attempt: int = 0) -> Message:
     status = UpdateCMLWorkerStatus(worker_id=WORKER)
     origin = CommandMessage(command_id="c", command=status, command_type=status.TYPE, correlation_id="t")
     request = LookupRequested(origin=origin, lookup=lookup)

@@ -26,8 +26,7 @@ from cml_workers.domain.history import EventMetadata, Recorded, ReplyAddress
 from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.messages import (
     CommandMessage,
-    ImageLookup,
-    InstanceLookup,
+    Lookup,
     LookupResult,
     WorkerReport,
 )
@@ -204,7 +203,7 @@ class Given:
             assert decision.problem.retryable is retryable
             assert decision.problem.detail
 
-    def then_asks(self, lookup: ImageLookup | InstanceLookup) -> None:
+    def then_asks(self, lookup: Lookup) -> None:
         """EC2 has to be asked first."""
         assert self._decide(self.worker) == Ask(lookup)
 

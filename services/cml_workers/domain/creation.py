@@ -20,12 +20,7 @@ from cml_contracts.instance import (
 )
 from cml_contracts.results import ProblemCode
 from cml_contracts.texts import MAX_TAGS
-from cml_workers.domain.decisions import (
-    Lookup,
-    RejectedError,
-    failed,
-    rejected,
-)
+from cml_workers.domain.decisions import answer_to, failed, rejected
 from cml_workers.domain.messages import (
     ImageLookup,
     InstanceLookup,
@@ -46,8 +41,8 @@ def launch_token(deployment: str, worker_id: UUID, generation: int) -> str:
 
 def create_worker(
     command: CreateCMLWorker, command_id: str, worker: Worker, policy: Policy, looked_up: LookupResult | None
-) -> list[WorkerEvent] | Lookup:
-    """A worker is created and its launch requested, once its AMI is known. Raises RejectedError."""
+) -> list[WorkerEvent]:
+    """A worker is created and its launch requested, once its AMI is known. Raises as ``answer_to`` does."""
     check_region(command.aws_region, policy)
     instance_type = command.instance_type or policy.default_instance_type
     if policy.allowed_instance_types and instance_type not in policy.allowed_instance_types:
@@ -74,16 +69,12 @@ def create_worker(
                 ProblemCode.EC2_INVALID_PARAMETER,
                 f"no AMI is given and none is configured for region {command.aws_region}",
             )
-        if looked_up is None:
-            return ImageLookup(aws_region=command.aws_region, ami_name=ami_name)
-        if looked_up.problem:
-            raise RejectedError(looked_up.problem, "failed")
-        if looked_up.image_id is None:
+        ami_id = answer_to(ImageLookup(aws_region=command.aws_region, ami_name=ami_name), looked_up).image_id
+        if ami_id is None:
             raise failed(
                 ProblemCode.EC2_INVALID_PARAMETER,
                 f"no available AMI named {ami_name!r} in region {command.aws_region}",
             )
-        ami_id = looked_up.image_id
 
     generation = 1
     return [
@@ -117,8 +108,8 @@ def create_worker(
 
 def import_instance(
     command: ImportCMLWorker, command_id: str, worker: Worker, policy: Policy, looked_up: LookupResult | None
-) -> list[WorkerEvent] | Lookup:
-    """An instance becomes a worker and gets our tags; [] where it is one already. Raises RejectedError."""
+) -> list[WorkerEvent]:
+    """An instance becomes a worker and gets our tags; [] where it is one already. Raises as ``answer_to`` does."""
     check_region(command.aws_region, policy)
     if worker.terminated:
         raise rejected(
@@ -135,15 +126,12 @@ def import_instance(
             "imports are off: whoever may import could terminate any instance of the account; CML_IMPORT_TAGS names the "
             "tags that an instance must have to be imported",
         )
-    if looked_up is None:
-        return InstanceLookup(
-            aws_region=command.aws_region,
-            instance_id=command.instance_id,
-            seen_revision=worker.observed_revision,
-        )
-    if looked_up.problem:
-        raise RejectedError(looked_up.problem, "failed")
-    instance = looked_up.instance
+    lookup = InstanceLookup(
+        aws_region=command.aws_region,
+        instance_id=command.instance_id,
+        seen_revision=worker.observed_revision,
+    )
+    instance = answer_to(lookup, looked_up).instance
     if instance is None:
         raise failed(
             ProblemCode.EC2_INSTANCE_NOT_FOUND,

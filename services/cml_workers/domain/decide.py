@@ -30,21 +30,16 @@ from cml_contracts.instance import (
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.creation import check_tag_count, create_worker, import_instance
 from cml_workers.domain.decisions import (
-    Ask,
     Decision,
-    Lookup,
+    LookupNeededError,
     NoChange,
     Record,
     RejectedError,
+    answer_to,
     failed,
     rejected,
 )
-from cml_workers.domain.messages import (
-    CommandMessage,
-    ImageLookup,
-    InstanceLookup,
-    LookupResult,
-)
+from cml_workers.domain.messages import CommandMessage, InstanceLookup, LookupResult
 from cml_workers.domain.observations import failure_of, observe
 from cml_workers.domain.operations import SWITCHES, intents
 from cml_workers.domain.policy import Policy
@@ -62,16 +57,14 @@ def decide(
     """What a command does; ``looked_up``: what EC2 answered, where it was asked."""
     try:
         decided = _events(message, worker, policy, now, looked_up)
-    except RejectedError as rejected:
-        return rejected.decision
-    if isinstance(decided, ImageLookup | InstanceLookup):
-        return Ask(decided)
+    except (RejectedError, LookupNeededError) as undecided:
+        return undecided.decision
     return Record(decided) if decided else NoChange(already_so(message, worker, looked_up))
 
 
 def _events(
     message: CommandMessage, worker: Worker, policy: Policy, now: datetime, looked_up: LookupResult | None
-) -> list[WorkerEvent] | Lookup:
+) -> list[WorkerEvent]:
     """[] where it is so already."""
     command, command_id = message.command, message.command_id
     match command:
@@ -191,25 +184,19 @@ def _update_tags(command: UpdateCMLWorkerTags, command_id: str, worker: Worker) 
 
 def _update_status(
     worker: Worker, policy: Policy, now: datetime, looked_up: LookupResult | None
-) -> list[WorkerEvent] | Lookup:
+) -> list[WorkerEvent]:
     instance = worker.instance
     assert instance is not None  # noqa: S101 - `_with_instance` saw it
-    if looked_up is None:
-        return InstanceLookup(
-            aws_region=worker.aws_region,
-            instance_id=instance.instance_id,
-            seen_revision=worker.observed_revision,
-        )
-    if looked_up.problem:
-        raise RejectedError(looked_up.problem, "failed")
-    if (
-        looked_up.instance is None
-        and worker.launched_at
-        and now - worker.launched_at < policy.visibility_grace
-    ):
+    lookup = InstanceLookup(
+        aws_region=worker.aws_region,
+        instance_id=instance.instance_id,
+        seen_revision=worker.observed_revision,
+    )
+    seen = answer_to(lookup, looked_up).instance
+    if seen is None and worker.launched_at and now - worker.launched_at < policy.visibility_grace:
         raise failed(
             ProblemCode.EC2_INSTANCE_NOT_FOUND,
             f"instance {instance.instance_id} of worker {worker.id} is not visible in EC2 yet",
             retryable=True,
         )
-    return observe(worker, looked_up.instance)
+    return observe(worker, seen)

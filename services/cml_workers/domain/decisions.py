@@ -8,10 +8,7 @@ from cml_contracts.events import (
     WorkerEvent,
 )
 from cml_contracts.results import Outcome, Problem, ProblemCode
-from cml_workers.domain.messages import (
-    ImageLookup,
-    InstanceLookup,
-)
+from cml_workers.domain.messages import Lookup, LookupResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,7 @@ class NoChange:
 class Ask:
     """EC2 has to be asked before this can be decided."""
 
-    lookup: ImageLookup | InstanceLookup
+    lookup: Lookup
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,6 @@ class Reject:
 
 
 Decision = Record | NoChange | Ask | Reject
-Lookup = ImageLookup | InstanceLookup
 
 
 class RejectedError(Exception):
@@ -53,6 +49,23 @@ class RejectedError(Exception):
     def __init__(self, problem: Problem, outcome: Outcome = "rejected") -> None:
         super().__init__(problem.detail)
         self.decision = Reject(problem, outcome)
+
+
+class LookupNeededError(Exception):
+    """How a rule says that it needs EC2's answer; ``decide`` answers with its decision."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        super().__init__(type(lookup).__name__)
+        self.decision = Ask(lookup)
+
+
+def answer_to(lookup: Lookup, looked_up: LookupResult | None) -> LookupResult:
+    """What EC2 answered. Raises LookupNeededError where it has not been asked, RejectedError where it said why it cannot."""
+    if looked_up is None:
+        raise LookupNeededError(lookup)
+    if looked_up.problem:
+        raise RejectedError(looked_up.problem, "failed")
+    return looked_up
 
 
 def rejected(code: ProblemCode, detail: str, *, retryable: bool = False) -> RejectedError:

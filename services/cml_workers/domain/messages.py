@@ -98,6 +98,9 @@ class InstanceLookup(Tolerant):
     seen_revision: int
 
 
+Lookup = ImageLookup | InstanceLookup
+
+
 class _Lookup(Tolerant):
     """Its fields have other names on the wire, which stay."""
 
@@ -109,7 +112,7 @@ class LookupRequested(_Lookup):
 
     TYPE: ClassVar = "cml.lookup.requested.v1"
     origin: CommandMessage
-    lookup: ImageLookup | InstanceLookup = Field(alias="question")
+    lookup: Lookup = Field(alias="question")
 
 
 class LookupResult(Tolerant):
@@ -128,7 +131,7 @@ class LookupAnswered(_Lookup):
 
     TYPE: ClassVar = "cml.report.lookup_answered.v1"
     origin: CommandMessage
-    lookup: ImageLookup | InstanceLookup = Field(alias="question")
+    lookup: Lookup = Field(alias="question")
     looked_up: LookupResult = Field(alias="finding")
 
 

@@ -11,6 +11,7 @@ from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
     ImageLookup,
     InstanceLookup,
+    Lookup,
     LookupAnswered,
     LookupRequested,
     LookupResult,
@@ -50,7 +51,7 @@ class Lookups:
             await self._reports.answered(answer, message.message_id)
             return Ack()
 
-    async def _find(self, lookup: ImageLookup | InstanceLookup) -> LookupResult:
+    async def _find(self, lookup: Lookup) -> LookupResult:
         if isinstance(lookup, ImageLookup):
             return LookupResult(image_id=await self._calls.find_image(lookup.aws_region, lookup.ami_name))
         instance = await self._look(lookup)

@@ -10,7 +10,7 @@ from cml_workers.bus.codec import internal, reply
 from cml_workers.bus.port import Outgoing
 from cml_workers.domain.decisions import Reject
 from cml_workers.domain.history import EventMetadata, ReplyAddress, fingerprint
-from cml_workers.domain.messages import CommandMessage, ImageLookup, InstanceLookup, LookupRequested
+from cml_workers.domain.messages import CommandMessage, Lookup, LookupRequested
 from cml_workers.domain.worker import Worker
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
@@ -55,7 +55,7 @@ def metadata_of(
     )
 
 
-def lookup_request(origin: CommandMessage, lookup: ImageLookup | InstanceLookup) -> Outgoing:
+def lookup_request(origin: CommandMessage, lookup: Lookup) -> Outgoing:
     """The request to look up at EC2 what the command has to know before it can be decided."""
     request = LookupRequested(origin=origin, lookup=lookup)
     return internal(request, str(uuid5(_NAMESPACE, f"{origin.command_id}/lookup")), origin.correlation_id)
