@@ -10,7 +10,7 @@ import gc
 import random
 import sys
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
@@ -112,7 +112,7 @@ def decode(stored: Any) -> Decoded:
     return stream.decode(stored)
 
 
-def fold_all(worker_id: UUID, events: Sequence[Decoded]) -> None:
+def fold_all(worker_id: UUID, events: Iterable[Decoded]) -> None:
     """The worker after all of them."""
     fold(worker_id, events)
 

@@ -52,7 +52,7 @@ def _folding(worker: UUID, decoded: Sequence[Any]) -> Callable[[], None]:
 
 
 def _decoding(worker: UUID, stored: Sequence[Any]) -> Callable[[], None]:
-    return lambda: adapter.fold_all(worker, [adapter.decode(each) for each in stored])
+    return lambda: adapter.fold_all(worker, map(adapter.decode, stored))  # one by one, as a worker is loaded
 
 
 def _microseconds(work: Callable[[], None], events: int, rounds: int) -> float:
