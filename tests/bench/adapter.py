@@ -428,10 +428,14 @@ class WatchedExecutor:
         await handler(Message(body=event, type=event_type, redelivered=True))
 
     def remembers(self, operation_ids: set[str]) -> int:
-        """In how many places, of all that it refers to, one of the operations stands."""
+        """In how many places, of all that it refers to, one of the operations stands.
+
+        But for the streams of the workers at hand: those are bounded, in number and in ids.
+        """
+        at_hand = [each for each in vars(self._executor).values() if isinstance(each, stream.Workers)]
         return sum(
             len(operation_ids.intersection(each))
-            for each in _reachable(self._executor, besides=[self._store])
+            for each in _reachable(self._executor, besides=[self._store, *at_hand])
             if isinstance(each, dict | set | frozenset)
         )
 

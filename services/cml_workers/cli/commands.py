@@ -1,7 +1,7 @@
 """Commands for workers: each sends one message and shows its result."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated
 from uuid import UUID, uuid4
 
@@ -172,6 +172,17 @@ def import_(
         )
     )
     _send(lambda _: _value(command), command_id, wait, deadline, as_json)
+
+
+BY_NAME: Mapping[str, Callable[..., None]] = {
+    "create": create,
+    "start": start,
+    "stop": stop,
+    "terminate": terminate,
+    "tag": tag,
+    "status": status,
+    "import": import_,
+}
 
 
 def _send_to(
