@@ -254,7 +254,7 @@ class Attack:
                 of_no_effect += 1
             else:
                 lost.append(
-                    f"{message.number} {message.target.name} {message.properties} {message.body[:300]!r}"
+                    f"{message.number} {message.target.name} {message.properties} {message.body[:2000]!r}"
                 )
         problems = [f"lost: {each}" for each in lost[:20]]
         problems += [f"unanswered: {each}" for each in self.books.unanswered()[:20]]

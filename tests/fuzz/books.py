@@ -17,7 +17,7 @@ from cml_contracts.envelope import MAX_BODY, EventEnvelope
 from cml_contracts.queries import QUERIES
 from cml_contracts.results import OperationResult
 from cml_workers.bus.codec import RESULT_TYPE
-from cml_workers.domain.messages import REPORTS, InstanceObserved
+from cml_workers.domain.messages import REPORTS, InstanceObserved, LookupAnswered, LookupRequested, Report
 from fuzz.hostile import NUMBER_HEADER, Hostile
 
 
@@ -143,6 +143,9 @@ def command_of(body: bytes) -> str | None:
     return command_id if isinstance(command_id, str) else None
 
 
+_INTERNAL: Mapping[str, type[Report | LookupRequested]] = {**REPORTS, LookupRequested.TYPE: LookupRequested}
+
+
 def is_of_no_effect(message: Hostile) -> bool:
     """Well-formed, and nothing follows from it: a stale trigger, a repeated observation, a lookup request of nobody."""
     kind = message.properties["message_type"] or message.routing_key
@@ -151,8 +154,12 @@ def is_of_no_effect(message: Hostile) -> bool:
             case "triggers":
                 EventEnvelope.from_cloudevent(json.loads(message.body))
                 return True
-            case "reports":
-                return isinstance(REPORTS[kind].model_validate_json(message.body), InstanceObserved)
+            case "reports" | "lookups":
+                internal = _INTERNAL[kind].model_validate_json(message.body)
+                if isinstance(internal, LookupRequested | LookupAnswered):
+                    # As below: what it brings along is answered where nobody is.
+                    return not message.awaits and isinstance(internal.origin.command, UpdateCMLWorkerStatus)
+                return isinstance(internal, InstanceObserved)
             case "commands" if not message.awaits:
                 # A status update that finds nothing new leaves no event, and its reply went where nobody is.
                 return isinstance(COMMANDS[kind].model_validate_json(message.body), UpdateCMLWorkerStatus)

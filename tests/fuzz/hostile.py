@@ -119,8 +119,16 @@ class Stranger:
             )
         if target.name == "commands" and readable and len(self._known_ids) < 500:
             self._known_ids.append(properties["message_id"] or "")
-        awaits = readable and properties["reply_to"] == self._reply_to
+        inside = target.name in ("reports", "lookups")
+        awaits = readable and (self.listens(body) if inside else properties["reply_to"] == self._reply_to)
         return Hostile(number, target, routing_key, body, properties, awaits, readable)
+
+    def listens(self, body: bytes) -> bool:
+        """Whether the reply to the command that a lookup or its answer brings along comes to us."""
+        try:
+            return bool(json.loads(body)["origin"]["reply"]["reply_to"] == self._reply_to)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return False
 
     # -- bodies -------------------------------------------------------------------------------------------
 

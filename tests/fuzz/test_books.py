@@ -1,0 +1,32 @@
+"""What counts as lost: the books of an attack have to notice it, and nothing else."""
+
+import json
+from dataclasses import replace
+from uuid import uuid4
+
+import pytest
+
+from cml_workers.domain.messages import LookupRequested
+from fuzz.books import is_of_no_effect
+from fuzz.hostile import EXAMPLES, TARGETS, Hostile, Stranger
+
+OURS = "amq.gen-ours"
+
+
+@pytest.mark.parametrize("reply_to", [OURS, "elsewhere", None])
+def test_a_lookup_whose_command_is_not_answered_is_lost_unless_its_reply_goes_elsewhere(reply_to: str | None):
+    stranger = Stranger(seed=1, reply_to=OURS, full="full", victims=[uuid4()], bodies=300, patient=False)
+    fields = json.loads((EXAMPLES / f"{LookupRequested.TYPE}.json").read_text())
+    fields["origin"]["reply"] = reply_to and {"reply_to": reply_to}
+    body = json.dumps(fields).encode()
+    message = Hostile(
+        number=1,
+        target=next(target for target in TARGETS if target.name == "lookups"),
+        routing_key="cml.lookup.x",
+        body=body,
+        properties={"message_type": LookupRequested.TYPE},
+        awaits=stranger.listens(body),
+        readable=True,
+    )
+    assert is_of_no_effect(message) is (reply_to != OURS)
+    assert not is_of_no_effect(replace(message, body=b"{}"))
