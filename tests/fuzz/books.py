@@ -128,9 +128,9 @@ def early_and_late(samples: list[tuple[float, int]]) -> tuple[float, float]:
 
 
 def number_of(identity: str | None) -> int | None:
-    """The number with which an id of a hostile message begins."""
-    found = re.match(r"\d+", identity or "")
-    return int(found[0]) if found else None
+    """The number with which an id of a hostile message begins; no other id, such as a random one, says one."""
+    found = re.match(r"(\d{1,7})(?:-|$)", identity or "")
+    return int(found[1]) if found else None
 
 
 def command_of(body: bytes) -> str | None:

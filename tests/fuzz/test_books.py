@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from cml_workers.domain.messages import LookupRequested
-from fuzz.books import is_of_no_effect
+from fuzz.books import is_of_no_effect, number_of
 from fuzz.hostile import EXAMPLES, TARGETS, Hostile, Stranger
 
 OURS = "amq.gen-ours"
@@ -30,3 +30,19 @@ def test_a_lookup_whose_command_is_not_answered_is_lost_unless_its_reply_goes_el
     )
     assert is_of_no_effect(message) is (reply_to != OURS)
     assert not is_of_no_effect(replace(message, body=b"{}"))
+
+
+@pytest.mark.parametrize(
+    ("identity", "number"),
+    [
+        ("15828", 15828),
+        ("15828-origin", 15828),
+        ("3fa85f64-5717-4562-b3fc-2c963f66afa6", None),
+        ("12345678-5717-4562-b3fc-2c963f66afa6", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_random_id_is_the_number_of_no_message(identity: str | None, number: int | None):
+    """A reply to an address without a correlation id gets a random one from the library."""
+    assert number_of(identity) == number
