@@ -1,5 +1,7 @@
 """Requests that EC2 would refuse are refused, with its code; what it documents is taken."""
 
+from base64 import b64encode
+
 import pytest
 from botocore.exceptions import ClientError
 
@@ -51,6 +53,59 @@ TAGGED = {**LAUNCH, "TagSpecification.1.ResourceType": "instance"}
             "FilterLimitExceeded",
         ),
         ({"Action": "DescribeInstances", "MaxResults": "4"}, "InvalidParameterValue"),
+        ({"Action": "DescribeInstances", "MaxResults": "many"}, "InvalidParameterValue"),
+        ({"Action": "DescribeTags", "MaxResults": "4"}, "InvalidParameterValue"),
+        ({"Action": "DescribeSubnets", "MaxResults": "4"}, "InvalidParameterValue"),
+        ({"Action": "DescribeInstanceTypes", "MaxResults": "101"}, "InvalidParameterValue"),
+        (
+            {
+                "Action": "DescribeInstanceTypes",
+                **{f"InstanceType.{number}": "t3.micro" for number in range(1, 102)},
+            },
+            "InvalidParameterValue",
+        ),
+        ({"Action": "CreateTags", "ResourceId.1": "i-0123456789abcdef0"}, "MissingParameter"),
+        (
+            {
+                "Action": "RunInstances",
+                **{k: v for k, v in LAUNCH.items() if k not in ("Action", "MinCount")},
+            },
+            "MissingParameter",
+        ),
+        ({"Action": "DescribeInstanceStatus", "IncludeAllInstances": "True"}, "InvalidParameterValue"),
+        ({"Action": "DescribeInstanceTypeOfferings", "LocationType": "city"}, "InvalidParameterValue"),
+        ({**LAUNCH, "BlockDeviceMapping.1.Ebs.VolumeType": "gp4"}, "InvalidParameterValue"),
+        ({**LAUNCH, "BlockDeviceMapping.1.Ebs.VolumeSize": "64GiB"}, "InvalidParameterValue"),
+        ({**LAUNCH, "InstanceInitiatedShutdownBehavior": "halt"}, "InvalidParameterValue"),
+        ({**LAUNCH, "MetadataOptions": "required"}, "InvalidParameterValue"),
+        ({**LAUNCH, "ClientToken": "x" * 65}, "InvalidParameterValue"),
+        ({**LAUNCH, "ClientToken": ""}, "InvalidParameterValue"),
+        ({**LAUNCH, "ClientToken": "größe"}, "InvalidParameterValue"),
+        ({**LAUNCH, "UserData": "#!/bin/sh"}, "InvalidParameterValue"),
+        ({**LAUNCH, "UserData": b64encode(b"x" * 16385).decode()}, "InvalidParameterValue"),
+        ({**LAUNCH, "ImageId": "ami-1"}, "InvalidAMIID.Malformed"),
+        ({**LAUNCH, "SubnetId": "sn-11111111"}, "InvalidSubnetID.Malformed"),
+        ({**LAUNCH, "SecurityGroupId.1": "default"}, "InvalidGroupId.Malformed"),
+        ({**TAGGED, "TagSpecification.1.Tag.1.Key": ""}, "InvalidParameterValue"),
+        (
+            {**TAGGED, "TagSpecification.1.Tag.1.Key": "k", "TagSpecification.1.Tag.2.Key": "k"},
+            "InvalidParameterValue",
+        ),
+        (
+            {**TAGGED, **{f"TagSpecification.1.Tag.{n}.Key": f"k{n}" for n in range(1, 52)}},
+            "TagLimitExceeded",
+        ),
+        ({"Action": "DescribeImages", "Filter.1.Name": "Name"}, "InvalidParameterValue"),
+        ({"Action": "DescribeInstanceStatus", "Filter.1.Name": "tag:Name"}, "InvalidParameterValue"),
+        (
+            {
+                "Action": "DescribeInstances",
+                "Filter.1.Name": "instance-id",
+                "Filter.2.Name": "client-token",
+                **{f"Filter.{1 + number % 2}.Value.{number}": "x" for number in range(1, 202)},
+            },
+            "FilterLimitExceeded",
+        ),
         ({"Action": "DescribeInstances", "MaxResults": "1001"}, "InvalidParameterValue"),
         (
             {"Action": "DescribeInstances", "MaxResults": "5", "InstanceId.1": "i-0123456789abcdef0"},
@@ -81,6 +136,20 @@ def test_what_ec2_would_not_take_is_refused(form: dict[str, str], code: str):
         {"Action": "DescribeInstances", "MaxResults": "1000", "Version": "2016-11-15"},
         {"Action": "DescribeTags", "Filter.1.Name": "resource-id", "Filter.1.Value.1": "i-0"},
         {"Action": "DescribeInstanceStatus", "IncludeAllInstances": "true", "InstanceId.1": "i-0"},
+        {
+            "Action": "DescribeInstanceStatus",
+            **{f"InstanceId.{n}": "i-0123456789abcdef0" for n in range(1, 101)},
+        },
+        {"Action": "DescribeInstances", "MaxResults": "5", "Filter.1.Name": "client-token"},
+        {"Action": "DescribeSubnets", "Filter.1.Name": "tag:Name", "Filter.1.Value.1": "lab"},
+        {**LAUNCH, "ClientToken": "x" * 64, "UserData": b64encode(b"x" * 16384).decode()},
+        {**TAGGED, **{f"TagSpecification.1.Tag.{n}.Key": f"k{n}" for n in range(1, 51)}},
+        {
+            **TAGGED,
+            "TagSpecification.1.Tag.1.Key": "k",
+            "TagSpecification.2.ResourceType": "volume",
+            "TagSpecification.2.Tag.1.Key": "k",
+        },
     ],
 )
 def test_what_ec2_documents_is_taken(form: dict[str, str]):

@@ -3,8 +3,11 @@
 So a request that only AWS would refuse is refused here as well.
 """
 
+import base64
 import re
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import cache
 
 import botocore.session
@@ -17,11 +20,28 @@ MOST_FILTER_VALUES = 200
 MOST_STATUSES = 100
 """Instances that DescribeInstanceStatus takes by their ids (EC2 API reference)."""
 PAGES = range(5, 1001)
-"""Values of MaxResults of the actions that describe instances, likewise."""
+"""Values of MaxResults where the model has no limits of its own, likewise."""
+PAGED = frozenset({"DescribeInstances", "DescribeInstanceStatus", "DescribeTags"})
+"""The actions for which the reference says so."""
 TAG_KEYS, TAG_VALUES = range(1, 129), range(257)
 """Lengths (EC2 user guide, *Tag restrictions*)."""
+MOST_TAGS = 50
+"""Of one resource, likewise."""
+TAG_FILTERS = frozenset({"tag:<key>", "tag"})
+"""How the reference names the filters by the value of a tag."""
+TOKEN = re.compile(r"[\x00-\x7f]{1,64}")
+"""A ClientToken (EC2 API reference, *Ensuring idempotency*)."""
+MOST_USER_DATA = 16384
+"""Bytes before they are encoded (EC2 user guide, *User data*)."""
+IDS: Mapping[str, tuple[str, str]] = {
+    "ImageId": ("ami", "InvalidAMIID.Malformed"),
+    "SecurityGroupId": ("sg", "InvalidGroupId.Malformed"),
+    "SubnetId": ("subnet", "InvalidSubnetID.Malformed"),
+}
+"""Of parameters that are the id of something: its prefix, and the code (EC2 API reference, *Error codes*). Instances: ``Instances``."""
 
 _NUMBER = re.compile(r"(?<=\.)[1-9][0-9]*(?=\.|$)")
+_TAG = re.compile(r"(?P<resource>(.*\.)?)Tag\.\d+\.(?P<part>Key|Value)")
 _FILTER = re.compile(r"<li>\s*<p>\s*<code>([^<]+)</code>")
 
 
@@ -76,16 +96,54 @@ def _check_parameter(action: str, name: str, value: str) -> None:
     shape = _parameter(action, _NUMBER.sub("1", name))
     if shape is None:
         raise Refusal("UnknownParameter", f"The parameter {name} is not recognized")
-    allowed = getattr(shape, "enum", None)
-    wrong = (
-        (
-            allowed and value not in allowed and name != "InstanceType"
-        )  # of which there are more than the model knows
-        or (shape.type_name == "boolean" and value not in ("true", "false"))
-        or (shape.type_name in ("integer", "long") and not re.fullmatch(r"-?\d+", value))
-    )
-    if wrong:
-        raise Refusal("InvalidParameterValue", f"Invalid value '{value}' for {name}.")
+    # There are more instance types than the installed model knows.
+    allowed = None if name == "InstanceType" else getattr(shape, "enum", None)
+    if (allowed and value not in allowed) or not _is_valid(shape, value):
+        raise Refusal("InvalidParameterValue", f"Invalid value '{value[:100]}' for {name}.")
+    parameter = name.partition(".")[0]
+    if parameter in IDS:
+        prefix, code = IDS[parameter]
+        if not re.fullmatch(rf"{prefix}-([0-9a-f]{{8}}|[0-9a-f]{{17}})", value):
+            raise Refusal(code, f'Invalid id: "{value[:100]}" (expecting "{prefix}-...")')
+
+
+def _is_valid(shape: Shape, value: str) -> bool:
+    """Whether it is of the model's type, and within the limits that the model has for it."""
+    limits = shape.metadata
+    match shape.type_name:
+        case "boolean":
+            return value in ("true", "false")
+        case "integer" | "long":
+            return bool(re.fullmatch(r"-?\d+", value)) and _is_within(int(value), limits)
+        case "float" | "double":
+            return _is_made_by(float, value) and _is_within(float(value), limits)
+        case "timestamp":
+            return _is_made_by(datetime.fromisoformat, value)
+        case "string":
+            pattern = limits.get("pattern")
+            return _is_within(len(value), limits) and (
+                pattern is None or re.fullmatch(pattern, value) is not None
+            )
+        case "blob":
+            return _is_made_by(_decoded, value)
+        case _:
+            return value == ""  # a list or a structure has no value; an empty list is sent as one
+
+
+def _is_within(size: float, limits: Mapping[str, float]) -> bool:
+    return limits.get("min", size) <= size <= limits.get("max", size)
+
+
+def _is_made_by(convert: Callable[[str], object], value: str) -> bool:
+    try:
+        convert(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _decoded(value: str) -> bytes:
+    return base64.b64decode(value, validate=True)
 
 
 def _check_required(shape: Shape | None, form: Mapping[str, str], prefix: str) -> None:
@@ -95,20 +153,18 @@ def _check_required(shape: Shape | None, form: Mapping[str, str], prefix: str) -
             for name in form
             if name.startswith(prefix) and name != prefix
         }
+        if not _is_within(len(numbers), shape.metadata):
+            raise Refusal("InvalidParameterValue", f"{len(numbers)} values of {prefix.removesuffix('.')}")
         for number in numbers:
             _check_required(shape.member, form, f"{prefix}{number}.")
     elif isinstance(shape, StructureShape):
-        required = {
-            dict(zip(shape.members, (name for name, _ in _names(shape)), strict=True))[each]
-            for each in shape.required_members
-        }
-        for name, member in _names(shape):
+        for member, (name, of_member) in zip(shape.members, _names(shape), strict=True):
             path = f"{prefix}{name}"
             given = path in form or any(each.startswith(f"{path}.") for each in form)
-            if name in required and not given:
+            if member in shape.required_members and not given:
                 raise Refusal("MissingParameter", f"The request must contain the parameter {path}")
             if given:
-                _check_required(member, form, f"{path}.")
+                _check_required(of_member, form, f"{path}.")
 
 
 def _check_filters(operation: OperationModel, form: Mapping[str, str]) -> None:
@@ -117,7 +173,7 @@ def _check_filters(operation: OperationModel, form: Mapping[str, str]) -> None:
         if (
             re.fullmatch(r"Filter\.\d+\.Name", name)
             and value not in documented
-            and not ("tag:<key>" in documented and value.startswith("tag:"))
+            and not (value.startswith("tag:") and documented & TAG_FILTERS)
         ):
             raise Refusal("InvalidParameterValue", f"The filter '{value}' is invalid")
     values = [name for name in form if re.fullmatch(r"Filter\.\d+\.Value\.\d+", name)]
@@ -138,25 +194,46 @@ def _filters(action: str) -> frozenset[str]:
 
 def _check_sizes(action: str, form: Mapping[str, str]) -> None:
     ids = [name for name in form if re.fullmatch(r"InstanceId\.\d+", name)]
-    if action in ("DescribeInstances", "DescribeInstanceStatus") and "MaxResults" in form:
-        if ids:
-            raise Refusal(
-                "InvalidParameterCombination",
-                "The parameter instancesSet cannot be used with the parameter maxResults",
-            )
-        if int(form["MaxResults"]) not in PAGES:
-            raise Refusal(
-                "InvalidParameterValue",
-                f"Value ( {form['MaxResults']} ) for parameter maxResults is invalid.",
-            )
+    if "MaxResults" in form and ids:
+        raise Refusal(
+            "InvalidParameterCombination",
+            "The parameter instancesSet cannot be used with the parameter maxResults",
+        )
+    if action in PAGED and int(form.get("MaxResults", PAGES[0])) not in PAGES:
+        raise Refusal(
+            "InvalidParameterValue",
+            f"Value ( {form['MaxResults']} ) for parameter maxResults is invalid.",
+        )
     if action == "DescribeInstanceStatus" and len(ids) > MOST_STATUSES:
         raise Refusal("InvalidParameterValue", f"At most {MOST_STATUSES} instance ids can be given")
+    if "ClientToken" in form and not TOKEN.fullmatch(form["ClientToken"]):
+        raise Refusal("InvalidParameterValue", "A client token has 1 to 64 ASCII characters")
+    if "UserData" in form:
+        if not _is_made_by(_decoded, form["UserData"]):
+            raise Refusal("InvalidParameterValue", "Invalid BASE64 encoding of user data.")
+        if len(_decoded(form["UserData"])) > MOST_USER_DATA:
+            raise Refusal("InvalidParameterValue", f"User data is limited to {MOST_USER_DATA} bytes")
+    _check_tags(form)
+
+
+def _check_tags(form: Mapping[str, str]) -> None:
+    """The rules of tags, of a launch as well as later."""
+    keys: dict[str, list[str]] = {}
     for name, value in form.items():
-        if re.search(r"(^|\.)Tag\.\d+\.Key$", name) and (
-            value.lower().startswith("aws:") or len(value) not in TAG_KEYS
-        ):
-            raise Refusal(
-                "InvalidParameterValue", "Tag keys have 1 to 128 characters and never begin with aws:"
-            )
-        if re.search(r"(^|\.)Tag\.\d+\.Value$", name) and len(value) not in TAG_VALUES:
+        found = _TAG.fullmatch(name)
+        if found is None:
+            continue
+        if found["part"] == "Key":
+            if value.lower().startswith("aws:") or len(value) not in TAG_KEYS:
+                raise Refusal(
+                    "InvalidParameterValue", "Tag keys have 1 to 128 characters and never begin with aws:"
+                )
+            keys.setdefault(found["resource"], []).append(value)
+        elif len(value) not in TAG_VALUES:
             raise Refusal("InvalidParameterValue", "Tag values have at most 256 characters")
+    for of_resource in keys.values():
+        key, times = Counter(of_resource).most_common(1)[0]
+        if times > 1:
+            raise Refusal("InvalidParameterValue", f"Duplicate tag key '{key}' specified.")
+        if len(of_resource) > MOST_TAGS:
+            raise Refusal("TagLimitExceeded", f"More than {MOST_TAGS} tags for one resource")
