@@ -2,7 +2,7 @@
 
 For demo, development and tests only. It keeps EC2's promises that moto does not: client tokens, timed
 transitions, refusals (https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html). An admin
-endpoint under ``/simulator`` plants faults and shows what was called.
+endpoint under ``/simulator`` plants faults, takes away what an account has to have, and shows what was called.
 
 Run alone with ``python -m cml_embedded.ec2_simulator --port 5000 --data-dir FOLDER``.
 """

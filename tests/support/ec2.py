@@ -40,6 +40,21 @@ class SimulatorAdmin:
         """Register an image; its id."""
         return str(self._ask("POST", "images", {"region": region, "name": name})["id"])
 
+    def change_image(self, image_id: str, **changes: str) -> None:
+        """Its ``state``, ``architecture``, ``owner_id`` or ``root_device_name``."""
+        self._ask("POST", f"images/{image_id}", changes)
+
+    def change_account(self, region: str, **changes: Any) -> None:
+        """What the account is set up with there: see ``cml_embedded.ec2.account.Setup``."""
+        self._ask("POST", f"account/{region}", changes)
+
+    def reset_account(self) -> None:
+        """Nothing is missing any more."""
+        self._ask("DELETE", "account")
+
+    def set_free_addresses(self, region: str, subnet_id: str, free: int) -> None:
+        self._ask("POST", f"subnets/{region}/{subnet_id}", {"free_addresses": free})
+
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
         with urlopen(Request(f"{self.url}/simulator/{path}", data, method=method), timeout=30) as answer:

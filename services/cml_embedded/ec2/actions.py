@@ -4,10 +4,12 @@ import re
 import time
 from collections.abc import Mapping
 
+from cml_embedded.ec2.account import Account
 from cml_embedded.ec2.answers import Answer, Refusal, response, unknown
 from cml_embedded.ec2.backend import Backend, Environ
 from cml_embedded.ec2.instances import CODES, Instances
 from cml_embedded.ec2.journal import Instance
+from cml_embedded.ec2.launching import check_capacity, check_launch
 
 _POWER: Mapping[str, tuple[frozenset[str], str, frozenset[str]]] = {
     # action: states it acts on, the state that follows, states it leaves as they are; others are refused
@@ -24,34 +26,53 @@ _NOWHERE = "i-00000000000000000"
 
 
 class Actions:
-    """``vcpu_limit``: see ``Ec2Simulator``."""
+    """Each of them first asks whether the caller may do it; a dry run ends where something would be done or shown."""
 
-    def __init__(self, backend: Backend, instances: Instances, vcpu_limit: int | None) -> None:
+    def __init__(self, backend: Backend, instances: Instances, account: Account) -> None:
         self._backend = backend
         self._instances = instances
-        self._vcpu_limit = vcpu_limit
+        self._account = account
 
     def act(self, environ: Environ, region: str, form: dict[str, str], hide_seconds: float) -> Answer:
         """Carry one out. Raises Refusal."""
         action = form.get("Action", "")
+        self._account.authorize(region, f"ec2:{action}")
         self._instances.settle()
         for name, value in form.items():
             if re.fullmatch(r"InstanceId\.\d+", name):
                 self._instances.check(value, region)
+        if action == "RunInstances":
+            check_launch(form, region, self._account, self._backend)
+        if action in ("CreateTags", "DeleteTags"):
+            self._check_tagged(region, form)
+        if form.get("DryRun") == "true":
+            raise Refusal(
+                "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
+            )
         if action in _POWER:
             return self._power(action, region, [v for k, v in form.items() if k.startswith("InstanceId.")])
         if action == "RunInstances":
             return self._run(environ, region, form, hide_seconds)
         if action in ("CreateTags", "DeleteTags"):
-            return self._tag(environ, region, form)
-        return self._backend.ask(environ, self._visible(action, region, form))
+            return self._tag(environ, form)
+        answer = self._account.answer(region, form)
+        if answer is None:
+            answer = self._backend.ask(environ, self._visible(action, region, form))
+        return self._account.corrected(region, form, answer)
+
+    def _check_tagged(self, region: str, form: Mapping[str, str]) -> None:
+        for name, resource in form.items():
+            if name.startswith("ResourceId.") and resource.startswith("i-"):
+                self._instances.check(resource, region)
+        self._account.check_tag_keys(region, form)
 
     def _run(self, environ: Environ, region: str, form: dict[str, str], hide_seconds: float) -> Answer:
         if token := form.get("ClientToken"):
             for known in self._instances:
                 if (known.region, known.token) == (region, token):
                     return 200, _same_again(known, form).encode()
-        self._instances.check_vcpus(region, form.get("InstanceType", "m1.small"), self._vcpu_limit)
+        check_capacity(form, region, self._account, self._backend)
+        self._instances.check_vcpus(region, form.get("InstanceType", "m1.small"), self._account.quota(region))
         status, content = self._backend.launch(environ, form)
         if status == 200:
             found = re.search(rb"<instanceId>(i-[0-9a-f]+)</instanceId>", content)
@@ -93,11 +114,8 @@ class Actions:
             )
         return 200, response(action, f"<{_RESULT_ELEMENT}>{''.join(items)}</{_RESULT_ELEMENT}>")
 
-    def _tag(self, environ: Environ, region: str, form: dict[str, str]) -> Answer:
+    def _tag(self, environ: Environ, form: dict[str, str]) -> Answer:
         resources = [value for name, value in form.items() if name.startswith("ResourceId.")]
-        for resource in resources:
-            if resource.startswith("i-"):
-                self._instances.check(resource, region)
         answer = self._backend.ask(environ, form)
         if answer[0] == 200:
             for resource in resources:

@@ -8,11 +8,12 @@ Answer = tuple[int, bytes]
 
 
 class Refusal(Exception):  # noqa: N818 - an answer of EC2
-    """EC2 says no, with this code."""
+    """EC2 says no, with this code. ``status``: of HTTP."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, *, status: int = 400) -> None:
         super().__init__(message)
         self.code = code
+        self.status = status
 
 
 def unknown(instance_id: str) -> Refusal:

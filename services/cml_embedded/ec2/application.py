@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 from uuid import uuid4
 
+from cml_embedded.ec2.account import Account
 from cml_embedded.ec2.actions import Actions
 from cml_embedded.ec2.answers import Answer, Refusal, error
 from cml_embedded.ec2.backend import Backend, Environ
@@ -40,7 +41,8 @@ class Application:
         added, left = self._journal.load() if self._journal else ({}, [])
         self._backend = Backend({**images, **added})
         self._instances = Instances(self._backend, self._journal, transition_seconds)
-        self._actions = Actions(self._backend, self._instances, vcpu_limit)
+        self._account = Account(self._backend, vcpu_limit)
+        self._actions = Actions(self._backend, self._instances, self._account)
         self._faults = Faults()
         self._calls: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         for instance in left:
@@ -55,6 +57,9 @@ class Application:
         if environ["PATH_INFO"].startswith("/simulator"):
             status, content = self._admin(environ["REQUEST_METHOD"], environ["PATH_INFO"], body)
             kind = "application/json"
+        elif target := environ.get("HTTP_X_AMZ_TARGET"):
+            status, content = self._other_service(environ, target, body)
+            kind = "application/x-amz-json-1.1"
         else:
             form = dict(parse_qsl(body.decode(), keep_blank_values=True))
             with self._lock:
@@ -83,7 +88,7 @@ class Application:
                     check(form)
                     answer = self._actions.act(environ, region, form, fault.hide_seconds if fault else 0.0)
                 except Refusal as refusal:
-                    answer = 400, error(refusal.code, str(refusal))
+                    answer = refusal.status, error(refusal.code, str(refusal))
                 if planted and fault and fault.effect == "after":
                     answer = planted
             code = re.search(rb"<Code>([^<]*)</Code>", answer[1]) if answer[0] != 200 else None
@@ -99,6 +104,10 @@ class Application:
             )
             return answer
 
+    def _other_service(self, environ: Environ, target: str, body: bytes) -> Answer:
+        with self._lock:
+            return self._account.other_service(_region(environ), target, body)
+
     def _admin(self, method: str, path: str, body: bytes) -> Answer:
         try:
             asked = json.loads(body) if body else {}
@@ -106,7 +115,7 @@ class Application:
                 return 200, json.dumps(
                     self._administer(method, path.removeprefix("/simulator/"), asked)
                 ).encode()
-        except (KeyError, TypeError, ValueError) as fault:
+        except (KeyError, TypeError, ValueError, Refusal) as fault:
             return 400, json.dumps({"error": repr(fault)}).encode()
 
     def _administer(self, method: str, path: str, asked: dict[str, Any]) -> Any:
@@ -132,6 +141,16 @@ class Application:
                 instance = self._instances[instance_id]
                 self._instances.order(instance, passing)
                 self._instances.to(instance, asked["state"])
+            case "POST", ["account", region]:
+                return self._account.change(region, asked)
+            case "GET", ["account", region]:
+                return asdict(self._account.of(region))
+            case "DELETE", ["account"]:
+                self._account.reset()
+            case "POST", ["subnets", region, subnet_id]:
+                self._backend.set_free_addresses(subnet_id, region, asked["free_addresses"])
+            case "POST", ["images", image_id]:
+                self._backend.change_image(image_id, asked)
             case "POST", ["images"]:
                 image_id = asked.get("id") or f"ami-{uuid4().hex[:17]}"
                 self._backend.add_image(image_id, asked["region"], asked["name"])

@@ -11,12 +11,13 @@ from moto.core.models import DEFAULT_ACCOUNT_ID
 from moto.ec2.models import ec2_backends
 from moto.ec2.models import instances as moto_instances
 from moto.ec2.models.amis import Ami
-from moto.ec2.models.instance_types import INSTANCE_TYPES
+from moto.ec2.models.availability_zones_and_regions import RegionsAndZonesBackend
+from moto.ec2.models.instance_types import INSTANCE_TYPE_OFFERINGS, INSTANCE_TYPES
 from moto.moto_api._internal import mock_random
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 
 from cml_embedded.ec2 import filters
-from cml_embedded.ec2.answers import Answer
+from cml_embedded.ec2.answers import Answer, Refusal
 
 Environ = dict[str, Any]
 """A WSGI request."""
@@ -98,6 +99,56 @@ class Backend:
             if where == region:
                 self._register(region, image_id, name)
 
+    def image(self, image_id: str, region: str) -> Any | None:
+        """Moto's own object; None: there is none."""
+        return ec2_backends[DEFAULT_ACCOUNT_ID][region].amis.get(image_id)
+
+    def change_image(self, image_id: str, changes: Mapping[str, str]) -> None:
+        """Its ``state``, ``architecture``, ``owner_id``, ``root_device_name``. Raises KeyError: there is none."""
+        region, _ = self._images[image_id]
+        self.prepare(region)
+        for name, value in changes.items():
+            setattr(ec2_backends[DEFAULT_ACCOUNT_ID][region].amis[image_id], name, value)
+
+    def subnet(self, subnet_id: str, region: str) -> Any:
+        """Likewise. Raises the refusal of EC2."""
+        for of_zone in ec2_backends[DEFAULT_ACCOUNT_ID][region].subnets.values():
+            if subnet_id in of_zone:
+                return of_zone[subnet_id]
+        raise Refusal("InvalidSubnetID.NotFound", f"The subnet ID '{subnet_id}' does not exist")
+
+    def set_free_addresses(self, subnet_id: str, region: str, free: int) -> None:
+        """As if others had taken, or given back, the rest. Raises Refusal: there is no such subnet."""
+        self.prepare(region)
+        subnet = self.subnet(subnet_id, region)
+        subnet._available_ip_addresses += free - subnet.available_ip_address_count  # noqa: SLF001 - what moto lacks
+
+    def security_group(self, group_id: str, region: str) -> Any | None:
+        """Likewise."""
+        return ec2_backends[DEFAULT_ACCOUNT_ID][region].get_security_group_from_id(group_id)
+
+    def default_network(self, region: str) -> str:
+        """The id of the region's default VPC."""
+        network: Any = ec2_backends[DEFAULT_ACCOUNT_ID][region].get_default_vpc()
+        return str(network.id)
+
+    def has_key_pair(self, name: str, region: str) -> bool:
+        return name in ec2_backends[DEFAULT_ACCOUNT_ID][region].key_pairs
+
+    def regions(self) -> dict[str, str]:
+        """Those that moto knows, and their endpoints."""
+        return {each.name: each.endpoint for each in RegionsAndZonesBackend.regions}
+
+    def zones(self, region: str) -> list[str]:
+        return [each.name for each in RegionsAndZonesBackend.zones.get(region, [])]
+
+    def is_offered(self, region: str, instance_type: str, zone: str) -> bool:
+        """As moto has captured it from AWS; where it has captured nothing, everything."""
+        offers = INSTANCE_TYPE_OFFERINGS["availability-zone"].get(region)
+        return offers is None or {"InstanceType": instance_type, "Location": zone} in [
+            {key: each[key] for key in ("InstanceType", "Location")} for each in offers
+        ]
+
     def add_image(self, image_id: str, region: str, name: str) -> None:
         self._images[image_id] = (region, name)
         self.prepare(region)
@@ -123,6 +174,12 @@ class Backend:
 def tags_of(instance: Any) -> dict[str, str]:
     """The tags of one of moto's objects."""
     return {tag["key"]: tag["value"] for tag in instance.get_tags()}
+
+
+def architectures(instance_type: str) -> list[str] | None:
+    """None: there is no such type."""
+    found = INSTANCE_TYPES.get(instance_type)
+    return None if found is None else list(found["ProcessorInfo"]["SupportedArchitectures"])
 
 
 def vcpus(instance_type: str) -> int | None:
