@@ -160,6 +160,21 @@ def test_how_long_ago_is_not_negative() -> None:
     assert done.stderr == "cml-workers: --since says how long ago; '-3h' would be in the future\n"
 
 
+@pytest.mark.parametrize(
+    ("since", "said"),
+    [
+        ("0001-01-01T00:00+14:00", "since: must be a time in the years 1 to 9999, in UTC too"),
+        ("9999-12-31T23:59-01:00", "since: must be a time in the years 1 to 9999, in UTC too"),
+        ("9e99d", "--since is a time like"),
+    ],
+)
+def test_a_time_beyond_the_calendar_is_a_usage_error_and_no_traceback(since: str, said: str) -> None:
+    done = CliRunner().invoke(app, ["deadletters", "list", "--since", since])
+    assert done.exit_code == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_argument_that_is_no_text_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     async def send() -> None:
         "\udcff".encode()

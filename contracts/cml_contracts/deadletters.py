@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from cml_contracts.model import Strict, Tolerant
 from cml_contracts.texts import Actor, Reason, Text
+from cml_contracts.times import Moment
 
 
 class DeadLetterState(StrEnum):
@@ -37,7 +38,7 @@ class ListDeadLetters(Strict):
     state: Annotated[DeadLetterState, Field(strict=False)] | None = None
     cause: Text | None = None
     reason_part: Text | None = None
-    since: datetime | None = None
+    since: Moment | None = None
     limit: Annotated[int, Field(ge=1, le=500)] = 50
     cursor: Annotated[str, Field(max_length=200)] | None = None
 

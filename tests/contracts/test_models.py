@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from cml_contracts.commands import COMMANDS
+from cml_contracts.deadletters import OPERATOR_REQUESTS, ListDeadLetters
 from cml_contracts.events import InstanceLaunched, StartRequested
 from cml_contracts.model import Tolerant
+from cml_contracts.queries import QUERIES
 from support.given import instance
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +51,32 @@ def test_reading_calls_no_constructor(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(Tolerant, "__init__", never)
     assert StartRequested.model_validate_json(b'{"operation_id": "c"}').operation_id == "c"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (model, name)
+        for model in (*COMMANDS.values(), *QUERIES.values(), *OPERATOR_REQUESTS.values())
+        for name, field in model.model_fields.items()
+        if "datetime" in str(field.annotation)
+    ],
+)
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-01:00"])
+def test_a_time_that_utc_has_no_year_for_is_refused_and_does_not_overflow(model, name: str, time: str):
+    with pytest.raises(ValidationError, match="the years 1 to 9999"):
+        model.model_validate_json(json.dumps({name: time}))
+
+
+def test_the_first_and_the_last_time_are_kept_and_one_without_an_offset_is_in_utc():
+    for time in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"):
+        assert ListDeadLetters.model_validate_json(
+            json.dumps({"since": time})
+        ).since == datetime.fromisoformat(time)
+    plain = ListDeadLetters.model_validate_json('{"since": "2026-01-31T12:00:00"}')
+    assert plain.since == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    shifted = ListDeadLetters.model_validate_json('{"since": "2026-01-31T12:00:00+02:00"}')
+    assert shifted.since == datetime(2026, 1, 31, 10, tzinfo=UTC)
 
 
 def test_mypy_reports_an_unknown_field_of_an_event(tmp_path: Path):

@@ -137,12 +137,11 @@ class TcpProxy:
             if self.closed:
                 raise ConnectionRefusedError
             server = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError) as error:
             client[1].transport.abort()
-            return
-        except asyncio.CancelledError:  # the proxy ends
-            client[1].transport.abort()
-            raise
+            if isinstance(error, OSError):
+                return
+            raise  # the proxy ends
         connection = _Connection(client, server)
         self._connections.add(connection)
         self._start(self._pass(connection, "server"))

@@ -3,7 +3,8 @@
 import asyncio
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,27 +19,31 @@ from support.running import COMMAND, unconfigured
 
 
 @pytest.fixture
-def simulator() -> Iterator[Ec2Simulator]:
-    with Ec2Simulator(transition_seconds=0.3) as simulator:
-        yield simulator
-
-
-@pytest.fixture
-def roles(rabbitmq_url: str, simulator: Ec2Simulator, tmp_path: Path) -> Iterator[Roles]:
+def start_roles(rabbitmq_url: str, tmp_path: Path) -> Iterator[Callable[[float], Roles]]:
+    """Starts them on a simulator whose instances take so many seconds to change their state."""
     asyncio.run(emptied(rabbitmq_url))
-    roles = Roles(
-        tmp_path,
-        RABBITMQ_URL=rabbitmq_url,
-        AWS_ENDPOINT_URL=simulator.url,
-        CML_VISIBILITY_GRACE_SECONDS="3",
-        CML_AUTHORIZE="false",
-        CML_REMINDER_SECONDS="3600",
-    )
-    yield roles
-    roles.kill()
+    with ExitStack() as running:
+
+        def start(transition_seconds: float) -> Roles:
+            simulator = running.enter_context(Ec2Simulator(transition_seconds=transition_seconds))
+            roles = Roles(
+                tmp_path,
+                RABBITMQ_URL=rabbitmq_url,
+                AWS_ENDPOINT_URL=simulator.url,
+                CML_VISIBILITY_GRACE_SECONDS="3",
+                CML_AUTHORIZE="false",
+                CML_REMINDER_SECONDS="3600",
+            )
+            running.callback(roles.kill)
+            return roles
+
+        yield start
 
 
-async def test_roles_die_and_come_back_and_nothing_is_lost(rabbitmq_url: str, roles: Roles):
+async def test_roles_die_and_come_back_and_nothing_is_lost(
+    rabbitmq_url: str, start_roles: Callable[[float], Roles]
+):
+    roles = start_roles(0.3)
     remembers = ["ec2-adapter"]  # which instances it watches
     reminds = ["projector"]  # of what is in transition, when it starts
     async with PlainAmqp(rabbitmq_url, disturbed=True, inside=True) as client:
@@ -105,35 +110,26 @@ def test_a_role_that_cannot_run_says_why_in_a_line(
     assert "Traceback" not in done.stderr
 
 
-async def test_an_adapter_that_is_ended_hands_over_what_it_watches(rabbitmq_url: str, tmp_path: Path):
+async def test_an_adapter_that_is_ended_hands_over_what_it_watches(
+    rabbitmq_url: str, start_roles: Callable[[float], Roles]
+):
     """What it watches is in its memory alone; a signal ends it by a cancellation, and nobody else reminds of it."""
-    await emptied(rabbitmq_url)
-    with Ec2Simulator(transition_seconds=600) as simulator:
-        roles = Roles(
-            tmp_path,
-            RABBITMQ_URL=rabbitmq_url,
-            AWS_ENDPOINT_URL=simulator.url,
-            CML_AUTHORIZE="false",
-            CML_REMINDER_SECONDS="3600",
+    roles = start_roles(600)
+    async with PlainAmqp(rabbitmq_url, disturbed=True, inside=True) as client:
+        created = await client.command(
+            "create",
+            name="lab",
+            aws_region="us-east-1",
+            ami_id=DEMO_IMAGES["us-east-1"],
+            created_by="ann",
         )
-        try:
-            async with PlainAmqp(rabbitmq_url, disturbed=True, inside=True) as client:
-                created = await client.command(
-                    "create",
-                    name="lab",
-                    aws_region="us-east-1",
-                    ami_id=DEMO_IMAGES["us-east-1"],
-                    created_by="ann",
-                )
-                await client.until_status(created["worker_id"], "STARTING")
-                await asyncio.sleep(2)  # by now it is watched
-                before = list(client.reminded)
-                adapter = roles.processes["ec2-adapter"]
-                adapter.send_signal(signal.SIGTERM)
-                assert await asyncio.to_thread(adapter.wait, 60) == 0
-                async with asyncio.timeout(30):
-                    while client.reminded == before:
-                        await asyncio.sleep(0.05)
-                assert client.reminded == [*before, created["worker_id"]]
-        finally:
-            roles.kill()
+        await client.until_status(created["worker_id"], "STARTING")
+        await asyncio.sleep(2)  # by now it is watched
+        before = list(client.reminded)
+        adapter = roles.processes["ec2-adapter"]
+        adapter.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(adapter.wait, 60) == 0
+        async with asyncio.timeout(30):
+            while client.reminded == before:
+                await asyncio.sleep(0.05)
+        assert client.reminded == [*before, created["worker_id"]]

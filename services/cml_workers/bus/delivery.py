@@ -6,9 +6,8 @@ The RabbitMQ adapter and the simulation both settle deliveries by it.
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from cml_workers.bus.port import Ack, CallerRefusesError, DeadLetter, Retry, UnroutableError, Verdict
+from cml_workers.bus.port import NOT_THE_MESSAGES_FAULT, Ack, CallerRefusesError, DeadLetter, Retry, Verdict
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, RETRY_DELAYS, Queue
-from cml_workers.foundation.failures import ConfigurationError
 
 MAX_FAULTS = 8
 """Unexpected errors of a handler with one message before the message counts as poison."""
@@ -30,9 +29,7 @@ def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: in
     """``ended``: the handler's verdict, or what it raised; ``attempt``: how often the message was retried before."""
     verdict: Verdict
     match ended:
-        case ConnectionError() | ConfigurationError() | UnroutableError():
-            # Not the message's fault, however long it lasts: this never makes it a dead letter. Unroutable is what goes to
-            # a queue of ours that is missing.
+        case _ if isinstance(ended, NOT_THE_MESSAGES_FAULT):
             verdict = Retry()
         case CallerRefusesError():
             faults += 1
@@ -40,7 +37,7 @@ def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: in
         case Exception():
             faults += 1
             verdict = _fault(queue, faults, f"handler failed: {ended!r}")
-        case _:
+        case Ack() | Retry() | DeadLetter():
             verdict = ended
     if isinstance(verdict, Retry):
         verdict = Retry(retry_delay(verdict.seconds, attempt)) if queue.retries else Ack()

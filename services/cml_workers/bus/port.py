@@ -22,6 +22,10 @@ class UnroutableError(Exception):
     """No queue takes the message: one of ours is missing; of a dead letter: the queue it died in is gone."""
 
 
+NOT_THE_MESSAGES_FAULT = (ConnectionError, ConfigurationError, UnroutableError)
+"""What a handler raises that no message causes: it is retried for as long as this lasts, and is never a dead letter for it."""
+
+
 class CallerRefusesError(Exception):
     """The queue that awaits the reply does not take it: its owner limits it."""
 

@@ -274,9 +274,9 @@ def _time(text: str) -> datetime:
                 fail(f"--since says how long ago; {text!r} would be in the future", USAGE)
             return datetime.now(UTC) - timedelta(**{unit: float(text[:-1])})
         time = datetime.fromisoformat(text)
+        return time if time.tzinfo else time.astimezone()
     except (ValueError, OverflowError):
         fail(
             f"--since is a time like 2026-01-31T12:00Z, or how long ago like 90m, 12h, 7d; not {text!r}",
             USAGE,
         )
-    return time if time.tzinfo else time.astimezone()

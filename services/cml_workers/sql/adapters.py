@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -106,9 +105,7 @@ class PostgresqlDatabase(Database):
         return await batcher.get(key)
 
     async def _find(self, rows: ByKey, keys: Sequence[Hashable]) -> Mapping[Hashable, Row]:
-        among = sa.bindparam("keys", type_=postgresql.ARRAY(rows.key.type))
-        statement = rows.every.where(rows.key == sa.any_(among))
-        found = await self.read(lambda connection: connection.execute(statement, {"keys": keys}).all())
+        found = await self.read(lambda connection: connection.execute(rows.some, {"keys": keys}).all())
         return {row[-1]: row for row in found}
 
     async def snapshot(self, work: Work[T]) -> T:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
@@ -11,12 +12,16 @@ Row = sa.Row[*tuple[Any, ...]]
 
 
 class ByKey:
-    """Rows of which each is found by the value of one column; ``every`` selects them, that column last."""
+    """Rows of which each is found by the value of one column.
+
+    ``every`` selects them all, that column last; ``one`` the row of ``key``; ``some`` those of the array ``keys``, in PostgreSQL.
+    """
 
     def __init__(self, key: sa.ColumnElement[Any], *columns: sa.ColumnElement[Any]) -> None:
-        self.key = key
         self.every: sa.Select[*tuple[Any, ...]] = sa.select(*columns, key)
         self.one = self.every.where(key == sa.bindparam("key", type_=key.type))
+        among = sa.bindparam("keys", type_=postgresql.ARRAY(key.type))
+        self.some = self.every.where(key == sa.any_(among))
 
 
 class Database(Protocol):

@@ -15,6 +15,7 @@ from faststream.rabbit.message import RabbitMessage
 from cml_workers.bus.delivery import settle
 from cml_workers.bus.headers import FAULT_HEADER
 from cml_workers.bus.port import (
+    NOT_THE_MESSAGES_FAULT,
     Ack,
     CallerRefusesError,
     DeadLetter,
@@ -22,13 +23,11 @@ from cml_workers.bus.port import (
     Message,
     Publish,
     Retry,
-    UnroutableError,
     Verdict,
 )
 from cml_workers.bus.rabbit.messages import counter, delivered, publishable, to_dead_letters, to_retry_queue
 from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, Queue
-from cml_workers.foundation.failures import ConfigurationError
 
 log = structlog.get_logger(__name__)
 
@@ -121,7 +120,7 @@ class Consumer:
     def _log(self, message: Message, error: Exception) -> None:
         about = {"queue": self._queue.name, "message_id": message.message_id}
         match error:
-            case ConnectionError() | ConfigurationError() | UnroutableError():
+            case _ if isinstance(error, NOT_THE_MESSAGES_FAULT):
                 log.warning("message will be retried", **about, cause=str(error))
             case CallerRefusesError():
                 log.warning("reply not accepted", **about, cause=str(error))
