@@ -15,6 +15,7 @@ from support.certificates import Certificates
 from support.children import module
 from support.containers import NoContainerError
 from support.kurrentdb import any_kurrentdb
+from support.malformed import MalformedRequests, malformed_requests
 from support.postgresql import NoPostgreSQLError, any_postgresql
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
 from support.used import USED
@@ -92,6 +93,21 @@ def _missing(error: Exception) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(str(error))
     pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _all_malformed_requests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MalformedRequests]:
+    """Also what a process has sent whose test was over."""
+    with malformed_requests(tmp_path_factory.getbasetemp()) as requests:
+        yield requests
+    assert requests.taken() == []
+
+
+@pytest.fixture(autouse=True)
+def malformed(_all_malformed_requests: MalformedRequests) -> Iterator[MalformedRequests]:
+    """The adapter sends no request that EC2 would refuse for what it is; a test that plants one takes it from here."""
+    yield _all_malformed_requests
+    assert _all_malformed_requests.taken() == []
 
 
 @pytest.fixture(scope="session")

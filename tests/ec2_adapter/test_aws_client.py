@@ -20,6 +20,7 @@ from cml_workers.ec2_adapter.errors import (
 from ec2_adapter.test_errors import TABLE, UNKNOWN
 from support.ec2 import SimulatorAdmin
 from support.instances import REGION, described, parameters, until
+from support.malformed import MalformedRequests
 from support.simulated import admin, ec2, simulator
 
 __all__ = ["admin", "ec2", "simulator"]
@@ -120,7 +121,7 @@ async def test_images_of_other_owners_are_not_found(simulator: Ec2Simulator):
         assert await other.find_image(REGION, DEMO_IMAGE_NAME) is None
 
 
-async def test_bad_ids_images_types_and_tags_are_refused(ec2: AwsEc2Client):
+async def test_bad_ids_images_types_and_tags_are_refused(ec2: AwsEc2Client, malformed: MalformedRequests):
     with pytest.raises(EC2InvalidParameterException):
         await ec2.switch("StartInstances", REGION, "i-nonsense")
     with pytest.raises(EC2InstanceNotFoundException):
@@ -133,6 +134,7 @@ async def test_bad_ids_images_types_and_tags_are_refused(ec2: AwsEc2Client):
     for tags in ({"aws:x": "1"}, {"k" * 129: "1"}, {"k": "v" * 257}, {f"k{n}": "" for n in range(51)}):
         with pytest.raises(EC2TagOperationException):
             await ec2.add_tags(REGION, launched.instance_id, tags)
+    assert malformed.taken()  # callers' tags are checked before
 
 
 async def call(ec2: AwsEc2Client, operation: str) -> None:

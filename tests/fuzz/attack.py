@@ -28,6 +28,7 @@ from fuzz.checks import QUIET, behind, ended, grown
 from fuzz.hostile import REGION, USER, Hostile, Stranger
 from support.ec2 import SimulatorAdmin
 from support.invariants import violations
+from support.malformed import in_words
 from support.observed import Observed, simulated_instances, stored_events
 from support.raw_amqp import RawAmqp
 from support.roles import Roles
@@ -273,6 +274,7 @@ class Attack:
             problems += grown(self.memory)
         instances = simulated_instances(SimulatorAdmin(self._simulator.url).instances())
         problems += violations(Observed(events, instances))
+        problems += in_words(await asyncio.to_thread(SimulatorAdmin(self._simulator.url).malformed))
         return Outcome(
             self.books, seconds, in_streams, of_no_effect, lost, self.waits, dict(self.memory), problems
         )

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from rich.console import Console
 from rich.table import Table
@@ -10,6 +11,7 @@ from rich.table import Table
 from cml_workers.bus.topology import EC2_LOOKUPS, EC2_TRIGGERS, LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
 from simulation import nets
 from simulation import sweep as sweeping
+from simulation.asked import Call, refused
 from simulation.coverage import Cell
 from simulation.run import Outcome
 from simulation.world import AT_ANY_STEP, CRASH
@@ -64,6 +66,8 @@ class Campaign:
     """Of a sweep: which cells there can be."""
     failed: dict[str, list[str]] = field(default_factory=dict)
     """Violations by seed, or by script and fault."""
+    asked: dict[str, Call] = field(default_factory=dict)
+    """Calls of EC2, one of each shape; see ``asked.py``."""
     planned: int = 0
     took: float = 0.0
 
@@ -78,6 +82,7 @@ class Campaign:
         self.taken |= outcome.taken
         self.nets.update(outcome.nets)
         self.cells.update(dict.fromkeys(outcome.cells, 1))
+        self.asked = outcome.asked | self.asked
         if outcome.violations:
             self.failed[outcome.name] = outcome.violations
 
@@ -93,6 +98,11 @@ class Campaign:
     def idle(self) -> list[str]:
         """Safety nets that never did anything: they are not needed, or not tested."""
         return sorted(nets.MEANING.keys() - {net for net, _ in self.nets})
+
+    @cached_property
+    def refused(self) -> list[str]:
+        """Of what EC2 was asked, what it would not take; looked at once, when all runs are over."""
+        return refused(self.asked)
 
     @property
     def holes(self) -> list[Cell]:
@@ -155,4 +165,8 @@ def report_to(console: Console, campaign: Campaign, *, complete: bool) -> int:
         missing.append(", ".join(hole))
     if missing:
         console.print("[red]never happened:[/red]", *missing, sep="\n")
-    return 1 if campaign.failed or missing else 0
+    if campaign.refused:
+        console.print("[red]EC2 would refuse:[/red]", *campaign.refused, sep="\n", highlight=False)
+    else:
+        console.print(f"EC2 takes every call: {len(campaign.asked)} shapes", highlight=False)
+    return 1 if campaign.failed or missing or campaign.refused else 0

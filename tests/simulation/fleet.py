@@ -29,6 +29,7 @@ from cml_workers.readmodels.workers.queries import pending, unsettled
 from cml_workers.relay.relay import Relay
 from cml_workers.reminders.reminders import Reminders
 from simulation import nets
+from simulation.asked import Call, noted
 from simulation.bus import Broker, BusOfProcess
 from simulation.callers import Callers
 from simulation.coverage import REQUESTED, SETTLED, Coverage, kind_of
@@ -82,6 +83,8 @@ class Fleet:
         self.callers = Callers(world, self.broker, self.log, self.coverage)
         self.published: dict[str, None] = {}
         """Ids of the events that reached the exchange."""
+        self.asked: dict[str, Call] = {}
+        """What EC2 was asked, once in each shape."""
         self._reminders = reminders
         self._envelopes: list[EventEnvelope] = []
         self.broker.on_event = lambda message: self.published.setdefault(message.message_id)
@@ -133,7 +136,7 @@ class Fleet:
     def _adapter(self, process: Process) -> None:
         executor = Executor(
             store=StoreOfProcess(process, self.log),
-            ec2=Ec2OfProcess(process, self.cloud),
+            ec2=noted(Ec2OfProcess(process, self.cloud), self.asked),
             publish=BusOfProcess(process, self.broker),
             now=self.world.now,
             sleep=process.sleep,

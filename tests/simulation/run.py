@@ -11,6 +11,7 @@ from uuid import UUID
 
 from cml_contracts.commands import UpdateCMLWorkerStatus
 from simulation import given, nets
+from simulation.asked import Call
 from simulation.coverage import SETTLED, Cell
 from simulation.fleet import Fleet, Reminded
 from simulation.loop import VirtualLoop
@@ -45,6 +46,8 @@ class Outcome:
     taken: set[str]
     nets: dict[tuple[str, str], int]
     cells: dict[Cell, int]
+    asked: dict[str, Call] = field(default_factory=dict)
+    """Calls of EC2, one of each shape."""
     offered: dict[int, Offer] = field(default_factory=dict)
     last: list[str] = field(default_factory=list)
     """The last steps, where something is broken."""
@@ -170,6 +173,7 @@ def _simulated(
             taken=world.taken,
             nets=dict(world.nets),
             cells=dict(fleet.coverage.cells),
+            asked=fleet.asked,
             offered=world.offered,
             last=list(world.last) if broken or world.recording else [],
         )

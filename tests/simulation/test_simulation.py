@@ -5,15 +5,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 
 from simulation import campaign, nets
+from simulation.campaign_sum import Campaign
 from simulation.planted import PLANTED
 from simulation.run import FAULTLESS, simulate, simulate_script
 from simulation.scripts import CHOSEN
 from simulation.sweep import scripts
+from support.instances import REGION, parameters
+from support.malformed import MalformedRequests
 from support.used import USED
 
 SEEDS = 1000
@@ -38,6 +42,8 @@ def test_a_campaign(pytestconfig: pytest.Config):
     assert done.failed == {}, "again: make simulate SEED=..."
     assert done.runs >= FEWEST
     assert done.idle == [], "these safety nets are not needed, or not tested"
+    assert done.refused == []
+    assert len(done.asked) > 10
     if done.runs == SEEDS:
         assert done.never == []
 
@@ -48,7 +54,27 @@ def test_every_fault_at_every_step_of_some_overlapping_commands(pytestconfig: py
     pytestconfig.stash[USED]["simulation, every fault at every step"] = str(done)
     assert done.failed == {}, "again: make simulate-sweep SCRIPT=..."
     assert done.holes == []
+    assert done.refused == []
     assert done.runs > 3000
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("list_instances", (REGION, {"instance-name": ["lab"]})),
+        ("list_instances", (REGION, {"instance-id": [f"i-{number:017x}" for number in range(201)]})),
+        ("status_checks", (REGION, [f"i-{number:017x}" for number in range(101)])),
+        ("add_tags", (REGION, "i-00000000000000001", {"k" * 129: "v"})),
+        ("launch", (parameters(tags={"k": "v" * 257}),)),
+    ],
+)
+def test_a_call_that_ec2_in_memory_takes_and_ec2_would_not_is_seen(
+    malformed: MalformedRequests, name: str, arguments: tuple[Any, ...]
+):
+    campaign = Campaign()
+    campaign.asked = {**simulate(3).asked, "planted": (name, arguments, {})}
+    assert len(campaign.refused) == 1
+    assert malformed.taken() == campaign.refused
 
 
 def test_without_a_fault_no_safety_net_does_anything():

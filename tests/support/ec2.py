@@ -24,8 +24,18 @@ class SimulatorAdmin:
         calls: list[dict[str, Any]] = self._ask("GET", "calls")
         return [call for call in calls if operation in (None, call["operation"])]
 
+    def calls_after(self, number: int) -> list[dict[str, Any]]:
+        """The calls since the one of that number; 0: all. The simulator keeps the latest 2,000."""
+        found: list[dict[str, Any]] = self._ask("GET", f"calls/after/{number}")
+        return found
+
     def forget_calls(self) -> None:
         self._ask("DELETE", "calls")
+
+    def malformed(self) -> list[dict[str, Any]]:
+        """Requests that were refused for what they are, whoever sent them."""
+        found: list[dict[str, Any]] = self._ask("GET", "malformed")
+        return found
 
     def instances(self) -> list[dict[str, Any]]:
         """Every instance ever launched."""
@@ -36,9 +46,9 @@ class SimulatorAdmin:
         """Somebody else stopped, started or terminated it."""
         self._ask("POST", f"instances/{instance_id}/state", {"state": state})
 
-    def add_image(self, region: str, name: str) -> str:
+    def add_image(self, region: str, name: str, image_id: str | None = None) -> str:
         """Register an image; its id."""
-        return str(self._ask("POST", "images", {"region": region, "name": name})["id"])
+        return str(self._ask("POST", "images", {"region": region, "name": name, "id": image_id})["id"])
 
     def change_image(self, image_id: str, **changes: str) -> None:
         """Its ``state``, ``architecture``, ``owner_id`` or ``root_device_name``."""

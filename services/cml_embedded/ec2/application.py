@@ -20,6 +20,7 @@ from cml_embedded.ec2.backend import Backend, Environ
 from cml_embedded.ec2.faults import Fault, Faults
 from cml_embedded.ec2.instances import ENDS, Instances
 from cml_embedded.ec2.journal import Journal
+from cml_embedded.ec2.malformed import MalformedRequests
 from cml_embedded.ec2.requests import check
 
 REMEMBERED = 2000
@@ -45,6 +46,8 @@ class Application:
         self._actions = Actions(self._backend, self._instances, self._account)
         self._faults = Faults()
         self._calls: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
+        self._answered = 0
+        self._malformed = MalformedRequests()
         for instance in left:
             self._instances.restore(instance)
 
@@ -77,23 +80,33 @@ class Application:
         return [content]
 
     def _ec2(self, environ: Environ, form: dict[str, str], fault: Fault | None) -> Answer:
-        region = _region(environ)
+        access_key, region = _signer(environ)
+        user_agent = environ.get("HTTP_USER_AGENT", "")
         with self._lock:
             self._backend.prepare(region)
+            refused = _refusal(form)
+            if refused is not None:
+                self._malformed.add(form, refused, user_agent)
             planted = fault and (fault.status, error(fault.code, fault.message))
             if planted and fault and fault.effect == "instead":
                 answer = planted
             else:
                 try:
-                    check(form)
+                    if refused is not None:
+                        raise refused
                     answer = self._actions.act(environ, region, form, fault.hide_seconds if fault else 0.0)
                 except Refusal as refusal:
                     answer = refusal.status, error(refusal.code, str(refusal))
                 if planted and fault and fault.effect == "after":
                     answer = planted
             code = re.search(rb"<Code>([^<]*)</Code>", answer[1]) if answer[0] != 200 else None
+            self._answered += 1
             self._calls.append(
                 {
+                    "number": self._answered,
+                    "access_key": access_key,
+                    "user_agent": user_agent,
+                    "malformed": refused is not None,
                     "operation": form.get("Action", ""),
                     "region": region,
                     "parameters": form,
@@ -106,7 +119,7 @@ class Application:
 
     def _other_service(self, environ: Environ, target: str, body: bytes) -> Answer:
         with self._lock:
-            return self._account.other_service(_region(environ), target, body)
+            return self._account.other_service(_signer(environ)[1], target, body)
 
     def _admin(self, method: str, path: str, body: bytes) -> Answer:
         try:
@@ -128,8 +141,12 @@ class Application:
                 return [asdict(fault) for fault in self._faults.planted]
             case "GET", ["calls"]:
                 return list(self._calls)
+            case "GET", ["calls", "after", number]:
+                return [each for each in self._calls if each["number"] > int(number)]
             case "DELETE", ["calls"]:
                 self._calls.clear()
+            case "GET", ["malformed"]:
+                return list(self._malformed)
             case "GET", ["instances"]:
                 self._instances.settle()
                 return [
@@ -162,6 +179,16 @@ class Application:
         return {}
 
 
-def _region(environ: Mapping[str, Any]) -> str:
-    found = re.search(r"Credential=[^/]*/[^/]*/([^/]*)/", environ.get("HTTP_AUTHORIZATION", ""))
-    return found.group(1) if found else "us-east-1"
+def _signer(environ: Mapping[str, Any]) -> tuple[str, str]:
+    """Access key and region of the credentials that a request is signed with."""
+    found = re.search(r"Credential=([^/]*)/[^/]*/([^/]*)/", environ.get("HTTP_AUTHORIZATION", ""))
+    return (found.group(1), found.group(2)) if found else ("", "us-east-1")
+
+
+def _refusal(form: Mapping[str, str]) -> Refusal | None:
+    """What EC2 says to a request that it would not take, in whatever state its instances are."""
+    try:
+        check(form)
+    except Refusal as refusal:
+        return refusal
+    return None

@@ -27,6 +27,7 @@ from support.callers import Callers
 from support.canaries import CANARY
 from support.invariants import violations
 from support.load import Load, Manner
+from support.malformed import in_words
 from support.observed import Observed, observe
 from system.chaos.outcome import SUBSCRIBER, Outcome, dead_letters, taken
 from system.chaos.parts import System
@@ -194,6 +195,7 @@ class Chaos:
         await store.close()
         unanswered = sum(each.startswith("10:") for each in broken)
         broken += await dead_letters(self.system.rabbitmq.url)
+        broken += in_words(await asyncio.to_thread(self.system.admin.malformed))
         broken += [
             f"8: a secret in {log}"
             for log in self.system.roles.logs.values()
