@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test quick coverage chaos fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
+.PHONY: help demo run test quick coverage chaos fleets fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -47,6 +47,10 @@ chaos: $(READY) ## kill -9, freeze and cut off at random and at chosen messages,
 	@tests/support/ensure-services
 	@cd tests && exec ../$(BIN)/python -m system.chaos --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED)) \
 		$(if $(STORE),--store $(STORE)) $(if $(PACE),--pace $(PACE)) $(if $(PLANT),--plant $(PLANT))
+
+fleets: $(READY) ## two fleets in one account, under random commands and outside interference: MINUTES=10 SEED=..
+	@tests/support/ensure-services
+	@cd tests && exec ../$(BIN)/python -m system.fleets --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(READY) ## hostile messages against the roles, each accounted for (MESSAGES=100000 SEED=1)
 	@tests/support/ensure-services

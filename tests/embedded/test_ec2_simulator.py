@@ -66,6 +66,22 @@ def test_what_is_so_already_is_left_alone(ec2: Any):
     assert same["CurrentState"] == same["PreviousState"] == {"Code": 16, "Name": "running"}
 
 
+def test_only_a_stopped_instance_can_be_resized(ec2: Any):
+    resized = {"InstanceId": run(ec2)["InstanceId"], "InstanceType": {"Value": "m5.large"}}
+    until(ec2, resized["InstanceId"], "running")
+    with refused("IncorrectInstanceState"):
+        ec2.modify_instance_attribute(**resized)
+    ec2.stop_instances(InstanceIds=[resized["InstanceId"]])
+    until(ec2, resized["InstanceId"], "stopped")
+    with refused("InvalidInstanceAttributeValue"):
+        ec2.modify_instance_attribute(**resized | {"InstanceType": {"Value": "m99.huge"}})
+    ec2.modify_instance_attribute(**resized)
+    ec2.start_instances(InstanceIds=[resized["InstanceId"]])
+    assert until(ec2, resized["InstanceId"], "running")["InstanceType"] == "m5.large"
+    with refused("InvalidInstanceID.NotFound"):
+        ec2.modify_instance_attribute(**resized | {"InstanceId": NOBODY})
+
+
 def test_unknown_images_and_types_are_errors(ec2: Any):
     with refused("InvalidAMIID.NotFound"):
         run(ec2, ImageId="ami-00000000000000000")

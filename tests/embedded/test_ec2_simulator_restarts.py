@@ -36,6 +36,7 @@ def live(ec2: Any) -> list[str]:
     ec2.stop_instances(InstanceIds=ids[1:2])
     ec2.terminate_instances(InstanceIds=ids[2:])
     until(ec2, ids[1], "stopped")
+    ec2.modify_instance_attribute(InstanceId=ids[1], InstanceType={"Value": "m5.large"})
     until(ec2, ids[2], "terminated")
     return ids
 

@@ -102,6 +102,14 @@ class Roles:
             process.send_signal(signal.SIGTERM)
         return [process.wait(timeout=60) for process in self.processes.values()]
 
+    def tracebacks(self) -> list[str]:
+        """Where a process has written one."""
+        return [
+            f"a traceback in {log}"
+            for log in self.logs.values()
+            if log.exists() and "Traceback" in log.read_text()
+        ]
+
     def log(self) -> str:
         """What they have said so far."""
         return "".join(log.read_text() for log in self.logs.values() if log.exists())

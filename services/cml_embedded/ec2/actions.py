@@ -39,7 +39,7 @@ class Actions:
         self._account.authorize(region, f"ec2:{action}")
         self._instances.settle()
         for name, value in form.items():
-            if re.fullmatch(r"InstanceId\.\d+", name):
+            if re.fullmatch(r"InstanceId(\.\d+)?", name):
                 self._instances.check(value, region)
         if action == "RunInstances":
             check_launch(form, region, self._account, self._backend)
@@ -55,6 +55,9 @@ class Actions:
             return self._run(environ, region, form, hide_seconds)
         if action in ("CreateTags", "DeleteTags"):
             return self._tag(environ, form)
+        if action == "ModifyInstanceAttribute" and "InstanceType.Value" in form:
+            self._instances.resize(form["InstanceId"], form["InstanceType.Value"])
+            return 200, response(action, "<return>true</return>")
         answer = self._account.answer(region, form)
         if answer is None:
             answer = self._backend.ask(environ, self._visible(action, region, form))

@@ -46,9 +46,7 @@ class Instances:
         if limit is None or vcpus(instance_type) is None:
             return
         types = [
-            known.form.get("InstanceType", "m1.small")
-            for known in self
-            if known.region == region and known.state != "terminated"
+            known.instance_type for known in self if known.region == region and known.state != "terminated"
         ]
         if sum(vcpus(each) or 0 for each in [*types, instance_type]) > limit:
             raise Refusal(
@@ -105,6 +103,20 @@ class Instances:
         known.tags = tags_of(self.moto(instance_id, known.region))
         self._save(known)
 
+    def resize(self, instance_id: str, instance_type: str) -> None:
+        """Give a stopped instance another type. Raises Refusal."""
+        known = self._known[instance_id]
+        if known.state != "stopped":
+            raise Refusal(
+                "IncorrectInstanceState", f"The instance '{instance_id}' is not in the 'stopped' state."
+            )
+        if vcpus(instance_type) is None:
+            raise Refusal(
+                "InvalidInstanceAttributeValue", f"The instance type '{instance_type}' is not known."
+            )
+        self.moto(instance_id, known.region).instance_type = known.resized_to = instance_type
+        self._save(known)
+
     def restore(self, known: Instance) -> None:
         """Bring back what a former process left."""
         self._backend.prepare(known.region)
@@ -112,6 +124,7 @@ class Instances:
         instance.disable_api_termination = known.form.get("DisableApiTermination") == "true"
         instance.launch_time = datetime.fromtimestamp(known.launched_at, UTC).replace(tzinfo=None)
         instance.add_tags(known.tags)
+        instance.instance_type = known.instance_type
         nic = instance.nics[0]
         nic.private_ip_address = known.private_ip
         nic.public_ip = known.public_ip

@@ -10,7 +10,8 @@ from pathlib import Path
 class Instance:
     """What the simulator knows of an instance beyond moto, and what it needs to bring it back.
 
-    ``form``: the request that launched it; ``due``: when its state ends that only passes.
+    ``form``: the request that launched it; ``due``: when its state ends that only passes; ``resized_to``: the type it was
+    given since.
     """
 
     instance_id: str
@@ -24,6 +25,11 @@ class Instance:
     private_ip: str | None = None
     public_ip: str | None = None
     hidden_until: float = 0.0
+    resized_to: str | None = None
+
+    @property
+    def instance_type(self) -> str:
+        return self.resized_to or self.form.get("InstanceType", "m1.small")
 
     @property
     def token(self) -> str | None:

@@ -201,11 +201,7 @@ class Chaos:
             for log in self.system.roles.logs.values()
             if log.exists() and CANARY in log.read_text()
         ]
-        broken += [
-            f"a traceback in {log}"
-            for log in self.system.roles.logs.values()
-            if "Traceback" in log.read_text()
-        ]
+        broken += self.system.roles.tracebacks()
         manners: Counter[Manner] = Counter()
         for load in self._loads:
             manners.update(load.manners)
