@@ -11,7 +11,17 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from pydantic import Field
 
 from cml_contracts.model import Strict
-from cml_contracts.texts import Actor, AmiId, InstanceId, InstanceType, Reason, Region, Tags, Text
+from cml_contracts.texts import (
+    Actor,
+    AmiId,
+    InstanceId,
+    InstanceType,
+    ProfileName,
+    Reason,
+    Region,
+    Tags,
+    Text,
+)
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers")
 
@@ -19,7 +29,8 @@ _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers")
 class CreateCMLWorker(Strict):
     """Launch an instance for a new worker. Reply data: ``CMLWorkerInstanceDto``.
 
-    The image is ``ami_id``, else the one named ``ami_name``, else the deployment's for the region.
+    The image is ``ami_id``, else the one named ``ami_name``, else the profile's for the region; everything else is as in the
+    profile, and ``instance_type`` one of those that it launches. Without ``profile`` it is the deployment's default one.
     A client may choose ``worker_id``; otherwise it follows from the command id.
     """
 
@@ -35,6 +46,7 @@ class CreateCMLWorker(Strict):
     created_by: Actor
     worker_id: UUID | None = None
     reason: Reason | None = None
+    profile: ProfileName | None = None
 
     def worker(self, command_id: str) -> UUID:
         """The worker that the command is for."""

@@ -22,6 +22,7 @@ class WorkerCreated(Tolerant):
     cml_version: str | None = None
     tags: Mapping[str, str] = {}
     created_by: str
+    profile: str | None = None
 
 
 class WorkerImported(Tolerant):

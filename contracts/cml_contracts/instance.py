@@ -92,13 +92,22 @@ class CMLWorkerInstanceDto(Tolerant):
         )
 
 
+class RootVolume(Tolerant):
+    """How the root volume is to be; None: as in the image, and encrypted by the region's default key."""
+
+    size_gib: int | None = None
+    volume_type: str | None = None
+    kms_key_id: str | None = None
+
+
 class LaunchParameters(Tolerant):
     """Everything RunInstances gets, fixed before AWS is called.
 
     EC2 refuses a retry in which any of it has changed (IdempotentParameterMismatch), so it is stored with the
     intent and never looked up again.
 
-    ``client_token``: at most 64 ASCII characters (EC2 API reference, *Ensuring idempotency*).
+    ``client_token``: at most 64 ASCII characters (EC2 API reference, *Ensuring idempotency*). ``instance_profile``: a name or
+    an ARN. ``metadata_tags``: whether instance metadata shows the tags; None: as the account prescribes.
     """
 
     aws_region: str
@@ -111,3 +120,8 @@ class LaunchParameters(Tolerant):
     tags: Mapping[str, str]
     generation: int
     client_token: str
+    root_volume: RootVolume | None = None
+    instance_profile: str | None = None
+    user_data: str | None = None
+    nested_virtualization: bool = False
+    metadata_tags: bool | None = None

@@ -54,7 +54,7 @@ QUERIES: Mapping[str, type[Query]] = {
 
 
 class WorkerView(Tolerant):
-    """A row of the read model. ``revision``: of the last event it contains."""
+    """A row of the read model. ``revision``: of the last event it contains; ``profile``: None if it was imported, or is older."""
 
     id: UUID
     name: str
@@ -69,6 +69,7 @@ class WorkerView(Tolerant):
     revision: int
     problem: str | None = None
     instance: CMLWorkerInstanceDto | None = None
+    profile: str | None = None
 
 
 class WorkerPage(Tolerant):

@@ -118,6 +118,10 @@ InstanceType = Annotated[
     StringConstraints(max_length=64),
     Form(r"[a-z][a-z0-9-]*\.[a-z0-9-]+", "an EC2 instance type, such as c5.2xlarge"),
 ]
+ProfileName = Annotated[
+    str,
+    Form("[a-z0-9][a-z0-9-]{0,62}", "the name of a profile: at most 63 of a-z, 0-9 and -, and not - first"),
+]
 AmiId = Annotated[
     str, Form(r"ami-[0-9a-f]{8,17}", "the id of an image: ami- and 8 to 17 hexadecimal digits in lower case")
 ]

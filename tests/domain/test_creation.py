@@ -96,9 +96,10 @@ def test_a_name_without_an_image_fails():
     )
 
 
-def test_a_region_without_an_image_fails():
-    given().when(create(ami_id=None, aws_region="ap-south-1")).then_rejected(
-        "EC2InvalidParameter", outcome="failed"
+def test_a_region_without_an_image_is_rejected_and_the_answer_says_where_there_is_one():
+    case = given().when(create(ami_id=None, aws_region="ap-south-1"))
+    case.then_rejected(
+        "ValidationFailed", saying="has none in region ap-south-1; it has one in: eu-west-1, us-east-1"
     )
 
 

@@ -153,7 +153,7 @@ class Ec2OfProcess(Ec2):
             "list_instances", lambda: _run(self._cloud.list_instances(region, filters)), changes=False
         )
 
-    async def find_image(self, region: str, name: str) -> str | None:
+    async def find_image(self, region: str, name: str, owner: str | None = None) -> str | None:
         return await self._call(
             "find_image", lambda: _run(self._cloud.find_image(region, name)), changes=False
         )

@@ -128,7 +128,7 @@ class FakeEc2:
             and all(self._field(instance, name) in values for name, values in filters.items())
         ]
 
-    async def find_image(self, region: str, name: str) -> str | None:
+    async def find_image(self, region: str, name: str, owner: str | None = None) -> str | None:
         self._leave(self._enter("find_image"))
         return self.images.get((region, name))
 

@@ -31,12 +31,14 @@ from cml_workers.domain.messages import (
     WorkerReport,
 )
 from cml_workers.domain.policy import Policy
+from cml_workers.domain.profiles import DEFAULT, Image, default_profile
 from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker, evolve
 
 WORKER = UUID("11111111-1111-4111-8111-111111111111")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-POLICY = Policy(ami_ids={"us-east-1": "ami-11111111"}, ami_names={"eu-west-1": "cml"})
+IMAGES = {"us-east-1": Image(id="ami-11111111"), "eu-west-1": Image(name="cml")}
+POLICY = Policy(profiles={DEFAULT: default_profile(images=IMAGES)})
 ids = count(1)
 
 
@@ -60,6 +62,7 @@ def created(**changes: Any) -> WorkerCreated:
         "instance_type": "m5.large",
         "ami_id": "ami-11111111",
         "created_by": "ann",
+        "profile": DEFAULT,
     }
     return WorkerCreated.model_validate(fields | changes)
 

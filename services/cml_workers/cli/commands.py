@@ -51,8 +51,11 @@ def create(
     name: str,
     region: Annotated[str, typer.Option(help="AWS region.")] = "us-east-1",
     instance_type: Annotated[str | None, typer.Option("--type", help="EC2 instance type.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Launch profile; default: the one that the settings make.")
+    ] = None,
     ami_id: Annotated[
-        str | None, typer.Option(help="Image id; default: the image configured for the region.")
+        str | None, typer.Option(help="Image id; default: the profile's image for the region.")
     ] = None,
     ami_name: Annotated[
         str | None, typer.Option(help="Image name, which is looked up in the region.")
@@ -75,6 +78,7 @@ def create(
             name=name,
             aws_region=region,
             instance_type=instance_type,
+            profile=profile,
             ami_id=ami_id,
             ami_name=ami_name,
             cml_version=cml_version,

@@ -186,11 +186,9 @@ async def _play(
             unknown = await demo.send(StartCMLWorker(worker_id=uuid4(), started_by=ACTOR), "rejected")
             demo.check("an unknown worker: WorkerNotFound", _code(unknown) == "WorkerNotFound")
             nowhere = await demo.send(
-                CreateCMLWorker(name="lab-2", aws_region="ap-south-2", created_by=ACTOR), "failed"
+                CreateCMLWorker(name="lab-2", aws_region="ap-south-2", created_by=ACTOR), "rejected"
             )
-            demo.check(
-                "no image for the region: EC2InvalidParameter", _code(nowhere) == "EC2InvalidParameter"
-            )
+            demo.check("no image for the region: ValidationFailed", _code(nowhere) == "ValidationFailed")
 
         with demo.section("The read model"):
             page = await client.workers()

@@ -79,6 +79,7 @@ def worker_panel(worker: WorkerView) -> Panel:
         "status": Text(worker.status, style=_COLOURS[worker.status]),
         "region": worker.aws_region,
         "type": worker.instance_type,
+        "profile": worker.profile,
         "owner": worker.owner,
         "CML version": worker.cml_version,
         "instance": instance and instance.aws_instance_id,

@@ -27,6 +27,7 @@ from cml_workers.domain.messages import (
     LookupResult,
 )
 from cml_workers.domain.policy import Policy
+from cml_workers.domain.profiles import check_metadata_keys, choose, choose_types, no_image
 from cml_workers.domain.worker import Worker
 
 
@@ -44,7 +45,8 @@ def create_worker(
 ) -> list[WorkerEvent]:
     """A worker is created and its launch requested, once its AMI is known. Raises as ``answer_to`` does."""
     check_region(command.aws_region, policy)
-    instance_type = command.instance_type or policy.default_instance_type
+    profile, chosen = choose(policy.profiles, command.profile, command.aws_region)
+    instance_type = choose_types(profile, chosen, command.instance_type)[0]
     if policy.allowed_instance_types and instance_type not in policy.allowed_instance_types:
         allowed = ", ".join(sorted(policy.allowed_instance_types))
         raise rejected(
@@ -53,23 +55,23 @@ def create_worker(
     tags = {
         "Name": command.name,
         **policy.default_tags,
+        **chosen.tags,
         **command.tags,
         WORKER_TAG: str(worker.id),
         DEPLOYMENT_TAG: policy.deployment,
     }
     check_tag_count(tags)
+    check_metadata_keys(chosen, tags)
 
-    ami_id, ami_name = command.ami_id, command.ami_name
+    ami_id, ami_name, owner = command.ami_id, command.ami_name, None
     if ami_id is None and ami_name is None:
-        ami_id = policy.ami_ids.get(command.aws_region)
-        ami_name = policy.ami_names.get(command.aws_region)
+        if chosen.image is None:
+            raise no_image(profile, command.aws_region)
+        ami_id, ami_name, owner = chosen.image.id, chosen.image.name, chosen.image.owner
     if ami_id is None:
-        if ami_name is None:
-            raise failed(
-                ProblemCode.EC2_INVALID_PARAMETER,
-                f"no AMI is given and none is configured for region {command.aws_region}",
-            )
-        ami_id = answer_to(ImageLookup(aws_region=command.aws_region, ami_name=ami_name), looked_up).image_id
+        assert ami_name is not None  # noqa: S101 - an image has one of both
+        lookup = ImageLookup(aws_region=command.aws_region, ami_name=ami_name, owner=owner)
+        ami_id = answer_to(lookup, looked_up).image_id
         if ami_id is None:
             raise failed(
                 ProblemCode.EC2_INVALID_PARAMETER,
@@ -87,6 +89,7 @@ def create_worker(
             cml_version=command.cml_version,
             tags=command.tags,
             created_by=command.created_by,
+            profile=profile.name,
         ),
         LaunchRequested(
             operation_id=command_id,
@@ -95,12 +98,17 @@ def create_worker(
                 ami_id=ami_id,
                 ami_name=ami_name,
                 instance_type=instance_type,
-                security_group_ids=policy.security_group_ids,
-                subnet_id=policy.subnet_id,
-                key_name=policy.key_name,
+                security_group_ids=chosen.security_groups,
+                subnet_id=chosen.subnets[0] if chosen.subnets else None,
+                key_name=chosen.key,
                 tags=tags,
                 generation=generation,
                 client_token=launch_token(policy.deployment, worker.id, generation),
+                root_volume=chosen.root_volume.root_volume,
+                instance_profile=chosen.instance_profile,
+                user_data=chosen.user_data,
+                nested_virtualization=chosen.nested_virtualization,
+                metadata_tags=chosen.metadata_tags,
             ),
         ),
     ]

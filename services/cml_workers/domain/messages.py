@@ -80,10 +80,11 @@ Seen = Annotated[Ec2Instance, AfterValidator(_recordable)]
 
 
 class ImageLookup(Tolerant):
-    """Which image has this name in this region?"""
+    """Which image has this name in this region? ``owner``: whose; None: one of the deployment's image owners."""
 
     aws_region: Region
     ami_name: Text
+    owner: str | None = None
 
 
 class InstanceLookup(Tolerant):

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from cml_workers.domain.profiles import DEFAULT, Profiles, default_profile
+
 VISIBILITY_GRACE = timedelta(minutes=5)
 """How long a new instance may be invisible before that means it is gone: EC2 is eventually consistent, and AWS advises this."""
 
@@ -13,13 +15,8 @@ class Policy:
     """What the deployment prescribes. Empty allow-lists allow everything."""
 
     deployment: str = "default"
-    ami_ids: Mapping[str, str] = field(default_factory=dict)
-    ami_names: Mapping[str, str] = field(default_factory=dict)
-    default_instance_type: str = "c5.2xlarge"
+    profiles: Profiles = field(default_factory=lambda: {DEFAULT: default_profile()})
     default_tags: Mapping[str, str] = field(default_factory=dict)
-    security_group_ids: tuple[str, ...] = ()
-    subnet_id: str | None = None
-    key_name: str | None = None
     allowed_regions: frozenset[str] = frozenset()
     allowed_instance_types: frozenset[str] = frozenset()
     import_tags: Mapping[str, str] | None = field(default_factory=dict)

@@ -67,6 +67,7 @@ class Worker(NamedTuple):
     instance_type: str = ""
     ami_name: str | None = None
     cml_version: str | None = None
+    profile: str | None = None
     created_at: datetime | None = None
     updated_at: datetime | None = None
     tags: Mapping[str, str] = MappingProxyType({})
@@ -154,6 +155,7 @@ def _created(worker: Worker, event: WorkerCreated, recorded: Recorded) -> Worker
         instance_type=event.instance_type,
         ami_name=event.ami_name,
         cml_version=event.cml_version,
+        profile=event.profile,
         tags=event.tags,
         created_at=recorded.metadata.time,
         updated_at=recorded.metadata.time,

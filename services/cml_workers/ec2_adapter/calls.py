@@ -98,9 +98,11 @@ class Calls:
             lambda: self._ec2.list_instances(region, {"client-token": [client_token]}),
         )
 
-    async def find_image(self, region: str, name: str) -> str | None:
+    async def find_image(self, region: str, name: str, owner: str | None) -> str | None:
         """See ``Ec2.find_image``."""
-        return await self._admitted(region, "DescribeImages", lambda: self._ec2.find_image(region, name))
+        return await self._admitted(
+            region, "DescribeImages", lambda: self._ec2.find_image(region, name, owner)
+        )
 
     async def refresh(self, region: str) -> None:
         """See ``Ec2.refresh``."""

@@ -53,7 +53,9 @@ class Lookups:
 
     async def _find(self, lookup: Lookup) -> LookupResult:
         if isinstance(lookup, ImageLookup):
-            return LookupResult(image_id=await self._calls.find_image(lookup.aws_region, lookup.ami_name))
+            return LookupResult(
+                image_id=await self._calls.find_image(lookup.aws_region, lookup.ami_name, lookup.owner)
+            )
         instance = await self._look(lookup)
         if instance is None:
             await self._sleep(LOOK_AGAIN)

@@ -82,10 +82,10 @@ class Ec2(Protocol):
         """
         ...
 
-    async def find_image(self, region: str, name: str) -> str | None:
-        """The id of the available image of exactly that name, of the owners that were configured; None if there is none.
+    async def find_image(self, region: str, name: str, owner: str | None = None) -> str | None:
+        """The id of the available image of exactly that name; None if there is none.
 
-        Raises EC2InvalidParameterException: there are several.
+        ``owner``: an account id or ``self``; None: the owners that were configured. Raises EC2InvalidParameterException: there are several.
         """
         ...
 

@@ -4,6 +4,9 @@ An outage is a ``ConnectionError``: the store, the bus or the database does not 
 Wrong configuration is a ``ConfigurationError``: an operator must fix it.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class ConfigurationError(Exception):
     """The configuration is wrong; the message says what to fix, in one sentence."""
@@ -15,3 +18,9 @@ class AlreadyRunningError(ConfigurationError):
 
 class RoleFailedError(Exception):
     """A role ended by itself; the process ends, so that whoever supervises it starts it again."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that there is not; empty where none is like it."""
+    nearest = get_close_matches(name, known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""

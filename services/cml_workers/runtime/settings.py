@@ -3,9 +3,9 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
@@ -14,7 +14,6 @@ from pydantic import (
     AnyUrl,
     Field,
     SecretStr,
-    StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -25,7 +24,18 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cml_contracts.commands import COMMANDS
 from cml_contracts.texts import AmiId, Form, InstanceType, Region, Tags, Text
 from cml_workers.domain.policy import EVERY_COMMAND, VISIBILITY_GRACE, Access, Policy
-from cml_workers.foundation.failures import ConfigurationError
+from cml_workers.domain.profiles import (
+    DEFAULT,
+    Image,
+    ImageOwner,
+    KeyName,
+    Profile,
+    SecurityGroupId,
+    SubnetId,
+    default_profile,
+)
+from cml_workers.foundation.failures import ConfigurationError, did_you_mean
+from cml_workers.runtime.profiles import read_profiles
 
 
 class SettingsError(ConfigurationError):
@@ -40,15 +50,15 @@ OF_OTHERS = re.compile(
 """Variables that are no settings: what the files in ``deploy/`` replace, and what Kubernetes sets for services
 (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables)."""
 
-ImageOwner = Annotated[str, Form("self|[0-9]{12}", "self or the 12 digits of an AWS account")]
-SecurityGroupId = Annotated[
-    str, Form(r"sg-[0-9a-f]{8,17}", "the id of a security group: sg- and hexadecimal digits")
-]
-SubnetId = Annotated[
-    str, Form(r"subnet-[0-9a-f]{8,17}", "the id of a subnet: subnet- and hexadecimal digits")
-]
-KeyName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
-"""https://docs.aws.amazon.com/AWSEC2/latest/APIReference/API_CreateKeyPair.html"""
+OF_THE_DEFAULT_PROFILE = (
+    "worker_ami_ids",
+    "worker_ami_names",
+    "worker_security_group_ids",
+    "worker_subnet_id",
+    "worker_key_name",
+    "default_instance_type",
+)
+"""Settings that make the profile of a create that names none."""
 
 _JSON_EXAMPLES: Mapping[Any, str] = {
     dict: '{"name": "value"}',
@@ -95,6 +105,8 @@ class Settings(BaseSettings):
         Form("[a-z0-9][a-z0-9-]{0,62}", "a name of at most 63 characters: a-z, 0-9 and -, and not - first"),
     ] = "default"
     """Name of this fleet, of which an AWS account may have only one; its instances carry it as tag cml:deployment."""
+    profiles_file: Path | None = None
+    """TOML file of launch profiles, see profiles.md; lifecycle reads it. The other settings of launches are its profile "default"."""
     worker_ami_ids: dict[Region, AmiId] = {}
     """JSON object: region to AMI id."""
     worker_ami_names: dict[Region, Text] = {}
@@ -188,7 +200,7 @@ class Settings(BaseSettings):
         unknown = sorted(frozenset().union(*self.command_users.values()) - types)
         if unknown:
             raise ValueError(
-                f"CML_COMMAND_USERS: {unknown[0]!r} is no command{_did_you_mean(unknown[0], types)}"
+                f"CML_COMMAND_USERS: {unknown[0]!r} is no command{did_you_mean(unknown[0], types)}"
             )
         if self.allowed_instance_types and self.default_instance_type not in self.allowed_instance_types:
             raise ValueError(
@@ -199,7 +211,7 @@ class Settings(BaseSettings):
         return self
 
     def check_roles(self) -> None:
-        """What whoever runs roles must have settled, and a client need not know. Raises SettingsError."""
+        """What whoever runs roles must have settled, and a client need not know. Raises SettingsError, ProfilesError."""
         if self.access.enforced and not self.command_users:
             raise SettingsError(
                 "CML_COMMAND_USERS must say who may send commands, e.g. "
@@ -207,6 +219,11 @@ class Settings(BaseSettings):
             )
         if self.delegate_users and not self.actor_token_keys:
             raise SettingsError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
+        replaced = [name for name in OF_THE_DEFAULT_PROFILE if name in self.model_fields_set]
+        if self.policy.profiles[DEFAULT] != self._default_profile and replaced:
+            raise SettingsError(
+                f"{variable(replaced[0])} has no effect: {self.profiles_file} has a profile {DEFAULT!r} of its own"
+            )
 
     @property
     def access(self) -> Access:
@@ -222,20 +239,32 @@ class Settings(BaseSettings):
 
     @property
     def policy(self) -> Policy:
-        """What the rules need to know."""
-        return Policy(
+        """What the rules need to know. Raises ProfilesError."""
+        policy = Policy(
             deployment=self.deployment,
-            ami_ids=self.worker_ami_ids,
-            ami_names=self.worker_ami_names,
-            default_instance_type=self.default_instance_type,
+            profiles={DEFAULT: self._default_profile},
             default_tags=self.default_tags,
-            security_group_ids=self.worker_security_group_ids,
-            subnet_id=self.worker_subnet_id,
-            key_name=self.worker_key_name,
             import_tags=self.import_tags if self.import_tags is not None or self.access.enforced else {},
             allowed_regions=self.allowed_regions,
             allowed_instance_types=self.allowed_instance_types,
             visibility_grace=timedelta(seconds=self.visibility_grace_seconds),
+        )
+        if self.profiles_file is None:
+            return policy
+        return replace(policy, profiles={**policy.profiles, **read_profiles(self.profiles_file, policy)})
+
+    @property
+    def _default_profile(self) -> Profile:
+        images = {
+            **{region: Image(name=name) for region, name in self.worker_ami_names.items()},
+            **{region: Image(id=id_) for region, id_ in self.worker_ami_ids.items()},
+        }
+        return default_profile(
+            images=images,
+            instance_type=self.default_instance_type,
+            subnet=self.worker_subnet_id,
+            security_groups=self.worker_security_group_ids,
+            key=self.worker_key_name,
         )
 
 
@@ -275,14 +304,9 @@ def _misspelt() -> list[str]:
             and name.upper() not in known
             and not OF_OTHERS.fullmatch(name.upper())
         ):
-            hint = _did_you_mean(name.upper(), known) or "; see docs/configuration.md"
+            hint = did_you_mean(name.upper(), known) or "; see docs/configuration.md"
             found.append(f"{name}: there is no such setting{hint}")
     return found
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    nearest = get_close_matches(name, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _where(location: tuple[int | str, ...]) -> str:

@@ -32,11 +32,12 @@ async def test_what_aws_refuses_fails_with_its_own_code(system: System, aws_code
         await client.until_status(reply["worker_id"], "FAILED")
 
 
-async def test_no_image_for_a_region_a_bad_type_and_a_bad_image_fail(system: System):
+async def test_no_image_for_a_region_is_rejected_a_bad_type_and_a_bad_image_fail(system: System):
     system.expected = ["EC2 refused for good", "EC2 refused, trying again"]
     async with system.client() as client:
+        reply = await client.command("create", **{**CREATE, "aws_region": "ap-south-1"})
+        assert (reply["outcome"], reply["problem"]["code"]) == ("rejected", "ValidationFailed")
         for changes in (
-            {"aws_region": "ap-south-1"},
             {"instance_type": "m99.huge"},
             {"ami_id": "ami-00000000000000000"},
             {"ami_name": "no such image"},

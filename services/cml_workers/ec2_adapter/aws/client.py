@@ -172,12 +172,14 @@ class AwsEc2Client:
                     found += [_instance(region, each) for each in reservation.get("Instances", [])]
         return found
 
-    async def find_image(self, region: str, name: str) -> str | None:
+    async def find_image(self, region: str, name: str, owner: str | None = None) -> str | None:
         """See ``Ec2.find_image``."""
         literal = _WILDCARDS.sub(r"\\\g<0>", name)
         wanted: Any = [{"Name": "name", "Values": [literal]}, {"Name": "state", "Values": ["available"]}]
         async with self._calling("DescribeImages", region, f"image {name!r}") as ec2:
-            answer = await ec2.describe_images(Owners=list(self._image_owners), Filters=wanted)
+            answer = await ec2.describe_images(
+                Owners=[owner] if owner else list(self._image_owners), Filters=wanted
+            )
         images = sorted(
             (image for image in answer["Images"] if image.get("Name") == name),
             key=lambda image: image.get("CreationDate", ""),

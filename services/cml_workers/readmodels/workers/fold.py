@@ -28,6 +28,7 @@ def worker_row(worker: Worker) -> WorkerView | None:
         revision=worker.revision,
         problem=worker.launch_problem.detail if worker.launch_problem else None,
         instance=worker.dto,
+        profile=worker.profile,
     )
 
 
