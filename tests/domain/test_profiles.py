@@ -106,6 +106,7 @@ def test_what_a_profile_lacks_is_a_rejection_that_says_what_there_is(changes: di
 
 
 def test_one_of_a_profiles_types_can_be_chosen():
+    """One of metal runs virtual machines as it is, and refuses the option."""
     decided = under().when(create(instance_type="m5zn.metal"))
     worker = decided.then(
         created(profile="lab", ami_id="ami-22222222", instance_type="m5zn.metal"),
@@ -120,7 +121,7 @@ def test_one_of_a_profiles_types_can_be_chosen():
                 root_volume=RootVolume(size_gib=64, volume_type="gp3", kms_key_id=KEY),
                 instance_profile="cml-worker",
                 user_data="#cloud-config\n",
-                nested_virtualization=True,
+                nested_virtualization=False,
                 metadata_tags=True,
                 tags={"course": "ccna", "team": "labs", **launch().tags},
             ),

@@ -1,10 +1,11 @@
 """The EC2 client over HTTP: what it asks, what it understands, and every error of the table as it arrives."""
 
 import asyncio
+import base64
 
 import pytest
 
-from cml_contracts.instance import InstanceState
+from cml_contracts.instance import InstanceState, RootVolume
 from cml_embedded.ec2_simulator import DEMO_IMAGE_NAME, DEMO_IMAGES, Ec2Simulator
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.errors import (
@@ -44,6 +45,64 @@ async def test_a_launch_asks_for_what_must_be(ec2: AwsEc2Client, admin: Simulato
         form[f"TagSpecification.{n}.ResourceType"]: form[f"TagSpecification.{n}.Tag.2.Key"] for n in (1, 2)
     }
     assert tagged == {"instance": "cml:worker-id", "volume": "cml:worker-id"}
+
+
+async def test_what_a_profile_prescribes_is_asked_for(ec2: AwsEc2Client, admin: SimulatorAdmin):
+    key = "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-4333-8444-555555555555"
+    admin.change_account(REGION, instance_profiles=["cml-worker"], keys={key: "Enabled"})
+    asked = parameters(
+        instance_type="m8i.4xlarge",
+        root_volume=RootVolume(size_gib=64, volume_type="gp3", kms_key_id=key),
+        instance_profile="cml-worker",
+        user_data="#cloud-config\nhostname: Zürich\n",
+        nested_virtualization=True,
+        metadata_tags=True,
+    )
+    first = await ec2.launch(asked)
+    assert (await ec2.launch(asked)).instance_id == first.instance_id  # the very same request
+    form = admin.calls("RunInstances")[0]["parameters"]
+    assert form["BlockDeviceMapping.1.Ebs.VolumeSize"] == "64"
+    assert form["BlockDeviceMapping.1.Ebs.VolumeType"] == "gp3"
+    assert form["BlockDeviceMapping.1.Ebs.KmsKeyId"] == key
+    assert form["BlockDeviceMapping.1.Ebs.Encrypted"] == "true"
+    assert form["IamInstanceProfile.Name"] == "cml-worker"
+    assert base64.b64decode(form["UserData"]).decode() == asked.user_data
+    assert form["CpuOptions.NestedVirtualization"] == "enabled"
+    assert form["MetadataOptions.InstanceMetadataTags"] == "enabled"
+    assert form["MetadataOptions.HttpTokens"] == "required"
+    await ec2.launch(
+        parameters(
+            instance_profile="arn:aws:iam::123456789012:instance-profile/cml-worker", metadata_tags=False
+        )
+    )
+    form = admin.calls("RunInstances")[-1]["parameters"]
+    assert form["IamInstanceProfile.Arn"].endswith("/cml-worker")
+    assert form["MetadataOptions.InstanceMetadataTags"] == "disabled"
+
+
+async def test_what_no_profile_prescribes_is_left_to_image_and_account(
+    ec2: AwsEc2Client, admin: SimulatorAdmin
+):
+    """A launch that an earlier version requested is asked for again as it was."""
+    await ec2.launch(parameters())
+    (call,) = admin.calls("RunInstances")
+    unasked = ("VolumeSize", "VolumeType", "KmsKeyId", "IamInstanceProfile", "UserData", "CpuOptions", "Tags")
+    assert [
+        name
+        for name in call["parameters"]
+        if any(part in name.split(".") for part in (*unasked, "InstanceMetadataTags"))
+    ] == []
+
+
+async def test_what_a_type_or_an_image_cannot_have_is_refused(ec2: AwsEc2Client, admin: SimulatorAdmin):
+    for changes in (
+        {"instance_type": "m5zn.metal", "nested_virtualization": True},
+        {"instance_type": "m5.large", "nested_virtualization": True},
+        {"root_volume": RootVolume(size_gib=8)},
+        {"instance_profile": "nobody"},
+    ):
+        with pytest.raises(EC2InvalidParameterException):
+            await ec2.launch(parameters(**changes))
 
 
 async def test_security_groups_subnet_and_key_are_passed_on(ec2: AwsEc2Client, admin: SimulatorAdmin):
@@ -119,6 +178,7 @@ async def test_of_several_images_of_one_name_none_is_taken_unless_the_newest_is_
 async def test_images_of_other_owners_are_not_found(simulator: Ec2Simulator):
     async with AwsEc2Client(endpoint_url=simulator.url, image_owners=["111122223333"]) as other:
         assert await other.find_image(REGION, DEMO_IMAGE_NAME) is None
+        assert await other.find_image(REGION, DEMO_IMAGE_NAME, "self") == DEMO_IMAGES[REGION]
 
 
 async def test_bad_ids_images_types_and_tags_are_refused(ec2: AwsEc2Client, malformed: MalformedRequests):

@@ -173,6 +173,8 @@ def test_only_the_root_device_of_the_image_has_a_size_of_its_own(ec2: Any):
         run(ec2, BlockDeviceMappings=[device | {"DeviceName": "/dev/sda1"}])["ImageId"] == DEMO_IMAGES[REGION]
     )
     device["Ebs"]["VolumeSize"] = 8
+    with refused("InvalidBlockDeviceMapping"):  # smaller than the snapshot of the image
+        run(ec2, BlockDeviceMappings=[device | {"DeviceName": "/dev/sda1"}])
     assert run(ec2, BlockDeviceMappings=[device])["InstanceId"]
 
 
@@ -192,6 +194,23 @@ def test_tags_that_instance_metadata_cannot_show_are_refused_where_it_has_to(ec2
     assert run(ec2, TagSpecifications=tags("cml:deployment"))["InstanceId"]
     own = {"InstanceMetadataTags": "disabled"}
     assert run(ec2, TagSpecifications=tags("cost center"), MetadataOptions=own)["InstanceId"]
+    admin.reset_account()
+    own = {"InstanceMetadataTags": "enabled"}
+    with refused("InvalidParameterValue"):
+        run(ec2, TagSpecifications=tags("_index"), MetadataOptions=own)
+    instance_id = run(ec2, TagSpecifications=tags("cost"), MetadataOptions=own)["InstanceId"]
+    with refused("InvalidParameterValue"):  # as long as the instance shows them, too
+        ec2.create_tags(Resources=[instance_id], Tags=[{"Key": "cost center", "Value": "lab"}])
+
+
+def test_an_instance_profile_must_exist(ec2: Any, admin: SimulatorAdmin):
+    arn = "arn:aws:iam::123456789012:instance-profile/fleet/cml-worker"
+    for profile in ({"Name": "cml-worker"}, {"Arn": arn}):
+        with refused("InvalidParameterValue"):
+            run(ec2, IamInstanceProfile=profile)
+    admin.change_account(REGION, instance_profiles=["cml-worker"])
+    for profile in ({"Name": "cml-worker"}, {"Arn": arn}):
+        assert run(ec2, IamInstanceProfile=profile)["InstanceId"]
 
 
 def test_quotas_and_keys_are_shown_by_their_own_services(simulator: Ec2Simulator, admin: SimulatorAdmin):

@@ -26,6 +26,7 @@ TAGGED = {**LAUNCH, "TagSpecification.1.ResourceType": "instance"}
         ({**LAUNCH, "EbsOptimized": "yes"}, "InvalidParameterValue"),
         ({**LAUNCH, "TagSpecification.1.ResourceType": "nonsense"}, "InvalidParameterValue"),
         ({**LAUNCH, "MetadataOptions.HttpTokens": "perhaps"}, "InvalidParameterValue"),
+        ({**LAUNCH, "CpuOptions.NestedVirtualization": "true"}, "InvalidParameterValue"),
         ({**TAGGED, "TagSpecification.1.Tag.1.Key": "k" * 129}, "InvalidParameterValue"),
         ({**TAGGED, "TagSpecification.1.Tag.1.Key": "AWS:k"}, "InvalidParameterValue"),
         (
@@ -132,6 +133,7 @@ def test_what_ec2_would_not_take_is_refused(form: dict[str, str], code: str):
         LAUNCH,
         {**TAGGED, "TagSpecification.1.Tag.1.Key": "k" * 128, "TagSpecification.1.Tag.1.Value": "v" * 256},
         {**LAUNCH, "InstanceType": "z99.newer-than-the-model", "CpuOptions.CoreCount": "4"},
+        {**LAUNCH, "CpuOptions.NestedVirtualization": "enabled"},
         {"Action": "DescribeInstances", "Filter.1.Name": "tag:cml:deployment", "Filter.1.Value.1": "default"},
         {"Action": "DescribeInstances", "MaxResults": "1000", "Version": "2016-11-15"},
         {"Action": "DescribeTags", "Filter.1.Name": "resource-id", "Filter.1.Value.1": "i-0"},

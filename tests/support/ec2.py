@@ -50,8 +50,8 @@ class SimulatorAdmin:
         """Register an image; its id."""
         return str(self._ask("POST", "images", {"region": region, "name": name, "id": image_id})["id"])
 
-    def change_image(self, image_id: str, **changes: str) -> None:
-        """Its ``state``, ``architecture``, ``owner_id`` or ``root_device_name``."""
+    def change_image(self, image_id: str, **changes: str | int) -> None:
+        """Its ``state``, ``architecture``, ``owner_id``, ``root_device_name`` or ``root_size`` in GiB."""
         self._ask("POST", f"images/{image_id}", changes)
 
     def change_account(self, region: str, **changes: Any) -> None:

@@ -13,7 +13,7 @@ STANDARD_QUOTA = "L-1216C47A"
 """Running On-Demand Standard instances, in vCPUs (Service Quotas)."""
 ACCOUNT_ID = "123456789012"
 _EBS_KEY = "alias/aws/ebs"
-_METADATA_KEY = re.compile(r"[0-9a-zA-Z\-_+=,.@:]{1,255}")
+_METADATA_KEY = re.compile(r"(?!(\.|\.\.|_index)$)[0-9a-zA-Z\-_+=,.@:]{1,255}")
 """Keys of tags that instance metadata can show (EC2 user guide, *View tags for your EC2 instances using instance metadata*)."""
 
 
@@ -22,7 +22,8 @@ class Setup:
     """One region of the account.
 
     ``denied``: actions that the caller's policies do not allow, as ``ec2:RunInstances``; ``not_offered``: instance types that
-    a zone, or the whole region, does not have; ``quotas``: in vCPUs, by their codes; ``keys``: states of customer keys by their ARNs.
+    a zone, or the whole region, does not have; ``quotas``: in vCPUs, by their codes; ``keys``: states of customer keys by their
+    ARNs; ``instance_profiles``: by their names.
     """
 
     enabled: bool = True
@@ -32,6 +33,7 @@ class Setup:
     ebs_encryption: bool = False
     ebs_key: str = _EBS_KEY
     keys: Mapping[str, str] = field(default_factory=dict)
+    instance_profiles: tuple[str, ...] = ()
     metadata_tags: str = "no-preference"
 
 
@@ -83,9 +85,9 @@ class Account:
             for each in zones
         )
 
-    def check_tag_keys(self, region: str, form: Mapping[str, str]) -> None:
-        """Raise EC2's refusal of keys that instance metadata cannot show, where it has to show them."""
-        shown = form.get("MetadataOptions.InstanceMetadataTags", self.of(region).metadata_tags)
+    def check_tag_keys(self, region: str, form: Mapping[str, str], launch: Mapping[str, str]) -> None:
+        """Raise EC2's refusal of keys that the metadata of the instance cannot show, where its ``launch`` has it show them."""
+        shown = launch.get("MetadataOptions.InstanceMetadataTags", self.of(region).metadata_tags)
         for name, value in form.items():
             if (
                 shown == "enabled"
@@ -96,6 +98,17 @@ class Account:
                     "InvalidParameterValue",
                     f"'{value}' is not a valid tag key. Tag keys must match pattern ([0-9a-zA-Z\\-_+=,.@:]{{1,255}}), and "
                     "must not be a reserved name ('.', '..', '_index')",
+                )
+
+    def check_instance_profile(self, region: str, form: Mapping[str, str]) -> None:
+        """Raise EC2's refusal of an instance profile that there is not."""
+        for part in ("Name", "Arn"):
+            given = form.get(f"IamInstanceProfile.{part}")
+            if given is not None and given.rpartition("/")[2] not in self.of(region).instance_profiles:
+                raise Refusal(
+                    "InvalidParameterValue",
+                    f"Value ({given}) for parameter iamInstanceProfile.{part.lower()} is invalid. "
+                    f"Invalid IAM Instance Profile {part if part == 'Arn' else 'name'}",
                 )
 
     def answer(self, region: str, form: Mapping[str, str]) -> Answer | None:

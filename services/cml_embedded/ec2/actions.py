@@ -67,7 +67,7 @@ class Actions:
         for name, resource in form.items():
             if name.startswith("ResourceId.") and resource.startswith("i-"):
                 self._instances.check(resource, region)
-        self._account.check_tag_keys(region, form)
+                self._account.check_tag_keys(region, form, self._instances[resource].form)
 
     def _run(self, environ: Environ, region: str, form: dict[str, str], hide_seconds: float) -> Answer:
         if token := form.get("ClientToken"):

@@ -22,6 +22,9 @@ from cml_embedded.ec2.answers import Answer, Refusal
 Environ = dict[str, Any]
 """A WSGI request."""
 
+ROOT_SIZE = 32
+"""GiB of the snapshot of an image's root volume, unless it is changed."""
+
 filters.correct()
 
 
@@ -48,13 +51,14 @@ class Backend:
         )
 
     def launch(self, environ: Environ, form: Mapping[str, str]) -> Answer:
-        """RunInstances. EC2 takes a volume's size from the image; moto has to get it."""
+        """RunInstances. EC2 takes a volume's size from the image; moto has to get it, and has no instance profiles here."""
         sizes = {}
         for name in form:
             found = re.fullmatch(r"(BlockDeviceMapping\.\d+\.Ebs\.)\w+", name)
             if found and f"{found.group(1)}VolumeSize" not in form:
-                sizes[f"{found.group(1)}VolumeSize"] = "32"
-        return self.ask(environ, {**form, **sizes})
+                sizes[f"{found.group(1)}VolumeSize"] = str(ROOT_SIZE)
+        known = {name: value for name, value in form.items() if not name.startswith("IamInstanceProfile.")}
+        return self.ask(environ, {**known, **sizes})
 
     def launch_again(self, instance_id: str, region: str, form: Mapping[str, str]) -> Any:
         """Launch it once more under its own id, after a restart."""
@@ -103,8 +107,8 @@ class Backend:
         """Moto's own object; None: there is none."""
         return ec2_backends[DEFAULT_ACCOUNT_ID][region].amis.get(image_id)
 
-    def change_image(self, image_id: str, changes: Mapping[str, str]) -> None:
-        """Its ``state``, ``architecture``, ``owner_id``, ``root_device_name``. Raises KeyError: there is none."""
+    def change_image(self, image_id: str, changes: Mapping[str, str | int]) -> None:
+        """Its ``state``, ``architecture``, ``owner_id``, ``root_device_name``, ``root_size`` in GiB. Raises KeyError: there is none."""
         region, _ = self._images[image_id]
         self.prepare(region)
         for name, value in changes.items():
@@ -156,7 +160,7 @@ class Backend:
 
     def _register(self, region: str, image_id: str, name: str) -> None:
         backend = ec2_backends[DEFAULT_ACCOUNT_ID][region]
-        backend.amis[image_id] = Ami(
+        image: Any = Ami(
             backend,
             image_id,
             name=name,
@@ -169,6 +173,8 @@ class Backend:
             creation_date=datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None),
             region_name=region,
         )
+        image.root_size = ROOT_SIZE
+        backend.amis[image_id] = image
 
 
 def tags_of(instance: Any) -> dict[str, str]:
@@ -180,6 +186,12 @@ def architectures(instance_type: str) -> list[str] | None:
     """None: there is no such type."""
     found = INSTANCE_TYPES.get(instance_type)
     return None if found is None else list(found["ProcessorInfo"]["SupportedArchitectures"])
+
+
+def has_nested_virtualization(instance_type: str) -> bool:
+    """As DescribeInstanceTypes shows it (``ProcessorInfo.SupportedFeatures``)."""
+    found = INSTANCE_TYPES.get(instance_type, {})
+    return "nested-virtualization" in found.get("ProcessorInfo", {}).get("SupportedFeatures", [])
 
 
 def vcpus(instance_type: str) -> int | None:

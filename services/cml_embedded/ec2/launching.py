@@ -6,7 +6,7 @@ from typing import Any
 
 from cml_embedded.ec2.account import Account
 from cml_embedded.ec2.answers import Refusal
-from cml_embedded.ec2.backend import Backend, architectures
+from cml_embedded.ec2.backend import Backend, architectures, has_nested_virtualization
 
 
 def check_launch(form: Mapping[str, str], region: str, account: Account, backend: Backend) -> None:
@@ -34,7 +34,13 @@ def check_launch(form: Mapping[str, str], region: str, account: Account, backend
     _check_network(form, region, backend)
     if (key := form.get("KeyName")) is not None and not backend.has_key_pair(key, region):
         raise Refusal("InvalidKeyPair.NotFound", f"The key pair '{key}' does not exist")
-    account.check_tag_keys(region, form)
+    account.check_instance_profile(region, form)
+    account.check_tag_keys(region, form, form)
+    nested = form.get("CpuOptions.NestedVirtualization") == "enabled"
+    if nested and not has_nested_virtualization(instance_type):
+        raise Refusal(
+            "UnsupportedOperation", f"Nested virtualization is not supported for instance type '{instance_type}'."
+        )
 
 
 def check_capacity(form: Mapping[str, str], region: str, account: Account, backend: Backend) -> None:
@@ -66,6 +72,14 @@ def _check_devices(form: Mapping[str, str], image: Any) -> None:
             and not any(f"{found[1]}{part}" in form for part in sized)
         ):
             raise Refusal("MissingParameter", "The request must contain the parameter size or snapshotId")
+        if found and device == image.root_device_name:
+            size = form.get(f"{found[1]}Ebs.VolumeSize", str(image.root_size))
+            if int(size) < image.root_size:
+                raise Refusal(
+                    "InvalidBlockDeviceMapping",
+                    f"Volume of size {size}GB is smaller than snapshot 'snap-{image.id.removeprefix('ami-')}', "
+                    f"expect size >= {image.root_size}GB",
+                )
 
 
 def _check_network(form: Mapping[str, str], region: str, backend: Backend) -> None:

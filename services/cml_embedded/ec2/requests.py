@@ -9,9 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import cache
+from typing import Any
 
 import botocore.session
-from botocore.model import ListShape, OperationModel, OperationNotFoundError, Shape, StructureShape
+from botocore.model import (
+    ListShape,
+    OperationModel,
+    OperationNotFoundError,
+    ServiceModel,
+    Shape,
+    StructureShape,
+)
 
 from cml_embedded.ec2.answers import Refusal
 
@@ -66,8 +74,13 @@ def _model(action: str) -> OperationModel:
 
 
 @cache
-def _service() -> botocore.session.ServiceModel:
-    return botocore.session.get_session().get_service_model("ec2")
+def _service() -> ServiceModel:
+    """The SDK's model, with the option that SDKs before botocore 1.42 do not know (EC2 API reference, *CpuOptionsRequest*)."""
+    loader: Any = botocore.session.get_session().get_component("data_loader")
+    model = loader.load_service_model("ec2", "service-2")
+    members = model["shapes"]["CpuOptionsRequest"]["members"]
+    members.setdefault("NestedVirtualization", {"shape": "AmdSevSnpSpecification"})  # enabled or disabled, too
+    return ServiceModel(model, "ec2")
 
 
 def _names(shape: StructureShape) -> Iterator[tuple[str, Shape]]:

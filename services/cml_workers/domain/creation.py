@@ -27,7 +27,7 @@ from cml_workers.domain.messages import (
     LookupResult,
 )
 from cml_workers.domain.policy import Policy
-from cml_workers.domain.profiles import check_metadata_keys, choose, choose_types, no_image
+from cml_workers.domain.profiles import check_metadata_keys, choose, choose_types, is_metal, no_image
 from cml_workers.domain.worker import Worker
 
 
@@ -107,7 +107,7 @@ def create_worker(
                 root_volume=chosen.root_volume.root_volume,
                 instance_profile=chosen.instance_profile,
                 user_data=chosen.user_data,
-                nested_virtualization=chosen.nested_virtualization,
+                nested_virtualization=chosen.nested_virtualization and not is_metal(instance_type),
                 metadata_tags=chosen.metadata_tags,
             ),
         ),

@@ -212,6 +212,11 @@ def choose_types(profile: Profile, chosen: RegionProfile, wanted: str | None) ->
     return (wanted,)
 
 
+def is_metal(instance_type: str) -> bool:
+    """Such types run virtual machines as they are, and refuse the option for nested virtualization."""
+    return instance_type.partition(".")[2].startswith("metal")
+
+
 def check_metadata_keys(chosen: RegionProfile, tags: Mapping[str, str]) -> None:
     """Raises RejectedError: instance metadata, which has to show the tags, cannot show one of them."""
     wrong = [key for key in tags if not _METADATA_KEY.fullmatch(key)]

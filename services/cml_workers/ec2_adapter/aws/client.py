@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from botocore import xform_name
 
-from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters, RootVolume
 from cml_workers.ec2_adapter.aws.connections import Connections
 from cml_workers.ec2_adapter.errors import EC2InstanceNotFoundException, EC2InvalidParameterException
 from cml_workers.ec2_adapter.port import StateChange, StatusChecks
@@ -71,6 +71,7 @@ class AwsEc2Client:
         region = parameters.aws_region
         device = await self._root_device(region, parameters.ami_id)
         tags = _aws_tags(parameters.tags)
+        volume = parameters.root_volume or RootVolume()
         request: dict[str, Any] = {
             "ClientToken": parameters.client_token,
             "ImageId": parameters.ami_id,
@@ -79,20 +80,38 @@ class AwsEc2Client:
             "MaxCount": 1,
             "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 1},
             "BlockDeviceMappings": [
-                {"DeviceName": device, "Ebs": {"Encrypted": True, "DeleteOnTermination": True}}
+                {
+                    "DeviceName": device,
+                    "Ebs": {
+                        "Encrypted": True,
+                        "DeleteOnTermination": True,
+                        **_given(
+                            VolumeSize=volume.size_gib,
+                            VolumeType=volume.volume_type,
+                            KmsKeyId=volume.kms_key_id,
+                        ),
+                    },
+                }
             ],
             "InstanceInitiatedShutdownBehavior": "stop",
             "TagSpecifications": [
                 {"ResourceType": "instance", "Tags": tags},
                 {"ResourceType": "volume", "Tags": tags},
             ],
+            **_given(
+                SecurityGroupIds=list(parameters.security_group_ids),
+                SubnetId=parameters.subnet_id,
+                KeyName=parameters.key_name,
+                UserData=parameters.user_data,
+            ),
         }
-        if parameters.security_group_ids:
-            request["SecurityGroupIds"] = list(parameters.security_group_ids)
-        if parameters.subnet_id:
-            request["SubnetId"] = parameters.subnet_id
-        if parameters.key_name:
-            request["KeyName"] = parameters.key_name
+        if parameters.metadata_tags is not None:
+            shown = "enabled" if parameters.metadata_tags else "disabled"
+            request["MetadataOptions"]["InstanceMetadataTags"] = shown
+        if profile := parameters.instance_profile:
+            request["IamInstanceProfile"] = {"Arn" if profile.startswith("arn:") else "Name": profile}
+        if parameters.nested_virtualization:
+            request["CpuOptions"] = {"NestedVirtualization": "enabled"}
         async with self._calling("RunInstances", region, f"image {parameters.ami_id}") as ec2:
             answer = await ec2.run_instances(**request)
         return _instance(region, answer["Instances"][0])
@@ -203,6 +222,11 @@ class AwsEc2Client:
             raise EC2InvalidParameterException(f"image {ami_id} does not exist in {region}")
         device = self._root_devices[region, ami_id] = images[0].get("RootDeviceName") or "/dev/xvda"
         return device
+
+
+def _given(**parameters: Any) -> dict[str, Any]:
+    """Those that have a value; the others EC2 is not to see."""
+    return {name: value for name, value in parameters.items() if value}
 
 
 def _aws_tags(tags: Mapping[str, str]) -> Any:

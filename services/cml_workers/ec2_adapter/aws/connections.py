@@ -5,9 +5,11 @@ import functools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
+import aiobotocore.session
 import botocore.session
 from aiobotocore.config import AioConfig
 from aiohttp import ClientError as HttpError
@@ -32,6 +34,10 @@ from cml_workers.ec2_adapter.errors import (
 
 if TYPE_CHECKING:
     from types_aiobotocore_ec2.client import EC2Client
+
+MODELS = Path(__file__).parent / "models"
+"""Additions to the service models of botocore, as its loader reads them (``botocore.loaders``, *sdk-extras*): CpuOptions'
+NestedVirtualization, in botocore from 1.42 on (EC2 API reference, *CpuOptionsRequest*)."""
 
 
 @dataclass(eq=False)
@@ -133,7 +139,7 @@ class Connections:
             if known.client is None:
                 stack = AsyncExitStack()
                 ec2 = await stack.enter_async_context(
-                    aioboto3.Session().client(
+                    _session().client(
                         "ec2", region_name=region, endpoint_url=self._endpoint_url, config=self._config
                     )
                 )
@@ -144,6 +150,13 @@ class Connections:
 async def _close_unused(client: _Client) -> None:
     if client.retired and not client.calls:
         await client.stack.aclose()
+
+
+def _session() -> aioboto3.Session:
+    """A session that reads the credentials of the environment, with what EC2 has and the installed SDK does not know yet."""
+    session = aiobotocore.session.get_session()
+    session.get_component("data_loader").search_paths.append(str(MODELS))
+    return aioboto3.Session(botocore_session=session)
 
 
 @functools.cache
