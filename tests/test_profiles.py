@@ -151,17 +151,22 @@ async def test_a_process_with_wrong_profiles_does_not_start(tmp_path: Path) -> N
                 pass
 
 
+def test_only_who_launches_reads_the_file(tmp_path: Path) -> None:
+    """The other roles may have the same settings, and no such file."""
+    Settings(profiles_file=tmp_path / "none.toml").check_roles()
+
+
 def test_the_settings_are_the_default_profile_unless_the_file_has_one(tmp_path: Path) -> None:
     lab = written(tmp_path, LAB)
     settings = Settings(profiles_file=lab, worker_ami_ids={"us-east-1": "ami-11111111"})
-    settings.check_roles()
+    settings.check_profiles()
     profiles = settings.policy.profiles
     assert profiles.keys() == {DEFAULT, "lab"}
     assert profiles[DEFAULT].regions["us-east-1"].image == Image(id="ami-11111111")
     written(tmp_path, LAB.replace("profiles.lab", f"profiles.{DEFAULT}"))
     assert settings.policy.profiles[DEFAULT].regions["us-east-1"].image == Image(name="cml")
     with pytest.raises(SettingsError, match=r"^CML_WORKER_AMI_IDS has no effect"):
-        settings.check_roles()
+        settings.check_profiles()
 
 
 def test_the_example_is_a_fleet_as_one_would_run_it() -> None:

@@ -159,7 +159,47 @@ def test_the_iam_policy_allows_what_the_adapter_calls_and_no_more():
         # What changes something is bound to our resources or our tags.
         if statement["Sid"] != "See":
             assert statement["Resource"] != "*"
-    assert allowed == actions
+    assert {action for action in allowed if action.startswith("ec2:")} == actions
+
+
+def test_whoever_launches_may_give_workers_one_role_and_use_one_key_for_their_volumes():
+    """EC2 user guide, *Grant permissions to pass an IAM role to an instance*; EBS user guide, *Permissions for encryption*."""
+    policy = json.loads((ROOT / "deploy/aws/iam-policy.json").read_text())
+    of_others = {
+        action: statement
+        for statement in policy["Statement"]
+        for action in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])
+        if not action.startswith("ec2:") and statement["Sid"] != "Doctor"
+    }
+    assert of_others.keys() == {
+        "iam:PassRole",
+        "kms:CreateGrant",
+        "kms:Decrypt",
+        "kms:DescribeKey",
+        "kms:GenerateDataKeyWithoutPlaintext",
+        "kms:ReEncryptFrom",
+        "kms:ReEncryptTo",
+    }
+    for action, statement in of_others.items():
+        conditions = statement["Condition"]["StringEquals"]
+        if action == "iam:PassRole":
+            assert statement["Resource"].endswith(":role/WORKER_ROLE")
+            assert conditions == {"iam:PassedToService": "ec2.amazonaws.com"}
+        else:
+            assert statement["Resource"].endswith(":key/KEY_ID")
+            assert conditions == {"kms:ViaService": "ec2.REGION.amazonaws.com"}
+    assert of_others["kms:CreateGrant"]["Condition"]["Bool"] == {"kms:GrantIsForAWSResource": "true"}
+
+
+def test_the_file_of_profiles_is_mounted_where_it_is_read():
+    lifecycle = COMPOSE["services"]["lifecycle"]
+    assert lifecycle["environment"]["CML_PROFILES_FILE"] == "${CML_PROFILES_FILE:-}"
+    assert lifecycle["volumes"] == ["${CML_PROFILES_FOLDER:-./deploy/profiles}:/profiles:ro"]
+    pod = of_kind("Deployment", "lifecycle")["spec"]["template"]["spec"]
+    assert {"name": "profiles", "mountPath": "/profiles", "readOnly": True} in pod["containers"][0][
+        "volumeMounts"
+    ]
+    assert {"name": "profiles", "configMap": {"name": "cml-profiles", "optional": True}} in pod["volumes"]
 
 
 async def test_the_default_access_lists_go_into_the_settings_stream():

@@ -39,7 +39,8 @@ def check_launch(form: Mapping[str, str], region: str, account: Account, backend
     nested = form.get("CpuOptions.NestedVirtualization") == "enabled"
     if nested and not has_nested_virtualization(instance_type):
         raise Refusal(
-            "UnsupportedOperation", f"Nested virtualization is not supported for instance type '{instance_type}'."
+            "UnsupportedOperation",
+            f"Nested virtualization is not supported for instance type '{instance_type}'.",
         )
 
 

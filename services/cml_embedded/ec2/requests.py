@@ -79,7 +79,7 @@ def _service() -> ServiceModel:
     loader: Any = botocore.session.get_session().get_component("data_loader")
     model = loader.load_service_model("ec2", "service-2")
     members = model["shapes"]["CpuOptionsRequest"]["members"]
-    members.setdefault("NestedVirtualization", {"shape": "AmdSevSnpSpecification"})  # enabled or disabled, too
+    members.setdefault("NestedVirtualization", {"shape": "AmdSevSnpSpecification"})  # has the same values
     return ServiceModel(model, "ec2")
 
 

@@ -10,6 +10,7 @@ import structlog
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.foundation.failures import RoleFailedError
 from cml_workers.foundation.urls import redacted
+from cml_workers.lifecycle.main import LIFECYCLE
 from cml_workers.process.embedded import embed_broker, embed_ec2
 from cml_workers.process.folder import make_folder, published, sole_owner
 from cml_workers.process.registry import ROLES, USERS
@@ -27,9 +28,10 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
     """All roles in one process; what is not configured is embedded. Yields the endpoints and the roles.
 
     Raises:
-        SettingsError: before anything is opened.
+        SettingsError, ProfilesError: before anything is opened.
     """
     settings.check_roles()
+    settings.check_profiles()
     make_folder(settings.data_dir)
     with sole_owner(settings.data_dir):
         (settings.data_dir / ENDPOINTS).unlink(missing_ok=True)  # what a killed process left behind
@@ -61,11 +63,13 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
 
 @asynccontextmanager
 async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[Running]]:
-    """One role of a system whose parts run elsewhere. Raises SettingsError."""
+    """One role of a system whose parts run elsewhere. Raises SettingsError, ProfilesError."""
+    role = ROLES[name]
     settings.check_roles()
+    if role is LIFECYCLE:
+        settings.check_profiles()
     make_folder(settings.data_dir)
     async with AsyncExitStack() as stack:
-        role = ROLES[name]
         endpoint = ec2_endpoint(settings) if Part.EC2 in role.needs else None
         given = await _open([role], settings, amqp_url(settings), endpoint, stack)
         running = [await stack.enter_async_context(role.compose(given))]

@@ -44,7 +44,7 @@ class SettingsError(ConfigurationError):
 
 PREFIX = "CML_"
 OF_OTHERS = re.compile(
-    r"CML_\w+_PASSWORD|CML_ACTOR_TOKEN_KEY|CML_(WORKERS|SIMULATOR)_IMAGE"
+    r"CML_\w+_PASSWORD|CML_ACTOR_TOKEN_KEY|CML_PROFILES_FOLDER|CML_(WORKERS|SIMULATOR)_IMAGE"
     r"|CML_\w+_SERVICE_(HOST|PORT(_\w+)?)|CML_\w+_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
 )
 """Variables that are no settings: what the files in ``deploy/`` replace, and what Kubernetes sets for services
@@ -211,7 +211,7 @@ class Settings(BaseSettings):
         return self
 
     def check_roles(self) -> None:
-        """What whoever runs roles must have settled, and a client need not know. Raises SettingsError, ProfilesError."""
+        """What whoever runs roles must have settled, and a client need not know. Raises SettingsError."""
         if self.access.enforced and not self.command_users:
             raise SettingsError(
                 "CML_COMMAND_USERS must say who may send commands, e.g. "
@@ -219,11 +219,16 @@ class Settings(BaseSettings):
             )
         if self.delegate_users and not self.actor_token_keys:
             raise SettingsError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
-        replaced = [name for name in OF_THE_DEFAULT_PROFILE if name in self.model_fields_set]
-        if self.policy.profiles[DEFAULT] != self._default_profile and replaced:
-            raise SettingsError(
-                f"{variable(replaced[0])} has no effect: {self.profiles_file} has a profile {DEFAULT!r} of its own"
-            )
+
+    def check_profiles(self) -> None:
+        """What whoever launches must have settled. Raises ProfilesError, SettingsError."""
+        if self.policy.profiles[DEFAULT] == self._default_profile:
+            return
+        for name in OF_THE_DEFAULT_PROFILE:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise SettingsError(
+                    f"{variable(name)} has no effect: {self.profiles_file} has a profile {DEFAULT!r} of its own"
+                )
 
     @property
     def access(self) -> Access:
