@@ -27,6 +27,7 @@ class Journal:
         self.gaps = 0
         self._admin = admin
         self._last = 0
+        self._reading = asyncio.Lock()
 
     async def follow(self) -> None:
         """Without end."""
@@ -36,11 +37,12 @@ class Journal:
 
     async def read(self) -> None:
         """What has come since."""
-        for call in await asyncio.to_thread(self._admin.calls_after, self._last):
-            self.gaps += call["number"] != self._last + 1
-            self._last = call["number"]
-            if call["operation"] in (*CHANGES, "RunInstances"):
-                self.calls.append(call)
+        async with self._reading:
+            for call in await asyncio.to_thread(self._admin.calls_after, self._last):
+                self.gaps += call["number"] != self._last + 1
+                self._last = call["number"]
+                if call["operation"] in (*CHANGES, "RunInstances"):
+                    self.calls.append(call)
 
     def changes(self) -> Counter[str]:
         """How many changes each caller asked for."""

@@ -1,0 +1,128 @@
+"""The IAM policy of the adapter, evaluated as AWS does: what no fleet may do to what is not its own, whatever the rules decided.
+
+https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_policies_evaluation-logic.html
+"""
+
+import fnmatch
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+POLICY = json.loads((Path(__file__).parents[2] / "deploy/aws/iam-policy.json").read_text())
+OURS, THEIRS = "DEPLOYMENT", "other"
+INSTANCE = "arn:aws:ec2:REGION:ACCOUNT_ID:instance/i-0123456789abcdef0"
+DEPLOYMENT, WORKER = "cml:deployment", "cml:worker-id"
+POWER = ("ec2:StartInstances", "ec2:StopInstances", "ec2:TerminateInstances")
+
+
+def tagged(deployment: str | None) -> dict[str, str]:
+    """An instance with this deployment's tag, as a condition sees it."""
+    return {f"aws:ResourceTag/{DEPLOYMENT}": deployment} if deployment else {}
+
+
+def asking_for(tags: Mapping[str, str], **more: str) -> dict[str, Any]:
+    """The tags of a request, likewise."""
+    return {
+        "aws:TagKeys": list(tags),
+        **{f"aws:RequestTag/{key}": value for key, value in tags.items()},
+        **more,
+    }
+
+
+def allows(action: str, context: Mapping[str, Any], resource: str = INSTANCE) -> bool:
+    """Whether any statement does; there is none that denies."""
+    return any(
+        action in _list(statement["Action"])
+        and any(fnmatch.fnmatchcase(resource, each) for each in _list(statement["Resource"]))
+        and all(
+            _holds(operator, values, context.get(key))
+            for operator, keys in statement.get("Condition", {}).items()
+            for key, values in keys.items()
+        )
+        for statement in POLICY["Statement"]
+    )
+
+
+def _list(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def _holds(operator: str, wanted: str | Sequence[str], given: Any) -> bool:
+    values = _list(wanted)
+    match operator:
+        case "StringEquals" | "Bool":
+            return given in values
+        case "StringEqualsIfExists":
+            return given is None or given in values
+        case "Null":
+            return (given is None) == (values == ["true"])
+        case "ForAllValues:StringEquals":
+            return all(each in values for each in given or [])
+        case "ForAllValues:StringNotLike":
+            return not any(fnmatch.fnmatchcase(each, value) for each in given or [] for value in values)
+        case _:
+            raise AssertionError(f"this test does not know the operator {operator}")
+
+
+@pytest.mark.parametrize("action", POWER)
+def test_power_is_over_instances_of_this_deployment_alone(action: str):
+    assert allows(action, tagged(OURS))
+    assert not allows(action, tagged(THEIRS))
+    assert not allows(action, tagged(None))
+
+
+@pytest.mark.parametrize(
+    ("instance", "tags", "allowed"),
+    [
+        (OURS, {"course": "a"}, True),
+        (THEIRS, {"course": "a"}, False),
+        (None, {"course": "a"}, False),
+        (None, {DEPLOYMENT: OURS, WORKER: "w"}, True),
+        (OURS, {DEPLOYMENT: OURS, WORKER: "w"}, True),
+        (THEIRS, {DEPLOYMENT: OURS, WORKER: "w"}, False),
+        (None, {DEPLOYMENT: OURS, "course": "a"}, False),
+        (None, {DEPLOYMENT: THEIRS, WORKER: "w"}, False),
+        (OURS, {DEPLOYMENT: THEIRS}, False),
+        (OURS, {WORKER: "w"}, False),
+        (THEIRS, {WORKER: "w"}, False),
+    ],
+)
+def test_an_instance_of_another_deployment_is_neither_tagged_nor_adopted_nor_given_away(
+    instance: str | None, tags: dict[str, str], allowed: bool
+):
+    assert allows("ec2:CreateTags", {**tagged(instance), **asking_for(tags)}) is allowed
+
+
+def test_nothing_is_launched_for_another_deployment():
+    launch = {"ec2:InstanceType": "INSTANCE_TYPE", "ec2:MetadataHttpTokens": "required"}
+    assert allows("ec2:RunInstances", asking_for({DEPLOYMENT: OURS, WORKER: "w"}, **launch))
+    assert not allows("ec2:RunInstances", asking_for({DEPLOYMENT: THEIRS, WORKER: "w"}, **launch))
+    assert not allows("ec2:RunInstances", asking_for({DEPLOYMENT: OURS}, **launch))
+    assert not allows("ec2:RunInstances", asking_for({}, **launch))
+
+
+def test_tags_at_a_launch_are_no_way_to_an_instance_that_is_there():
+    assert allows("ec2:CreateTags", asking_for({WORKER: "w"}, **{"ec2:CreateAction": "RunInstances"}))
+    assert not allows("ec2:CreateTags", {**tagged(THEIRS), **asking_for({WORKER: "w"})})
+
+
+@pytest.mark.parametrize("sid", ["PowerOfOurs", "AdoptOnImport", "TagOursLater"])
+def test_a_policy_without_one_of_its_conditions_would_be_seen(sid: str, monkeypatch: pytest.MonkeyPatch):
+    """The test of the test."""
+    statement = next(each for each in POLICY["Statement"] if each["Sid"] == sid)
+    theirs = {
+        **tagged(THEIRS),
+        **asking_for({DEPLOYMENT: OURS} if sid == "AdoptOnImport" else {"course": "a"}),
+    }
+    action = _list(statement["Action"])[0]
+    assert not allows(action, theirs)
+    conditions = {
+        operator: kept
+        for operator, keys in statement["Condition"].items()
+        if (kept := {key: each for key, each in keys.items() if not key.startswith("aws:ResourceTag/")})
+    }
+    monkeypatch.setitem(statement, "Condition", conditions)
+    assert allows(action, theirs)
