@@ -4,7 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from cml_contracts.client import WorkerClient
 from cml_contracts.deadletters import DeadLetterDetails, DeadLetterState
 from cml_contracts.instance import WorkerStatus
-from cml_contracts.queries import WorkerPage, WorkerView
-from cml_workers.cli import commands, deadletters, terminal
+from cml_contracts.queries import ListCMLWorkers, WorkerPage, WorkerView
+from cml_workers.cli import commands, deadletters, queries, terminal
 from cml_workers.cli.app import app
 from cml_workers.cli.resolving import resolve
 from cml_workers.cli.terminal import run_to_end
@@ -239,14 +239,33 @@ class Answering:
     def __init__(self, *views: WorkerView, ends: BaseException | None = None) -> None:
         self.views, self.ends = views, ends
         self.sent: list[str] = []
+        self.wanted: list[ListCMLWorkers] = []
 
     async def send(self, _: object, *, command_id: str, deadline: float) -> None:
         self.sent.append(command_id)
         assert self.ends
         raise self.ends
 
-    async def workers(self, _: object) -> WorkerPage:
+    async def workers(self, wanted: ListCMLWorkers) -> WorkerPage:
+        self.wanted.append(wanted)
         return WorkerPage(workers=self.views)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hides"),
+    [([], True), (["--status", "running"], True), (["--all"], False), (["--status", "terminated"], False)],
+)
+def test_what_was_terminated_long_ago_is_listed_only_if_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], hides: bool
+) -> None:
+    client = Answering()
+    monkeypatch.setattr(queries, "with_client", lambda use: run_to_end(use(client)))
+    done = CliRunner().invoke(app, ["list", *arguments])
+    assert (done.exit_code, done.stdout) == (0, "no workers\n")
+    (wanted,) = client.wanted
+    assert (wanted.terminated_since is not None) is hides
+    if wanted.terminated_since:
+        assert datetime.now(UTC) - wanted.terminated_since - timedelta(days=1) < timedelta(minutes=1)
 
 
 @pytest.mark.parametrize("ends", [KeyboardInterrupt(), ConnectionError("gone")])

@@ -11,6 +11,7 @@ from cml_contracts.instance import CMLWorkerInstanceDto, WorkerStatus
 from cml_contracts.model import Strict, Tolerant
 from cml_contracts.results import OperationResult
 from cml_contracts.texts import CommandId, Region, Text
+from cml_contracts.times import Moment
 
 
 class GetCMLWorker(Strict):
@@ -23,7 +24,8 @@ class GetCMLWorker(Strict):
 class ListCMLWorkers(Strict):
     """Workers that meet every given condition. Answer: ``WorkerPage``.
 
-    ``tag``: ``key`` or ``key=value``; ``name_part``: anywhere in the name, whatever its case;
+    ``tag``: ``key`` or ``key=value``; ``name_part``: anywhere in the name, whatever its case; ``terminated_since``: of the
+    terminated only those that were terminated then or later;
     ``cursor``: the ``next_cursor`` of the page before, with the same conditions and sorting.
     """
 
@@ -33,6 +35,7 @@ class ListCMLWorkers(Strict):
     owner: Text | None = None
     tag: Annotated[str, Field(min_length=1, max_length=400)] | None = None
     name_part: Text | None = None
+    terminated_since: Moment | None = None
     sort: Literal["created_at", "name", "status", "aws_region"] = "created_at"
     descending: bool = False
     limit: Annotated[int, Field(ge=1, le=500)] = 50

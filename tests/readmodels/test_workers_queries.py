@@ -2,16 +2,20 @@
 
 import base64
 import json
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 
+from cml_contracts.events import LaunchFailed, TerminationRequested, WorkerTerminated
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, WorkerPage, WorkerView
-from cml_contracts.results import ProblemCode
+from cml_contracts.results import Problem, ProblemCode
 from cml_workers.readmodels.workers.fold import worker_row
+from support.given import NOW
 from support.projecting import CREATED, LAUNCH, LAUNCHED, TAGS, Projected
 
+PROBLEM = Problem.of(ProblemCode.EC2_CAPACITY, "no capacity")
 FORGED = [
     base64.urlsafe_b64encode(json.dumps(["created_at", False, text, str(UUID(int=0))]).encode()).decode()
     for text in ("\0", "\ud800")
@@ -70,6 +74,32 @@ async def test_lists_are_filtered_by_everything_and_all_at_once(projected: Proje
     assert len(await projected.names(status=WorkerStatus.PENDING)) == 3
     assert await projected.names(status=WorkerStatus.RUNNING) == []
     assert await projected.names(owner="ann", tag="course=ccna", aws_region="us-east-1") == ["lab_1"]
+
+
+@pytest.mark.parametrize(("later", "shown"), [(-1, True), (0, True), (1, False)])
+async def test_what_was_terminated_before_a_time_is_left_out_where_that_is_asked_for(
+    projected: Projected, later: int, shown: bool
+):
+    for name, events in (
+        ("runs", (LAUNCH, LAUNCHED)),
+        ("failed", (LAUNCH, LaunchFailed(operation_id=LAUNCH.operation_id, problem=PROBLEM))),
+        (
+            "ended",
+            (
+                LAUNCH,
+                LAUNCHED,
+                TerminationRequested(operation_id="end"),
+                WorkerTerminated(operation_id="end"),
+            ),
+        ),
+    ):
+        await projected.record(uuid4(), CREATED.model_copy(update={"name": name}), *events)
+    await projected.catch_up()
+    since = NOW + timedelta(seconds=later)
+    listed = ["ended", "failed", "runs"] if shown else ["failed", "runs"]
+    assert await projected.names(terminated_since=since, sort="name") == listed
+    assert await projected.names(terminated_since=since, status=WorkerStatus.TERMINATED) == listed[:shown]
+    assert await projected.names(sort="name") == ["ended", "failed", "runs"]
 
 
 @pytest.mark.parametrize("sort", ["created_at", "name", "status", "aws_region"])

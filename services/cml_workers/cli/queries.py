@@ -3,6 +3,7 @@
 import asyncio
 import re
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from uuid import UUID
 
@@ -32,6 +33,8 @@ from cml_workers.eventstore.worker_streams import published, stream_of
 from cml_workers.runtime.endpoints import amqp_url, event_store_uri
 from cml_workers.runtime.settings import Settings, SettingsError
 
+SHOWN_FOR = timedelta(days=1)
+"""How long a terminated worker is listed."""
 LOOKS_AGAIN = 1.0
 """Seconds between two looks at where a system runs."""
 
@@ -63,9 +66,13 @@ def show_workers(
     descending: Annotated[bool, typer.Option("--descending", help="Sort in descending order.")] = False,
     limit: Annotated[int, typer.Option(min=1, max=500, help="Workers on one page.")] = 50,
     cursor: Annotated[str | None, typer.Option(help="Where the next page begins.")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also those that were terminated more than a day ago.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List workers."""
+    """List workers; of the terminated only those of the last day, unless they are asked for."""
+    asked_for = every or status is WorkerStatus.TERMINATED
     wanted = valid(
         lambda: ListCMLWorkers.model_validate(
             {
@@ -74,6 +81,7 @@ def show_workers(
                 "owner": owner,
                 "tag": tag,
                 "name_part": name,
+                "terminated_since": None if asked_for else datetime.now(UTC) - SHOWN_FOR,
                 "sort": sort,
                 "descending": descending,
                 "limit": limit,

@@ -10,6 +10,8 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, OperationView, WorkerView
@@ -34,6 +36,23 @@ _UNSETTLED = sa.select(_WORKERS.c.id).where(
 
 class InvalidCursorError(ValueError):
     """The cursor is not one that was handed out for this sorting."""
+
+
+class _UpdatedAt(FunctionElement[str]):
+    """When the row last changed: of a terminated worker, when that was. Read from the view, which has no column for it."""
+
+    type = sa.String()
+    inherit_cache = True
+
+
+@compiles(_UpdatedAt, "sqlite")
+def _in_sqlite(element: _UpdatedAt, compiler: Any, **how: Any) -> str:
+    return f"json_extract({compiler.process(element.clauses, **how)}, '$.updated_at')"
+
+
+@compiles(_UpdatedAt, "postgresql")
+def _in_postgresql(element: _UpdatedAt, compiler: Any, **how: Any) -> str:
+    return f"(CAST({compiler.process(element.clauses, **how)} AS json) ->> 'updated_at')"
 
 
 async def get_worker(database: Database, query: GetCMLWorker) -> Found | Problem:
@@ -121,6 +140,10 @@ def _conditions(wanted: ListCMLWorkers) -> list[sa.ColumnElement[bool]]:
         if equals:
             tagged = tagged.where(_TAGS.c.value == value)
         conditions.append(_WORKERS.c.id.in_(tagged))
+    if wanted.terminated_since:
+        ended = _WORKERS.c.status == WorkerStatus.TERMINATED.value
+        since = fold.sortable(wanted.terminated_since)
+        conditions.append(sa.or_(~ended, _UpdatedAt(_WORKERS.c.view) >= since))
     return conditions
 
 
