@@ -7,7 +7,7 @@ completes it. Both carry the ``operation_id``, which is the id of the command th
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters, LaunchPlace
 from cml_contracts.model import Tolerant
 from cml_contracts.results import Outcome, Problem
 
@@ -36,9 +36,15 @@ class WorkerImported(Tolerant):
 
 
 class LaunchRequested(Tolerant):
+    """``alternatives``: the places to launch in next, in their order, where EC2 has no room in the one of ``launch``.
+
+    Each is requested by another event of the same operation, with the next generation and its own token.
+    """
+
     TYPE: ClassVar = "cml.worker.launch_requested.v1"
     operation_id: str
     launch: LaunchParameters
+    alternatives: tuple[LaunchPlace, ...] = ()
 
 
 class InstanceLaunched(Tolerant):

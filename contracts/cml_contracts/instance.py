@@ -125,3 +125,11 @@ class LaunchParameters(Tolerant):
     user_data: str | None = None
     nested_virtualization: bool = False
     metadata_tags: bool | None = None
+
+
+class LaunchPlace(Tolerant):
+    """Where a launch may take place, and as what: a subnet is in one zone, which may have no room for a type."""
+
+    instance_type: str
+    subnet_id: str | None = None
+    nested_virtualization: bool = False

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from cml_contracts.events import LaunchRequested
-from cml_contracts.instance import RootVolume
+from cml_contracts.instance import LaunchPlace, RootVolume
 from cml_workers.domain.messages import ImageLookup
 from cml_workers.domain.profiles import MOST_USER_DATA, Image, Profile, RegionProfile, Volume, default_profile
 from support.given import create as given_create
@@ -60,6 +60,13 @@ def test_everything_of_a_profile_is_fixed_with_the_intent():
                 nested_virtualization=True,
                 metadata_tags=True,
                 tags={"fleet": "a", "course": "ccna", **launch().tags, "team": "net"},
+            ),
+            alternatives=(
+                LaunchPlace(
+                    instance_type="m8i.4xlarge", subnet_id="subnet-22222222", nested_virtualization=True
+                ),
+                LaunchPlace(instance_type="m5zn.metal", subnet_id="subnet-11111111"),
+                LaunchPlace(instance_type="m5zn.metal", subnet_id="subnet-22222222"),
             ),
         ),
     )
@@ -125,6 +132,7 @@ def test_one_of_a_profiles_types_can_be_chosen():
                 metadata_tags=True,
                 tags={"course": "ccna", "team": "labs", **launch().tags},
             ),
+            alternatives=(LaunchPlace(instance_type="m5zn.metal", subnet_id="subnet-22222222"),),
         ),
     )
     assert worker.instance_type == "m5zn.metal"

@@ -124,7 +124,10 @@ def _of_stream(
             yield f"5: {event.TYPE} after the termination, {at}"
         if isinstance(event, tuple(OUTCOMES)):
             intent: Any = event
-            if intent.operation_id in open_intents or intent.operation_id in settled:
+            before = open_intents.get(intent.operation_id)
+            if isinstance(before, LaunchRequested) and isinstance(intent, LaunchRequested):
+                yield from _in_another_place(before, intent, history[:place], launched, at)
+            elif before is not None or intent.operation_id in settled:
                 yield f"3: operation {intent.operation_id} twice, {at}"
             power = [each for each in open_intents.values() if not isinstance(each, TagsUpdateRequested)]
             if isinstance(event, StartRequested | StopRequested) and power:
@@ -157,6 +160,27 @@ def _of_stream(
             if event.operation_id in settled or event.operation_id in open_intents:
                 yield f"3: command {event.operation_id} decided twice, {at}"
             settled.add(event.operation_id)
+
+
+def _in_another_place(
+    before: LaunchRequested,
+    intent: LaunchRequested,
+    history: Sequence[Recorded],
+    launched: Mapping[str | None, SeenInstance],
+    at: str,
+) -> Iterator[str]:
+    """A launch goes on elsewhere only after it was refused, and where it was refused nothing was launched."""
+    refusals = [
+        each.event.problem.code
+        for each in history
+        if isinstance(each.event, OperationRefused) and each.event.operation_id == intent.operation_id
+    ]
+    if not refusals or refusals[-1] is not ProblemCode.EC2_CAPACITY:
+        yield f"3: launched elsewhere without a refusal, {at}"
+    if len(intent.alternatives) != len(before.alternatives) - 1:
+        yield f"3: another place than the next one, {at}"
+    if (there := launched.get(before.launch.client_token)) is not None:
+        yield f"1: launched elsewhere, but {there.instance_id} was launched, {at}"
 
 
 def _ledgers(streams: Mapping[UUID, Sequence[Recorded]]) -> list[Ledger]:

@@ -18,7 +18,7 @@ from cml_contracts.instance import (
     InstanceState,
     LaunchParameters,
 )
-from cml_contracts.results import ProblemCode
+from cml_contracts.results import Problem, ProblemCode
 from cml_contracts.texts import MAX_TAGS
 from cml_workers.domain.decisions import answer_to, failed, rejected
 from cml_workers.domain.messages import (
@@ -27,8 +27,8 @@ from cml_workers.domain.messages import (
     LookupResult,
 )
 from cml_workers.domain.policy import Policy
-from cml_workers.domain.profiles import check_metadata_keys, choose, choose_types, is_metal, no_image
-from cml_workers.domain.worker import Worker
+from cml_workers.domain.profiles import check_metadata_keys, choose, no_image, places
+from cml_workers.domain.worker import Operation, Worker
 
 
 def launch_token(deployment: str, worker_id: UUID, generation: int) -> str:
@@ -46,11 +46,12 @@ def create_worker(
     """A worker is created and its launch requested, once its AMI is known. Raises as ``answer_to`` does."""
     check_region(command.aws_region, policy)
     profile, chosen = choose(policy.profiles, command.profile, command.aws_region)
-    instance_type = choose_types(profile, chosen, command.instance_type)[0]
-    if policy.allowed_instance_types and instance_type not in policy.allowed_instance_types:
+    first, *alternatives = places(profile, chosen, command.instance_type)
+    if policy.allowed_instance_types and first.instance_type not in policy.allowed_instance_types:
         allowed = ", ".join(sorted(policy.allowed_instance_types))
         raise rejected(
-            ProblemCode.VALIDATION_FAILED, f"instance type {instance_type} is not allowed; allowed: {allowed}"
+            ProblemCode.VALIDATION_FAILED,
+            f"instance type {first.instance_type} is not allowed; allowed: {allowed}",
         )
     tags = {
         "Name": command.name,
@@ -83,7 +84,7 @@ def create_worker(
         WorkerCreated(
             name=command.name,
             aws_region=command.aws_region,
-            instance_type=instance_type,
+            instance_type=first.instance_type,
             ami_id=ami_id,
             ami_name=ami_name,
             cml_version=command.cml_version,
@@ -97,9 +98,9 @@ def create_worker(
                 aws_region=command.aws_region,
                 ami_id=ami_id,
                 ami_name=ami_name,
-                instance_type=instance_type,
+                instance_type=first.instance_type,
                 security_group_ids=chosen.security_groups,
-                subnet_id=chosen.subnets[0] if chosen.subnets else None,
+                subnet_id=first.subnet_id,
                 key_name=chosen.key,
                 tags=tags,
                 generation=generation,
@@ -107,11 +108,31 @@ def create_worker(
                 root_volume=chosen.root_volume.root_volume,
                 instance_profile=chosen.instance_profile,
                 user_data=chosen.user_data,
-                nested_virtualization=chosen.nested_virtualization and not is_metal(instance_type),
+                nested_virtualization=first.nested_virtualization,
                 metadata_tags=chosen.metadata_tags,
             ),
+            alternatives=tuple(alternatives),
         ),
     ]
+
+
+def next_place(operation: Operation, problem: Problem) -> LaunchRequested | None:
+    """The launch in the next place, where EC2 has definitely no room in this one; None: there is none, or it is another problem.
+
+    It is another generation: its token is not the one that EC2 has refused, and whoever looks knows which of them was launched.
+    """
+    intent = operation.intent
+    if not isinstance(intent, LaunchRequested) or problem.code is not ProblemCode.EC2_CAPACITY:
+        return None
+    if not intent.alternatives:
+        return None
+    place, *others = intent.alternatives
+    tags, generation = intent.launch.tags, intent.launch.generation + 1
+    token = launch_token(tags[DEPLOYMENT_TAG], UUID(tags[WORKER_TAG]), generation)
+    launch = intent.launch.model_copy(
+        update={**place.model_dump(), "generation": generation, "client_token": token}
+    )
+    return LaunchRequested(operation_id=intent.operation_id, launch=launch, alternatives=tuple(others))
 
 
 def import_instance(

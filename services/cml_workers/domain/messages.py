@@ -137,13 +137,17 @@ class LookupAnswered(_Lookup):
 
 
 class OperationSucceeded(Tolerant):
-    """AWS did it. ``instance``: as described afterwards, None when it no longer exists."""
+    """AWS did it. ``instance``: as described afterwards, None when it no longer exists.
+
+    ``generation``: of a launch, here and in the two below: one operation may launch in one place after the other.
+    """
 
     TYPE: ClassVar = "cml.report.operation_succeeded.v1"
     worker_id: UUID
     operation_id: str
     instance: Seen | None = None
     warning: str | None = None
+    generation: int | None = None
 
 
 class AttemptRefused(Tolerant):
@@ -153,6 +157,7 @@ class AttemptRefused(Tolerant):
     worker_id: UUID
     operation_id: str
     problem: Problem
+    generation: int | None = None
 
 
 class OperationFailed(Tolerant):
@@ -162,6 +167,7 @@ class OperationFailed(Tolerant):
     worker_id: UUID
     operation_id: str
     problem: Problem
+    generation: int | None = None
 
 
 class InstanceObserved(Tolerant):

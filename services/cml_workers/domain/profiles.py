@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
-from cml_contracts.instance import RootVolume
+from cml_contracts.instance import LaunchPlace, RootVolume
 from cml_contracts.model import Strict
 from cml_contracts.results import ProblemCode
 from cml_contracts.texts import AmiId, Form, InstanceType, Tags, Text
@@ -200,19 +200,28 @@ def no_image(profile: Profile, region: str) -> Exception:
     )
 
 
-def choose_types(profile: Profile, chosen: RegionProfile, wanted: str | None) -> tuple[str, ...]:
-    """The instance types to launch, the preferred one first. Raises RejectedError: the wanted one is none of the profile's."""
-    if wanted is None:
-        return chosen.instance_types
-    if not profile.any_type and wanted not in chosen.instance_types:
+def places(profile: Profile, chosen: RegionProfile, wanted: str | None) -> list[LaunchPlace]:
+    """Where to launch, the preferred place first: each type in each subnet, before the next type.
+
+    ``wanted``: the type of the command. Raises RejectedError: it is none of the profile's.
+    """
+    if wanted is not None and not profile.any_type and wanted not in chosen.instance_types:
         raise rejected(
             ProblemCode.VALIDATION_FAILED,
             f"profile {profile.name!r} does not launch {wanted}; it launches: {', '.join(chosen.instance_types)}",
         )
-    return (wanted,)
+    return [
+        LaunchPlace(
+            instance_type=instance_type,
+            subnet_id=subnet,
+            nested_virtualization=chosen.nested_virtualization and not _is_metal(instance_type),
+        )
+        for instance_type in ((wanted,) if wanted else chosen.instance_types)
+        for subnet in (chosen.subnets or (None,))
+    ]
 
 
-def is_metal(instance_type: str) -> bool:
+def _is_metal(instance_type: str) -> bool:
     """Such types run virtual machines as they are, and refuse the option for nested virtualization."""
     return instance_type.partition(".")[2].startswith("metal")
 

@@ -5,6 +5,7 @@ from typing import assert_never
 
 from cml_contracts.events import (
     LaunchFailed,
+    LaunchRequested,
     OperationOverdue,
     OperationRefused,
     TerminationRequested,
@@ -14,6 +15,7 @@ from cml_contracts.instance import (
     InstanceState,
 )
 from cml_contracts.results import ProblemCode
+from cml_workers.domain.creation import next_place
 from cml_workers.domain.decisions import NoChange, Record, Reject, RejectedError, rejected
 from cml_workers.domain.messages import (
     AttemptRefused,
@@ -26,6 +28,8 @@ from cml_workers.domain.messages import (
 from cml_workers.domain.observations import end, failure_of, observe
 from cml_workers.domain.operations import LAUNCH, TERMINATE
 from cml_workers.domain.worker import Operation, Worker
+
+OperationReport = OperationSucceeded | AttemptRefused | OperationFailed | OperationOutstanding
 
 
 def decide_report(
@@ -54,6 +58,8 @@ def _reported(report: WorkerReport, worker: Worker, known: Container[str]) -> li
         raise rejected(
             ProblemCode.VALIDATION_FAILED, f"worker {worker.id} has no operation {report.operation_id!r}"
         )
+    if _is_of_an_earlier_place(report, operation):
+        return []
     match report:
         case OperationSucceeded():
             return _success(operation, report, worker)
@@ -67,8 +73,16 @@ def _reported(report: WorkerReport, worker: Worker, known: Container[str]) -> li
             failure = failure_of(operation, report.problem)
             if isinstance(failure, LaunchFailed) and worker.pending(TerminationRequested):
                 return [failure, *end(worker, worker.pending(TerminationRequested)[0].command_id)]
-            return [failure]
+            elsewhere = next_place(operation, report.problem)
+            return [elsewhere or failure]
     assert_never(report)
+
+
+def _is_of_an_earlier_place(report: OperationReport, operation: Operation) -> bool:
+    """Reports come at least once: one of a launch that another place took over says nothing of that."""
+    intent = operation.intent
+    said = None if isinstance(report, OperationOutstanding) else report.generation
+    return isinstance(intent, LaunchRequested) and said not in (None, intent.launch.generation)
 
 
 def _success(operation: Operation, report: OperationSucceeded, worker: Worker) -> list[WorkerEvent]:

@@ -18,6 +18,7 @@ from cml_contracts.events import (
     InstanceStateObserved,
     Intent,
     LaunchFailed,
+    LaunchRequested,
     OperationOverdue,
     OperationRefused,
     TagsUpdated,
@@ -180,7 +181,13 @@ def _imported(worker: Worker, event: WorkerImported, recorded: Recorded) -> Work
 
 
 def _requested(worker: Worker, event: Intent, recorded: Recorded) -> Worker:
-    operation = Operation(event.operation_id, event, recorded.metadata)
+    pending = worker.operations.get(event.operation_id)
+    if pending is not None:  # a launch goes on in another place, for whoever asked for it
+        operation = pending._replace(intent=event, refusal=None)
+    else:
+        operation = Operation(event.operation_id, event, recorded.metadata)
+    if isinstance(event, LaunchRequested):
+        worker = worker._replace(instance_type=event.launch.instance_type)
     return worker._replace(
         revision=recorded.revision,
         operations={**worker.operations, operation.command_id: operation},

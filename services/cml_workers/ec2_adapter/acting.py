@@ -158,7 +158,10 @@ class Acting:
             turn.attempt.uncertain_since = turn.attempt.uncertain_since or self._here.now()
         log.error("EC2 refused for good", code=error.aws_code, cause=str(error))
         return AttemptRefused(
-            worker_id=turn.worker.id, operation_id=turn.operation.command_id, problem=error.problem
+            worker_id=turn.worker.id,
+            operation_id=turn.operation.command_id,
+            problem=error.problem,
+            generation=turn.generation,
         )
 
     async def _gone(self, turn: Turn) -> OperationFailed:
@@ -175,5 +178,8 @@ class Acting:
     @staticmethod
     def _failed(turn: Turn, problem: Problem) -> OperationFailed:
         return OperationFailed(
-            worker_id=turn.worker.id, operation_id=turn.operation.command_id, problem=problem
+            worker_id=turn.worker.id,
+            operation_id=turn.operation.command_id,
+            problem=problem,
+            generation=turn.generation,
         )

@@ -81,7 +81,13 @@ class Turn:
             operation_id=self.operation.command_id,
             instance=instance,
             warning=warning,
+            generation=self.generation,
         )
+
+    @property
+    def generation(self) -> int | None:
+        """The number of the launch; None for what is no launch."""
+        return generation(self.operation) or None
 
 
 @dataclass(eq=False)
