@@ -17,6 +17,7 @@ from cml_workers.bus.topology import (
 )
 from cml_workers.domain.messages import LookupRequested, Reminder
 from cml_workers.domain.policy import Access, Policy
+from cml_workers.domain.profiles import DEFAULT, Profile, RegionProfile, default_profile
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import StoredEvent
@@ -45,7 +46,13 @@ from support.observed import Observed, SeenInstance
 GRACE = timedelta(minutes=2)
 PREFETCH = 10
 SOURCE = "/simulation"
-POLICY = Policy(deployment="simulation", visibility_grace=GRACE)
+SPREAD = RegionProfile(instance_types=("m5.large", "m5.xlarge"))
+"""Two places to launch in, one after the other."""
+POLICY = Policy(
+    deployment="simulation",
+    visibility_grace=GRACE,
+    profiles={DEFAULT: default_profile(), "spread": Profile("spread", {REGION: SPREAD})},
+)
 
 
 class Reminded(Enum):

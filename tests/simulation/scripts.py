@@ -95,7 +95,10 @@ def _random_create(random: Random, worker_id: UUID, *, named: bool) -> CreateCML
     images = (
         ({"ami_id": IMAGE}, {"ami_name": IMAGE_NAME}, {"ami_name": "none"}) if named else ({"ami_id": IMAGE},)
     )
-    return create(worker_id, **random.choice(images))
+    command = create(worker_id, **random.choice(images))
+    if named or random.random() < 0.5:
+        return command
+    return command.model_copy(update={"profile": "spread", "instance_type": None})
 
 
 def _random_request(random: Random, worker_id: UUID) -> WorkerCommand:

@@ -125,6 +125,41 @@ async def test_a_type_of_metal_is_launched_without_the_option(fleet: Fleet):
     assert "CpuOptions.NestedVirtualization" not in form
 
 
+async def test_where_a_zone_has_no_room_the_next_place_is_taken_and_nothing_is_launched_twice(fleet: Fleet):
+    """There is no capacity in the first zone, and the others do not offer the type; the next type is there."""
+    region, table = "us-east-1", EXAMPLE["default"]
+    first, second, *_ = table["instance_types"]
+    fleet.admin.change_account(region, not_offered={first: [f"{region}{zone}" for zone in "bc"]})
+    fleet.admin.fault("RunInstances", "InsufficientInstanceCapacity", status=500, times=1)
+    fleet.admin.forget_calls()
+    async with WorkerClient(fleet.amqp) as callers:
+        result = await callers.send(create(None, region), deadline=60)
+    fleet.admin.change_account(region, not_offered={})
+    calls = fleet.admin.calls("RunInstances")
+    assert result.outcome == "succeeded", result.problem
+    assert (result.data or {})["instance_type"] == second
+    launched = [
+        each for each in fleet.admin.instances() if each["tags"].get("cml:worker-id") == str(result.worker_id)
+    ]
+    assert len(launched) == 1
+    assert len({each["parameters"]["ClientToken"] for each in calls}) == len(calls)
+    places = [(each["parameters"]["InstanceType"], each["parameters"]["SubnetId"]) for each in calls]
+    assert places == [
+        *((first, subnet) for subnet in fleet.subnets[region]),
+        (second, fleet.subnets[region][0]),
+    ]
+    assert fleet.running.cli("history", str(result.worker_id)).stdout.count("operation_refused") == 3
+
+
+async def test_what_no_place_has_room_for_has_failed_and_may_be_tried_later(fleet: Fleet):
+    fleet.admin.fault("RunInstances", "InsufficientInstanceCapacity", status=500, times=None)
+    async with WorkerClient(fleet.amqp) as callers:
+        result = await callers.send(create("course", "eu-west-1"), deadline=60)
+    fleet.admin.clear()
+    assert (result.outcome, result.problem.code, result.problem.retryable) == ("failed", "EC2Capacity", True)
+    assert fleet.admin.calls("RunInstances")[-1]["parameters"]["InstanceType"] == "m8i.2xlarge"
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
