@@ -1,11 +1,12 @@
-"""Restrict a KurrentDB to the roles: users with groups, and the default access lists of default-acl.json.
+"""Restrict a KurrentDB to the roles: users with groups, the default access lists of default-acl.json, the relay's stream.
 
     KURRENTDB_URI=esdb://admin:...@host:2113?TlsCaFile=ca.pem \
-    CML_WRITER_PASSWORD=... CML_READER_PASSWORD=... python deploy/kurrentdb/restrict.py
+    CML_WRITER_PASSWORD=... CML_READER_PASSWORD=... CML_RELAY_STORE_PASSWORD=... python deploy/kurrentdb/restrict.py
 
-``cml-writer`` (group cml-writers) is for lifecycle, which alone appends. ``cml-reader`` (group cml-readers) is for
-the other roles; it may follow $all, which is a system stream. Nobody but $admins deletes or truncates: an audit must
-stay whole. KurrentDB's access lists are for each stream or for all; finer ones by prefix need its
+``cml-writer`` (group cml-writers) is for lifecycle, which alone appends to the streams of workers. ``cml-relay`` (group
+cml-relays) is for the relay: it reads, and writes only its own stream, of which KurrentDB keeps the last events (relay-stream.json).
+``cml-reader`` (group cml-readers) is for the other roles. The latter two may follow $all, which is a system stream. Nobody but
+$admins deletes or truncates: an audit must stay whole. KurrentDB's access lists are for each stream or for all; finer ones by prefix need its
 stream policies (https://docs.kurrent.io/server/latest/security/user-authorization.html).
 """
 
@@ -25,9 +26,12 @@ from kurrentdbclient import AsyncKurrentDBClient, NewEvent, StreamState
 
 SETTINGS = "$settings"
 """The stream whose last event holds the default access lists."""
+RELAY_STREAM = "cml_relay"
+HERE = Path(__file__).parent
 USERS = {
     "cml-writer": ("cml-writers", "CML_WRITER_PASSWORD"),
     "cml-reader": ("cml-readers", "CML_READER_PASSWORD"),
+    "cml-relay": ("cml-relays", "CML_RELAY_STORE_PASSWORD"),
 }
 
 
@@ -65,8 +69,16 @@ async def set_default_acl(uri: str, acl: str) -> None:
     print("default access lists set")
 
 
+async def describe_relay_stream(uri: str, metadata: str) -> None:
+    """Say who may write the relay's stream, and how much of it is kept."""
+    client = AsyncKurrentDBClient(uri)
+    await client.set_stream_metadata(RELAY_STREAM, metadata=json.loads(metadata))
+    await client.close()
+    print(f"access list of {RELAY_STREAM} set")
+
+
 def main() -> None:
-    """Create the users, then restrict everybody else."""
+    """Create the users, then restrict everybody else. Done again, it brings an earlier version's up to date."""
     missing = [
         name
         for name in ("KURRENTDB_URI", *(variable for _, variable in USERS.values()))
@@ -77,7 +89,8 @@ def main() -> None:
     uri = os.environ["KURRENTDB_URI"]
     for name, (group, variable) in USERS.items():
         create_user(uri, name, group, os.environ[variable])
-    asyncio.run(set_default_acl(uri, Path(__file__).with_name("default-acl.json").read_text()))
+    asyncio.run(set_default_acl(uri, (HERE / "default-acl.json").read_text()))
+    asyncio.run(describe_relay_stream(uri, (HERE / "relay-stream.json").read_text()))
 
 
 if __name__ == "__main__":

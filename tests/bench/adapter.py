@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from types import FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, Self, cast
 from uuid import UUID
 
@@ -39,6 +39,7 @@ from cml_workers.eventstore.port import (
     StoredEvent,
     StreamNotFoundError,
 )
+from cml_workers.eventstore.relay_stream import RELAY_STREAM
 from cml_workers.eventstore.worker_streams import stream_of
 from cml_workers.process.registry import ROLES
 from cml_workers.runtime.endpoints import database_url, event_store_uri
@@ -138,7 +139,8 @@ class CountingStore(EventStore):
         self._store, self._role, self._counts = store, role, counts
 
     async def append(self, stream: str, events: Sequence[NewEvent], *, expected: int) -> int:
-        self._counts.add(self._role, "appends")
+        if stream != RELAY_STREAM:  # the relay's checkpoints come by the clock, as reminders do
+            self._counts.add(self._role, "appends")
         self._counts.busy += 1
         try:
             return await self._store.append(stream, events, expected=expected)
@@ -152,6 +154,12 @@ class CountingStore(EventStore):
         events = await self._store.read(stream, after=after, limit=limit)
         self._counts.add(self._role, "events read", len(events))
         return events
+
+    async def last(self, stream: str) -> StoredEvent:
+        return await self._store.last(stream)
+
+    async def trim(self, stream: str, keep: int) -> None:
+        await self._store.trim(stream, keep)
 
     async def follow(
         self, *, after: str | None, prefix: str = ""
@@ -395,8 +403,6 @@ def _run_on(clock: Callable[[], float]) -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith("cml_workers.") and hasattr(module, "utc_now"):
             cast("Any", module).utc_now = lambda: began + timedelta(seconds=clock())
-        if name == "cml_workers.relay.main":
-            cast("Any", module).time = SimpleNamespace(monotonic=clock)
 
 
 def _matches(pattern: str, key: str) -> bool:

@@ -15,6 +15,7 @@ from cml_workers.eventstore.port import (
     NewEvent,
     StoredEvent,
     StoreUnavailableError,
+    StreamDeletedError,
     StreamNotFoundError,
     WrongExpectedVersionError,
 )
@@ -142,3 +143,53 @@ async def test_any_appends_end_as_in_a_plain_list(kind, calls, prefix):
             for n in range(0, len(matching) - 1, 3):
                 rest = await followed(store, count(len(matching) - n - 1), prefix=prefix, after=positions[n])
                 assert ids(rest) == matching[n + 1 :]
+
+
+async def test_the_last_event_of_a_stream(store, ours):
+    with pytest.raises(StreamNotFoundError):
+        await store.last(ours + "a")
+    first, second = events(2)
+    await store.append(ours + "a", [first], expected=NO_STREAM)
+    await store.append(ours + "ab", events(3), expected=NO_STREAM)
+    assert (await store.last(ours + "a")).event_id == first.event_id
+    await store.append(ours + "a", [second], expected=0)
+    found = await store.last(ours + "a")
+    assert (found.event_id, found.revision) == (second.event_id, 1)
+    assert found == (await store.read(ours + "a", after=0))[0]
+
+
+async def test_a_trimmed_stream_keeps_its_last_events_and_its_revisions(store, place, ours):
+    await store.append(ours + "a", events(10), expected=NO_STREAM)
+    await store.append(ours + "b", events(10), expected=NO_STREAM)
+    await store.trim(ours + "a", 3)
+    for revision in range(10, 15):
+        await store.append(ours + "a", events(1), expected=revision - 1)
+    await store.trim(ours + "a", 3)
+    other = await place.opened()
+    for reader in (store, other):
+        assert [each.revision for each in await reader.read(ours + "a", after=11)] == [12, 13, 14]
+        assert (await reader.last(ours + "a")).revision == 14
+        for after in (NO_STREAM, 10):
+            with pytest.raises(StreamDeletedError):
+                await reader.read(ours + "a", after=after)
+        assert len(await reader.read(ours + "b")) == 10
+    with pytest.raises(WrongExpectedVersionError):
+        await store.append(ours + "a", events(1), expected=NO_STREAM)
+
+
+async def test_a_stream_of_fewer_events_loses_none_when_it_is_trimmed(store, ours):
+    await store.append(ours + "a", events(2), expected=NO_STREAM)
+    await store.trim(ours + "a", 2)
+    await store.trim(ours + "a", 5)
+    assert len(await store.read(ours + "a")) == 2
+    with pytest.raises(ValueError, match="at least one event"):
+        await store.trim(ours + "a", 0)
+
+
+async def test_a_follower_goes_on_from_a_position_that_was_trimmed_away(store, ours):
+    await store.append(ours + "a", events(5), expected=NO_STREAM)
+    trimmed = (await store.read(ours + "a"))[2].position
+    await store.append(ours + "b", events(2), expected=NO_STREAM)
+    await store.trim(ours + "a", 1)
+    seen = await followed(store, count(2), prefix=ours + "b", after=trimmed)
+    assert ids(seen) == ids(await store.read(ours + "b"))

@@ -6,12 +6,15 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
 
 from cml_tools.roles import secrets
 from cml_workers.ec2_adapter.power import POWERS
+from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, begin_if_new
 from cml_workers.process.registry import ROLES
 from cml_workers.runtime.health import PORT
 from cml_workers.runtime.role import Part, Replicas
@@ -202,6 +205,15 @@ def test_the_file_of_profiles_is_mounted_where_it_is_read():
     assert {"name": "profiles", "configMap": {"name": "cml-profiles", "optional": True}} in pod["volumes"]
 
 
+def test_the_database_is_reached_by_those_who_have_something_in_it():
+    rule = of_kind("NetworkPolicy", "database")["spec"]
+    (chosen,) = rule["podSelector"]["matchExpressions"]
+    assert set(chosen["values"]) == {name for name in ROLES if Part.DATABASE in secrets(ROLES[name])}
+    assert rule["egress"] == [{"ports": [{"port": 5432}]}]
+    (everybody,) = of_kind("NetworkPolicy", "roles")["spec"]["egress"]
+    assert 5432 not in {each["port"] for each in everybody["ports"]}
+
+
 async def test_the_default_access_lists_go_into_the_settings_stream():
     acl = (ROOT / "deploy/kurrentdb/default-acl.json").read_text()
     spec = importlib.util.spec_from_file_location("restrict", ROOT / "deploy/kurrentdb/restrict.py")
@@ -212,12 +224,25 @@ async def test_the_default_access_lists_go_into_the_settings_stream():
     node = KurrentDbStandIn()
     await node.start()
     await restrict.set_default_acl(node.uri, acl)
+    described = (ROOT / "deploy/kurrentdb/relay-stream.json").read_text()
+    await restrict.describe_relay_stream(node.uri, described)
+    store = KurrentDbEventStore(node.uri)
+    await begin_if_new(store, uuid4)
+    await store.trim(RELAY_STREAM, KEEP)  # which needs no right of the relay's then
+    await store.close()
     await node.stop()
+    assert restrict.RELAY_STREAM == RELAY_STREAM
+    (record,) = node.log.streams[f"$${RELAY_STREAM}"]
+    of_relay = json.loads(record.data)
+    assert of_relay["$maxCount"] == KEEP
+    assert of_relay["$acl"]["$w"] == ["$admins", "cml-writers", "cml-relays"]
+    assert (of_relay["$acl"]["$d"], of_relay["$acl"]["$mw"]) == ("$admins", "$admins")
+    assert {group for group, _ in restrict.USERS.values()} == {"cml-writers", "cml-readers", "cml-relays"}
     (record,) = node.log.streams["$settings"]
     kept = json.loads(record.data)
     assert kept["$userStreamAcl"]["$w"] == ["$admins", "cml-writers"]
     assert kept["$userStreamAcl"]["$d"] == "$admins"
-    assert "cml-readers" in kept["$systemStreamAcl"]["$r"]
+    assert {"cml-readers", "cml-relays"} <= {*kept["$systemStreamAcl"]["$r"]}
 
 
 def test_the_smoke_script_says_what_is_missing(tmp_path: Path):

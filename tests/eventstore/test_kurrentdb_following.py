@@ -72,3 +72,39 @@ async def test_the_systems_own_events_are_not_followed(node, store, client):
                 break
             seen.append(item.stream)
     assert seen == ["a", "b"]
+
+
+async def test_a_position_whose_record_was_scavenged_away_leaves_nothing_out(node, store):
+    """The server's own subscription would leave out the first record behind it."""
+    await store.append("kept", events(2), expected=NO_STREAM)
+    await store.append("trimmed", events(3), expected=NO_STREAM)
+    gone = (await store.read("trimmed"))[0].position
+    await store.append("kept", events(2), expected=1)
+    await store.trim("trimmed", 1)
+    node.log.scavenge()
+    async with aclosing(store.follow(after=gone, prefix="kept")) as items:
+        found = [await anext(items) for _ in range(3)]
+    assert found == [*(await store.read("kept", after=1)), CaughtUp()]
+    async with aclosing(store.follow(after=gone)) as items:
+        first = await anext(items)
+    assert isinstance(first, StoredEvent)
+    assert (first.stream, first.revision) == ("trimmed", 2)
+
+
+async def test_where_the_record_behind_a_scavenged_one_is_followed_it_comes_once(node, store):
+    await store.append("trimmed", events(2), expected=NO_STREAM)
+    gone = (await store.read("trimmed"))[0].position
+    await store.append("kept", events(3), expected=NO_STREAM)
+    await store.trim("trimmed", 1)
+    await store.append("trimmed", events(1), expected=1)
+    node.log.scavenge()
+    async with aclosing(store.follow(after=gone, prefix="kept")) as items:
+        found = [await anext(items) for _ in range(4)]
+    assert found == [*(await store.read("kept")), CaughtUp()]
+
+
+async def test_the_trimmed_stream_is_described_once(node, store):
+    await store.append("a", events(5), expected=NO_STREAM)
+    for _ in range(3):
+        await store.trim("a", 2)
+    assert len(node.log.streams["$$a"]) == 1

@@ -241,7 +241,6 @@ class Attack:
     async def _outcome(self, seconds: float, pids: Mapping[str, int], left: Mapping[str, int]) -> Outcome:
         store = SqliteEventStore(self._folder / "data" / "events.sqlite3")
         events = await stored_events(store)
-        await store.close()
         decided = set()
         for stored in events:
             recorded = decode(stored)
@@ -269,7 +268,8 @@ class Attack:
                 f"valid commands took {statistics.median(waits):.1f} s, at most {waits[-1]:.1f} s"
             )
         problems += ended(self.roles, pids)
-        problems += await behind(self._database_url, events[-1].position)
+        problems += await behind(self._database_url, store, events)
+        await store.close()
         if len(self.books.sent) >= ENOUGH_FOR_MEMORY:
             problems += grown(self.memory)
         instances = simulated_instances(SimulatorAdmin(self._simulator.url).instances())

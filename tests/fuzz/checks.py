@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 
+from cml_workers.eventstore.port import EventStore, StoredEvent
+from cml_workers.eventstore.relay_stream import load_saved
 from cml_workers.readmodels.generation import GENERATIONS
-from cml_workers.relay.main import FOLLOWER as RELAY
 from cml_workers.relay.relay import SAVE_EVERY
-from cml_workers.sql.database import load_checkpoint, open_database, transaction
+from cml_workers.sql.database import open_database, transaction
 from fuzz.books import early_and_late
 from support.roles import Roles
 
@@ -40,19 +41,21 @@ def grown(memory: Mapping[str, list[tuple[float, int]]]) -> list[str]:
     return found
 
 
-async def behind(database_url: str, last: str) -> list[str]:
+async def behind(database_url: str, store: EventStore, events: Sequence[StoredEvent]) -> list[str]:
     """Followers that have not taken every event in time: read model and relay, which may be later than the queues."""
-    wanted = {"read model": int(last), RELAY: int(last) - SAVE_EVERY}
+    wanted = {
+        "read model": int(events[-1].position),
+        "relay": int(events[-min(SAVE_EVERY, len(events))].position),
+    }
     projected = sa.select(GENERATIONS.c.position).where(GENERATIONS.c.state == "active")
     end = time.monotonic() + QUIET
     database = open_database(database_url)
     while True:
         async with transaction(database) as connection:
-            at = {
-                "read model": int(await connection.scalar(projected) or 0),
-                RELAY: int(await load_checkpoint(connection, RELAY) or 0),
-            }
-        late = [f"{name} is at {at[name]} of {last}" for name in wanted if at[name] < wanted[name]]
+            position = await connection.scalar(projected)
+        saved = await load_saved(store)
+        at = {"read model": int(position or 0), "relay": int((saved and saved.position) or 0)}
+        late = [f"{name} is at {at[name]} of {wanted[name]}" for name in wanted if at[name] < wanted[name]]
         if not late or time.monotonic() > end:
             break
         await asyncio.sleep(1)

@@ -21,10 +21,10 @@ from cml_workers.readmodels.workers.tables import TABLES, VERSION, WORKERS
 from cml_workers.sql.database import (
     DatabaseConfigurationError,
     _upgrade,
-    load_checkpoint,
     migrate,
     open_database,
 )
+from cml_workers.sql.earlier import EarlierCheckpoint
 from cml_workers.sql.schema import CHECKPOINTS, METADATA
 from support.postgresql import emptied
 from support.projecting import opened
@@ -72,8 +72,7 @@ async def test_the_read_model_of_before_goes_on_where_it_was(engine: AsyncEngine
         assert adopted == Generation(1, 1, State.ACTIVE, "17", 5)
         shown = await database.read(lambda seen: seen.scalars(sa.select(active(WORKERS).c.name)).all())
     assert shown == ["a"]
-    async with engine.connect() as connection:
-        assert await load_checkpoint(connection, "relay") == "16"
+    assert await EarlierCheckpoint(url).load() == "16"
 
 
 async def test_an_empty_database_begins_with_the_version_of_the_code(engine: AsyncEngine, url: str):

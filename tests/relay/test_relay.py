@@ -12,10 +12,10 @@ from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import StartRequested
 from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.port import CaughtUp, StoredEvent
+from cml_workers.eventstore.port import CaughtUp, StoredEvent, StoreUnavailableError
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import append, load, worker_of
-from cml_workers.relay.relay import SAVE_EVERY, Relay
+from cml_workers.relay.relay import SAVE_AFTER, SAVE_EVERY, Relay
 from support.buses import Outbox
 from support.given import NOW, created, recorded
 
@@ -39,7 +39,7 @@ class Service:
         async def sleep(seconds: float) -> None:
             self.pauses.append(seconds)
 
-        self.relay = Relay(publish=self.outbox, save=save, source="/test", clock=lambda: 0.0, sleep=sleep)
+        self.relay = Relay(publish=self.outbox, save=save, source="/test", sleep=sleep)
         return self.relay
 
     async def happen(self, workers: int) -> None:
@@ -187,3 +187,72 @@ async def test_the_checkpoint_is_never_ahead_of_what_is_confirmed(service: Servi
     service.outbox.sent.clear()
     await service.catch_up()
     assert len(service.published) == 1
+
+
+async def test_the_last_events_are_saved_though_nothing_comes_after_them(service: Service):
+    """Until then a crash would publish them again, however long ago they were published."""
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    saving = asyncio.create_task(service.relay.keep_saving(sleep))
+    await service.happen(1)
+    first, second = [item async for item in until_caught_up(service.store)]
+    for event in (first, second):
+        await service.relay.handle([event])
+        async with asyncio.timeout(10):
+            while service.saved[-1:] != [event.position]:
+                await asyncio.sleep(0)
+    assert slept == [SAVE_AFTER, SAVE_AFTER]
+    saving.cancel()
+
+
+async def test_what_is_published_while_a_checkpoint_is_saved_is_saved_next(service: Service):
+    await service.happen(1)
+    first, second = [item async for item in until_caught_up(service.store)]
+    save, release = service.relay._save, asyncio.Event()
+
+    async def slow(position: str) -> None:
+        await release.wait()
+        await save(position)
+
+    service.relay._save = slow
+    await service.relay.handle([first])
+    saving = asyncio.create_task(service.relay.save())
+    await asyncio.sleep(0)
+    await service.relay.handle([second])
+    release.set()
+    await saving
+    await service.relay.save()
+    await service.relay.save()
+    assert service.saved == [first.position, second.position]
+
+
+async def test_a_checkpoint_that_is_not_saved_has_the_store_followed_again(service: Service):
+    """Whether it was is not known, so what was saved is read again."""
+    await service.happen(1)
+    first, second = [item async for item in until_caught_up(service.store)]
+    save = service.relay._save
+
+    async def fails(_: str) -> None:
+        raise StoreUnavailableError("planted")
+
+    async def sleep(_: float) -> None:
+        await asyncio.sleep(0)
+
+    service.relay._save = fails
+    saving = asyncio.create_task(service.relay.keep_saving(sleep))
+    await service.relay.handle([first])
+    async with asyncio.timeout(10):
+        while service.relay._not_saved is None:
+            await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailableError, match="planted"):
+        await service.relay.handle([second])
+    service.relay._save = save
+    await service.relay.handle([first])
+    async with asyncio.timeout(10):
+        while service.saved != [first.position]:
+            await asyncio.sleep(0)
+    assert not saving.done()
+    saving.cancel()

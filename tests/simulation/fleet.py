@@ -21,12 +21,14 @@ from cml_workers.domain.profiles import DEFAULT, Profile, RegionProfile, default
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import StoredEvent
+from cml_workers.eventstore.relay_stream import begin_if_new
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, worker_of
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.runner import Runner
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.queries import pending, unsettled
+from cml_workers.relay.checkpoint import RelayCheckpoint
 from cml_workers.relay.relay import Relay
 from cml_workers.reminders.reminders import Reminders
 from simulation import nets
@@ -129,16 +131,27 @@ class Fleet:
             self.world.loop.call_later(0.5 + self.world.random.random() * 5, self._begin, process.name)
 
     def _lifecycle(self, process: Process) -> None:
+        store = StoreOfProcess(process, self.log)
         handler = Lifecycle(
-            store=StoreOfProcess(process, self.log),
+            store=store,
             publish=BusOfProcess(process, self.broker),
             policy=POLICY,
             access=Access(),
             now=self.world.now,
             new_id=self.world.new_id,
         )
-        self.broker.consume(process, LIFECYCLE_COMMANDS, handler.on_command, prefetch=PREFETCH)
-        self.broker.consume(process, LIFECYCLE_REPORTS, handler.on_report, prefetch=PREFETCH)
+
+        async def serve() -> None:
+            while True:
+                try:
+                    await begin_if_new(store, self.world.new_id)
+                    break
+                except ConnectionError:
+                    await process.sleep(1.0)  # as it ends, and is started again
+            self.broker.consume(process, LIFECYCLE_COMMANDS, handler.on_command, prefetch=PREFETCH)
+            self.broker.consume(process, LIFECYCLE_REPORTS, handler.on_report, prefetch=PREFETCH)
+
+        process.start(serve())
 
     def _adapter(self, process: Process) -> None:
         executor = Executor(
@@ -157,7 +170,9 @@ class Fleet:
         self.broker.consume(process, EC2_LOOKUPS, executor.on_lookup, prefetch=PREFETCH)
 
     def _relay(self, process: Process) -> None:
-        tables = DatabaseOfProcess(process, self.tables)
+        checkpoint = RelayCheckpoint(
+            StoreOfProcess(process, self.log), new_id=self.world.new_id, sleep=process.sleep
+        )
 
         async def pause(seconds: float) -> None:
             self.world.nets[nets.PUBLISHED_AGAIN, "relay"] += 1
@@ -165,12 +180,12 @@ class Fleet:
 
         relay = Relay(
             publish=BusOfProcess(process, self.broker),
-            save=partial(tables.save, "relay"),
+            save=checkpoint.save,
             source=SOURCE,
-            clock=self.world.loop.time,
             sleep=pause,
         )
-        self._follow(process, partial(tables.load, "relay"), relay.handle)
+        process.start(relay.keep_saving(process.sleep))
+        self._follow(process, checkpoint.load, relay.handle)
 
     def _projector(self, process: Process) -> None:
         store, database = StoreOfProcess(process, self.log), DatabaseOfProcess(process, self.tables)

@@ -1,5 +1,6 @@
 """What is there before the first command: workers that were launched long ago, stored, published and shown."""
 
+import json
 from datetime import timedelta
 from uuid import UUID
 
@@ -8,6 +9,7 @@ from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, Inst
 from cml_workers.domain.creation import launch_token
 from cml_workers.domain.history import EventMetadata
 from cml_workers.eventstore.port import NO_STREAM, NewEvent
+from cml_workers.eventstore.relay_stream import RELAY_STREAM, SAVED
 from cml_workers.eventstore.worker_streams import stream_of
 from cml_workers.relay.relay import event_message
 from simulation.fleet import POLICY, SOURCE, Fleet
@@ -44,8 +46,9 @@ def worker(fleet: Fleet, worker_id: UUID, state: InstanceState) -> None:
     for stored in fleet.log.streams[stream_of(worker_id)]:
         fleet.published[str(stored.event_id)] = None
         fleet.broker.to_subscriber(event_message(SOURCE, stored))
-        fleet.tables.checkpoints["relay"] = stored.position
     fleet.tables.project(fleet.log.streams[stream_of(worker_id)])
+    saved = NewEvent(fleet.world.new_id(), SAVED, json.dumps({"position": stored.position}).encode(), b"{}")
+    fleet.log.append(RELAY_STREAM, [saved], len(fleet.log.streams.get(RELAY_STREAM, ())) - 1)
 
 
 def _instance(instance_id: str, state: InstanceState, tags: dict[str, str]) -> Ec2Instance:

@@ -20,6 +20,7 @@ from cml_workers.eventstore.port import (
     WrongExpectedVersionError,
     check_append,
 )
+from cml_workers.eventstore.relay_stream import RELAY_STREAM
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
 from cml_workers.readmodels.workers.fold import worker_row
 from simulation import nets
@@ -102,10 +103,11 @@ class StoreOfProcess(EventStore):
 
     async def append(self, stream: str, events: Sequence[NewEvent], *, expected: int) -> int:
         check_append(stream, events, expected)
-        await self._process.step("append begins")
-        if self._world.happens("unavailable", "append"):
+        what = "checkpoint" if stream == RELAY_STREAM else "append"
+        await self._process.step(f"{what} begins")
+        if self._world.happens("unavailable", what):
             raise StoreUnavailableError("no connection")
-        if self._world.happens("late", "append"):
+        if self._world.happens("late", what):
             self._world.loop.call_later(
                 self._world.random.random() * 20, self._append_late, stream, list(events), expected
             )
@@ -114,13 +116,15 @@ class StoreOfProcess(EventStore):
         try:
             last = self._log.append(stream, events, expected)
         except WrongExpectedVersionError:
-            self._world.seen["conflict", "append"] += 1
-            self._world.nets[nets.CONFLICT, "worker" if stream.startswith(WORKER_STREAMS) else "command"] += 1
+            self._world.seen["conflict", what] += 1
+            of = "worker" if stream.startswith(WORKER_STREAMS) else "command" if what == "append" else "relay"
+            if what == "append" or expected != NO_STREAM:  # whoever starts first begins the relay's stream
+                self._world.nets[nets.CONFLICT, of] += 1
             raise
         if len(self._log.events) > before:
             took_effect(self._world, f"appended {events[0].type}")
-        await self._process.step("append ends")
-        if self._world.happens("lost answer", "append"):
+        await self._process.step(f"{what} ends")
+        if self._world.happens("lost answer", what):
             raise StoreUnavailableError("the answer was lost")
         return last
 
@@ -144,6 +148,12 @@ class StoreOfProcess(EventStore):
             raise StreamNotFoundError(stream)
         found = there[after + 1 :]
         return found if limit is None else found[:limit]
+
+    async def last(self, stream: str) -> StoredEvent:
+        return (await self.read(stream))[-1]
+
+    async def trim(self, stream: str, keep: int) -> None:
+        await self._process.step("trim")  # all is kept, as the store may do
 
     async def follow(
         self, *, after: str | None, prefix: str = ""

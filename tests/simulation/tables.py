@@ -1,4 +1,4 @@
-"""The read model and the checkpoints in memory, as a process sees a database over a network.
+"""The read model in memory, as a process sees a database over a network.
 
 The rows are in SQLite's memory, so what runs here are the very statements that ship.
 """
@@ -88,12 +88,11 @@ def _with_tables() -> bytes:
 
 
 class Tables:
-    """What is in the database: the read model, active and without a row, and the relay's checkpoint."""
+    """What is in the database: the read model, active and without a row."""
 
     def __init__(self) -> None:
         self.database = MemoryDatabase(_with_tables())
         self.generations = Generations(WORKERS_VIEW, self.database)
-        self.checkpoints: dict[str, str] = {}
 
     @property
     def active(self) -> Generation:
@@ -153,16 +152,6 @@ class DatabaseOfProcess(Database):
         result = self.tables.database.change(work)
         await self._end("rows")
         return result
-
-    async def load(self, follower: str) -> str | None:
-        """The relay's checkpoint."""
-        await self._begin("checkpoint")
-        return self.tables.checkpoints.get(follower)
-
-    async def save(self, follower: str, position: str) -> None:
-        await self._begin("checkpoint")
-        self.tables.checkpoints[follower] = position
-        await self._end("checkpoint")
 
     async def close(self) -> None:
         await self.process.living()

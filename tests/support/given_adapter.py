@@ -50,6 +50,12 @@ class CountedStore(EventStore):
         self.reads += 1
         return await self._counted(self._store.read(stream, after=after, limit=limit))
 
+    async def last(self, stream: str) -> StoredEvent:
+        return await self._counted(self._store.last(stream))
+
+    async def trim(self, stream: str, keep: int) -> None:
+        await self._counted(self._store.trim(stream, keep))
+
     def follow(self, *, after: str | None, prefix: str = "") -> AsyncGenerator[Any, None]:
         return self._store.follow(after=after, prefix=prefix)
 

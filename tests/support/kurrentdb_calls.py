@@ -123,7 +123,12 @@ class Streams(streams_pb2_grpc.StreamsServicer):
                 async for response in responses:
                     yield response
             return
-        for record in _taken(options, filter(matches, _directed(options, self._node.log.records))):
+        records = self._node.log.records
+        if options.all.WhichOneof("all_option") == "position":
+            place = options.all.position.commit_position
+            backwards = options.read_direction == streams_pb2.ReadReq.Options.Backwards
+            records = [r for r in records if (r.position < place if backwards else r.position >= place)]
+        for record in _taken(options, filter(matches, _directed(options, records))):
             yield read_event(record)
 
     async def _read_stream(

@@ -83,7 +83,19 @@ class Log:
 
     def truncated_before(self, stream: str) -> int:
         described = self.streams.get(f"$${stream}")
-        return int(json.loads(described[-1].data).get("$tb", 0)) if described else 0
+        if not described:
+            return 0
+        metadata = json.loads(described[-1].data)
+        counted = self.head(stream) + 1 - metadata["$maxCount"] if "$maxCount" in metadata else 0
+        return int(max(metadata.get("$tb", 0), counted))
+
+    def scavenge(self) -> None:
+        """Take away what is truncated, as the server does now and then; the last record stays, with its part of the log."""
+        self.records = [
+            each
+            for each in self.records
+            if each is self.records[-1] or each.revision >= self.truncated_before(each.stream)
+        ]
 
     def describe(self, stream: str, metadata: Mapping[str, int]) -> Record:
         return self.append_system(f"$${stream}", "$metadata", json.dumps(metadata).encode())

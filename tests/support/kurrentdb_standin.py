@@ -1,7 +1,7 @@
 """A stand-in for a KurrentDB server: the gRPC calls our client makes, kept in memory, with faults to order.
 
 It speaks the protocol of kurrentdbclient's own ``Servicer`` bases. Not here: persistent subscriptions,
-projections, links, ACLs, ``$maxAge``/``$maxCount``, size limits, and replication (one node, always leader).
+projections, links, ACLs, ``$maxAge``, size limits, and replication (one node, always leader).
 
 As a process of its own, until SIGTERM: ``PYTHONPATH=tests python -m support.kurrentdb_standin --port N``
 """
@@ -159,6 +159,8 @@ class KurrentDbStandIn:
                 confirmation=ReadResponse.SubscriptionConfirmation(subscription_id=str(uuid4()))
             )
             index = bisect_right(self.log.records, after, key=lambda record: record.position)
+            if after >= 0 and (index == 0 or self.log.records[index - 1].position != after):
+                index += 1  # as EventStoreDB 23.10 does, where the record at the position was scavenged away
             looked_at, live = 0, False
             while generation == self._generation:
                 news.clear()

@@ -92,6 +92,12 @@ def check_append(stream: str, events: Sequence[NewEvent], expected: int) -> None
         name.encode()
 
 
+def check_trim(keep: int) -> None:
+    """Raise ValueError for a stream that would be left without an event: it would begin again from revision 0."""
+    if keep < 1:
+        raise ValueError(f"a trimmed stream keeps at least one event, not {keep}")
+
+
 class EventStore(Protocol):
     """Append-only streams and the one order of all of them.
 
@@ -125,6 +131,28 @@ class EventStore(Protocol):
             ValueError: ``limit`` is below 1.
             StreamNotFoundError: the stream does not exist.
             StreamDeletedError: the stream existed, or has lost some of the events asked for.
+            StoreUnavailableError: try again.
+        """
+        ...
+
+    async def last(self, stream: str) -> StoredEvent:
+        """The stream's last event, also where its first ones are gone.
+
+        Raises:
+            StreamNotFoundError: the stream does not exist.
+            StreamDeletedError: the stream existed, and has no event left.
+            StoreUnavailableError: try again.
+        """
+        ...
+
+    async def trim(self, stream: str, keep: int) -> None:
+        """Let all but the stream's last ``keep`` events go, now or later; those that come are no reason to keep more.
+
+        A store may need a right for this that appending does not.
+
+        Raises:
+            ValueError: ``keep`` is below 1.
+            StreamDeletedError: the stream is gone.
             StoreUnavailableError: try again.
         """
         ...

@@ -6,13 +6,18 @@ from uuid import uuid4
 
 from cml_workers.bus.topology import INTERNAL_EXCHANGE, LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
 from cml_workers.bus.usage import Usage
+from cml_workers.eventstore.relay_stream import begin_if_new
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.runtime.role import Infrastructure, Part, Replicas, Role, Running, utc_now
 
 
 @asynccontextmanager
 async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
-    """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
+    """Run the role until the context ends. Raises BusUnavailableError, TopologyError, StoreUnavailableError.
+
+    Before the first event of any worker the relay's stream begins: see ``eventstore.relay_stream``.
+    """
+    await begin_if_new(given.store, uuid4)
     bus = given.bus(LIFECYCLE)
     handler = Lifecycle(
         store=given.store,

@@ -1,15 +1,17 @@
-"""Composition of the relay role: owns the checkpoint of what was published; follows the store."""
+"""Composition of the relay role: owns the relay's stream, the checkpoint of what was published; follows the store."""
 
-import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from uuid import uuid4
 
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.usage import Usage
 from cml_workers.eventstore.following import Following, follow_from
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
+from cml_workers.relay.checkpoint import RelayCheckpoint
 from cml_workers.relay.relay import Relay
+from cml_workers.runtime.endpoints import database_url
 from cml_workers.runtime.role import (
     Infrastructure,
     Part,
@@ -19,52 +21,55 @@ from cml_workers.runtime.role import (
     background,
     not_following,
 )
-from cml_workers.sql.database import load_checkpoint, migrate, save_checkpoint, transaction
-
-FOLLOWER = "relay"
+from cml_workers.sql.earlier import EarlierCheckpoint
 
 
 @asynccontextmanager
 async def relay(given: Infrastructure) -> AsyncIterator[Running]:
-    """Run the role until the context ends. Raises BusUnavailableError, TopologyError, DatabaseUnavailableError."""
-    await migrate(given.database)
-
-    async def load() -> str | None:
-        async with transaction(given.database) as connection:
-            return await load_checkpoint(connection, FOLLOWER)
-
-    async def save(position: str) -> None:
-        async with transaction(given.database) as connection:
-            await save_checkpoint(connection, FOLLOWER, position)
-
+    """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
+    checkpoint = RelayCheckpoint(
+        given.store,
+        new_id=uuid4,
+        begins=given.settings.relay_begin,
+        earlier=EarlierCheckpoint(database_url(given.settings)),
+    )
     bus = given.bus(RELAY)
     publishing = Relay(
         publish=bus.publish,
-        save=save,
+        save=checkpoint.save,
         source=f"/cml-workers/{given.settings.deployment}",
-        clock=time.monotonic,
     )
 
     following = Following()
 
     async def follow() -> None:
-        await follow_from(given.store, load, publishing.handle, prefix=WORKER_STREAMS, following=following)
+        await follow_from(
+            given.store, checkpoint.load, publishing.handle, prefix=WORKER_STREAMS, following=following
+        )
 
     async with bus:
         try:
-            async with background(follow, "relay") as task:
+            async with (
+                background(follow, "relay") as task,
+                background(publishing.keep_saving, "the relay's checkpoint") as saving,
+            ):
                 yield Running(
-                    RELAY.name, (bus.problem, partial(not_following, following)), (task,), following
+                    RELAY.name,
+                    (bus.problem, checkpoint.problem, partial(not_following, following)),
+                    (task, saving),
+                    following,
                 )
         finally:
-            await publishing.save()
+            with suppress(ConnectionError):  # what is not saved is published again
+                await publishing.save()
 
 
 RELAY = Role(
     name="relay",
     does="Publishes every event.",
     compose=relay,
-    needs=(Part.BUS, Part.STORE, Part.DATABASE),
+    needs=(Part.BUS, Part.STORE),
     uses=Usage(publishes=(EVENTS_EXCHANGE,)),
     replicas=Replicas.ONE,
+    secrets=(Part.DATABASE,),
 )

@@ -18,10 +18,10 @@ from cml_workers.foundation.tasks import ended
 
 log = structlog.get_logger(__name__)
 
-SAVE_EVERY = 50
-"""Events between two saved checkpoints while catching up: what a crash publishes again at most."""
+SAVE_EVERY = 200
+"""Events between two saved checkpoints while many come: what a crash publishes again at most."""
 SAVE_AFTER = 0.25
-"""Seconds after which the next event's checkpoint is saved in any case."""
+"""Seconds after which the checkpoint is saved while few come."""
 
 
 class Relay:
@@ -33,23 +33,26 @@ class Relay:
         publish: Publish,
         save: Callable[[str], Awaitable[None]],
         source: str,
-        clock: Callable[[], float],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._publish = publish
         self._save = save
         self._source = source
-        self._clock = clock
         self._sleep = sleep
         self._unsaved: str | None = None
         self._published = 0
-        self._saved_at = clock()
+        self._news = asyncio.Event()
+        self._saving = asyncio.Lock()
+        self._not_saved: ConnectionError | None = None
 
     async def handle(self, items: Sequence[StoredEvent | Checkpoint | CaughtUp]) -> None:
-        """Take the next items of the store's order.
+        """Take the next items of the store's order. Raises ConnectionError: follow again from the saved checkpoint.
 
         Workers do not wait for one another: of each worker, an event is published when the one before is confirmed.
         """
+        if self._not_saved is not None:
+            error, self._not_saved = self._not_saved, None
+            raise error
         streams: dict[str, list[StoredEvent]] = {}
         for item in items:
             if isinstance(item, StoredEvent):
@@ -59,9 +62,21 @@ class Relay:
         if positions:
             self._unsaved = positions[-1]
         self._published += sum(map(len, streams.values()))
-        due = self._published >= SAVE_EVERY or self._clock() - self._saved_at >= SAVE_AFTER
-        if due or not isinstance(items[-1], StoredEvent):
+        if self._published >= SAVE_EVERY or not isinstance(items[-1], StoredEvent):
             await self.save()
+        else:
+            self._news.set()
+
+    async def keep_saving(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Save what is not saved yet soon after it was published, beside what is published then. Does not end."""
+        while True:
+            await self._news.wait()
+            await sleep(SAVE_AFTER)
+            self._news.clear()
+            try:
+                await self.save()
+            except ConnectionError as error:
+                self._not_saved = error  # what was saved must be read again
 
     async def _publish_all(self, streams: Iterable[Sequence[StoredEvent]]) -> None:
         """Return when every one is published. Raises BusUnavailableError if that is not sure."""
@@ -82,10 +97,15 @@ class Relay:
             await self._until_confirmed(event_message(self._source, event))
 
     async def save(self) -> None:
-        """Save how far we are."""
-        if self._unsaved is not None:
-            await self._save(self._unsaved)
-        self._unsaved, self._published, self._saved_at = None, 0, self._clock()
+        """Save how far we are. Raises as ``save`` does."""
+        async with self._saving:
+            position, published = self._unsaved, self._published
+            if position is None:
+                return
+            await self._save(position)
+            self._published -= published
+            if self._unsaved == position:
+                self._unsaved = None
 
     async def _until_confirmed(self, message: Outgoing) -> None:
         """A worker's order is kept by never going on to its next event before this one is confirmed."""

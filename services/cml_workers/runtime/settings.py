@@ -142,6 +142,10 @@ class Settings(BaseSettings):
     operation_deadline_seconds: Annotated[float, Field(ge=1, le=86400)] = 900
     """How long an operation may go without an outcome before the event operation_overdue reports it."""
 
+    relay_begin: Literal["beginning", "end"] | None = None
+    """Where the relay begins if it is lost which events were published: end, with what comes from now on; beginning, with all of
+    them again. Unset: it publishes nothing, and says so. Of no effect while it is known."""
+
     declare_topology: bool = True
     """Declare exchanges and queues at start; false: only check that they exist, which needs no rights."""
     authorize: bool | None = None

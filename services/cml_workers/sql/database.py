@@ -1,4 +1,4 @@
-"""The SQL database: its engine, and the checkpoints of those who follow the event store."""
+"""The SQL database: its engine, its errors, and its schema."""
 
 import asyncio
 import sqlite3
@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.foundation.private_file import make_private
 from cml_workers.foundation.sqlite_files import write_ahead
-from cml_workers.sql.schema import CHECKPOINTS, alone, upsert
+from cml_workers.sql.schema import alone
 
 SQLITE_BUSY_SECONDS = 20
 """How long one process waits for the others that use an SQLite file."""
@@ -225,16 +225,3 @@ def _upgrade(connection: sa.Connection, revision: str = "head") -> None:
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
-
-
-async def load_checkpoint(connection: AsyncConnection, follower: str) -> str | None:
-    """The position that ``follower`` saved last."""
-    query = sa.select(CHECKPOINTS.c.position).where(CHECKPOINTS.c.follower == follower)
-    position: str | None = await connection.scalar(query)
-    return position
-
-
-async def save_checkpoint(connection: AsyncConnection, follower: str, position: str) -> None:
-    """Save the follower's position, in the caller's transaction."""
-    statement = upsert(connection.dialect.name, CHECKPOINTS)
-    await connection.execute(statement, {"follower": follower, "position": position})

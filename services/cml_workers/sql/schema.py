@@ -13,6 +13,7 @@ CHECKPOINTS = sa.Table(
     sa.Column("follower", sa.String(64), primary_key=True),
     sa.Column("position", sa.String(64), nullable=False),
 )
+"""Of followers in earlier versions; only the relay's may still be there."""
 
 _SCHEMA_LOCK = 0x434D4C57
 """Any number that nobody else uses for an advisory lock in this database."""

@@ -8,6 +8,7 @@ import grpc  # type: ignore[import-untyped]  # it ships no types
 from kurrentdbclient import AsyncKurrentDBClient, RecordedEvent
 from kurrentdbclient.asyncio_client import autoreconnect, retrygrpc
 from kurrentdbclient.exceptions import ProgrammingError, ServiceUnavailableError
+from kurrentdbclient.streams import AsyncReadResponse
 
 KEEP_ALIVE = {"KeepAliveInterval": 10_000, "KeepAliveTimeout": 10_000}
 """Milliseconds after which a silent connection is probed, and given up; unless set in the address."""
@@ -19,12 +20,22 @@ class Client(AsyncKurrentDBClient):
     @retrygrpc
     @autoreconnect
     async def get_stream(self, stream_name: str, **how: Any) -> tuple[RecordedEvent, ...]:
-        response = await self.read_stream(stream_name, **how)
-        async with response:
-            found = tuple([event async for event in response])
-        if await response._unary_stream_call.code() is not grpc.StatusCode.OK:  # noqa: SLF001 - it shows in no other way
-            raise ServiceUnavailableError(f"the connection was closed while {stream_name} was read")
-        return found
+        return await _whole(await self.read_stream(stream_name, **how), stream_name)
+
+    @retrygrpc
+    @autoreconnect
+    async def first_at(self, position: int, *, timeout: float) -> RecordedEvent | None:  # noqa: ASYNC109 - the client's own
+        """The first record, whatever it is, at this position or behind it; None if there is none."""
+        response = await self.read_all(commit_position=position, limit=1, filter_exclude=(), timeout=timeout)
+        return next(iter(await _whole(response, "$all")), None)
+
+
+async def _whole(response: AsyncReadResponse, what: str) -> tuple[RecordedEvent, ...]:
+    async with response:
+        found = tuple([event async for event in response])
+    if await response._unary_stream_call.code() is not grpc.StatusCode.OK:  # noqa: SLF001 - it shows in no other way
+        raise ServiceUnavailableError(f"the connection was closed while {what} was read")
+    return found
 
 
 def kept_alive(uri: str) -> str:

@@ -11,6 +11,9 @@ The hazards, found by running kurrentdbclient 1.3.5 and by reading its source:
 - A read that is under way then ends as if the stream ended there: what it returns may be only the stream's beginning.
 - A subscription ends with the connection, sometimes without an error, and does not resume.
 - A read or subscription without keep-alive waits without end on a connection that died silently.
+
+And of the server, found by running EventStoreDB 23.10: a subscription from a position whose record was scavenged away leaves out
+the record behind it. A read from there does not, so it comes first.
 """
 
 import asyncio
@@ -45,6 +48,7 @@ from cml_workers.eventstore.port import (
     StreamNotFoundError,
     WrongExpectedVersionError,
     check_append,
+    check_trim,
 )
 
 CALL_SECONDS = 10.0
@@ -89,19 +93,31 @@ class KurrentDbEventStore(EventStore):
         if limit is not None and limit < 1:
             raise ValueError(f"limit {limit} is below 1")
         first = max(after, NO_STREAM) + 1
-        try:
-            async with self._call():
-                found = await self._read(stream, first, limit)
-        except NotFoundError:
-            if await self._is_soft_deleted(stream):
-                raise StreamDeletedError(f"{stream} was deleted; its events are gone") from None
-            raise StreamNotFoundError(stream) from None
-        except StreamIsDeletedError:
-            raise StreamDeletedError(f"{stream} has a tombstone; its events are gone") from None
+        async with self._stream_errors(stream):
+            found = await self._read(stream, first, limit)
         # Truncation and expiry take events from the front, and a stream that exists has at least one.
         if found[0].stream_position != first if found else first == 0:
             raise StreamDeletedError(f"{stream} was truncated; its first events are gone")
         return [_stored(event) for event in found]
+
+    async def last(self, stream: str) -> StoredEvent:
+        async with self._stream_errors(stream):
+            found = await self._client.get_stream(stream, backwards=True, limit=1, timeout=self._seconds)
+        if not found:
+            raise StreamDeletedError(f"{stream} was truncated; its events are gone")
+        return _stored(found[0])
+
+    async def trim(self, stream: str, keep: int) -> None:
+        check_trim(keep)
+        async with self._stream_errors(stream):
+            metadata, version = await self._client.get_stream_metadata(stream, timeout=self._seconds)
+            if metadata.get("$maxCount", keep + 1) > keep:
+                await self._client.set_stream_metadata(
+                    stream,
+                    metadata={**metadata, "$maxCount": keep},
+                    current_version=version,
+                    timeout=self._seconds,
+                )
 
     async def follow(
         self, *, after: str | None, prefix: str = ""
@@ -110,6 +126,13 @@ class KurrentDbEventStore(EventStore):
         client = self._new_client()
         self._following.add(client)
         try:
+            if place is not None:
+                async with self._call():
+                    first = await client.first_at(place, timeout=self._seconds)
+                if first is not None and first.commit_position != place:
+                    if first.stream_name.startswith(prefix) and not first.is_system_event:
+                        yield _stored(first)
+                    place = first.commit_position
             subscription = await self._subscribe(client, place, prefix)
             async with self._explained():
                 async for event in subscription:
@@ -192,6 +215,21 @@ class KurrentDbEventStore(EventStore):
             return False
         return [event.event_id for event in stored] == [event.event_id for event in events]
 
+    @contextlib.asynccontextmanager
+    async def _stream_errors(self, stream: str) -> AsyncIterator[None]:
+        """A call about a stream. Raises StreamNotFoundError, StreamDeletedError, and as ``port_errors`` does."""
+        try:
+            async with self._call():
+                yield
+        except NotFoundError:
+            if await self._is_soft_deleted(stream):
+                raise StreamDeletedError(f"{stream} was deleted; its events are gone") from None
+            raise StreamNotFoundError(stream) from None
+        except StreamIsDeletedError:
+            raise StreamDeletedError(f"{stream} has a tombstone; its events are gone") from None
+        except WrongCurrentVersionError as error:
+            raise StoreUnavailableError(f"somebody else describes {stream}: {error}") from error
+
     async def _is_soft_deleted(self, stream: str) -> bool:
         async with self._call():
             metadata, _ = await self._client.get_stream_metadata(stream, timeout=self._seconds)
@@ -222,7 +260,7 @@ class KurrentDbEventStore(EventStore):
             "store; put that store back, or rebuild what was derived from it"
         )
 
-    def _new_client(self) -> AsyncKurrentDBClient:
+    def _new_client(self) -> Client:
         try:
             return Client(self._uri)
         except (ValueError, OSError) as error:

@@ -12,6 +12,7 @@ from cml_workers.eventstore.port import (
     NO_STREAM,
     NewEvent,
     StoredEvent,
+    StreamDeletedError,
     StreamNotFoundError,
     WrongExpectedVersionError,
 )
@@ -61,14 +62,35 @@ def append_events(connection: sqlite3.Connection, append: StreamAppend) -> int |
 def select(
     connection: sqlite3.Connection, stream: str, *, after: int, limit: int | None
 ) -> list[StoredEvent]:
-    """The events of a stream. Raises StreamNotFoundError."""
+    """The events of a stream. Raises StreamNotFoundError, StreamDeletedError."""
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM events WHERE stream = ? AND revision > ? ORDER BY revision LIMIT ?",  # noqa: S608 - constant columns
         (stream, after, -1 if limit is None else limit),
     ).fetchall()
     if not rows and head(connection, stream) == NO_STREAM:
         raise StreamNotFoundError(stream)
-    return [_stored(row) for row in rows]
+    found = [_stored(row) for row in rows]
+    if found and found[0].revision > after + 1:
+        raise StreamDeletedError(f"{stream} was trimmed; its first events are gone")
+    return found
+
+
+def select_last(connection: sqlite3.Connection, stream: str) -> StoredEvent:
+    """The last event of a stream. Raises StreamNotFoundError."""
+    row = connection.execute(
+        f"SELECT {_COLUMNS} FROM events WHERE stream = ? ORDER BY revision DESC LIMIT 1",  # noqa: S608 - constant columns
+        (stream,),
+    ).fetchone()
+    if row is None:
+        raise StreamNotFoundError(stream)
+    return _stored(row)
+
+
+def trim(connection: sqlite3.Connection, stream: str, keep: int) -> None:
+    """Delete all but the last events of a stream."""
+    connection.execute(
+        "DELETE FROM events WHERE stream = ? AND revision <= ?", (stream, head(connection, stream) - keep)
+    )
 
 
 def scan(

@@ -22,9 +22,17 @@ from cml_workers.eventstore.port import (
     StoredEvent,
     StoreUnavailableError,
     check_append,
+    check_trim,
 )
-from cml_workers.eventstore.sqlite.file import EventFile
-from cml_workers.eventstore.sqlite.statements import StreamAppend, last_position, scan, select
+from cml_workers.eventstore.sqlite.file import EventFile, atomic
+from cml_workers.eventstore.sqlite.statements import (
+    StreamAppend,
+    last_position,
+    scan,
+    select,
+    select_last,
+    trim,
+)
 from cml_workers.eventstore.sqlite.watcher import Watcher
 from cml_workers.eventstore.sqlite.writer import EventWriter
 
@@ -63,6 +71,18 @@ class SqliteEventStore(EventStore):
         if limit is not None and limit < 1:
             raise ValueError(f"limit {limit} is below 1")
         return await self._reading(partial(select, stream=stream, after=after, limit=limit))
+
+    async def last(self, stream: str) -> StoredEvent:
+        return await self._reading(partial(select_last, stream=stream))
+
+    async def trim(self, stream: str, keep: int) -> None:
+        check_trim(keep)
+
+        def work(connection: sqlite3.Connection) -> None:
+            with atomic(connection):
+                trim(connection, stream, keep)
+
+        await self._reading(work)
 
     async def follow(
         self, *, after: str | None, prefix: str = ""

@@ -1,0 +1,89 @@
+"""The relay's stream: each event says how far the relay has published; the last one counts.
+
+It lies in the event store, beside what it is about: whatever happens to a database, what was published is not published again.
+It begins before the first event of any worker. So where there are workers' events and not this stream, it is lost, or an
+earlier version of the system kept the checkpoint elsewhere.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from uuid import UUID
+
+from cml_workers.eventstore.port import (
+    NO_STREAM,
+    CaughtUp,
+    EventStore,
+    NewEvent,
+    StoreConfigurationError,
+    StoredEvent,
+    StoreUnavailableError,
+    StreamDeletedError,
+    StreamNotFoundError,
+    WrongExpectedVersionError,
+)
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS
+
+RELAY_STREAM = "cml_relay"
+SAVED = "cml.relay.saved.v1"
+KEEP = 10
+"""Events of the stream that are kept; ``deploy/kurrentdb/relay-stream.json`` says so to KurrentDB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """``position``: all up to it was published, None: nothing was; ``revision``: of the event that says so."""
+
+    position: str | None
+    revision: int
+
+
+async def load_saved(store: EventStore) -> Saved | None:
+    """What was saved last; None if there is no stream. Raises StoreUnavailableError."""
+    try:
+        last = await store.last(RELAY_STREAM)
+    except (StreamNotFoundError, StreamDeletedError):
+        return None
+    return Saved(json.loads(last.data)["position"], last.revision)
+
+
+async def append_saved(store: EventStore, position: str | None, event_id: UUID, *, expected: int) -> int:
+    """Save it, over what was read at revision ``expected``; return the new revision.
+
+    Raises:
+        WrongExpectedVersionError: somebody else has saved meanwhile.
+        StoreUnavailableError: not known whether it was saved.
+        StoreConfigurationError: we may not, or the stream has a tombstone.
+    """
+    event = NewEvent(event_id, SAVED, json.dumps({"position": position}).encode(), b"{}")
+    try:
+        return await store.append(RELAY_STREAM, [event], expected=expected)
+    except StreamDeletedError as error:
+        raise StoreConfigurationError(f"the relay can save nothing any more: {error}") from error
+
+
+async def begin(store: EventStore, position: str | None, event_id: UUID) -> Saved | None:
+    """Begin the stream, unless somebody else does; what is saved now. Raises as ``append_saved`` does, but for the conflict."""
+    with suppress(WrongExpectedVersionError):  # a replica showed what was, or somebody was faster
+        await append_saved(store, position, event_id, expected=NO_STREAM)
+    return await load_saved(store)
+
+
+async def begin_if_new(store: EventStore, new_id: Callable[[], UUID]) -> Saved | None:
+    """What is saved now. The stream of a system without a worker begins here; None: it should be there, and is not.
+
+    Raises as ``begin`` does.
+    """
+    saved = await load_saved(store)
+    if saved is None and not await _has_workers(store):
+        saved = await begin(store, None, new_id())
+    return saved
+
+
+async def _has_workers(store: EventStore) -> bool:
+    async with aclosing(store.follow(after=None, prefix=WORKER_STREAMS)) as items:
+        async for item in items:
+            if isinstance(item, StoredEvent | CaughtUp):
+                return isinstance(item, StoredEvent)
+    raise StoreUnavailableError("the event store is closed")
