@@ -269,7 +269,7 @@ async def test_a_dropped_connection_is_an_unknown_outcome(
 
 @pytest.mark.parametrize("operation", ["RunInstances", "DescribeInstances"])
 async def test_a_time_out_is_an_unknown_outcome(ec2: AwsEc2Client, admin: SimulatorAdmin, operation: str):
-    admin.fault(operation, effect="delay", delay_seconds=3)
+    admin.fault(operation, effect="delay", delay_seconds=6)
     with pytest.raises(OutcomeUnknownError):
         await call(ec2, operation)
 

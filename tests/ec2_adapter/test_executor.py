@@ -201,13 +201,6 @@ async def test_operations_that_others_settle_leave_nothing_behind(given: Given):
     assert adapter.executor._agenda._tried == {}
 
 
-async def test_throttled_operations_come_back_spread_out_and_not_in_waves():
-    pauses = {round(pause(0, number / 40), 3) for number in range(40)}
-    assert len(pauses) == 40
-    assert min(pauses) == 0.8
-    assert max(pauses) > 1.18
-
-
 def test_pauses_grow_and_what_is_watched_is_looked_at_as_often():
     assert [pause(tried, 0.5) for tried in (0, 4, 5, 14, 15, 1000)] == [1, 1, 5, 5, 15, 15]
     assert [look_again_in(age, 0.5) for age in (0, 4.9, 5, 54.9, 55, 10_000)] == [1, 1, 5, 5, 15, 15]

@@ -21,6 +21,7 @@ from support.histories import (
     SECOND,
     STOP,
     TAG,
+    TERMINATE,
     UNKNOWN,
     WAITS,
 )
@@ -38,12 +39,17 @@ async def test_who_was_paused_reads_the_stream_again_before_acting(
     describe = adapter.ec2.describe_many
 
     async def slow(region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
-        adapter.clock.at += still
+        if not adapter.called("describe_many"):
+            adapter.clock.at += still
+            await adapter.happened(TERMINATE.model_copy(update={"operation_id": "end"}))
         return await describe(region, instance_ids)
 
     monkeypatch.setattr(adapter.ec2, "describe_many", slow)
     assert await adapter.triggered() == WAITS
     assert adapter.called("stop") == 0
+    await adapter.passes(3)
+    assert adapter.called("stop") == 0
+    assert adapter.called("terminate") == 1
 
 
 async def test_who_takes_over_leaves_older_operations_alone_for_a_moment(given: Given):

@@ -162,6 +162,7 @@ class Fleet:
             sleep=process.sleep,
             random=self.world.random.random,
             visibility_grace=GRACE,
+            places=PREFETCH,
         )
         process.on_loss.append(executor.disconnected)
         process.on_return.append(executor.connected)

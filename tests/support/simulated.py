@@ -38,5 +38,5 @@ async def ec2(simulator: Ec2Simulator) -> AsyncIterator[AwsEc2Client]:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "simulator")
         async with AwsEc2Client(endpoint_url=simulator.url) as first:
             await first.find_image("us-east-1", "none")  # moto takes its time over the first of all calls
-        async with AwsEc2Client(endpoint_url=simulator.url, read_timeout=2) as client:
+        async with AwsEc2Client(endpoint_url=simulator.url, call_seconds=5) as client:
             yield client

@@ -58,9 +58,18 @@ class Acting:
             return
         self._suspect(turn, suspect=suspect)
         report = await self._attempt(turn)
-        if not isinstance(report, OperationSucceeded) and not turn.lease.is_valid:
+        if isinstance(report, OperationFailed):
+            await turn.lease.renew()  # nothing may have shown its effect meanwhile
+        elif not turn.lease.is_certain and not await self._counts(turn, report):
             raise NotYet
         await self._here.reports.outcome(turn, report)
+
+    @staticmethod
+    async def _counts(turn: Turn, report: Report) -> bool:
+        """Whether it does though it took EC2 long to answer, or the process was paused: while the operation is pending."""
+        if isinstance(report, AttemptRefused) and not turn.lease.is_held:
+            return False
+        return turn.operation.command_id in (await turn.lease.newest()).operations
 
     def _suspect(self, turn: Turn, *, suspect: bool) -> None:
         """An operation from before this tenure, or a message that somebody else had, may have been acted on already.

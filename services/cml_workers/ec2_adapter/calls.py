@@ -1,13 +1,14 @@
 """The calls on EC2 as the executor makes them: in bulk where they come together, no more often than EC2 allows."""
 
+import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import timedelta
 from typing import TypeVar
 
 from cml_contracts.instance import Ec2Instance, LaunchParameters
-from cml_workers.ec2_adapter.errors import EC2ThrottledException
-from cml_workers.ec2_adapter.limits import PATIENCE, Limits
-from cml_workers.ec2_adapter.port import MOST_CHECKED, MOST_DESCRIBED, Ec2, StateChange, StatusChecks
+from cml_workers.ec2_adapter.errors import EC2Exception, EC2ThrottledException, Remedy
+from cml_workers.ec2_adapter.limits import Limits
+from cml_workers.ec2_adapter.port import AT_ONCE, MOST_CHECKED, MOST_DESCRIBED, Ec2, StateChange, StatusChecks
 from cml_workers.ec2_adapter.tenure import Lease
 from cml_workers.foundation.batching import Batcher
 
@@ -20,13 +21,14 @@ TOGETHER = 0.005
 class Calls:
     """The port ``Ec2`` behind its limits; one region never waits for another. Raises what the port raises.
 
-    What changes something takes a ``lease``: it is called while that lasts, or not at all (NotFresh).
+    What changes something takes a ``lease``: it is called while that lasts or can be renewed, or not at all (NotFreshError).
     """
 
     def __init__(self, ec2: Ec2, limits: Limits, sleep: Callable[[float], Awaitable[None]]) -> None:
         self._ec2 = ec2
         self._limits = limits
         self._sleep = sleep
+        self._under_way: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
         self._describes: dict[str, Batcher[str, Ec2Instance]] = {}
         self._checks: dict[str, Batcher[str, StatusChecks]] = {}
 
@@ -105,13 +107,14 @@ class Calls:
         )
 
     async def refresh(self, region: str) -> None:
-        """See ``Ec2.refresh``."""
-        await self._ec2.refresh(region)
+        """See ``Ec2.refresh``; seldom, as all calls of a region are refused together, and a new client is not cheap."""
+        if self._limits.may_refresh(region):
+            await self._ec2.refresh(region)
 
     # -- limits -------------------------------------------------------------------------------------------
 
     async def _change(self, region: str, api: str, lease: Lease, call: Callable[[], Awaitable[T]]) -> T:
-        return await self._admitted(region, api, call, within=lease.left, still=lease.check)
+        return await self._admitted(region, api, call, before=lease.renew)
 
     async def _admitted(
         self,
@@ -119,15 +122,18 @@ class Calls:
         api: str,
         call: Callable[[], Awaitable[T]],
         *,
-        within: timedelta = PATIENCE,
-        still: Callable[[], None] = lambda: None,
+        before: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
-        await self._limits.admit(region, api, within)
-        still()
-        try:
-            result = await call()
-        except EC2ThrottledException:
-            self._limits.throttled(region, api)
-            raise
+        """``before``: what is to be done at the last moment, when nothing has to be waited for any more."""
+        await self._limits.admit(region, api)
+        async with self._under_way[region]:
+            if before is not None:
+                await before()
+            try:
+                result = await call()
+            except EC2Exception as error:
+                if isinstance(error, EC2ThrottledException) or error.remedy is Remedy.REFRESH:
+                    self._limits.refused(region, api)
+                raise
         self._limits.answered(region, api)
         return result

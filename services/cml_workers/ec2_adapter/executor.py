@@ -1,14 +1,16 @@
 """Carries out the pending operations of workers on EC2, one at a time for each worker, and watches unsettled instances.
 
-A message only triggers: before anything is changed, what is pending is read from the worker's stream, so stale and repeated
-messages are harmless. What has to wait is on an agenda in memory, and instances that are on their way are watched by one poller
+A message only triggers a visit to the worker: before anything is changed, what is pending is read from its stream, so stale and
+repeated messages are harmless. The message waits for the visit where its region has a place for that (decision 29). What has to wait is on an agenda in memory, and instances that are on their way are watched by one poller
 for each region. The message of an operation that waits comes back from the broker all the same, and reminders bring back
 what is watched, in case this process dies (decision 17).
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context
 from datetime import datetime, timedelta
+from functools import partial
 from typing import assert_never
 from uuid import UUID
 
@@ -35,12 +37,16 @@ from cml_workers.ec2_adapter.reports import Reports
 from cml_workers.ec2_adapter.retry_policy import HANDED_ON, rules
 from cml_workers.ec2_adapter.tenure import FRESH, TAKEOVER, Lease, NotYet, Tenure
 from cml_workers.ec2_adapter.triggers import Trigger, advanced, read_trigger
+from cml_workers.ec2_adapter.visits import Places, Visit, Visits
 from cml_workers.ec2_adapter.watching import Poller
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, Workers
 
 NOT_SEEN = -2
 """No revision of an event."""
+PLACES = 100
+LEAVING = 2.0
+"""Seconds for calls that are under way when the process is stopped."""
 
 
 class Executor:
@@ -60,7 +66,9 @@ class Executor:
         authentication_grace: timedelta = timedelta(minutes=1),
         fresh: timedelta = FRESH,
         takeover: timedelta = TAKEOVER,
+        places: int = PLACES,
     ) -> None:
+        """``places``: messages of a queue that the broker hands out at once."""
         calls = Calls(ec2, Limits(limits, now=now, sleep=sleep, random=random), sleep)
         self._reports = Reports(publish, now, sleep)
         self._here = Instances(calls, self._reports, now=now, sleep=sleep, visibility_grace=visibility_grace)
@@ -68,12 +76,15 @@ class Executor:
         self._tenure = Tenure(now, fresh=fresh, takeover=takeover)
         self._attempts = Attempts()
         self._acting = Acting(self._here, self._tenure, rules(authentication_grace))
-        self._agenda: Agenda[UUID] = Agenda(self._go_on, now=now, sleep=sleep, random=random)
+        self._places = Places(places)
+        self._visits = Visits(self._visit, self._failed)
+        self._agenda: Agenda[UUID] = Agenda(self._due, now=now, sleep=sleep, random=random)
         self._poller = Poller(self._here, self._moved, now=now, sleep=sleep, random=random)
         self._seen: dict[UUID, tuple[int, Ec2Instance | None]] = {}
         """Instances that have moved since the event of that revision, None: gone; their workers are on the agenda."""
         self._leaving = False
-        self.on_lookup = Lookups(calls, self._reports, sleep).on_lookup
+        self._lookups = Lookups(calls, self._reports, sleep, Places(places))
+        self.on_lookup = self._lookups.on_lookup
 
     # -- leadership ---------------------------------------------------------------------------------------
 
@@ -85,6 +96,7 @@ class Executor:
         """The broker has lost this process, and another may act: what is known here may be superseded."""
         self._tenure.lose()
         self._attempts.clear()
+        self._visits.clear()
         self._agenda.clear()
         self._poller.clear()
         self._seen.clear()
@@ -96,12 +108,16 @@ class Executor:
     async def hand_over(self) -> None:
         """Leave to the next leader what is in memory: publish a reminder of it, and handle nothing any more."""
         self._leaving = True
+        left = {*self._visits.workers, *self._agenda.keys, *self._poller.workers}
+        await self._visits.leave(LEAVING)
         if self._tenure.held:
-            for worker_id in {*self._agenda.keys, *self._poller.workers}:
+            for worker_id in left:
                 await self._reports.remind(worker_id)
 
     async def close(self) -> None:
         """End what is under way in memory."""
+        await self._visits.close()
+        await self._lookups.close()
         await self._agenda.close()
         await self._poller.close()
 
@@ -117,66 +133,103 @@ class Executor:
         except BadMessageError as error:
             return DeadLetter(error.problem.detail, ProblemCode.VALIDATION_FAILED)
         with structlog.contextvars.bound_contextvars(worker_id=str(trigger.worker_id), instance_id=None):
-            async with self._workers.turn(trigger.worker_id):
-                return await self._triggered(trigger, message)
+            if await self._done_without_reading(trigger):
+                return Ack()
+            with self._places.held(await self._region(trigger)) as has_place:
+                if trigger.recheck_since is not None and not has_place:
+                    return Retry()  # whether it is done nobody would know
+                visit = self._asked(trigger, message)
+                if not has_place:
+                    return _handed_on(trigger)
+                if not await visit.end():
+                    return Retry(1)
+                return self._verdict(visit, trigger, message)
 
-    async def _triggered(self, trigger: Trigger, message: Message) -> Verdict:
-        lease = self._tenure.lease()
-        worker = self._without_reading(trigger)
-        if worker is None:
-            worker = await self._workers.newest(trigger.worker_id)
-            if trigger.event is not None and worker.revision < trigger.event.revision:
-                if message.attempt < UNSEEN_ATTEMPTS:
-                    return Retry(1)  # a replica of the store that lags behind
-                return DeadLetter(
-                    f"worker {worker.id} has no event {trigger.event.revision}; the last is {worker.revision}",
-                    ProblemCode.VALIDATION_FAILED,
-                )
-        waits = await self._attend(worker, lease, suspect=message.redelivered, remind=trigger.event is None)
-        if trigger.recheck_since is not None and not await recheck(
-            worker, trigger.recheck_since, lease, self._here
-        ):
-            return Retry()
-        return Retry(HANDED_ON) if waits and trigger.is_durable else Ack()
-
-    def _without_reading(self, trigger: Trigger) -> Worker | None:
-        """The worker after the event of the trigger, if it is at hand and nothing is pending: nothing will be changed."""
-        if trigger.event is None:
-            return None
+    async def _done_without_reading(self, trigger: Trigger) -> bool:
+        """Whether the worker after the event of the trigger is at hand and nothing is pending: nothing will be changed."""
+        if trigger.event is None or trigger.worker_id in self._visits:
+            return False
         worker = advanced(self._workers, trigger.event)
-        return None if worker is None or _has_pending(worker) else worker
+        if worker is None or _has_pending(worker):
+            return False
+        await self._attend(Visit(worker.id, Context()), worker, self._tenure.lease())
+        return True
+
+    async def _region(self, trigger: Trigger) -> str:
+        worker = self._workers.at_hand(trigger.worker_id)
+        if worker is None and trigger.region is not None:
+            return trigger.region
+        return (worker or await self._workers.newest(trigger.worker_id)).aws_region
+
+    def _asked(self, trigger: Trigger, message: Message) -> Visit:
+        visit = self._visits.ask(trigger.worker_id)
+        visit.suspect |= message.redelivered
+        visit.remind |= trigger.event is None
+        if trigger.event is not None:
+            visit.upto = max(visit.upto, trigger.event.revision)
+        if trigger.recheck_since is not None:
+            visit.rechecks[trigger.recheck_since] = False
+        return visit
+
+    @staticmethod
+    def _verdict(visit: Visit, trigger: Trigger, message: Message) -> Verdict:
+        """What becomes of a message that has waited for the visit."""
+        if trigger.event is not None and visit.revision < trigger.event.revision:
+            if message.attempt < UNSEEN_ATTEMPTS:
+                return Retry(1)  # a replica of the store that lags behind
+            return DeadLetter(
+                f"worker {visit.worker_id} has no event {trigger.event.revision}; the last is {visit.revision}",
+                ProblemCode.VALIDATION_FAILED,
+            )
+        if trigger.recheck_since is not None and not visit.rechecks[trigger.recheck_since]:
+            return Retry()
+        return _handed_on(trigger) if visit.waits else Ack()
 
     def _moved(self, worker: Worker, instance: Ec2Instance | None) -> None:
         """The poller has seen that the instance is not as it was."""
         self._seen[worker.id] = worker.observed_revision, instance
         self._agenda.ring_in(worker.id, 0)
 
-    async def _go_on(self, worker_id: UUID) -> None:
-        """Go on with what waited, or report how the instance has moved. Raises ConnectionError: once more."""
-        with structlog.contextvars.bound_contextvars(worker_id=str(worker_id), instance_id=None):
-            async with self._workers.turn(worker_id):
-                if not self._tenure.held:
-                    return
-                since, seen = self._seen.pop(worker_id, (NOT_SEEN, None))
-                worker = self._poller.worker(worker_id)
-                if worker is not None and worker.observed_revision == since and not _has_pending(worker):
-                    await self._observe(worker, seen)
-                    return
-                lease = self._tenure.lease()
-                worker = await self._workers.newest(worker_id)
-                # What happened since is newer than what was seen.
-                await self._attend(worker, lease, seen=seen if worker.observed_revision == since else None)
+    async def _due(self, worker_id: UUID) -> None:
+        """Go on with what waited, or report how the instance has moved."""
+        if self._tenure.held:
+            self._visits.ask(worker_id)
+
+    def _failed(self, worker_id: UUID, error: Exception) -> None:
+        """A visit for which no message waits is made again. A part that is unavailable has been logged by its port."""
+        if not isinstance(error, ConnectionError):
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"a visit to worker {worker_id} failed", "exception": error}
+            )
+        if self._tenure.held:
+            self._agenda.again(worker_id)
 
     # -- one worker at a time -----------------------------------------------------------------------------
 
+    async def _visit(self, visit: Visit) -> None:
+        """Do what is due, and what the messages have asked for. Raises ConnectionError: once more."""
+        worker_id = visit.worker_id
+        with structlog.contextvars.bound_contextvars(worker_id=str(worker_id), instance_id=None):
+            since, seen = self._seen.pop(worker_id, (NOT_SEEN, None))
+            worker = self._poller.worker(worker_id)
+            if worker is not None and worker.observed_revision == since and not _has_pending(worker):
+                await self._observe(worker, seen)
+                if not visit.is_asked_by_message:
+                    return
+                since = NOT_SEEN
+            lease = self._tenure.lease(partial(self._workers.newest, worker_id))
+            worker = await lease.read()
+            visit.revision = worker.revision
+            if worker.revision < visit.upto:
+                return
+            # What happened since is newer than what was seen.
+            seen = seen if worker.observed_revision == since else None
+            visit.waits = await self._attend(visit, worker, lease, seen)
+            for recheck_since in visit.rechecks:
+                visit.rechecks[recheck_since] = await recheck(worker, recheck_since, lease, self._here)
+
     async def _attend(
-        self,
-        worker: Worker,
-        lease: Lease,
-        *,
-        suspect: bool = False,
-        remind: bool = False,
-        seen: Ec2Instance | None = None,
+        self, visit: Visit, worker: Worker, lease: Lease, seen: Ec2Instance | None = None
     ) -> bool:
         """Do what is due; whether an operation waits: then it is on the agenda, or its instance is watched."""
         if worker.instance is not None:
@@ -191,7 +244,7 @@ class Executor:
                     turn = Turn(worker, operation, intent, attempt, lease, seen)
                     with structlog.contextvars.bound_contextvars(command_id=operation.command_id):
                         try:
-                            await self._acting.act(turn, suspect=suspect, remind=remind)
+                            await self._acting.act(turn, suspect=visit.suspect, remind=visit.remind)
                             if isinstance(intent, TerminationRequested) and attempt.is_done:
                                 self._attempts.forget(worker.id)
                         except InTransition as on_its_way:
@@ -224,6 +277,11 @@ class Executor:
             self._poller.unwatch(worker)  # no trigger comes of that
         else:
             self._poller.watch(worker, instance)
+
+
+def _handed_on(trigger: Trigger) -> Verdict:
+    """What waits in memory goes on there; its message comes back in case this process dies."""
+    return Retry(HANDED_ON) if trigger.is_durable else Ack()
 
 
 def _has_pending(worker: Worker) -> bool:

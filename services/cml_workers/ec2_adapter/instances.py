@@ -83,7 +83,8 @@ class Instances:
     async def change(self, worker: Worker, lease: Lease, call: Callable[[Lease], Awaitable[T]]) -> T:
         """Make a call that a later one may come before: it would undo what was done meanwhile.
 
-        If the broker may have given this process up during the call, the leader rechecks the instance.
+        If the broker may have given this process up during the call, the leader rechecks the instance. The answer counts all the
+        same, unless it is known that another process may be the leader.
         Raises NotYet, EC2Error.
         """
         failure = None
@@ -93,6 +94,7 @@ class Instances:
             failure = error
         if not lease.is_certain:
             await self.reports.recheck(worker.id)
+        if not lease.is_held:
             raise NotYet from failure
         if failure is not None:
             raise failure

@@ -30,9 +30,12 @@ AWS_LIMITS: Mapping[str, Bucket] = {
 }
 
 PATIENCE = timedelta(seconds=20)
-"""How long a call may wait for its turn where nothing else limits it."""
+"""How long a call may wait for its turn."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds without a call of an API in a region after it was throttled; doubled each time it is throttled again."""
+"""Seconds without a call of an API in a region after one was throttled, or refused for the region's credentials; doubled each
+time that happens again. Those that wait come back spread over as long again."""
+REFRESH_EVERY = timedelta(seconds=10)
+"""How often the credentials of a region are read again at most."""
 
 
 class _Tokens:
@@ -57,17 +60,25 @@ class _Tokens:
         until_refill = (self._at - now).total_seconds() + (1 - self._left) / self._bucket.refill
         return max(paused, until_refill if self._left < 1 else 0.0)
 
+    def is_paused(self, now: datetime) -> bool:
+        """Whether there is a pause, which may have begun while somebody waited."""
+        return now < self._paused_until
+
     def take(self) -> None:
         self._left -= 1
 
-    def throttled(self, now: datetime, jitter: float) -> None:
+    def spread(self, now: datetime, random: float) -> float:
+        """Seconds by which who waits for the end of a pause waits longer, where no bucket lets them through one by one."""
+        return random * self._pause if self._bucket is None and self.is_paused(now) else 0.0
+
+    def refused(self, now: datetime, jitter: float) -> None:
         """EC2 has no token left for us, as others of the account call it, too: go on with an empty bucket after a pause."""
-        if now < self._paused_until:
+        if self.is_paused(now):
             return  # an answer to a call from before the pause
         self._pause = min(self._pause * 2 or FIRST_PAUSE, LONGEST_PAUSE)
         self._paused_until = now + timedelta(seconds=self._pause * (0.5 + jitter))
         if self._bucket:
-            self._left, self._at = min(self._left, 0.0), self._paused_until
+            self._left, self._at = 0.0, self._paused_until  # who waits for a token asks again
 
     def answered(self) -> None:
         self._pause = 0.0
@@ -90,6 +101,7 @@ class Limits:
         self._sleep = sleep
         self._random = random
         self._tokens: dict[tuple[str, str], _Tokens] = {}
+        self._refreshed: dict[str, datetime] = {}
 
     async def admit(self, region: str, api: str, within: timedelta = PATIENCE) -> None:
         """Wait until the call may be made. Callers are admitted in the order in which they come.
@@ -98,20 +110,35 @@ class Limits:
             EC2ThrottledException: it would take longer than ``within``. Known at once, and no token is taken.
         """
         tokens = self._of(region, api)
-        delay = tokens.delay(self._now())
-        if delay > max(within.total_seconds(), 0.0):
-            raise EC2ThrottledException(
-                f"{api} in {region} is called as often as EC2 allows: not within {within.total_seconds():.0f} s",
-                remedy=Remedy.RETRY,
-                retryable=True,
-            )
-        tokens.take()
-        if delay > 0:
-            await self._sleep(delay)
+        until = self._now() + within
+        while True:
+            now = self._now()
+            delay = tokens.delay(now)
+            if delay > max((until - now).total_seconds(), 0.0):
+                raise EC2ThrottledException(
+                    f"{api} in {region} is called as often as EC2 allows: not within {within.total_seconds():.0f} s",
+                    remedy=Remedy.RETRY,
+                    retryable=True,
+                )
+            delay += tokens.spread(now, self._random())
+            tokens.take()
+            if delay > 0:
+                await self._sleep(delay)
+            if not tokens.is_paused(self._now()):
+                return
 
-    def throttled(self, region: str, api: str) -> None:
-        """EC2 refused a call as there were too many."""
-        self._of(region, api).throttled(self._now(), self._random())
+    def refused(self, region: str, api: str) -> None:
+        """EC2 refused a call as it would refuse any other: there were too many, or it does not know the credentials."""
+        self._of(region, api).refused(self._now(), self._random())
+
+    def may_refresh(self, region: str) -> bool:
+        """Whether the region's credentials may be read again now; if so, not again for a while."""
+        now = self._now()
+        last = self._refreshed.get(region)
+        if last is not None and now - last < REFRESH_EVERY:
+            return False
+        self._refreshed[region] = now
+        return True
 
     def answered(self, region: str, api: str) -> None:
         """EC2 took a call."""

@@ -1,6 +1,9 @@
 """Asking EC2 what a command has to know before it can be decided."""
 
+import asyncio
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 
 import structlog
 
@@ -20,16 +23,32 @@ from cml_workers.ec2_adapter.calls import Calls
 from cml_workers.ec2_adapter.errors import EC2Error, EC2Exception, Remedy
 from cml_workers.ec2_adapter.instances import LOOK_AGAIN
 from cml_workers.ec2_adapter.reports import Reports
-from cml_workers.ec2_adapter.retry_policy import LOOKUP_ATTEMPTS
+from cml_workers.ec2_adapter.retry_policy import HANDED_ON, LOOKUP_ATTEMPTS
+from cml_workers.ec2_adapter.visits import Places
+from cml_workers.foundation.tasks import ended
+
+MOST_UNDER_WAY = 1_000
+"""Lookups at once; the messages of others come back later."""
+MOST_ANSWERED = 10_000
+"""Answered lookups whose messages are still to come back."""
 
 
 class Lookups:
-    """Answers lookup requests. Nothing is changed, so any process may do it, at any time."""
+    """Answers lookup requests. Nothing is changed, so any process may do it, at any time.
 
-    def __init__(self, calls: Calls, reports: Reports, sleep: Callable[[float], Awaitable[None]]) -> None:
+    As with triggers (``visits.py``), a message waits for its answer only where its region has a place for that.
+    """
+
+    def __init__(
+        self, calls: Calls, reports: Reports, sleep: Callable[[float], Awaitable[None]], places: Places
+    ) -> None:
         self._calls = calls
         self._reports = reports
         self._sleep = sleep
+        self._places = places
+        self._under_way: dict[bytes, asyncio.Task[Verdict]] = {}
+        self._answered: OrderedDict[bytes, None] = OrderedDict()
+        """Requests whose messages were handed on, and come back once more."""
 
     async def on_lookup(self, message: Message) -> Verdict:
         """Look up and answer; a refusal that does not end is the result after some attempts."""
@@ -37,6 +56,38 @@ class Lookups:
             request = read(message, {LookupRequested.TYPE: LookupRequested}, limit=MAX_INTERNAL_BODY)
         except BadMessageError as error:
             return DeadLetter(error.problem.detail, error.problem.code)
+        key = sha256(
+            message.body
+        ).digest()  # it says who is to be answered, which the id of a repeated command does not
+        if key in self._answered:
+            del self._answered[key]
+            return Ack()
+        task = self._under_way.get(key)
+        if task is None:
+            if len(self._under_way) >= MOST_UNDER_WAY:
+                return Retry(HANDED_ON)
+            task = asyncio.get_running_loop().create_task(self._look_up(request, message))
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key))
+        with self._places.held(request.lookup.aws_region) as has_place:
+            if has_place:
+                return await asyncio.shield(task)
+        task.add_done_callback(lambda task: self._keep(key, task))
+        return Retry(HANDED_ON)
+
+    async def close(self) -> None:
+        """End what is under way."""
+        for task in list(self._under_way.values()):
+            await ended(task)
+
+    def _keep(self, key: bytes, task: "asyncio.Task[Verdict]") -> None:
+        """Remember that it is answered; otherwise it is looked up again when the message comes back."""
+        if not task.cancelled() and task.exception() is None and isinstance(task.result(), Ack):
+            self._answered[key] = None
+            if len(self._answered) > MOST_ANSWERED:
+                self._answered.popitem(last=False)
+
+    async def _look_up(self, request: LookupRequested, message: Message) -> Verdict:
         with structlog.contextvars.bound_contextvars(command_id=request.origin.command_id):
             try:
                 result = await self._find(request.lookup)

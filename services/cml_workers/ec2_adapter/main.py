@@ -11,19 +11,23 @@ from cml_workers.bus.usage import Usage
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.ec2_adapter.limits import AWS_LIMITS
-from cml_workers.ec2_adapter.tenure import FRESH
+from cml_workers.ec2_adapter.timeouts import fresh_for, longest_call
 from cml_workers.runtime.role import Infrastructure, Part, Replicas, Role, Running, utc_now
 
 
 @asynccontextmanager
 async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
-    """Run the role until the context ends. Raises BusUnavailableError, TopologyError."""
+    """Run the role until the context ends. Raises BusUnavailableError, TopologyError, ConfigurationError."""
     settings = given.settings
     bus = given.bus(EC2_ADAPTER)
+    prefetch = 2 * settings.prefetch  # a region takes half of them, the next one half of what is left
+    grace = timedelta(seconds=settings.visibility_grace_seconds)
+    call = longest_call(settings.ec2_call_seconds, heartbeat=bus.heartbeat, grace=grace)
     async with AwsEc2Client(
         endpoint_url=given.ec2_endpoint,
         image_owners=given.settings.image_owners,
         newest_image=given.settings.newest_image,
+        call_seconds=call.total_seconds(),
     ) as ec2:
         executor = Executor(
             store=given.store,
@@ -32,13 +36,14 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
             now=utc_now,
             random=random.random,
             limits=AWS_LIMITS if given.ec2_endpoint is None else None,
-            visibility_grace=timedelta(seconds=settings.visibility_grace_seconds),
+            visibility_grace=grace,
             authentication_grace=timedelta(seconds=settings.authentication_grace_seconds),
-            fresh=min(FRESH, bus.heartbeat),
+            fresh=fresh_for(bus.heartbeat),
+            places=prefetch,
         )
         bus.watch_connection(lost=executor.disconnected, back=executor.connected)
-        bus.consume(EC2_TRIGGERS, executor.on_trigger, prefetch=settings.prefetch)
-        bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=settings.prefetch)
+        bus.consume(EC2_TRIGGERS, executor.on_trigger, prefetch=prefetch)
+        bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=prefetch)
         try:
             async with bus:
                 await executor.announce()

@@ -1,6 +1,7 @@
 """EC2 as the executor sees it: what is asked, what may be raised, and what a caller may repeat."""
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import NamedTuple, Protocol
 
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
@@ -9,6 +10,13 @@ MOST_DESCRIBED = 200
 """Instances that one DescribeInstances call is asked for: the values that a filter takes (EC2 API reference)."""
 MOST_CHECKED = 100
 """Instances that one DescribeInstanceStatus call is asked for (EC2 API reference)."""
+
+
+AT_ONCE = 50
+"""Calls under way in a region at most. A call that waits has not been made: it does not count as unanswered."""
+
+LONGEST_CALL = timedelta(seconds=30)
+"""How long a call may take where nothing that depends on it is shorter: EC2 is slow at times, and what is slow is to be done."""
 
 
 class StateChange(NamedTuple):

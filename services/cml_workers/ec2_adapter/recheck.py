@@ -12,7 +12,7 @@ from cml_workers.domain.operations import REVERSIBLE, intents
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.errors import EC2Error, EC2Exception, OutcomeUnknownError, Remedy
 from cml_workers.ec2_adapter.instances import Gone, Instances, has_moved
-from cml_workers.ec2_adapter.tenure import Lease, NotYet
+from cml_workers.ec2_adapter.tenure import Lease, NotFreshError, NotYet
 
 OF_AWS = "aws:"
 """Tags that AWS sets and nobody else may write, e.g. on an instance of a CloudFormation stack."""
@@ -54,8 +54,6 @@ async def _write_again(worker: Worker, tags: dict[str, str], lease: Lease, here:
     log.warning("tags are not as recorded and are written again", tags=sorted(tags))
     instance = worker.instance
     assert instance is not None  # noqa: S101 - `recheck` saw it
-    if not lease.is_valid:
-        return False
     try:
         await here.change(
             worker,
@@ -65,6 +63,8 @@ async def _write_again(worker: Worker, tags: dict[str, str], lease: Lease, here:
     except OutcomeUnknownError:
         await here.reports.recheck(worker.id)
         return True
+    except NotFreshError:
+        return False  # nothing was written
     except NotYet:
         return True  # one was published, as this came too late
     except EC2Exception as error:

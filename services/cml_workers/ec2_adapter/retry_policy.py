@@ -39,30 +39,31 @@ def rules(authentication_grace: timedelta) -> Mapping[Remedy, Rule]:
 PAUSES = ((5, 1.0), (10, 5.0))
 """So many times so many seconds between two attempts or two looks; ``LAST_PAUSE`` after that."""
 LAST_PAUSE = 15.0
-SPREAD = 0.2
-"""By which part a pause is longer or shorter, so that many do not come together."""
+SPREAD, SPREAD_OF_LOOKS = 0.9, 0.2
+"""By which part a pause is longer or shorter, so that many that were refused together do not come back together; looks at
+instances, which many share, may."""
 
 
 def pause(tried: int, random: float) -> float:
     """Seconds before the next attempt, after so many; ``random``: from 0 to 1."""
     for times, seconds in PAUSES:
         if tried < times:
-            return _spread(seconds, random)
+            return _spread(seconds, random, SPREAD)
         tried -= times
-    return _spread(LAST_PAUSE, random)
+    return _spread(LAST_PAUSE, random, SPREAD)
 
 
 def look_again_in(watched: float, random: float) -> float:
     """Seconds before the next look at what has been watched for so many: as after as many attempts, one after another."""
     for times, seconds in PAUSES:
         if watched < times * seconds:
-            return _spread(seconds, random)
+            return _spread(seconds, random, SPREAD_OF_LOOKS)
         watched -= times * seconds
-    return _spread(LAST_PAUSE, random)
+    return _spread(LAST_PAUSE, random, SPREAD_OF_LOOKS)
 
 
-def _spread(seconds: float, random: float) -> float:
-    return seconds * (1 + SPREAD * (2 * random - 1))
+def _spread(seconds: float, random: float, spread: float) -> float:
+    return seconds * (1 + spread * (2 * random - 1))
 
 
 LOOKUP_ATTEMPTS = 8

@@ -4,9 +4,11 @@ RabbitMQ does not say who the active consumer is: the first trigger since the co
 leader any more does not always know: what was read from the store may be acted on for a while only.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+
+from cml_workers.domain.worker import Worker
 
 FRESH = timedelta(seconds=20)
 """How long what was read from the stream may be acted on, at most. It must be shorter than the broker takes to give up
@@ -65,9 +67,13 @@ class Tenure:
         """Whether it is too early to act on requests from before it."""
         return self._since is None or self._now() - self._since < self._takeover
 
-    def lease(self) -> "Lease":
-        """For what is read from the stream from now on."""
-        return Lease(self._now(), self)
+    def lease(self, newest: "Newest | None" = None) -> "Lease":
+        """For what is read from the stream from now on; ``newest`` reads it, and again when that is too old."""
+        return Lease(self._now(), self, newest)
+
+    def now(self) -> datetime:
+        """The time by which it is reckoned."""
+        return self._now()
 
     def fresh_for(self, read_at: datetime) -> timedelta:
         """How much longer what was read then may be acted on."""
@@ -78,28 +84,60 @@ class Tenure:
         return self._since is not None and self._since <= moment
 
 
-@dataclass(frozen=True, slots=True)
+Newest = Callable[[], Awaitable[Worker]]
+"""Reads a worker's stream."""
+
+
+@dataclass(eq=False, slots=True)
 class Lease:
-    """The right to act on what was read from the stream at ``read_at``. It ends by itself."""
+    """The right to act on what was read from the stream at ``read_at``. It ends by itself, and can be renewed.
+
+    It is for *sending* a call. What EC2 answers is used, however long that took.
+    """
 
     read_at: datetime
     _tenure: Tenure
+    _newest: Newest | None = None
+    _revision: int | None = None
 
-    @property
-    def left(self) -> timedelta:
-        """For how long it lasts."""
-        return self._tenure.fresh_for(self.read_at)
+    async def newest(self) -> Worker:
+        """The worker of its stream now. Raises as ``Workers.newest`` does."""
+        assert self._newest is not None  # noqa: S101 - who asks has said how to read it
+        return await self._newest()
+
+    async def read(self) -> Worker:
+        """The worker that is to be acted on from now on."""
+        self.read_at = self._tenure.now()
+        worker = await self.newest()
+        self._revision = worker.revision
+        return worker
 
     @property
     def is_valid(self) -> bool:
-        return self.left > timedelta()
+        return self._tenure.fresh_for(self.read_at) > timedelta()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this process has been the leader since the stream was read, as far as it knows."""
+        return self._tenure.held_at(self.read_at)
 
     @property
     def is_certain(self) -> bool:
         """Whether no other leader can have acted since the stream was read."""
-        return self.is_valid and self._tenure.held_at(self.read_at)
+        return self.is_valid and self.is_held
 
-    def check(self) -> None:
-        """Before every effect. Raises NotFreshError if the process was paused or had to wait: read the stream again."""
-        if not self.is_valid:
+    async def renew(self) -> None:
+        """Before every effect: where what was read is too old by now, read it again.
+
+        EC2 may have taken long to answer, or the process was paused.
+
+        Raises NotFreshError if something has happened since, or another process may have been the leader; look at the worker again.
+        """
+        if self.is_valid:
+            return
+        if self._newest is None or not self.is_held:
+            raise NotFreshError
+        revision = self._revision
+        worker = await self.read()
+        if worker.revision != revision or not self.is_certain:
             raise NotFreshError

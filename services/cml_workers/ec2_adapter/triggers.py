@@ -27,6 +27,14 @@ class Trigger:
     recheck_since: datetime | None = None
 
     @property
+    def region(self) -> str | None:
+        """The region of a worker that is created; None where the event does not say it."""
+        data = self.event.data if self.event else {}
+        launch = data.get("launch")
+        region = launch.get("aws_region") if isinstance(launch, dict) else data.get("aws_region")
+        return region if isinstance(region, str) else None
+
+    @property
     def is_durable(self) -> bool:
         """Whether nothing comes again by itself if this message is lost: the next reminder does."""
         return self.event is not None or self.recheck_since is not None

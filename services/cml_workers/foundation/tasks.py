@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 CANCEL_AGAIN = 1.0
 """Seconds a task may take to clean up before it is taken for one that missed its cancellation."""
 
 
-async def ended(task: asyncio.Task[None]) -> None:
+async def ended(task: asyncio.Task[Any]) -> None:
     """Cancel the task until it has ended, however it does.
 
     Once is not enough: before Python 3.12, ``asyncio.wait_for`` loses a cancellation that comes just as what it

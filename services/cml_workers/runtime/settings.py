@@ -134,6 +134,9 @@ class Settings(BaseSettings):
     """JSON array; empty: every type."""
     visibility_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = VISIBILITY_GRACE.total_seconds()
     """How long a new instance may be invisible in EC2 before it counts as gone."""
+    ec2_call_seconds: Annotated[float, Field(ge=1, le=300)] | None = None
+    """How long a call to EC2 may take until it counts as not answered; refused if longer than what depends on it allows. Unset: 30, or
+    what a short grace or heartbeat allows."""
     authentication_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
     """How long a call that AWS does not authorize is tried again before its operation fails."""
 
@@ -168,7 +171,7 @@ class Settings(BaseSettings):
     """Address the probes listen on; 0.0.0.0 in a container."""
 
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
-    """Messages of one queue that a role handles at once."""
+    """Messages of one queue that a role handles at once; the EC2 adapter that many of one region, and as many of all others."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged, on stderr."""
     log_format: Literal["auto", "console", "json"] = "auto"

@@ -10,7 +10,7 @@ from botocore import xform_name
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters, RootVolume
 from cml_workers.ec2_adapter.aws.connections import Connections
 from cml_workers.ec2_adapter.errors import EC2InstanceNotFoundException, EC2InvalidParameterException
-from cml_workers.ec2_adapter.port import StateChange, StatusChecks
+from cml_workers.ec2_adapter.port import LONGEST_CALL, StateChange, StatusChecks
 
 if TYPE_CHECKING:
     from types_aiobotocore_ec2.type_defs import InstanceStateChangeTypeDef, InstanceTypeDef
@@ -26,7 +26,7 @@ PAGE = 1000
 class AwsEc2Client:
     """Implements the port ``Ec2``. Use as ``async with``, or ``close`` it.
 
-    ``endpoint_url``: another EC2 API than AWS's. Time-outs are in seconds. The credentials are those of the
+    ``endpoint_url``: another EC2 API than AWS's. ``call_seconds``: how long a call may take, all its pages together. The credentials are those of the
     usual AWS environment. ``image_owners``: whose images are found by name; ``newest_image``: of several the newest one.
     """
 
@@ -34,14 +34,11 @@ class AwsEc2Client:
         self,
         *,
         endpoint_url: str | None = None,
-        connect_timeout: float = 5.0,
-        read_timeout: float = 30.0,
+        call_seconds: float = LONGEST_CALL.total_seconds(),
         image_owners: Sequence[str] = OUR_OWN,
         newest_image: bool = False,
     ) -> None:
-        self._connections = Connections(
-            endpoint_url=endpoint_url, connect_timeout=connect_timeout, read_timeout=read_timeout
-        )
+        self._connections = Connections(endpoint_url=endpoint_url, call_seconds=call_seconds)
         self._calling = self._connections.calling
         self._image_owners = image_owners
         self._newest_image = newest_image

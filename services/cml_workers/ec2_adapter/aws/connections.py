@@ -31,6 +31,10 @@ from cml_workers.ec2_adapter.errors import (
     Remedy,
     exception_for,
 )
+from cml_workers.ec2_adapter.port import AT_ONCE
+
+CONNECT_SECONDS = 5.0
+"""Of several addresses of EC2 that do not answer the next one is tried after so many seconds."""
 
 if TYPE_CHECKING:
     from types_aiobotocore_ec2.client import EC2Client
@@ -59,15 +63,16 @@ class _Region:
 class Connections:
     """The clients of all regions. What happens to one region's client disturbs no other's."""
 
-    def __init__(self, *, endpoint_url: str | None, connect_timeout: float, read_timeout: float) -> None:
+    def __init__(self, *, endpoint_url: str | None, call_seconds: float) -> None:
         self._endpoint_url = endpoint_url
+        self._call_seconds = call_seconds
         self._config = AioConfig(
-            connect_timeout=connect_timeout,
-            read_timeout=read_timeout,
+            connect_timeout=min(CONNECT_SECONDS, call_seconds),
+            read_timeout=call_seconds,
             # One attempt a call: of several only the last one's answer is seen, a refusal, say, after one that was
             # carried out and whose answer was lost. Who calls tries again, and knows what may have happened.
             retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=50,
+            max_pool_connections=AT_ONCE,
             user_agent_extra="cml-workers",
         )
         self._regions: dict[str, _Region] = {}
@@ -89,16 +94,20 @@ class Connections:
 
     @asynccontextmanager
     async def calling(self, operation: str, region: str, subject: str) -> "AsyncIterator[EC2Client]":
-        """One call; whatever goes wrong becomes one of our exceptions."""
+        """One call; whatever goes wrong becomes one of our exceptions.
+
+        It ends within its time, whatever takes long: credentials, the connection, an answer that comes byte by byte.
+        """
         subject = f"{subject} in {region}"
         try:
-            client = await self._client(region)
-            client.calls += 1
-            try:
-                yield client.ec2
-            finally:
-                client.calls -= 1
-                await _close_unused(client)
+            async with asyncio.timeout(self._call_seconds):
+                client = await self._client(region)
+                client.calls += 1
+                try:
+                    yield client.ec2
+                finally:
+                    client.calls -= 1
+                    await _close_unused(client)
         except EC2Error:
             raise
         except ClientError as error:
