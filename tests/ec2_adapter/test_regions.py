@@ -129,6 +129,7 @@ class Deployment:
         self.succeeded: dict[UUID, float] = {}
         self.refused: list[UUID] = []
         self.looked_up: dict[str, float] = {}
+        self.answered: list[tuple[str, str]] = []
         self.unsettled = 0
         """Messages that are in a queue or in a handler."""
         self.random = 0.0
@@ -203,15 +204,15 @@ class Deployment:
         body = json.dumps(published("/test", newest).to_cloudevent()).encode()
         self._send("triggers", Message(body=body, type=newest.type))
 
-    def look_up(self, region: str, workers: Sequence[UUID]) -> None:
-        """Their status is asked for."""
+    def look_up(self, region: str, workers: Sequence[UUID], *, by: str = "t") -> None:
+        """Their status is asked for, by a caller."""
         for worker_id in workers:
             status = UpdateCMLWorkerStatus(worker_id=worker_id)
             lookup = InstanceLookup(
                 aws_region=region, instance_id=f"i-{worker_id.int:017x}"[:19], seen_revision=2
             )
             origin = CommandMessage(
-                command_id=str(worker_id), command=status, command_type=status.TYPE, correlation_id="t"
+                command_id=str(worker_id), command=status, command_type=status.TYPE, correlation_id=by
             )
             request = LookupRequested(origin=origin, lookup=lookup)
             body = request.model_dump_json().encode()
@@ -243,6 +244,7 @@ class Deployment:
         at = (self.clock.now() - NOW).total_seconds()
         if message.type == LookupAnswered.TYPE:
             answer = LookupAnswered.model_validate_json(message.body)
+            self.answered.append((answer.origin.command_id, answer.origin.correlation_id))
             if answer.looked_up.instance is not None:
                 self.looked_up.setdefault(answer.origin.command_id, at)
         elif message.type in REPORTS:
@@ -335,6 +337,16 @@ async def test_an_answered_lookup_whose_message_comes_back_is_not_looked_up_agai
     await deployment.clock.passes(HANDED_ON + 1)
     assert deployment.unsettled == 0
     assert len(deployment.ec2.made) == made
+
+
+async def test_two_callers_who_send_one_command_are_both_answered(deployment: Deployment):
+    """Their lookups have one id, and the later one may come while the first is under way, or was handed on."""
+    workers = await deployment.workers(BAD, 150, InstanceState.RUNNING)
+    deployment.ec2.troubles[BAD] = deployment.ec2.is_slow(3, "describe_many")
+    for caller in ("ann", "bob"):
+        deployment.look_up(BAD, workers, by=caller)
+    await deployment.clock.passes(60)
+    assert set(deployment.answered) == {(str(each), by) for each in workers for by in ("ann", "bob")}
 
 
 async def test_a_burst_of_one_healthy_region_is_done_at_once(deployment: Deployment):

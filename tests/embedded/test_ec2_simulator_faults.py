@@ -1,6 +1,7 @@
 """The faults of the simulator: instead of the effect, after it, late; and somebody else who acts."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -38,6 +39,27 @@ def test_a_fault_that_only_delays(ec2: Any, admin: SimulatorAdmin):
     began = time.monotonic()
     assert ec2.describe_images(Owners=["self"])["Images"]
     assert time.monotonic() - began >= 0.3
+
+
+def test_a_region_in_trouble_answers_nothing_and_the_others_do(ec2: Any, admin: SimulatorAdmin):
+    admin.fault("*", "AuthFailure", region="us-west-2", status=401, times=None)
+    assert ec2.describe_images(Owners=["self"])["Images"]
+    admin.clear()
+    admin.fault("*", "AuthFailure", region=ec2.meta.region_name, status=401, times=None)
+    for _ in range(2):
+        with refused("AuthFailure"):
+            ec2.describe_images(Owners=["self"])
+    admin.clear()
+    assert ec2.describe_images(Owners=["self"])["Images"]
+
+
+def test_a_call_that_hangs_goes_on_when_the_fault_is_taken_back(ec2: Any, admin: SimulatorAdmin):
+    admin.fault("*", effect="delay", delay_seconds=600, times=None)
+    with ThreadPoolExecutor(1) as hanging:
+        answer = hanging.submit(ec2.describe_images, Owners=["self"])
+        assert not wait([answer], timeout=0.3).done
+        admin.clear()
+        assert answer.result(timeout=10)["Images"]
 
 
 @pytest.mark.parametrize(("effect", "launched"), [("instead", 0), ("after", 1), ("delay", 1)])

@@ -66,9 +66,9 @@ class Application:
         else:
             form = dict(parse_qsl(body.decode(), keep_blank_values=True))
             with self._lock:
-                fault = self._faults.due(form.get("Action", ""))
-            if fault and fault.delay_seconds:
-                time.sleep(fault.delay_seconds)
+                fault = self._faults.due(form.get("Action", ""), _signer(environ)[1])
+            if fault:
+                self._faults.hold_back(fault)
             status, content = self._ec2(environ, form, fault)
             kind = "text/xml"
             if fault and fault.close_connection:
@@ -136,7 +136,7 @@ class Application:
             case "POST", ["faults"]:
                 self._faults.planted.append(Fault(**asked))
             case "DELETE", ["faults"]:
-                self._faults.planted.clear()
+                self._faults.remove()
             case "GET", ["faults"]:
                 return [asdict(fault) for fault in self._faults.planted]
             case "GET", ["calls"]:
