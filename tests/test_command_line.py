@@ -14,14 +14,15 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from cml_contracts.client import WorkerClient
+from cml_contracts.client import NoAnswerError, WorkerClient
 from cml_contracts.deadletters import DeadLetterDetails, DeadLetterState
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import ListCMLWorkers, WorkerPage, WorkerView
 from cml_workers.cli import commands, deadletters, queries, terminal
 from cml_workers.cli.app import app
 from cml_workers.cli.resolving import resolve
-from cml_workers.cli.terminal import run_to_end
+from cml_workers.cli.show import as_text
+from cml_workers.cli.terminal import err, run_to_end
 from support.running import COMMAND, unconfigured
 
 INTERRUPTED = """
@@ -233,6 +234,19 @@ def test_a_tag_that_is_given_twice_is_an_error(command: list[str]) -> None:
     assert (done.exit_code, done.stderr) == (2, "cml-workers: tag 'a' is given twice\n")
 
 
+VIEW = WorkerView(
+    id=uuid4(),
+    name="lab",
+    status=WorkerStatus.RUNNING,
+    aws_region="us-east-1",
+    instance_type="m5.large",
+    owner="ann",
+    created_at=datetime.now(UTC),
+    updated_at=datetime.now(UTC),
+    revision=1,
+)
+
+
 class Answering:
     """A client that never comes to an answer, or one that lists these workers."""
 
@@ -298,27 +312,39 @@ def test_who_is_cut_off_from_a_command_learns_its_id(
     ],
 )
 def test_a_worker_that_ended_gives_its_name_free(statuses: list[str], found: int | None) -> None:
-    now = datetime.now(UTC)
-    views = [
-        WorkerView(
-            id=uuid4(),
-            name="lab",
-            status=WorkerStatus(status),
-            aws_region="us-east-1",
-            instance_type="m5.large",
-            owner="ann",
-            created_at=now,
-            updated_at=now,
-            revision=1,
-        )
-        for status in statuses
-    ]
+    views = [VIEW.model_copy(update={"id": uuid4(), "status": WorkerStatus(status)}) for status in statuses]
     client = cast("WorkerClient", Answering(*views))
     if found is None:
         with pytest.raises(typer.Exit):
             asyncio.run(resolve(client, "lab"))
     else:
         assert asyncio.run(resolve(client, "lab")) == views[found].id
+
+
+def test_a_name_from_a_tag_may_be_longer_than_one_that_can_be_asked_for() -> None:
+    view = VIEW.model_copy(update={"name": "n" * 256})
+    client = Answering(view, view.model_copy(update={"id": uuid4(), "name": "n" * 255}))
+    assert asyncio.run(resolve(cast("WorkerClient", client), "n" * 256)) == view.id
+
+
+def test_a_query_without_an_answer_is_no_command_whose_operation_can_be_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async def ask() -> None:
+        raise NoAnswerError(str(uuid4()), 15)
+
+    with pytest.raises(typer.Exit) as ended:
+        run_to_end(ask())
+    assert ended.value.exit_code == 3
+    assert capsys.readouterr().err == "cml-workers: no answer within 15 s; ask again\n"
+
+
+def test_letters_of_every_language_are_shown_as_they_are() -> None:
+    name = "\u06a9\u062a\u0627\u0628\u200c\u062e\u0627\u0646\u0647"
+    assert as_text({"Name": name}) == f'{{"Name": "{name}"}}'
+    with pytest.raises(typer.Exit), err.capture() as captured:
+        asyncio.run(resolve(cast("WorkerClient", Answering()), name))
+    assert name in captured.get()
 
 
 @pytest.mark.parametrize("pattern", ["cml.workers.#", "created", "cml.*", "", "cml.worker.created.v1.#.x"])

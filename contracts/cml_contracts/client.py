@@ -60,6 +60,14 @@ class NoResultYetError(TimeoutError):
     def __init__(self, command_id: str, deadline: float) -> None:
         super().__init__(f"no result of {command_id} within {deadline:g} s; query its operation later")
         self.command_id = command_id
+        self.deadline = deadline
+
+
+class NoAnswerError(NoResultYetError):
+    """No answer to a query within the deadline. Nothing has changed, and nothing comes of it: ask again."""
+
+    def __str__(self) -> str:
+        return f"no answer within {self.deadline:g} s; ask again"
 
 
 class NotSentError(ConnectionError):
@@ -149,8 +157,11 @@ class WorkerClient:
         return command_id
 
     async def query(self, query: Query, *, deadline: float | None = None) -> OperationResult:
-        """Ask the read model. Raises NoResultYetError, NotSentError."""
-        return await self._call(QUERIES_EXCHANGE, query, str(uuid4()), deadline or self._deadline)
+        """Ask the read model. Raises NoAnswerError, NotSentError."""
+        try:
+            return await self._call(QUERIES_EXCHANGE, query, str(uuid4()), deadline or self._deadline)
+        except NoResultYetError as error:
+            raise NoAnswerError(error.command_id, error.deadline) from None
 
     async def operate(self, request: OperatorRequest, *, deadline: float | None = None) -> OperationResult:
         """Send a request about dead letters, as an operator. Raises NoResultYetError, NotSentError."""

@@ -23,6 +23,7 @@ MAX_TAGS = 50
 MAX_TAG_KEY = 128
 MAX_TAG_VALUE = 256
 """Characters, likewise."""
+MAX_TEXT = 128
 MAX_REGION = 32
 MAX_COMMAND_ID = 200
 MAX_PROPERTY = 255
@@ -95,7 +96,7 @@ def _usable_tags(tags: Mapping[str, str]) -> Mapping[str, str]:
     return tags
 
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT), AfterValidator(_printable)]
 CommandId = Annotated[
     str,
     StringConstraints(min_length=1, max_length=MAX_COMMAND_ID),

@@ -1,6 +1,5 @@
 """Commands for workers: each sends one message and shows its result."""
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated
 from uuid import UUID, uuid4
@@ -23,7 +22,7 @@ from cml_contracts.commands import (
 )
 from cml_contracts.results import OperationResult
 from cml_workers.cli.resolving import WorkerRef, resolve
-from cml_workers.cli.show import print_json
+from cml_workers.cli.show import as_text, print_json
 from cml_workers.cli.terminal import (
     NOT_DONE,
     UNREACHABLE,
@@ -257,7 +256,7 @@ def _send(
             table = Table.grid(padding=(0, 2))
             for key, value in result.data.items():
                 if value not in (None, [], {}):
-                    text = json.dumps(value) if isinstance(value, dict | list) else str(value)
+                    text = as_text(value) if isinstance(value, dict | list) else str(value)
                     table.add_row(Text(key), Text(text))
             out.print(table)
     if result.outcome != "succeeded":

@@ -20,7 +20,7 @@ from cml_workers.cli.terminal import (
     NOT_DONE,
     USAGE,
     AsJson,
-    configured,
+    client_settings,
     err,
     fail,
     out,
@@ -47,7 +47,7 @@ def get(worker: WorkerRef, as_json: AsJson = False) -> None:
 
     view = with_client(ask)
     if view is None:
-        fail(f"worker {worker} is not in the read model (yet); `cml-workers list` shows all", NOT_DONE)
+        fail(f"worker {worker} is not in the read model (yet); `cml-workers list --all` shows all", NOT_DONE)
     if as_json:
         print_json(view.model_dump(mode="json"))
     else:
@@ -113,7 +113,7 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
     """Show the events of a worker, from the event store."""
     from cml_workers.eventstore.opening import open_event_store  # noqa: PLC0415 - see `run`
 
-    settings = configured()
+    settings = client_settings()
 
     async def read() -> list[EventEnvelope]:
         try:
@@ -146,7 +146,7 @@ def watch(
     """Print events as they happen, until Ctrl-C; also of a system that is started again meanwhile."""
     if not any(_matches(pattern, event) for event in EVENTS):
         fail(f"no event matches {pattern!r}; there are: {', '.join(EVENTS)}", USAGE)
-    settings = configured()
+    settings = client_settings()
 
     async def show(client: WorkerClient) -> None:
         async with client.events(pattern) as events:

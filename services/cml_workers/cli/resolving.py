@@ -8,6 +8,7 @@ import typer
 from cml_contracts.client import WorkerClient
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import ListCMLWorkers
+from cml_contracts.texts import MAX_TEXT
 from cml_workers.cli.terminal import (
     NOT_DONE,
     fail,
@@ -26,7 +27,8 @@ async def resolve(client: WorkerClient, worker: str) -> UUID:
         return UUID(worker)
     except ValueError:
         pass
-    wanted: ListCMLWorkers | None = valid(lambda: ListCMLWorkers(name_part=worker, limit=500))
+    part = worker[:MAX_TEXT]  # a name may come from a tag, which may be longer
+    wanted: ListCMLWorkers | None = valid(lambda: ListCMLWorkers(name_part=part, limit=500))
     named = []
     while wanted:
         page = await client.workers(wanted)
@@ -38,5 +40,5 @@ async def resolve(client: WorkerClient, worker: str) -> UUID:
             return found[0].id
         if found:
             them = ", ".join(str(view.id) for view in found)
-            fail(f"{len(found)} workers are named {worker!r}; use an id: {them}", NOT_DONE)
-    return fail(f"no worker is named {worker!r}; `cml-workers list` shows all", NOT_DONE)
+            fail(f"{len(found)} workers are named '{worker}'; use an id: {them}", NOT_DONE)
+    return fail(f"no worker is named '{worker}'; `cml-workers list --all` shows all", NOT_DONE)

@@ -49,6 +49,11 @@ def print_json(value: Any, *, compact: bool = False) -> None:
     sys.stdout.flush()
 
 
+def as_text(value: Any) -> str:
+    """JSON for people: every language's letters as they are."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def worker_table(workers: Iterable[WorkerView], width: int) -> Table:
     """One line for each worker; a narrow terminal shows fewer columns than ``get``."""
     table = Table("id", "name", "status", "region", "type", box=None)
@@ -108,7 +113,7 @@ def operation_panel(operation: OperationView) -> Panel:
         "settled": operation.settled_at and f"{operation.settled_at:%Y-%m-%d %H:%M:%S %Z}",
         "outcome": result.outcome if result else "pending",
         "problem": result and result.problem and f"{result.problem.code}: {result.problem.detail}",
-        "data": result and result.data is not None and json.dumps(result.data),
+        "data": result and result.data is not None and as_text(result.data),
     }
     return Panel(_grid(facts), title=Text(operation.command_id), title_align="left", expand=False)
 
@@ -178,7 +183,7 @@ def dead_letter_panel(letter: DeadLetterDetails) -> Panel:
         "correlation id": letter.correlation_id and Text(letter.correlation_id),
         "reply to": letter.reply_to and Text(letter.reply_to),
         "content type": letter.content_type and Text(letter.content_type),
-        "headers": letter.headers and Text(json.dumps(letter.headers)),
+        "headers": letter.headers and Text(as_text(letter.headers)),
         "died": f"{letter.deaths} times, redriven {letter.redrives} times",
         "before its death": f"delivered {letter.deliveries} times, retried {letter.attempts} times, "
         f"failed {letter.faults} times",

@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from cml_contracts.client import NoResultYetError, WorkerClient
+from cml_contracts.client import NoAnswerError, NoResultYetError, WorkerClient
 from cml_workers.foundation.failures import ConfigurationError, RoleFailedError
 from cml_workers.runtime.endpoints import amqp_url
 from cml_workers.runtime.logs import configure_logging
@@ -44,7 +45,7 @@ T = TypeVar("T")
 
 def with_client(use: Callable[[WorkerClient], Coroutine[Any, Any, T]]) -> T:
     """Use the configured system, or the one that runs here."""
-    settings = configured()
+    settings = client_settings()
 
     async def connected() -> T:
         async with WorkerClient(amqp_url(settings), deadline=15) as client:
@@ -63,6 +64,14 @@ def configured() -> Settings:
     return settings
 
 
+def client_settings() -> Settings:
+    """The same for a client: what goes wrong with its connection is said in a line of ours, not in the library's traceback."""
+    settings = configured()
+    for library in ("aiormq", "aio_pika"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    return settings
+
+
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; an expected error becomes one line and an exit code."""
     try:
@@ -70,6 +79,8 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
             return runner.run(work)
     except ConfigurationError as error:
         fail(str(error), USAGE)
+    except NoAnswerError as error:
+        fail(str(error), UNREACHABLE)
     except NoResultYetError as error:
         fail(f"{error}: cml-workers operation {error.command_id}", NO_RESULT_YET)
     except ConnectionError as error:
