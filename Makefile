@@ -79,6 +79,7 @@ check: $(READY) ## format, lint, strict types, import rules, words, generated do
 	@$(BIN)/python -m cml_tools.definitions --check deploy/rabbitmq/definitions.json
 	@$(BIN)/python -m cml_tools.configuration --check docs/configuration.md
 	@$(BIN)/python -m cml_tools.roles --check docs/roles.md
+	@$(BIN)/python -m cml_tools.ec2_calls --check docs/ec2-calls.md
 
 format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix --quiet . || true
@@ -87,6 +88,7 @@ format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/python -m cml_tools.definitions > deploy/rabbitmq/definitions.json
 	@$(BIN)/python -m cml_tools.configuration --write docs/configuration.md
 	@$(BIN)/python -m cml_tools.roles --write docs/roles.md
+	@$(BIN)/python -m cml_tools.ec2_calls --write docs/ec2-calls.md
 
 SIMULATE := cd tests && ../$(BIN)/python -m simulation.campaign
 simulate: $(READY) ## the roles on parts that fail, in virtual time: SEEDS=1000 runs, or one again: SEED=7

@@ -27,6 +27,8 @@ SERVERS = {"server", "postgresql", "rabbitmq", "real"}
 OF_SERVERS = {"rabbitmq_url", "postgresql_url", "kurrentdb_uri"}
 SLOW = (
     *("simulation", "system", "bench", "fuzz", "test_command_line.py", "test_ending.py"),
+    "doctor/test_doctor.py::test_a_right",
+    "doctor/test_doctor.py::test_what_the_doctor_may_not_ask",
     "embedded/test_ec2_simulator_restarts.py::test_instances_survive_the_end_of_the_process",
 )
 """Folders, files and tests that take their time: many runs, or many processes."""

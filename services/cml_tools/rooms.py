@@ -209,6 +209,11 @@ ROOMS: Mapping[str, Room] = {
         packages=("structlog",),
         library=ANYTHING,
     ),
+    "doctor": Room(
+        modules=_service("doctor"),
+        imports=("contracts", "domain", "ec2_adapter", "ec2_adapter.aws"),
+        packages=("botocore",),
+    ),
     "process": Room(
         modules=_service("process"),
         imports=(
@@ -234,6 +239,7 @@ ROOMS: Mapping[str, Room] = {
             "sql.port",
             "readmodels",
             "runtime",
+            "doctor",
             "process",
             "cli.demo",
         ),
@@ -257,8 +263,18 @@ ROOMS: Mapping[str, Room] = {
     ),
     "tools": Room(
         modules=("cml_tools",),
-        imports=("roots", "contracts", "bus", "runtime", "process"),
-        packages=("grimp", "pydantic"),
+        imports=(
+            "roots",
+            "contracts",
+            "domain",
+            "bus",
+            "runtime",
+            "ec2_adapter",
+            "ec2_adapter.aws",
+            "doctor",
+            "process",
+        ),
+        packages=("botocore", "grimp", "pydantic"),
         library=ANYTHING,
     ),
 }

@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from cml_tools.roles import secrets
-from cml_workers.ec2_adapter.power import POWERS
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, begin_if_new
 from cml_workers.process.registry import ROLES
@@ -20,6 +19,7 @@ from cml_workers.runtime.health import PORT
 from cml_workers.runtime.role import Part, Replicas
 from cml_workers.runtime.settings import OF_OTHERS, Settings, variable
 from support.kurrentdb_standin import KurrentDbStandIn
+from support.listed_calls import listed, listed_of_doctor
 
 ROOT = Path(__file__).parents[2]
 PARTS = {Part.BUS: "rabbitmq", Part.STORE: "kurrentdb", Part.DATABASE: "postgresql", Part.EC2: "ec2"}
@@ -33,6 +33,7 @@ MANIFESTS: list[dict[str, Any]] = [
     for path in sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
     for manifest in yaml.safe_load_all(path.read_text())
 ]
+POLICY = json.loads((ROOT / "deploy/aws/iam-policy.json").read_text())
 
 
 def of_kind(kind: str, name: str) -> dict[str, Any]:
@@ -148,30 +149,25 @@ def test_the_settings_of_the_manifests_exist():
 
 
 def test_the_iam_policy_allows_what_the_adapter_calls_and_no_more():
-    source = (ROOT / "services/cml_workers/ec2_adapter/aws/client.py").read_text()
-    called = set(re.findall(r"ec2\.(\w+_\w+)\(", source)) - {"get_paginator"}
-    called |= set(re.findall(r'get_paginator\("(\w+)"\)', source))
-    actions = {"ec2:" + "".join(word.capitalize() for word in call.split("_")) for call in called}
-    actions |= {f"ec2:{power.api}" for power in POWERS.values()}
-    policy = json.loads((ROOT / "deploy/aws/iam-policy.json").read_text())
     allowed = set()
-    for statement in policy["Statement"]:
+    for statement in POLICY["Statement"]:
         assert statement["Effect"] == "Allow"
-        action = statement["Action"]
-        allowed |= {action} if isinstance(action, str) else set(action)
         # What changes something is bound to our resources or our tags.
-        if statement["Sid"] != "See":
+        if statement["Sid"] not in ("See", "Doctor"):
             assert statement["Resource"] != "*"
-    assert {action for action in allowed if action.startswith("ec2:")} == actions
+        if statement["Sid"] != "Doctor":
+            allowed |= actions_of(statement)
+    assert {action for action in allowed if action.startswith("ec2:")} == {
+        f"ec2:{action}" for action in listed()
+    }
 
 
 def test_whoever_launches_may_give_workers_one_role_and_use_one_key_for_their_volumes():
     """EC2 user guide, *Grant permissions to pass an IAM role to an instance*; EBS user guide, *Permissions for encryption*."""
-    policy = json.loads((ROOT / "deploy/aws/iam-policy.json").read_text())
     of_others = {
         action: statement
-        for statement in policy["Statement"]
-        for action in ([statement["Action"]] if isinstance(statement["Action"], str) else statement["Action"])
+        for statement in POLICY["Statement"]
+        for action in actions_of(statement)
         if not action.startswith("ec2:") and statement["Sid"] != "Doctor"
     }
     assert of_others.keys() == {
@@ -198,11 +194,34 @@ def test_the_file_of_profiles_is_mounted_where_it_is_read():
     lifecycle = COMPOSE["services"]["lifecycle"]
     assert lifecycle["environment"]["CML_PROFILES_FILE"] == "${CML_PROFILES_FILE:-}"
     assert lifecycle["volumes"] == ["${CML_PROFILES_FOLDER:-./deploy/profiles}:/profiles:ro"]
-    pod = of_kind("Deployment", "lifecycle")["spec"]["template"]["spec"]
-    assert {"name": "profiles", "mountPath": "/profiles", "readOnly": True} in pod["containers"][0][
-        "volumeMounts"
-    ]
-    assert {"name": "profiles", "configMap": {"name": "cml-profiles", "optional": True}} in pod["volumes"]
+    for role in ("lifecycle", "ec2-adapter"):  # by the doctor in the latter
+        pod = of_kind("Deployment", role)["spec"]["template"]["spec"]
+        mount = {"name": "profiles", "mountPath": "/profiles", "readOnly": True}
+        assert mount in pod["containers"][0]["volumeMounts"]
+        assert {"name": "profiles", "configMap": {"name": "cml-profiles", "optional": True}} in pod["volumes"]
+
+
+def test_the_iam_policy_allows_what_the_doctor_asks_beyond_that_and_no_more():
+    (statement,) = (each for each in POLICY["Statement"] if each["Sid"] == "Doctor")
+    beyond = listed_of_doctor().keys() - listed().keys()
+    assert actions_of(statement) == {action if ":" in action else f"ec2:{action}" for action in beyond}
+    assert all(re.search(r":(Describe|Get)", action) for action in actions_of(statement))
+
+
+def actions_of(statement: dict[str, Any]) -> set[str]:
+    action = statement["Action"]
+    return {action} if isinstance(action, str) else set(action)
+
+
+def test_every_action_of_ec2_that_is_named_where_it_is_deployed_is_called():
+    """A right or a text about a call that is never made."""
+    named = set()
+    for path in (*(ROOT / "deploy").rglob("*"), ROOT / "docker-compose.yml", ROOT / "docs/deployment.md"):
+        if path.is_file() and "secrets" not in path.parts:
+            named |= set(re.findall(r"\bec2:((?:Describe|Get|[A-Z][a-z]+)[A-Z]\w+)\b", path.read_text()))
+    conditions = {"InstanceType", "MetadataHttpTokens", "CreateAction"}
+    """Keys of conditions (Service Authorization Reference, *Condition keys for Amazon EC2*)."""
+    assert named - conditions == {each for each in {**listed(), **listed_of_doctor()} if ":" not in each}
 
 
 def test_the_database_is_reached_by_those_who_have_something_in_it():

@@ -328,7 +328,7 @@ async def test_credentials_that_are_read_again_disturb_no_other_call(
     """Neither those under way in the region, nor another region's client."""
     admin.fault("DescribeInstances", effect="delay", delay_seconds=0.5)
     await ec2.describe_many("us-west-2", ["i-00000000000000001"])
-    elsewhere = ec2._connections._regions["us-west-2"].client
+    elsewhere = ec2.connections._regions["us-west-2"].client
     under_way = asyncio.create_task(ec2.describe_many(REGION, ["i-00000000000000001"]))
     while not admin.calls("DescribeInstances"):
         await asyncio.sleep(0.01)
@@ -336,7 +336,7 @@ async def test_credentials_that_are_read_again_disturb_no_other_call(
     await ec2.refresh(REGION)
     assert await under_way == {}
     assert await ec2.describe_many(REGION, ["i-00000000000000001"]) == {}
-    assert ec2._connections._regions["us-west-2"].client is elsewhere
+    assert ec2.connections._regions["us-west-2"].client is elsewhere
 
 
 async def test_a_call_is_one_attempt_so_that_no_answer_hides_another(

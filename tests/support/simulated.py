@@ -12,6 +12,7 @@ import pytest_asyncio
 from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from support.ec2 import SimulatorAdmin
+from support.listed_calls import not_listed
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +24,12 @@ def simulator() -> Iterator[Ec2Simulator]:
 
 @pytest.fixture
 def admin(simulator: Ec2Simulator) -> Iterator[SimulatorAdmin]:
-    """No fault and no call of a test before."""
+    """No fault and no call of a test before; and no call during the test that is not in the list of them."""
     admin = SimulatorAdmin(simulator.url)
     admin.forget_calls()
     yield admin
     admin.clear()
+    assert not_listed(admin.calls()) == set()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -7,6 +7,7 @@ import typer
 
 from cml_workers.cli import commands, queries, system
 from cml_workers.cli.deadletters import deadletters
+from cml_workers.cli.doctor import doctor
 from cml_workers.cli.rebuild import rebuild
 from cml_workers.cli.terminal import show_version
 
@@ -50,5 +51,6 @@ def _common(
 for panel, of_panel in BY_PANEL.items():
     for name, command in of_panel.items():
         app.command(name, rich_help_panel=panel)(command)
+app.command("doctor", rich_help_panel=OPERATE)(doctor)
 app.command("rebuild", rich_help_panel=OPERATE)(rebuild)
 app.add_typer(deadletters, rich_help_panel=OPERATE)

@@ -226,9 +226,14 @@ def _is_metal(instance_type: str) -> bool:
     return instance_type.partition(".")[2].startswith("metal")
 
 
+def can_be_shown(key: str) -> bool:
+    """Whether instance metadata can show a tag with this key."""
+    return _METADATA_KEY.fullmatch(key) is not None
+
+
 def check_metadata_keys(chosen: RegionProfile, tags: Mapping[str, str]) -> None:
     """Raises RejectedError: instance metadata, which has to show the tags, cannot show one of them."""
-    wrong = [key for key in tags if not _METADATA_KEY.fullmatch(key)]
+    wrong = [key for key in tags if not can_be_shown(key)]
     if chosen.metadata_tags and wrong:
         raise rejected(
             ProblemCode.VALIDATION_FAILED,
@@ -248,7 +253,7 @@ def inconsistencies(region: str, chosen: RegionProfile, default_tags: Mapping[st
             yield f"{name}: {twice[0]} is there twice"
     if chosen.metadata_tags:
         for tag in {**default_tags, **chosen.tags}:
-            if not _METADATA_KEY.fullmatch(tag):
+            if not can_be_shown(tag):
                 yield f"tags: {tag!r} cannot be shown in instance metadata: letters, digits and -_+=,.@: only"
 
 

@@ -41,11 +41,8 @@ async def embed_broker(settings: Settings, stack: AsyncExitStack) -> tuple[str, 
 
 
 async def embed_ec2(settings: Settings, stack: AsyncExitStack) -> tuple[Settings, str]:
-    """The simulator, its well-known images as defaults, and credentials that open nothing else."""
-    from cml_embedded.ec2_simulator import (  # noqa: PLC0415 - an optional extra
-        DEMO_IMAGE_NAME,
-        Ec2Simulator,
-    )
+    """The simulator; and the settings for it, see ``for_simulator``."""
+    from cml_embedded.ec2_simulator import Ec2Simulator  # noqa: PLC0415 - an optional extra
 
     folder = settings.data_dir / "ec2"
     simulator = Ec2Simulator(
@@ -56,7 +53,14 @@ async def embed_ec2(settings: Settings, stack: AsyncExitStack) -> tuple[Settings
     with _opened("CML_EC2_PORT", settings.ec2_port, folder):
         await asyncio.to_thread(simulator.start)
     stack.push_async_callback(asyncio.to_thread, simulator.stop)
+    return for_simulator(settings), simulator.url
+
+
+def for_simulator(settings: Settings) -> Settings:
+    """Its well-known images as defaults, and credentials that open nothing else."""
+    from cml_embedded.ec2_simulator import DEMO_IMAGE_NAME  # noqa: PLC0415 - an optional extra
+
     os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "simulator"  # noqa: S105
     regions = ("us-east-1", "us-west-2", "eu-west-1")
     names = {**dict.fromkeys(regions, DEMO_IMAGE_NAME), **settings.worker_ami_names}
-    return settings.model_copy(update={"worker_ami_names": names}), simulator.url
+    return settings.model_copy(update={"worker_ami_names": names})

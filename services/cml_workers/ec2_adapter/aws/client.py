@@ -1,7 +1,7 @@
 """EC2 over its HTTP API, through aioboto3."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,7 +27,8 @@ class AwsEc2Client:
     """Implements the port ``Ec2``. Use as ``async with``, or ``close`` it.
 
     ``endpoint_url``: another EC2 API than AWS's. ``call_seconds``: how long a call may take, all its pages together. The credentials are those of the
-    usual AWS environment. ``image_owners``: whose images are found by name; ``newest_image``: of several the newest one.
+    usual AWS environment. ``image_owners``: whose images are found by name; ``newest_image``: of several the newest one;
+    ``prepare``: see ``Connections``.
     """
 
     def __init__(
@@ -37,9 +38,10 @@ class AwsEc2Client:
         call_seconds: float = LONGEST_CALL.total_seconds(),
         image_owners: Sequence[str] = OUR_OWN,
         newest_image: bool = False,
+        prepare: Callable[[Any], None] | None = None,
     ) -> None:
-        self._connections = Connections(endpoint_url=endpoint_url, call_seconds=call_seconds)
-        self._calling = self._connections.calling
+        self.connections = Connections(endpoint_url=endpoint_url, call_seconds=call_seconds, prepare=prepare)
+        self._calling = self.connections.calling
         self._image_owners = image_owners
         self._newest_image = newest_image
         self._root_devices: dict[tuple[str, str], str] = {}
@@ -57,11 +59,11 @@ class AwsEc2Client:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._connections.close()
+        await self.connections.close()
 
     async def refresh(self, region: str) -> None:
         """See ``Ec2.refresh``."""
-        await self._connections.refresh(region)
+        await self.connections.refresh(region)
 
     async def launch(self, parameters: LaunchParameters) -> Ec2Instance:
         """See ``Ec2.launch``."""

@@ -2,11 +2,11 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import aioboto3
 import aiobotocore.session
@@ -61,9 +61,21 @@ class _Region:
 
 
 class Connections:
-    """The clients of all regions. What happens to one region's client disturbs no other's."""
+    """The clients of all regions. What happens to one region's client disturbs no other's.
 
-    def __init__(self, *, endpoint_url: str | None, call_seconds: float) -> None:
+    ``service``: by the SDK's name; ``prepare``: gets each client before its first call, to register for its events.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint_url: str | None,
+        call_seconds: float,
+        service: Literal["ec2", "kms", "service-quotas"] = "ec2",
+        prepare: Callable[[Any], None] | None = None,
+    ) -> None:
+        self._service = service
+        self._prepare = prepare
         self._endpoint_url = endpoint_url
         self._call_seconds = call_seconds
         self._config = AioConfig(
@@ -149,9 +161,14 @@ class Connections:
                 stack = AsyncExitStack()
                 ec2 = await stack.enter_async_context(
                     _session().client(
-                        "ec2", region_name=region, endpoint_url=self._endpoint_url, config=self._config
+                        self._service,
+                        region_name=region,
+                        endpoint_url=self._endpoint_url,
+                        config=self._config,
                     )
                 )
+                if self._prepare is not None:
+                    self._prepare(ec2)
                 known.client = _Client(ec2, stack)
             return known.client
 

@@ -1,0 +1,1 @@
+"""What a deployment has to have at AWS before anything is launched, and what of it is missing."""
