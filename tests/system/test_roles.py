@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import aio_pika
 import pytest
 
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.process.registry import ROLES
 from support.buses import emptied
 from support.nets import warnings
@@ -133,3 +135,30 @@ async def test_an_adapter_that_is_ended_hands_over_what_it_watches(
             while client.reminded == before:
                 await asyncio.sleep(0.05)
         assert client.reminded == [*before, created["worker_id"]]
+
+
+async def test_a_role_whose_queue_was_deleted_is_started_again_and_works(
+    rabbitmq_url: str, start_roles: Callable[[float], Roles]
+):
+    """It ends, so that whoever supervises it starts another, which declares the queue."""
+    roles = start_roles(0.3)
+    async with PlainAmqp(rabbitmq_url, disturbed=True, inside=True) as client:
+        created = await client.command(
+            "create",
+            name="lab",
+            aws_region="us-east-1",
+            ami_id=DEMO_IMAGES["us-east-1"],
+            created_by="ann",
+        )
+        assert created["outcome"] == "succeeded"
+        async with await aio_pika.connect(rabbitmq_url) as connection:
+            await (await connection.channel()).queue_delete(LIFECYCLE_COMMANDS.name)
+        ended = await asyncio.to_thread(roles.processes["lifecycle"].wait, 90)
+        assert ended == 1
+        assert f"no consumer on {LIFECYCLE_COMMANDS.name}" in roles.logs["lifecycle"].read_text()
+        roles.processes["lifecycle"] = roles.start("lifecycle")
+        async with asyncio.timeout(60):
+            while not roles.ready("lifecycle"):
+                await asyncio.sleep(0.1)
+        stopped = await client.command("stop", worker_id=created["worker_id"])
+        assert stopped["data"] is True
