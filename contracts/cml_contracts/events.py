@@ -7,7 +7,7 @@ completes it. Both carry the ``operation_id``, which is the id of the command th
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters, LaunchPlace
+from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters, LaunchPlace, StateReason
 from cml_contracts.model import Tolerant
 from cml_contracts.results import Outcome, Problem
 
@@ -106,11 +106,15 @@ class WorkerTerminated(Tolerant):
     """The instance is gone, or there never was one. Final.
 
     ``operation_id`` None: EC2 or somebody else terminated it. ``warning``: it was gone before our request.
+    ``reason``: why, in EC2's words; the two fields behind it are what EC2 said (``Ec2Instance``).
     """
 
     TYPE: ClassVar = "cml.worker.terminated.v1"
     operation_id: str | None = None
     warning: str | None = None
+    reason: str | None = None
+    state_reason: StateReason | None = None
+    state_transition_reason: str | None = None
 
 
 class TerminationFailed(Tolerant):
@@ -140,8 +144,11 @@ class TagsUpdateFailed(Tolerant):
 
 
 class InstanceStateObserved(Tolerant):
-    """EC2 shows the instance in another state than was recorded; only on change.
+    """EC2 shows the instance otherwise than was recorded; only on change.
 
+    ``changed``: the fields that differ, by their names here; empty in events of versions that did not say. Type, tags and
+    reasons are given where they changed, and then None or empty means that there are none any more; the others as EC2 shows
+    them, with None for status checks that were not asked for.
     ``drift``: nothing that was decided explains the change.
     """
 
@@ -151,6 +158,11 @@ class InstanceStateObserved(Tolerant):
     ec2_system_status_check: str | None = None
     public_ip: str | None = None
     private_ip: str | None = None
+    instance_type: str | None = None
+    tags: Mapping[str, str] | None = None
+    state_reason: StateReason | None = None
+    state_transition_reason: str | None = None
+    changed: tuple[str, ...] = ()
     drift: bool = False
 
 

@@ -36,11 +36,28 @@ class WorkerStatus(StrEnum):
     FAILED = "FAILED"
 
 
+class StateReason(Tolerant):
+    """Why an instance is in its state, as EC2 says (``StateReason`` of DescribeInstances, EC2 API reference).
+
+    ``code``: e.g. ``Client.UserInitiatedShutdown``, ``Client.InvalidKMSKey.InvalidState``, ``Client.VolumeLimitExceeded``,
+    ``Server.InternalError``; ``message`` mostly begins with a code, too.
+    """
+
+    code: str = ""
+    message: str = ""
+
+    def __str__(self) -> str:
+        if not self.message or self.message.startswith(("Client.", "Server.")):
+            return self.message or self.code
+        return f"{self.code}: {self.message}" if self.code else self.message
+
+
 class Ec2Instance(Tolerant):
     """One instance as EC2 described it at one moment.
 
     ``instance_status_check`` and ``ec2_system_status_check`` hold EC2's values (``ok``, ``impaired``,
     ``initializing``, ``insufficient-data``, ``not-applicable``); None when they were not asked for.
+    ``state_transition_reason``: who caused the state, and when, e.g. ``User initiated (2026-01-02 03:04:05 GMT)``.
     """
 
     instance_id: str
@@ -56,6 +73,13 @@ class Ec2Instance(Tolerant):
     tags: Mapping[str, str] = {}
     instance_status_check: str | None = None
     ec2_system_status_check: str | None = None
+    state_reason: StateReason | None = None
+    state_transition_reason: str | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is in its state, in EC2's words; None where EC2 does not say."""
+        return (str(self.state_reason) if self.state_reason else None) or self.state_transition_reason
 
 
 class CMLWorkerInstanceDto(Tolerant):
@@ -77,6 +101,8 @@ class CMLWorkerInstanceDto(Tolerant):
     tags: Mapping[str, str] = {}
     instance_status_check: str | None = None
     ec2_system_status_check: str | None = None
+    state_reason: StateReason | None = None
+    state_transition_reason: str | None = None
 
     @classmethod
     def of(cls, worker_id: UUID, name: str, ami_name: str | None, instance: Ec2Instance) -> Self:

@@ -57,7 +57,10 @@ QUERIES: Mapping[str, type[Query]] = {
 
 
 class WorkerView(Tolerant):
-    """A row of the read model. ``revision``: of the last event it contains; ``profile``: None if it was imported, or is older."""
+    """A row of the read model. ``revision``: of the last event it contains; ``profile``: None if it was imported, or is older.
+
+    ``problem``: why the launch failed; ``reason``: why the instance is in its state, in EC2's words.
+    """
 
     id: UUID
     name: str
@@ -71,6 +74,7 @@ class WorkerView(Tolerant):
     updated_at: datetime
     revision: int
     problem: str | None = None
+    reason: str | None = None
     instance: CMLWorkerInstanceDto | None = None
     profile: str | None = None
 

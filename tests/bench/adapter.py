@@ -26,7 +26,6 @@ import sqlalchemy as sa
 from cml_workers import cli
 from cml_workers.bus.port import Ack, DeadLetter, Handler, Message, Outgoing, Retry, UnroutableError, Verdict
 from cml_workers.bus.topology import QUEUES, Queue
-from cml_workers.domain.worker import fold
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.eventstore import worker_streams as stream
 from cml_workers.eventstore.opening import open_event_store
@@ -56,6 +55,11 @@ try:
     _databases: Any = import_module("cml_workers.sql.adapters")
 except ImportError:
     _databases = None
+try:
+    _fold = import_module("cml_workers.domain.fold")
+except ImportError:
+    _fold = import_module("cml_workers.domain.worker")
+fold: Callable[..., Any] = _fold.fold
 retry_delay: Callable[[int | None, int], int] = _policy.retry_delay
 
 NEW = NO_STREAM

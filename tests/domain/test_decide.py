@@ -199,6 +199,7 @@ def test_a_status_update_records_what_changed():
             instance_status_check="ok",
             ec2_system_status_check="ok",
             public_ip="1.2.3.4",
+            changed=("instance_status_check", "ec2_system_status_check", "public_ip"),
         )
     )
 

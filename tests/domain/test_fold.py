@@ -20,9 +20,10 @@ from cml_contracts.events import (
     WorkerTerminated,
 )
 from cml_contracts.results import Problem, ProblemCode
+from cml_workers.domain.fold import _AFTER, evolve, fold
 from cml_workers.domain.ledger import Ledger, settled
 from cml_workers.domain.operations import KINDS
-from cml_workers.domain.worker import _AFTER, Operation, Worker, evolve, fold
+from cml_workers.domain.worker import Operation, Worker
 from support.given import NOW, WORKER, created, instance, launch, recorded
 
 PROBLEM = Problem(

@@ -135,23 +135,26 @@ def test_the_end_answers_every_open_intent():
     assert not after.operations
 
 
+STATE = ("instance_state",)
+
+
 def seen(state: InstanceState, revision: int = 99) -> InstanceObserved:
     return InstanceObserved(worker_id=WORKER, seen_revision=revision, instance=instance(state))
 
 
 def test_an_observation_is_recorded_on_change_only():
     given(*IS_PENDING).reported(seen(InstanceState.RUNNING)).then(
-        InstanceStateObserved(instance_state=InstanceState.RUNNING)
+        InstanceStateObserved(instance_state=InstanceState.RUNNING, changed=STATE)
     )
     given(*IS_RUNNING).reported(seen(InstanceState.RUNNING)).then()
 
 
 def test_what_nothing_decided_explains_is_drift_and_never_refused():
     given(*IS_STOPPED).reported(seen(InstanceState.RUNNING)).then(
-        InstanceStateObserved(instance_state=InstanceState.RUNNING, drift=True)
+        InstanceStateObserved(instance_state=InstanceState.RUNNING, changed=STATE, drift=True)
     )
     given(*IS_RUNNING).reported(seen(InstanceState.STOPPED)).then(
-        InstanceStateObserved(instance_state=InstanceState.STOPPED, drift=True)
+        InstanceStateObserved(instance_state=InstanceState.STOPPED, changed=STATE, drift=True)
     )
 
 
@@ -164,7 +167,7 @@ def test_what_nothing_decided_explains_is_drift_and_never_refused():
     ],
 )
 def test_what_a_decision_explains_is_not_drift(history, state):
-    given(*history).reported(seen(state)).then(InstanceStateObserved(instance_state=state))
+    given(*history).reported(seen(state)).then(InstanceStateObserved(instance_state=state, changed=STATE))
 
 
 def test_a_stale_observation_is_not_recorded():

@@ -34,6 +34,7 @@ from cml_workers.bus.port import Message
 from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER, read_tolerantly
 from cml_workers.domain.decide import decide
 from cml_workers.domain.decisions import Decision, Record
+from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import ReplyAddress, decode_event
 from cml_workers.domain.messages import (
     REPORTS,
@@ -45,7 +46,7 @@ from cml_workers.domain.messages import (
 )
 from cml_workers.domain.policy import Policy
 from cml_workers.domain.reports import decide_report
-from cml_workers.domain.worker import Worker, evolve
+from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.next_action import next_actions
 from cml_workers.readmodels.workers.fold import operation_rows, worker_row
 from cml_workers.readmodels.workers.queries import InvalidCursorError, _read_cursor

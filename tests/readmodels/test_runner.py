@@ -95,7 +95,8 @@ async def test_a_read_model_that_is_new_is_built_from_the_beginning(projected: P
 async def test_an_older_program_leaves_a_newer_read_model_alone(projected: Projected):
     await Rebuild(projected.store, Generations(NEXT, projected.database)).run()
     runner = Runner(model=WORKERS_VIEW, store=projected.store, database=projected.database)
-    with pytest.raises(NewerReadModelError, match="version 3 is active, and this program knows version 2"):
+    versions = f"version {NEXT.version} is active, and this program knows version {WORKERS_VIEW.version}"
+    with pytest.raises(NewerReadModelError, match=versions):
         await runner.run()
 
 

@@ -16,8 +16,9 @@ from cml_contracts.events import (
 from cml_contracts.instance import Ec2Instance, LaunchParameters, WorkerStatus
 from cml_workers.bus.port import Ack, Message, Verdict
 from cml_workers.domain import decide as rules
+from cml_workers.domain.fold import advance
 from cml_workers.domain.messages import AttemptRefused, OperationFailed
-from cml_workers.domain.worker import Worker, advance
+from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter import executor as adapter
 from cml_workers.ec2_adapter import triggers
 from cml_workers.ec2_adapter.acting import Acting

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from cml_contracts.queries import OperationView, WorkerView
-from cml_workers.domain.worker import Worker, evolve
+from cml_workers.domain.fold import evolve
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import decode, worker_of
 from cml_workers.readmodels.generation import GENERATIONS, Generation, State

@@ -42,9 +42,9 @@ class SimulatorAdmin:
         found: list[dict[str, Any]] = self._ask("GET", "instances")
         return found
 
-    def set_state(self, instance_id: str, state: str) -> None:
-        """Somebody else stopped, started or terminated it."""
-        self._ask("POST", f"instances/{instance_id}/state", {"state": state})
+    def set_state(self, instance_id: str, state: str, **reason: str) -> None:
+        """Somebody else stopped, started or terminated it; ``reason``: the ``code`` and ``message`` of EC2, if it was itself."""
+        self._ask("POST", f"instances/{instance_id}/state", {"state": state, **reason})
 
     def add_image(self, region: str, name: str, image_id: str | None = None) -> str:
         """Register an image; its id."""

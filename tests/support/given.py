@@ -22,6 +22,7 @@ from cml_contracts.results import OperationResult
 from cml_workers.domain.creation import launch_token
 from cml_workers.domain.decide import decide
 from cml_workers.domain.decisions import Ask, Decision, NoChange, Record, Reject
+from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import EventMetadata, Recorded, ReplyAddress
 from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.messages import (
@@ -33,7 +34,7 @@ from cml_workers.domain.messages import (
 from cml_workers.domain.policy import Policy
 from cml_workers.domain.profiles import DEFAULT, Image, default_profile
 from cml_workers.domain.reports import decide_report
-from cml_workers.domain.worker import Worker, evolve
+from cml_workers.domain.worker import Worker
 
 WORKER = UUID("11111111-1111-4111-8111-111111111111")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

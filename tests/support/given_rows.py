@@ -10,8 +10,9 @@ from datetime import datetime
 from typing import Any
 
 from cml_contracts.events import WorkerEvent
+from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import Recorded
-from cml_workers.domain.worker import Worker, evolve
+from cml_workers.domain.worker import Worker
 from cml_workers.readmodels.changes import Put
 from cml_workers.readmodels.folding import Step
 from cml_workers.readmodels.model import ReadModel

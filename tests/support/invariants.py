@@ -37,9 +37,10 @@ from cml_contracts.events import (
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
 from cml_contracts.queries import OperationView
 from cml_contracts.results import ProblemCode
+from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import Recorded
 from cml_workers.domain.ledger import Ledger
-from cml_workers.domain.worker import Worker, evolve, status_of
+from cml_workers.domain.worker import Worker, status_of
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.readmodels.workers.fold import operation_rows, worker_row
@@ -249,7 +250,12 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
         recorded = {row.command_id: row for row in _operations(seen.streams())}
         listed = {row.command_id: row for row in seen.operations}
         for command_id in recorded.keys() | listed.keys():
-            if recorded.get(command_id) != listed.get(command_id):
+            there, wanted = (each.get(command_id) for each in (listed, recorded))
+            if (
+                there is None
+                or wanted is None
+                or _plain(there.model_dump(mode="json")) != _plain(wanted.model_dump(mode="json"))
+            ):
                 yield f"4: the read model's operation {command_id} is not the stream's"
 
 
@@ -303,4 +309,9 @@ def _at_rest(worker: Worker, by_id: Mapping[str, SeenInstance]) -> Iterator[str]
 
 
 def _plain(data: Any) -> Any:
-    return json.loads(json.dumps(data))
+    """As JSON, without what is None: an absent field, e.g. of a version that did not have it, and an empty one say the same."""
+    return json.loads(json.dumps(data), object_hook=_without_none)
+
+
+def _without_none(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}

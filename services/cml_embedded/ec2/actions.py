@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from cml_embedded.ec2.account import Account
 from cml_embedded.ec2.answers import Answer, Refusal, response, unknown
 from cml_embedded.ec2.backend import Backend, Environ
+from cml_embedded.ec2.faults import Fault
 from cml_embedded.ec2.instances import CODES, Instances
 from cml_embedded.ec2.journal import Instance
 from cml_embedded.ec2.launching import check_capacity, check_launch
@@ -33,10 +34,11 @@ class Actions:
         self._instances = instances
         self._account = account
 
-    def act(self, environ: Environ, region: str, form: dict[str, str], hide_seconds: float) -> Answer:
-        """Carry one out. Raises Refusal."""
+    def act(self, environ: Environ, region: str, form: dict[str, str], fault: Fault | None) -> Answer:
+        """Carry one out; an instance may suffer from a fault that is planted. Raises Refusal."""
         action = form.get("Action", "")
         self._account.authorize(region, f"ec2:{action}")
+        dies = (fault.code, fault.message) if fault and fault.effect == "dies" else None
         self._instances.settle()
         for name, value in form.items():
             if re.fullmatch(r"InstanceId(\.\d+)?", name):
@@ -50,9 +52,10 @@ class Actions:
                 "DryRunOperation", "Request would have succeeded, but DryRun flag is set.", status=412
             )
         if action in _POWER:
-            return self._power(action, region, [v for k, v in form.items() if k.startswith("InstanceId.")])
+            instance_ids = [v for k, v in form.items() if k.startswith("InstanceId.")]
+            return self._power(action, region, instance_ids, dies)
         if action == "RunInstances":
-            return self._run(environ, region, form, hide_seconds)
+            return self._run(environ, region, form, fault.hide_seconds if fault else 0.0, dies)
         if action in ("CreateTags", "DeleteTags"):
             return self._tag(environ, form)
         if action == "ModifyInstanceAttribute" and "InstanceType.Value" in form:
@@ -69,7 +72,14 @@ class Actions:
                 self._instances.check(resource, region)
                 self._account.check_tag_keys(region, form, self._instances[resource].form)
 
-    def _run(self, environ: Environ, region: str, form: dict[str, str], hide_seconds: float) -> Answer:
+    def _run(
+        self,
+        environ: Environ,
+        region: str,
+        form: dict[str, str],
+        hide_seconds: float,
+        dies: tuple[str, str] | None,
+    ) -> Answer:
         if token := form.get("ClientToken"):
             for known in self._instances:
                 if (known.region, known.token) == (region, token):
@@ -81,11 +91,18 @@ class Actions:
             found = re.search(rb"<instanceId>(i-[0-9a-f]+)</instanceId>", content)
             assert found is not None  # noqa: S101 - moto launched one
             self._instances.launched(
-                found.group(1).decode(), region, form, content.decode(), hide_seconds=hide_seconds
+                found.group(1).decode(),
+                region,
+                form,
+                content.decode(),
+                hide_seconds=hide_seconds,
+                dies=dies,
             )
         return status, content
 
-    def _power(self, action: str, region: str, instance_ids: list[str]) -> Answer:
+    def _power(
+        self, action: str, region: str, instance_ids: list[str], dies: tuple[str, str] | None
+    ) -> Answer:
         acting, following, indifferent = _POWER[action]
         for instance_id in instance_ids:
             known = self._instances[instance_id]
@@ -109,6 +126,7 @@ class Actions:
             known = self._instances[instance_id]
             before = known.state
             if before in acting:
+                known.fate = ("stopped", *dies) if dies and following == "pending" else None
                 self._instances.order(known, following)
             items.append(
                 f"<item><instanceId>{instance_id}</instanceId>"

@@ -18,7 +18,7 @@ from cml_embedded.ec2.actions import Actions
 from cml_embedded.ec2.answers import Answer, Refusal, error
 from cml_embedded.ec2.backend import Backend, Environ
 from cml_embedded.ec2.faults import Fault, Faults
-from cml_embedded.ec2.instances import ENDS, Instances
+from cml_embedded.ec2.instances import Instances
 from cml_embedded.ec2.journal import Journal
 from cml_embedded.ec2.malformed import MalformedRequests
 from cml_embedded.ec2.requests import check
@@ -94,7 +94,7 @@ class Application:
                 try:
                     if refused is not None:
                         raise refused
-                    answer = self._actions.act(environ, region, form, fault.hide_seconds if fault else 0.0)
+                    answer = self._actions.act(environ, region, form, fault)
                 except Refusal as refusal:
                     answer = refusal.status, error(refusal.code, str(refusal))
                 if planted and fault and fault.effect == "after":
@@ -154,10 +154,8 @@ class Application:
                 ]
             case "POST", ["instances", instance_id, "state"]:
                 self._instances.settle()
-                passing = {end: state for state, end in ENDS.items()}[asked["state"]]
-                instance = self._instances[instance_id]
-                self._instances.order(instance, passing)
-                self._instances.to(instance, asked["state"])
+                reason = (asked["code"], asked.get("message", asked["code"])) if "code" in asked else None
+                self._instances.end(self._instances[instance_id], asked["state"], reason)
             case "POST", ["account", region]:
                 return self._account.change(region, asked)
             case "GET", ["account", region]:

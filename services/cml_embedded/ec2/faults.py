@@ -10,8 +10,10 @@ from uuid import uuid4
 class Fault:
     """What happens to calls of an operation, ``*``: of any; in a region, None: in all.
 
-    ``effect``: the error comes *instead* of what was asked for or *after* it; with any other there is no error, and the
-    call is only slow or cut off. ``hide_seconds``: how long a new instance is not visible.
+    ``effect``: the error comes *instead* of what was asked for or *after* it; *dies*: RunInstances or StartInstances
+    succeeds, but the instance is terminated, or stopped, instead of running, and ``code`` and ``message`` are the reason that
+    EC2 shows. With any other there is no error, and the call is only slow or cut off. ``hide_seconds``: how long a new
+    instance is not visible.
     """
 
     operation: str

@@ -13,6 +13,9 @@ from cml_embedded.ec2.journal import Instance, Journal
 CODES = {"pending": 0, "running": 16, "shutting-down": 32, "terminated": 48, "stopping": 64, "stopped": 80}
 ENDS = {"pending": "running", "stopping": "stopped", "shutting-down": "terminated"}
 """The states that pass, and what follows."""
+PASSING = {end: state for state, end in ENDS.items()}
+BY_USER = ("Client.UserInitiatedShutdown", "Client.UserInitiatedShutdown: User initiated shutdown")
+"""Why an instance is down that somebody stopped or terminated (EC2 API reference, *StateReason*)."""
 
 
 class Instances:
@@ -55,9 +58,16 @@ class Instances:
             )
 
     def launched(
-        self, instance_id: str, region: str, form: dict[str, str], response: str, *, hide_seconds: float
+        self,
+        instance_id: str,
+        region: str,
+        form: dict[str, str],
+        response: str,
+        *,
+        hide_seconds: float,
+        dies: tuple[str, str] | None,
     ) -> None:
-        """Take over what moto has launched."""
+        """Take over what moto has launched; ``dies``: instead of running, for this reason."""
         instance = self.moto(instance_id, region)
         instance.disable_api_termination = form.get("DisableApiTermination") == "true"
         now = time.time()
@@ -73,28 +83,47 @@ class Instances:
             private_ip=instance.private_ip,
             public_ip=instance.public_ip,
             hidden_until=now + hide_seconds,
+            fate=("terminated", *dies) if dies else None,
         )
         self.to(known, "pending")
 
     def order(self, known: Instance, state: str) -> None:
-        """Let moto do what is final there, then show the state that EC2 passes through."""
+        """Let moto do what is final there, then show the state that EC2 passes through; a user has caused it."""
         instance = self.moto(known.instance_id, known.region)
         {"pending": instance.start, "stopping": instance.stop, "shutting-down": instance.terminate}[state]()
         known.due = time.time() + self._transition_seconds
+        starts = state == "pending"
+        known.reason = None if starts else BY_USER
+        known.transition = "" if starts else f"User initiated ({datetime.now(UTC):%Y-%m-%d %H:%M:%S} GMT)"
+        self.to(known, state)
+
+    def end(self, known: Instance, state: str, reason: tuple[str, str] | None = None) -> None:
+        """The instance is there at once; ``reason``: EC2's code and message, None: a user has caused it."""
+        self.order(known, PASSING[state])
+        if reason:
+            known.reason, known.transition = reason, reason[0]
         self.to(known, state)
 
     def settle(self) -> None:
         """End the passing states whose time is over."""
         now = time.time()
         for known in self:
-            if known.state in ENDS and known.due <= now:
+            if known.state == "pending" and known.fate and known.due <= now:
+                state, code, message = known.fate
+                known.fate = None
+                self.end(known, state, (code, message))
+            elif known.state in ENDS and known.due <= now:
                 self.to(known, ENDS[known.state])
 
     def to(self, known: Instance, state: str) -> None:
         """Show this state."""
         known.state = state
-        moto_state = self.moto(known.instance_id, known.region)._state  # noqa: SLF001 - what moto lacks
-        moto_state.name, moto_state.code = state, CODES[state]
+        moto = self.moto(known.instance_id, known.region)
+        moto._state.name, moto._state.code = state, CODES[state]  # noqa: SLF001 - what moto lacks
+        moto._reason = known.transition  # noqa: SLF001 - likewise
+        # Of a new instance EC2 only says its state once more.
+        code, message = known.reason or (("pending", "pending") if state == "pending" else ("", ""))
+        moto.state_reason.code, moto.state_reason.message = code, message
         self._save(known)
 
     def tagged(self, instance_id: str) -> None:

@@ -11,7 +11,8 @@ class Instance:
     """What the simulator knows of an instance beyond moto, and what it needs to bring it back.
 
     ``form``: the request that launched it; ``due``: when its state ends that only passes; ``resized_to``: the type it was
-    given since.
+    given since; ``reason``: of its state, a code and a message, and ``transition``: who caused it and when; ``fate``: the
+    state in which it ends instead of running, and the reason of that.
     """
 
     instance_id: str
@@ -26,6 +27,9 @@ class Instance:
     public_ip: str | None = None
     hidden_until: float = 0.0
     resized_to: str | None = None
+    reason: tuple[str, str] | None = None
+    transition: str = ""
+    fate: tuple[str, str, str] | None = None
 
     @property
     def instance_type(self) -> str:

@@ -20,7 +20,7 @@ from cml_contracts.deadletters import (
     DeadLetterView,
 )
 from cml_contracts.envelope import EventEnvelope
-from cml_contracts.instance import WorkerStatus
+from cml_contracts.instance import StateReason, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
 
 _COLOURS = {
@@ -96,6 +96,10 @@ def worker_panel(worker: WorkerView) -> Panel:
         "addresses": instance and " ".join(filter(None, (instance.public_ip, instance.private_ip))),
         "tags": ", ".join(f"{key}={value}" for key, value in sorted(worker.tags.items())),
         "problem": worker.problem,
+        "reason": worker.reason and Text(worker.reason),
+        "last change": instance
+        and instance.state_transition_reason
+        and Text(instance.state_transition_reason),
         "created": f"{worker.created_at:%Y-%m-%d %H:%M:%S %Z}",
         "updated": f"{worker.updated_at:%Y-%m-%d %H:%M:%S %Z}",
         "revision": worker.revision,
@@ -131,6 +135,11 @@ def event_line(envelope: EventEnvelope) -> Text:
     problem = envelope.data.get("problem")
     if isinstance(problem, dict):
         payload |= {key: problem[key] for key in ("code", "detail") if key in problem}
+    reason = envelope.data.get("state_reason")
+    if isinstance(reason, dict) and "reason" not in payload:
+        payload["reason"] = str(StateReason.model_validate(reason))
+    if envelope.data.get("changed"):
+        payload["changed"] = ",".join(envelope.data["changed"])
     return Text.assemble(
         (f"{envelope.time:%H:%M:%S.%f}"[:-3], "bright_black"),
         f" {str(envelope.worker_id)[:8]}",

@@ -176,8 +176,7 @@ def _update_tags(command: UpdateCMLWorkerTags, command_id: str, worker: Worker) 
         return []  # while anything is pending it is not satisfied, though it may look so
     wanted = dict(worker.tags)
     for operation in pending:
-        assert isinstance(operation.intent, TagsUpdateRequested)  # noqa: S101 - `pending` chose it by that
-        wanted.update(operation.intent.tags)
+        wanted.update(operation.tags)
     check_tag_count({**wanted, **command.tags})
     return [TagsUpdateRequested(operation_id=command_id, tags=command.tags)]
 

@@ -22,9 +22,10 @@ from cml_contracts.events import (
     WorkerTerminated,
 )
 from cml_contracts.results import OperationResult, Outcome, Problem
+from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import EventMetadata, Recorded
 from cml_workers.domain.operations import KINDS, SWITCHES, Kind
-from cml_workers.domain.worker import Operation, Worker, evolve
+from cml_workers.domain.worker import Operation, Worker
 
 
 @dataclass(frozen=True, slots=True)

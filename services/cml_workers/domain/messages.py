@@ -137,14 +137,16 @@ class LookupAnswered(_Lookup):
 
 
 class OperationSucceeded(Tolerant):
-    """AWS did it. ``instance``: as described afterwards, None when it no longer exists.
+    """AWS did it. ``instance``: as described afterwards, None when EC2 does not know it any more.
 
+    ``seen_revision``: the last event about the instance when it was acted on; None in reports of versions that did not say.
     ``generation``: of a launch, here and in the two below: one operation may launch in one place after the other.
     """
 
     TYPE: ClassVar = "cml.report.operation_succeeded.v1"
     worker_id: UUID
     operation_id: str
+    seen_revision: int | None = None
     instance: Seen | None = None
     warning: str | None = None
     generation: int | None = None

@@ -3,6 +3,9 @@
 Observations are never judged: they are recorded as they are, and marked as drift where nothing that was decided explains them.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from cml_contracts.events import (
     InstanceStateObserved,
     TerminationRequested,
@@ -23,12 +26,21 @@ def failure_of(operation: Operation, problem: Problem) -> Failure:
     return operation.kind.failure(operation_id=operation.command_id, problem=problem)
 
 
-def end(worker: Worker, operation_id: str | None, warning: str | None = None) -> list[WorkerEvent]:
-    """The termination, before which every other open intent gets its outcome."""
+def end(
+    worker: Worker,
+    operation_id: str | None,
+    *,
+    warning: str | None = None,
+    instance: Ec2Instance | None = None,
+) -> list[WorkerEvent]:
+    """The termination, before which every other open intent gets its outcome; ``instance``: as EC2 shows it, if it does."""
     gone = Problem.of(ProblemCode.WORKER_TERMINATED, f"worker {worker.id} was terminated meanwhile")
+    why: dict[str, Any] = {}
+    if instance is not None:
+        why = {"reason": instance.reason, **{name: getattr(instance, name) for name in _REASONS}}
     return [
         *(failure_of(operation, gone) for operation in worker.pending(*intents(REVERSIBLE))),
-        WorkerTerminated(operation_id=operation_id, warning=warning),
+        WorkerTerminated(operation_id=operation_id, warning=warning, **why),
     ]
 
 
@@ -39,30 +51,49 @@ def observe(worker: Worker, instance: Ec2Instance | None) -> list[WorkerEvent]:
         return []
     if instance is None or instance.state is InstanceState.TERMINATED:
         terminations = worker.pending(TerminationRequested)
-        return end(worker, terminations[0].command_id if terminations else None)
-    seen = InstanceStateObserved(
-        instance_state=instance.state,
-        instance_status_check=instance.instance_status_check,
-        ec2_system_status_check=instance.ec2_system_status_check,
-        public_ip=instance.public_ip,
-        private_ip=instance.private_ip,
-        drift=instance.state is not recorded.state and not _expected(worker, recorded.state, instance.state),
+        return end(worker, terminations[0].command_id if terminations else None, instance=instance)
+    known, shown = _shown(recorded), _shown(instance)
+    changed = tuple(name for name in known if known[name] != shown[name])
+    if instance.instance_status_check is None:
+        # They were not asked for. Those of another state say nothing of this one.
+        kept = known if instance.state is recorded.state else dict.fromkeys(_CHECKS)
+        shown |= {name: kept[name] for name in _CHECKS}
+        changed = tuple(name for name in changed if name not in _CHECKS)
+    if not changed:
+        return []
+    given = {name: shown[name] for name in shown if name not in _WHERE_CHANGED or name in changed}
+    return [InstanceStateObserved(**given, changed=changed, drift=_is_drift(worker, instance))]
+
+
+_CHECKS = ("instance_status_check", "ec2_system_status_check")
+_REASONS = ("state_reason", "state_transition_reason")
+_WHERE_CHANGED = frozenset({"instance_type", "tags", *_REASONS})
+"""What an observation says only of what changed: it is much, or new in it."""
+
+
+def _shown(instance: Ec2Instance) -> dict[str, Any]:
+    """What an observation is about, by the names of its fields."""
+    names = InstanceStateObserved.model_fields.keys() & Ec2Instance.model_fields.keys()
+    return {"instance_state": instance.state} | {
+        name: getattr(instance, name) for name in InstanceStateObserved.model_fields if name in names
+    }
+
+
+def _is_drift(worker: Worker, instance: Ec2Instance) -> bool:
+    """Whether nothing that was decided explains what changed; addresses, checks and reasons change by themselves."""
+    recorded = worker.instance
+    assert recorded is not None  # noqa: S101 - `observe` saw it
+    return (
+        (instance.state is not recorded.state and not _expected(worker, recorded.state, instance.state))
+        or instance.instance_type != recorded.instance_type
+        or not _is_requested(worker, recorded.tags, instance.tags)
     )
-    known = (
-        recorded.state,
-        recorded.instance_status_check,
-        recorded.ec2_system_status_check,
-        recorded.public_ip,
-        recorded.private_ip,
-    )
-    now = (
-        seen.instance_state,
-        seen.instance_status_check,
-        seen.ec2_system_status_check,
-        seen.public_ip,
-        seen.private_ip,
-    )
-    return [] if known == now else [seen]
+
+
+def _is_requested(worker: Worker, before: Mapping[str, str], after: Mapping[str, str]) -> bool:
+    """Whether pending tag updates explain how the tags differ."""
+    requested = {tag for operation in worker.operations.values() for tag in operation.tags.items()}
+    return before.keys() <= after.keys() and after.items() - before.items() <= requested
 
 
 def _expected(worker: Worker, before: InstanceState, after: InstanceState) -> bool:

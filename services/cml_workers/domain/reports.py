@@ -88,13 +88,17 @@ def _is_of_an_earlier_place(report: OperationReport, operation: Operation) -> bo
 def _success(operation: Operation, report: OperationSucceeded, worker: Worker) -> list[WorkerEvent]:
     operation_id, kind, instance = operation.command_id, operation.kind, report.instance
     if kind is TERMINATE:
-        return end(worker, operation_id, report.warning)
+        return end(worker, operation_id, warning=report.warning, instance=instance)
     if instance is None:
         raise rejected(
             ProblemCode.VALIDATION_FAILED, f"report on {operation_id!r} lacks the instance it is about"
         )
+    if report.seen_revision is not None and report.seen_revision < worker.observed_revision:
+        # The tags that were recorded meanwhile may be newer than those of the report.
+        instance = instance.model_copy(update={"tags": {**worker.tags, **operation.tags}})
     succeeded = kind.succeeded(operation_id, instance)
     if kind is not LAUNCH or instance.state is not InstanceState.TERMINATED:
         return [succeeded]
     terminations = worker.pending(TerminationRequested)
-    return [succeeded, *end(worker, terminations[0].command_id if terminations else None)]
+    ended_by = terminations[0].command_id if terminations else None
+    return [succeeded, *end(worker, ended_by, instance=instance)]

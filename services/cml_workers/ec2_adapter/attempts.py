@@ -79,6 +79,7 @@ class Turn:
         return OperationSucceeded(
             worker_id=self.worker.id,
             operation_id=self.operation.command_id,
+            seen_revision=self.worker.observed_revision,
             instance=instance,
             warning=warning,
             generation=self.generation,

@@ -86,7 +86,7 @@ async def terminate(turn: Turn, here: Instances) -> OperationSucceeded:
     except Gone:
         return turn.succeeded(None, warning="the instance was gone before it was terminated")
     if instance.state is InstanceState.TERMINATED:
-        return turn.succeeded(None)
+        return turn.succeeded(instance)
     raise InTransition(instance)
 
 

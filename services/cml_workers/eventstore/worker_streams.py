@@ -10,9 +10,10 @@ from weakref import WeakValueDictionary
 
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import WorkerEvent
+from cml_workers.domain.fold import advance, fold
 from cml_workers.domain.history import EventMetadata, Recorded, decode_event
 from cml_workers.domain.ledger import Ledger
-from cml_workers.domain.worker import Worker, advance, fold
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import (
     EventStore,
     NewEvent,

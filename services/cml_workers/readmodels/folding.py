@@ -3,8 +3,9 @@
 from collections import OrderedDict
 from uuid import UUID
 
+from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import Recorded
-from cml_workers.domain.worker import Worker, evolve
+from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import EventStore, StoredEvent, StoreUnavailableError
 from cml_workers.eventstore.worker_streams import decode, load, worker_of
 

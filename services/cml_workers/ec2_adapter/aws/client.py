@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from botocore import xform_name
 
-from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters, RootVolume
+from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters, RootVolume, StateReason
 from cml_workers.ec2_adapter.aws.connections import Connections
 from cml_workers.ec2_adapter.errors import EC2InstanceNotFoundException, EC2InvalidParameterException
 from cml_workers.ec2_adapter.port import LONGEST_CALL, StateChange, StatusChecks
@@ -252,4 +252,14 @@ def _instance(region: str, described: "InstanceTypeDef") -> Ec2Instance:
         public_ip=described.get("PublicIpAddress") or None,
         private_ip=described.get("PrivateIpAddress") or None,
         tags={tag["Key"]: tag.get("Value", "") for tag in described.get("Tags", [])},
+        state_reason=_reason(described),
+        state_transition_reason=described.get("StateTransitionReason") or None,
     )
+
+
+def _reason(described: "InstanceTypeDef") -> StateReason | None:
+    reason = described.get("StateReason", {})
+    code, message = reason.get("Code", ""), reason.get("Message", "")
+    if code == described["State"]["Name"]:
+        return None  # of a new instance EC2 only says its state once more: pending
+    return StateReason(code=code, message=message) if code or message else None

@@ -27,6 +27,7 @@ def worker_row(worker: Worker) -> WorkerView | None:
         updated_at=worker.updated_at,
         revision=worker.revision,
         problem=worker.launch_problem.detail if worker.launch_problem else None,
+        reason=worker.instance.reason if worker.instance else None,
         instance=worker.dto,
         profile=worker.profile,
     )

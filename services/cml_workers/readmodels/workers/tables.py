@@ -32,7 +32,7 @@ OPERATIONS = sa.Table(
     sa.Column("view", sa.Text, nullable=False),
 )
 TABLES = (WORKERS, WORKER_TAGS, OPERATIONS)
-VERSION = 2
+VERSION = 3
 """Count it up with every change of the tables above or of the rows that ``fold`` makes."""
-USABLE = frozenset({1})
-"""Earlier versions with the same tables; in the first one tags that were gone stayed."""
+USABLE = frozenset({1, 2})
+"""Earlier versions with the same tables; in the first one tags that were gone stayed, the second one had no reasons of EC2."""
