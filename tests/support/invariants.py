@@ -206,10 +206,10 @@ def _replies(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iter
         for reply in replies:
             if entry.result is None:
                 yield f"6: command {command_id} was answered {reply.outcome} before its outcome was recorded"
-            elif (reply.outcome, reply.problem, _plain(reply.data)) != (
+            elif (reply.outcome, reply.problem, plain(reply.data)) != (
                 entry.result.outcome,
                 entry.result.problem,
-                _plain(entry.result.data),
+                plain(entry.result.data),
             ):
                 yield f"6: command {command_id} was answered {reply}, recorded is {entry.result}"
 
@@ -250,12 +250,11 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
         recorded = {row.command_id: row for row in _operations(seen.streams())}
         listed = {row.command_id: row for row in seen.operations}
         for command_id in recorded.keys() | listed.keys():
-            there, wanted = (each.get(command_id) for each in (listed, recorded))
-            if (
-                there is None
-                or wanted is None
-                or _plain(there.model_dump(mode="json")) != _plain(wanted.model_dump(mode="json"))
-            ):
+            of_stream, of_model = (
+                rows.get(command_id) and plain(rows[command_id].model_dump(mode="json"))
+                for rows in (recorded, listed)
+            )
+            if of_stream != of_model:
                 yield f"4: the read model's operation {command_id} is not the stream's"
 
 
@@ -308,7 +307,7 @@ def _at_rest(worker: Worker, by_id: Mapping[str, SeenInstance]) -> Iterator[str]
         yield f"4: worker {worker.id} has tags {dict(worker.tags)}, its instance {dict(real.tags)}"
 
 
-def _plain(data: Any) -> Any:
+def plain(data: Any) -> Any:
     """As JSON, without what is None: an absent field, e.g. of a version that did not have it, and an empty one say the same."""
     return json.loads(json.dumps(data), object_hook=_without_none)
 
