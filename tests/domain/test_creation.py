@@ -169,7 +169,7 @@ def test_an_import_looks_at_the_instance_and_adopts_it():
 
 def test_the_same_instance_twice_is_the_same_worker():
     assert IMPORT.worker("one") == IMPORT.worker("two")
-    known = given(*adoption("earlier"), worker_id=ADOPTED)
+    known = given(*adoption("earlier"), worker_id=ADOPTED).found(imported())
     known.when(IMPORT).then_nothing(data=known.worker.dto.model_dump(mode="json"))
 
 

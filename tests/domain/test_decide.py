@@ -54,17 +54,20 @@ def test_a_running_worker_stops():
 
 
 @pytest.mark.parametrize("history", [IS_RUNNING, IS_PENDING, (*IS_STARTING, STARTING)])
-def test_starting_what_runs_or_starts_is_skipped(history):
-    given(*history).when(START).then_nothing(data=True)
+def test_starting_what_runs_or_starts_is_skipped_once_ec2_shows_that(history):
+    case = given(*history)
+    case.found(case.worker.instance).when(START).then_nothing(data=True)
 
 
 @pytest.mark.parametrize("history", [IS_STOPPED, (*IS_STOPPING, STOPPING)])
-def test_stopping_what_stands_or_stops_is_skipped(history):
-    given(*history).when(STOP).then_nothing(data=True)
+def test_stopping_what_stands_or_stops_is_skipped_once_ec2_shows_that(history):
+    case = given(*history)
+    case.found(case.worker.instance).when(STOP).then_nothing(data=True)
 
 
-def test_a_stopping_worker_cannot_be_started():
-    given(*IS_STOPPING, STOPPING).when(START).then_rejected("Conflict", retryable=True)
+def test_a_worker_that_ec2_shows_as_stopping_cannot_be_started():
+    case = given(*IS_STOPPING, STOPPING)
+    case.found(case.worker.instance).when(START).then_rejected("Conflict", retryable=True)
 
 
 @pytest.mark.parametrize("command", [START, STOP])
@@ -142,11 +145,9 @@ def test_tags_are_added():
     given(*IS_RUNNING).when(TAG).then(TagsUpdateRequested(operation_id="the-command", tags={"a": "1"}))
 
 
-def test_tags_that_are_there_already_are_skipped():
-    tags = dict(instance().tags)
-    given(*IS_RUNNING).when(UpdateCMLWorkerTags(worker_id=WORKER, tags={"Name": "lab"})).then_nothing(
-        data=tags
-    )
+def test_tags_that_are_there_already_are_skipped_once_ec2_shows_that():
+    same = UpdateCMLWorkerTags(worker_id=WORKER, tags={"Name": "lab"})
+    given(*IS_RUNNING).found(instance()).when(same).then_nothing(data=dict(instance().tags))
 
 
 def test_tags_have_a_lane_of_their_own():
@@ -169,7 +170,7 @@ def test_tags_are_not_there_already_while_an_earlier_request_would_replace_them(
 def test_the_tag_limit_counts_what_is_there_and_what_is_under_way():
     pending = TagsUpdateRequested(operation_id="tag", tags={f"p{n}": "" for n in range(40)})
     many = UpdateCMLWorkerTags(worker_id=WORKER, tags={f"t{n}": "" for n in range(8)})
-    given(*IS_RUNNING, pending).when(many).then_rejected("ValidationFailed")
+    given(*IS_RUNNING, pending).found(instance()).when(many).then_rejected("ValidationFailed")
     given(*IS_RUNNING).when(many).then(TagsUpdateRequested(operation_id="the-command", tags=many.tags))
 
 

@@ -101,6 +101,7 @@ async def test_a_skip_is_final_too(service: Service):
     await service.launched()
     start = StartCMLWorker(worker_id=WORKER)
     await service.command(start, "start")
+    await service.answer(instance())
     await service.report(
         InstanceObserved(worker_id=WORKER, seen_revision=99, instance=instance(InstanceState.STOPPED))
     )

@@ -1,47 +1,37 @@
 """Commands that EC2 is asked about before they are decided: status updates, imports, images."""
 
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from cml_contracts.commands import (
     ImportCMLWorker,
+    StartCMLWorker,
     TerminateCMLWorker,
     UpdateCMLWorkerStatus,
 )
 from cml_contracts.envelope import MAX_BODY
-from cml_contracts.instance import Ec2Instance, InstanceState
+from cml_contracts.instance import InstanceState
 from cml_contracts.results import ProblemCode
 from cml_workers.bus.port import Ack, BusUnavailableError
-from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.messages import (
     InstanceObserved,
     LookupAnswered,
-    LookupRequested,
     LookupResult,
 )
 from cml_workers.eventstore.command_streams import COMMAND_STREAMS, stream_of_command
+from cml_workers.eventstore.worker_streams import decode, stream_of
 from support.buses import command
 from support.given import instance
 from support.service import CREATE, WORKER, Service, streams
 
 
-async def lookup(service: Service) -> LookupRequested:
-    (asked,) = service.outbox.on(INTERNAL_EXCHANGE.name)[-1:]
-    return LookupRequested.model_validate_json(asked.body)
-
-
-async def answer(service: Service, found: Ec2Instance | None) -> None:
-    asked = await lookup(service)
-    await service.report(
-        LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=LookupResult(instance=found))
-    )
-
-
 async def test_a_status_update_asks_and_is_answered_without_an_event(service: Service):
     await service.launched()
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
-    await answer(service, instance())
+    await service.answer(instance())
     (result,) = service.outbox.results()
     assert result.data["instance_state"] == "running"
     assert len(await service.types()) == 3
@@ -51,7 +41,7 @@ async def test_a_status_update_that_is_repeated_is_answered_by_what_ec2_shows_th
     await service.launched()
     for state in (InstanceState.RUNNING, InstanceState.STOPPED):
         await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
-        await answer(service, instance(state))
+        await service.answer(instance(state))
     assert [result.data["instance_state"] for result in service.outbox.results()] == ["running", "stopped"]
     assert (await service.types())[3:] == ["worker.instance_state_observed"]
 
@@ -59,7 +49,7 @@ async def test_a_status_update_that_is_repeated_is_answered_by_what_ec2_shows_th
 async def test_a_status_update_that_changes_nothing_appends_nothing(service: Service):
     await service.launched()
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
-    await answer(service, instance())
+    await service.answer(instance())
     assert len(service.outbox.results()) == 1
     assert await streams(service, COMMAND_STREAMS) == {stream_of_command("create")}
 
@@ -71,10 +61,10 @@ async def test_who_died_between_what_a_status_update_saw_and_its_answer_goes_on_
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status", reply_to="asker")
     service.outbox.broken = 1
     with pytest.raises(BusUnavailableError):
-        await answer(service, None)
+        await service.answer(None)
     assert service.outbox.results("asker") == []
     service.outbox.broken = 0
-    await answer(service, None)
+    await service.answer(None)
     assert [result.data for result in service.outbox.results("terminator")] == [True]
     (rejected,) = service.outbox.results("asker")
     assert rejected.problem
@@ -85,7 +75,7 @@ async def test_the_largest_command_survives_a_lookup(service: Service):
     tags = {f"{n:02}" + "\N{GRINNING FACE}" * 126: "\N{GRINNING FACE}" * 256 for n in range(42)}
     named = CREATE.model_copy(update={"ami_id": None, "ami_name": "cml", "tags": tags, "reason": "x" * 500})
     await service.command(named, "create")
-    asked = await lookup(service)
+    asked = service.lookup()
     found = LookupResult(image_id="ami-11111111")
     largest = LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=found)
     assert len(command(named).body) < MAX_BODY < len(largest.model_dump_json().encode())
@@ -96,7 +86,7 @@ async def test_the_largest_command_survives_a_lookup(service: Service):
 async def test_a_stale_lookup_result_is_asked_for_again(service: Service):
     await service.launched()
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
-    asked = await lookup(service)
+    asked = service.lookup()
     await service.report(
         InstanceObserved(worker_id=WORKER, seen_revision=99, instance=instance(InstanceState.STOPPED))
     )
@@ -104,7 +94,7 @@ async def test_a_stale_lookup_result_is_asked_for_again(service: Service):
         LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=LookupResult(instance=instance()))
     )
     assert service.outbox.results() == []
-    await answer(service, instance(InstanceState.STOPPED))
+    await service.answer(instance(InstanceState.STOPPED))
     (result,) = service.outbox.results()
     assert result.data["instance_state"] == "stopped"
 
@@ -114,7 +104,7 @@ async def test_a_status_update_that_finds_the_instance_gone_answers_everybody(se
     service.now += timedelta(hours=1)
     await service.command(TerminateCMLWorker(worker_id=WORKER), "terminate", reply_to="terminator")
     await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status", reply_to="asker")
-    await answer(service, None)
+    await service.answer(None)
     assert [result.data for result in service.outbox.results("terminator")] == [True]
     (answered,) = service.outbox.results("asker")
     assert answered.data["instance_state"] == "terminated"
@@ -123,6 +113,83 @@ async def test_a_status_update_that_finds_the_instance_gone_answers_everybody(se
 async def test_an_import_is_decided_when_ec2_has_answered(service: Service):
     adopt = ImportCMLWorker(aws_region="us-east-1", instance_id=instance().instance_id, created_by="ann")
     await service.command(adopt, "import")
-    await answer(service, instance(tags={"Name": "found"}))
+    await service.answer(instance(tags={"Name": "found"}))
     (result,) = service.outbox.results()
     assert result.data["instance_name"] == "found"
+
+
+async def test_stopped_outside_then_start_by_what_ec2_shows(service: Service):
+    await service.launched()
+    await service.command(StartCMLWorker(worker_id=WORKER, started_by="ann"), "start")
+    assert service.outbox.results() == []
+    await service.answer(instance(InstanceState.STOPPED))
+    assert (await service.types())[3:] == ["worker.instance_state_observed", "worker.start_requested"]
+
+
+async def test_what_a_command_only_saw_is_nobodys_doing(service: Service):
+    """Who stopped it is not known; that is not who asked for the start."""
+    await service.launched()
+    await service.command(StartCMLWorker(worker_id=WORKER, started_by="ann", reason="lab"), "start")
+    await service.answer(instance(InstanceState.STOPPED))
+    stored = await service.store.read(stream_of(WORKER))
+    observed, requested = (decode(each).metadata for each in stored[-2:])
+    assert (observed.actor, observed.reason, observed.command_id, observed.reply) == (None, None, None, None)
+    assert observed.causation_id == "start"
+    assert (requested.actor, requested.reason, requested.command_id) == ("ann", "lab", "start")
+
+
+async def test_a_command_that_meets_a_stale_lookup_result_asks_again(service: Service):
+    await service.launched()
+    await service.command(StartCMLWorker(worker_id=WORKER), "start")
+    asked = service.lookup()
+    await service.report(
+        InstanceObserved(worker_id=WORKER, seen_revision=99, instance=instance(public_ip="1.2.3.4"))
+    )
+    await service.report(
+        LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=LookupResult(instance=instance()))
+    )
+    assert service.outbox.results() == []
+    assert service.lookup().lookup != asked.lookup
+    await service.answer(instance(public_ip="1.2.3.4"))
+    assert [result.data for result in service.outbox.results()] == [True]
+
+
+async def test_what_was_seen_and_the_answer_of_a_no_op_are_one_append(service: Service):
+    await service.launched()
+    await service.command(StartCMLWorker(worker_id=WORKER), "start")
+    appends, append = [], service.store.append
+
+    async def counted(stream: str, events: Any, *, expected: int) -> int:
+        appends.append([each.type for each in events])
+        return await append(stream, events, expected=expected)
+
+    service.store.append = counted  # type: ignore[method-assign]
+    await service.answer(instance(public_ip="1.2.3.4"))
+    assert appends == [["cml.worker.instance_state_observed.v1", "cml.command.skipped.v1"]]
+
+
+async def test_a_lookup_of_another_instance_says_nothing_of_this_one(service: Service):
+    await service.launched()
+    await service.command(StartCMLWorker(worker_id=WORKER), "start")
+    asked = service.lookup()
+    other = asked.lookup.model_copy(update={"instance_id": "i-1111111111111111f"})
+    gone = LookupAnswered(origin=asked.origin, lookup=other, looked_up=LookupResult())
+    service.now += timedelta(hours=1)
+    await service.report(gone)
+    assert not (await service.worker()).terminated
+    assert service.lookup().lookup == asked.lookup
+
+
+async def test_a_deployment_that_polls_counts_what_ec2_showed_unchanged(service: Service):
+    service.handler._policy = replace(service.handler._policy, observation_age=timedelta(minutes=2))
+    await service.launched()
+    service.now += timedelta(hours=1)
+    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
+    await service.answer(instance())
+    service.now += timedelta(minutes=2)
+    await service.command(StartCMLWorker(worker_id=WORKER), "soon", reply_to="soon")
+    assert [result.data for result in service.outbox.results("soon")] == [True]
+    service.now += timedelta(seconds=1)
+    await service.command(StartCMLWorker(worker_id=WORKER), "late", reply_to="late")
+    assert service.outbox.results("late") == []
+    assert service.lookup().origin.command_id == "late"

@@ -19,7 +19,7 @@ from cml_contracts.commands import (
     UpdateCMLWorkerStatus,
     UpdateCMLWorkerTags,
 )
-from cml_contracts.instance import InstanceState
+from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_contracts.results import Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER, sign
 from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Message, Outgoing
@@ -73,7 +73,17 @@ async def _rejected(service: Service) -> Message:
 
 async def _skipped(service: Service) -> Message:
     await service.launched()
-    return command(START, "start", reply_to="start")
+    await service.command(START, "start", reply_to="start")
+    return _found(service, instance())
+
+
+async def _start_of_what_is_gone(service: Service) -> Message:
+    """A start that is rejected, and settles what is pending, by what its lookup found."""
+    await service.launched()
+    service.now += timedelta(hours=1)
+    await service.command(TAGS, "tags", reply_to="tags")
+    await service.command(START, "start", reply_to="start")
+    return _found(service)
 
 
 async def _all_at_the_end(service: Service) -> Message:
@@ -107,9 +117,11 @@ async def _status_of_what_is_gone(service: Service) -> Message:
     return _found(service)
 
 
-def _found(service: Service) -> Message:
+def _found(service: Service, seen: Ec2Instance | None = None) -> Message:
     request = LookupRequested.model_validate_json(service.outbox.on(INTERNAL_EXCHANGE.name)[-1].body)
-    found = LookupAnswered(origin=request.origin, lookup=request.lookup, looked_up=LookupResult())
+    found = LookupAnswered(
+        origin=request.origin, lookup=request.lookup, looked_up=LookupResult(instance=seen)
+    )
     return _report(found)
 
 
@@ -119,6 +131,7 @@ CASES: dict[Case, set[str]] = {
     _nothing_to_terminate: {"terminate"},
     _rejected: {"start"},
     _skipped: {"start"},
+    _start_of_what_is_gone: {"tags", "start"},
     _all_at_the_end: {"tags", "terminate", "again"},
     _launch_failed_while_terminated: {"create", "terminate"},
     _observed_gone: {"stop", "tags"},
@@ -277,6 +290,7 @@ async def test_the_sender_of_a_pending_command_who_repeats_it_from_there_need_no
 async def test_a_reply_goes_to_the_address_on_record_and_to_the_repetitions_own(service: Service):
     await service.launched()
     await service.command(START, "start", reply_to="first")
+    assert await _deliver(service, _found(service, instance())) == Ack()
     assert await service.command(START, "start", reply_to="second") == Ack()
     assert service.outbox.results("second") == service.outbox.results("first")[:1]
 

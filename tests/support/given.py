@@ -181,7 +181,11 @@ class Given:
 
     def then(self, *expected: WorkerEvent) -> Worker:
         """Exactly these events; and, repeated, none: by the rules, or as the command was handled before."""
-        assert self._decide(self.worker) == (Record(list(expected)) if expected else NoChange())
+        decision = self._decide(self.worker)
+        if expected and isinstance(decision, NoChange):
+            assert decision.news == expected
+        else:
+            assert decision == (Record(list(expected)) if expected else NoChange())
         for event in expected:
             self.ledger.add(recorded(self.worker, event, self.at, self.command_id))
         handled_before = self.report is None and (
@@ -190,20 +194,27 @@ class Given:
         assert handled_before or isinstance(self._decide(self.worker), NoChange)
         return self.worker
 
-    def then_nothing(self, data: Any = None) -> None:
-        """It is so already; the reply says so."""
-        assert self._decide(self.worker) == NoChange(data)
+    def then_nothing(self, data: Any = None, *, news: tuple[WorkerEvent, ...] = ()) -> None:
+        """It is so already; the reply says so. ``news``: what EC2 showed meanwhile."""
+        assert self._decide(self.worker) == NoChange(data, news)
 
     def then_rejected(
-        self, code: str, *, outcome: str = "rejected", retryable: bool = False, saying: str = ""
+        self,
+        code: str,
+        *,
+        outcome: str = "rejected",
+        retryable: bool = False,
+        saying: str = "",
+        news: tuple[WorkerEvent, ...] = (),
     ) -> None:
-        """Rejected, and rejected again."""
+        """Rejected, and rejected again; ``news``: what EC2 showed meanwhile."""
         for _ in range(2):
             decision = self._decide(self.worker)
             assert isinstance(decision, Reject)
             assert decision.problem.code == code
             assert decision.outcome == outcome
             assert saying in decision.problem.detail
+            assert decision.news == news
             assert decision.problem.retryable is retryable
             assert decision.problem.detail
 

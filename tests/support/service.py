@@ -8,9 +8,16 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from cml_contracts.commands import WorkerCommand
-from cml_contracts.instance import InstanceState
+from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_workers.bus.port import Message, Outgoing, Publish, Verdict
-from cml_workers.domain.messages import OperationSucceeded, Report
+from cml_workers.bus.topology import INTERNAL_EXCHANGE
+from cml_workers.domain.messages import (
+    LookupAnswered,
+    LookupRequested,
+    LookupResult,
+    OperationSucceeded,
+    Report,
+)
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import StoredEvent
@@ -61,6 +68,17 @@ class Service:
         await self.command(CREATE, "create", reply_to=None)
         await self.report(
             OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance(state))
+        )
+
+    def lookup(self) -> LookupRequested:
+        """What it asked EC2 last."""
+        return LookupRequested.model_validate_json(self.outbox.on(INTERNAL_EXCHANGE.name)[-1].body)
+
+    async def answer(self, found: Ec2Instance | None) -> Verdict:
+        """EC2 answers that."""
+        asked = self.lookup()
+        return await self.report(
+            LookupAnswered(origin=asked.origin, lookup=asked.lookup, looked_up=LookupResult(instance=found))
         )
 
     async def worker(self) -> Worker:

@@ -28,6 +28,7 @@ from cml_workers.domain.messages import (
 )
 from cml_workers.domain.policy import Policy
 from cml_workers.domain.profiles import check_metadata_keys, choose, no_image, places
+from cml_workers.domain.situation import Situation
 from cml_workers.domain.worker import Operation, Worker
 
 
@@ -135,10 +136,9 @@ def next_place(operation: Operation, problem: Problem) -> LaunchRequested | None
     return LaunchRequested(operation_id=intent.operation_id, launch=launch, alternatives=tuple(others))
 
 
-def import_instance(
-    command: ImportCMLWorker, command_id: str, worker: Worker, policy: Policy, looked_up: LookupResult | None
-) -> list[WorkerEvent]:
+def import_instance(command: ImportCMLWorker, command_id: str, at: Situation) -> list[WorkerEvent]:
     """An instance becomes a worker and gets our tags; [] where it is one already. Raises as ``answer_to`` does."""
+    worker, policy = at.worker, at.policy
     check_region(command.aws_region, policy)
     if worker.terminated:
         raise rejected(
@@ -148,6 +148,7 @@ def import_instance(
     if worker.exists and (worker.instance is None or worker.instance.instance_id != command.instance_id):
         raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} exists already, and is of another instance")
     if worker.exists:
+        at.confirm()
         return []
     if policy.import_tags is None:
         raise rejected(
@@ -160,7 +161,7 @@ def import_instance(
         instance_id=command.instance_id,
         seen_revision=worker.observed_revision,
     )
-    instance = answer_to(lookup, looked_up).instance
+    instance = answer_to(lookup, at.looked_up).instance
     if instance is None:
         raise failed(
             ProblemCode.EC2_INSTANCE_NOT_FOUND,
@@ -211,9 +212,18 @@ def check_region(region: str, policy: Policy) -> None:
 
 def check_tag_count(tags: Mapping[str, str]) -> None:
     """Raises RejectedError for more tags than EC2 allows."""
-    counted = [key for key in tags if not key.startswith("aws:")]
-    if len(counted) > MAX_TAGS:
+    if are_too_many(tags):
         raise rejected(
             ProblemCode.VALIDATION_FAILED,
-            f"{len(counted)} tags, the reserved and default ones included; EC2 allows {MAX_TAGS}",
+            f"{_counted(tags)} tags, the reserved and default ones included; EC2 allows {MAX_TAGS}",
         )
+
+
+def are_too_many(tags: Mapping[str, str]) -> bool:
+    """Whether these are more tags than EC2 allows."""
+    return _counted(tags) > MAX_TAGS
+
+
+def _counted(tags: Mapping[str, str]) -> int:
+    """Those of AWS itself do not count (EC2 user guide, *Tag restrictions*)."""
+    return sum(not key.startswith("aws:") for key in tags)

@@ -3,6 +3,7 @@
 Each answers with a ``Decision``: record events, no change, ask EC2 first, or reject.
 """
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, assert_never
 
@@ -28,21 +29,20 @@ from cml_contracts.instance import (
     WorkerStatus,
 )
 from cml_contracts.results import Problem, ProblemCode
-from cml_workers.domain.creation import check_tag_count, create_worker, import_instance
+from cml_workers.domain.creation import are_too_many, check_tag_count, create_worker, import_instance
 from cml_workers.domain.decisions import (
     Decision,
     LookupNeededError,
     NoChange,
     Record,
     RejectedError,
-    answer_to,
-    failed,
     rejected,
 )
-from cml_workers.domain.messages import CommandMessage, InstanceLookup, LookupResult
-from cml_workers.domain.observations import failure_of, observe
+from cml_workers.domain.messages import CommandMessage, LookupResult
+from cml_workers.domain.observations import failure_of
 from cml_workers.domain.operations import SWITCHES, intents
 from cml_workers.domain.policy import Policy
+from cml_workers.domain.situation import Situation, situation
 from cml_workers.domain.worker import Worker
 
 
@@ -55,35 +55,40 @@ def decide(
     looked_up: LookupResult | None = None,
 ) -> Decision:
     """What a command does; ``looked_up``: what EC2 answered, where it was asked."""
+    at = situation(message, worker, policy, now, looked_up)
     try:
-        decided = _events(message, worker, policy, now, looked_up)
-    except (RejectedError, LookupNeededError) as undecided:
-        return undecided.decision
-    return Record(decided) if decided else NoChange(already_so(message, worker, looked_up))
+        decided = _events(message, at)
+    except LookupNeededError as needed:
+        return needed.decision
+    except RejectedError as rejected:
+        return replace(rejected.decision, news=at.news)
+    if decided:
+        return Record([*at.news, *decided])
+    return NoChange(already_so(message, at.worker, looked_up), at.news)
 
 
-def _events(
-    message: CommandMessage, worker: Worker, policy: Policy, now: datetime, looked_up: LookupResult | None
-) -> list[WorkerEvent]:
+def _events(message: CommandMessage, at: Situation) -> list[WorkerEvent]:
     """[] where it is so already."""
-    command, command_id = message.command, message.command_id
+    command, command_id, worker = message.command, message.command_id, at.worker
     match command:
         case CreateCMLWorker():
             if worker.exists:
                 raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} exists already")
-            return create_worker(command, command_id, worker, policy, looked_up)
+            return create_worker(command, command_id, worker, at.policy, at.looked_up)
         case StartCMLWorker():
-            return _start(_with_instance(worker), command_id)
+            return _start(_with_instance(worker), command_id, at)
         case StopCMLWorker():
-            return _stop(_with_instance(worker), command_id)
+            return _stop(_with_instance(worker), command_id, at)
         case TerminateCMLWorker():
             return _terminate(_existing(worker), command_id)
         case UpdateCMLWorkerTags():
-            return _update_tags(command, command_id, _with_instance(worker))
+            return _update_tags(command, command_id, _with_instance(worker), at)
         case UpdateCMLWorkerStatus():
-            return _update_status(_with_instance(worker), policy, now, looked_up)
+            _with_instance(at.recorded)
+            at.look()
+            return []
         case ImportCMLWorker():
-            return import_instance(command, command_id, worker, policy, looked_up)
+            return import_instance(command, command_id, at)
     assert_never(command)
 
 
@@ -140,17 +145,19 @@ def _at_rest(worker: Worker) -> WorkerStatus:
     return worker.status
 
 
-def _start(worker: Worker, command_id: str) -> list[WorkerEvent]:
+def _start(worker: Worker, command_id: str, at: Situation) -> list[WorkerEvent]:
     status = _at_rest(worker)
-    if status in (WorkerStatus.STARTING, WorkerStatus.RUNNING):
-        return []
+    if status is WorkerStatus.STOPPED:
+        return [StartRequested(operation_id=command_id)]
+    at.confirm()
     if status is WorkerStatus.STOPPING:
         raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} is stopping", retryable=True)
-    return [StartRequested(operation_id=command_id)]
+    return []
 
 
-def _stop(worker: Worker, command_id: str) -> list[WorkerEvent]:
+def _stop(worker: Worker, command_id: str, at: Situation) -> list[WorkerEvent]:
     if _at_rest(worker) in (WorkerStatus.STOPPING, WorkerStatus.STOPPED):
+        at.confirm()
         return []
     return [StopRequested(operation_id=command_id)]
 
@@ -168,34 +175,20 @@ def _terminate(worker: Worker, command_id: str) -> list[WorkerEvent]:
     ]
 
 
-def _update_tags(command: UpdateCMLWorkerTags, command_id: str, worker: Worker) -> list[WorkerEvent]:
+def _update_tags(
+    command: UpdateCMLWorkerTags, command_id: str, worker: Worker, at: Situation
+) -> list[WorkerEvent]:
     if worker.pending(TerminationRequested):
         raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being terminated")
     pending = worker.pending(TagsUpdateRequested)
     if not pending and {**worker.tags, **command.tags} == worker.tags:
+        at.confirm()
         return []  # while anything is pending it is not satisfied, though it may look so
     wanted = dict(worker.tags)
     for operation in pending:
         wanted.update(operation.tags)
-    check_tag_count({**wanted, **command.tags})
+    wanted.update(command.tags)
+    if are_too_many(wanted):
+        at.confirm()
+    check_tag_count(wanted)
     return [TagsUpdateRequested(operation_id=command_id, tags=command.tags)]
-
-
-def _update_status(
-    worker: Worker, policy: Policy, now: datetime, looked_up: LookupResult | None
-) -> list[WorkerEvent]:
-    instance = worker.instance
-    assert instance is not None  # noqa: S101 - `_with_instance` saw it
-    lookup = InstanceLookup(
-        aws_region=worker.aws_region,
-        instance_id=instance.instance_id,
-        seen_revision=worker.observed_revision,
-    )
-    seen = answer_to(lookup, looked_up).instance
-    if seen is None and worker.launched_at and now - worker.launched_at < policy.visibility_grace:
-        raise failed(
-            ProblemCode.EC2_INSTANCE_NOT_FOUND,
-            f"instance {instance.instance_id} of worker {worker.id} is not visible in EC2 yet",
-            retryable=True,
-        )
-    return observe(worker, seen)

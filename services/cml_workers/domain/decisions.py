@@ -20,9 +20,13 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class NoChange:
-    """What is asked for is so already, or is known; ``data``: of the reply to a command."""
+    """What is asked for is so already, or is known; ``data``: of the reply to a command.
+
+    ``news``: what EC2 showed meanwhile, to be recorded all the same.
+    """
 
     data: Any = None
+    news: Sequence[WorkerEvent] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,11 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Nothing happens. ``failed`` instead of ``rejected``: it cannot be done as AWS is set up."""
+    """Nothing happens. ``failed`` instead of ``rejected``: it cannot be done as AWS is set up; ``news``: likewise."""
 
     problem: Problem
     outcome: Outcome = "rejected"
+    news: Sequence[WorkerEvent] = ()
 
 
 Decision = Record | NoChange | Ask | Reject

@@ -109,6 +109,7 @@ def _shown(worker: Worker, event: InstanceLaunched | Switched, recorded: Recorde
         instance=event.instance,
         tags=event.instance.tags,
         observed_revision=recorded.revision,
+        observed_at=recorded.metadata.time,
         updated_at=recorded.metadata.time,
         operations=_without(worker.operations, event.operation_id),
     )
@@ -120,6 +121,7 @@ def _tagged(worker: Worker, event: TagsUpdated, recorded: Recorded) -> Worker:
         tags=event.tags,
         instance=worker.instance and worker.instance.model_copy(update={"tags": event.tags}),
         observed_revision=recorded.revision,
+        observed_at=recorded.metadata.time,
         updated_at=recorded.metadata.time,
         operations=_without(worker.operations, event.operation_id),
     )
@@ -174,6 +176,7 @@ def _observed(worker: Worker, instance: Ec2Instance, recorded: Recorded) -> Work
         revision=recorded.revision,
         instance=instance,
         observed_revision=recorded.revision,
+        observed_at=recorded.metadata.time,
         updated_at=recorded.metadata.time,
     )
 

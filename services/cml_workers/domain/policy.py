@@ -22,6 +22,8 @@ class Policy:
     import_tags: Mapping[str, str] | None = field(default_factory=dict)
     """What an instance must be tagged with to be imported; None: nothing is imported."""
     visibility_grace: timedelta = VISIBILITY_GRACE
+    observation_age: timedelta = timedelta()
+    """How old may be what a no-op rests on; zero: EC2 is always asked."""
 
 
 EVERY_COMMAND = "*"

@@ -5,7 +5,7 @@ changes it: ``domain/fold.py``.
 """
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import NamedTuple, assert_never
 from uuid import UUID
@@ -44,8 +44,8 @@ class Operation(NamedTuple):
 class Worker(NamedTuple):
     """A worker: the fold of its events; a tuple, as that is copied fastest.
 
-    ``instance`` is what EC2 showed last; ``observed_revision`` is the event that showed it. ``revision`` -1:
-    nothing is recorded yet. ``operations``: the pending ones by their command's id, oldest first.
+    ``instance`` is what EC2 showed last; ``observed_revision`` is the event that showed it, ``observed_at`` its time.
+    ``revision`` -1: nothing is recorded yet. ``operations``: the pending ones by their command's id, oldest first.
     """
 
     id: UUID
@@ -63,6 +63,7 @@ class Worker(NamedTuple):
     instance: Ec2Instance | None = None
     launched_at: datetime | None = None
     observed_revision: int = -1
+    observed_at: datetime | None = None
     launch_problem: Problem | None = None
     terminated: bool = False
     operations: Mapping[str, Operation] = MappingProxyType({})
@@ -71,6 +72,10 @@ class Worker(NamedTuple):
     def exists(self) -> bool:
         """Whether it was ever created or imported."""
         return self.created_at is not None
+
+    def is_new(self, now: datetime, grace: timedelta) -> bool:
+        """Whether its instance was launched so short a time ago that EC2 may not show it yet."""
+        return self.launched_at is not None and now - self.launched_at < grace
 
     def pending(self, *intents: type[Intent]) -> list[Operation]:
         """The operations that still have no outcome to an intent of these types, oldest first."""

@@ -53,7 +53,7 @@ class Instances:
 
     def may_be_invisible(self, worker: Worker) -> bool:
         """Whether the instance is so new that EC2 may not show it yet."""
-        return worker.launched_at is not None and self.now() - worker.launched_at < self.visibility_grace
+        return worker.is_new(self.now(), self.visibility_grace)
 
     async def see(self, worker: Worker) -> Ec2Instance:
         """The instance now. Raises NotYet, Gone, EC2Error."""

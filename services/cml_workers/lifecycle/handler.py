@@ -35,7 +35,7 @@ from cml_workers.bus.port import (
 )
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
 from cml_workers.domain.decide import already_so, decide
-from cml_workers.domain.decisions import Ask, NoChange, Record, Reject
+from cml_workers.domain.decisions import Ask, Decision, NoChange, Record, Reject
 from cml_workers.domain.history import fingerprint
 from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import (
@@ -62,6 +62,7 @@ from cml_workers.lifecycle.replies import (
     result_of,
     skipped,
 )
+from cml_workers.lifecycle.sightings import Sightings
 from cml_workers.lifecycle.transactions import Append, Compare, Duplicate, Finish, Step, Transactions, these
 
 log = structlog.get_logger(__name__)
@@ -92,6 +93,7 @@ class Lifecycle:
         self._transactions = Transactions(store=store, publish=publish, now=now, new_id=new_id)
         self._publish = publish
         self._policy = policy
+        self._sightings = Sightings()
         self._access = access
         self._now = now
         self._new_id = new_id
@@ -198,20 +200,28 @@ class Lifecycle:
                 if before is None:
                     return Compare(repeat)
                 return repeat if before == fingerprint(message.command) else Duplicate()
-            looked_up = _still_true(answered, worker)
-            decision = decide(message, worker, policy=self._policy, now=self._now(), looked_up=looked_up)
+            decision = self._decision(message, worker, _still_true(answered, worker))
             match decision:
                 case Record(events):
                     return Append(events, binds=isinstance(message.command, CREATING))
-                case NoChange(data):
-                    return Append([skipped(message, data)])
-                case Reject():
-                    return Append([rejected(message, decision)])
+                case NoChange(data, news):
+                    return Append([*news, skipped(message, data)])
+                case Reject(news=news):
+                    return Append([*news, rejected(message, decision)])
                 case Ask(lookup):
                     return Finish(these(lookup_request(message, lookup)))
             assert_never(decision)
 
         return await self._transactions.transact(message.worker_id, message.command_id, judge, origin=message)
+
+    def _decision(self, message: CommandMessage, worker: Worker, looked_up: LookupResult | None) -> Decision:
+        now = self._now()
+        worker = self._sightings.applied(worker)
+        decision = decide(message, worker, policy=self._policy, now=now, looked_up=looked_up)
+        unchanged = isinstance(decision, NoChange) and not decision.news
+        if self._policy.observation_age and unchanged and looked_up and looked_up.instance:
+            self._sightings.saw(worker, now)
+        return decision
 
     async def _decide_status(self, message: CommandMessage, answered: LookupAnswered | None) -> Verdict:
         """What EC2 shows becomes an event if it is news, and is the answer."""
@@ -223,12 +233,10 @@ class Lifecycle:
                 data = already_so(message, after, looked_up)
                 return replies(result_of(message, "succeeded", data=data), message.reply)
 
-            decision = decide(message, worker, policy=self._policy, now=self._now(), looked_up=looked_up)
+            decision = self._decision(message, worker, looked_up)
             match decision:
-                case Record(events):
-                    return Append(events, shown)
-                case NoChange():
-                    return Finish(shown)
+                case Record(news) | NoChange(news=news):
+                    return Append(news, shown) if news else Finish(shown)
                 case Reject(problem, outcome):
                     return Finish(
                         these(*replies(result_of(message, outcome, problem=problem), message.reply))
@@ -272,11 +280,14 @@ def _repeat(message: CommandMessage, entry: Entry) -> Finish | Retry:
 
 
 def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult | None:
-    """What EC2 answered, unless a later event about the instance made it stale: then it is asked again."""
+    """What EC2 answered, unless a later event about the instance made it stale, or it is of another: then it is asked again."""
     if answered is None:
         return None
     lookup = answered.lookup
-    if isinstance(lookup, InstanceLookup) and lookup.seen_revision < worker.observed_revision:
+    if isinstance(lookup, InstanceLookup) and (
+        lookup.seen_revision < worker.observed_revision
+        or (worker.instance and worker.instance.instance_id != lookup.instance_id)
+    ):
         return None
     return answered.looked_up
 

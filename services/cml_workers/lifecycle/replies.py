@@ -4,7 +4,13 @@ from datetime import datetime
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
+from cml_contracts.events import (
+    CommandRejected,
+    CommandSkipped,
+    InstanceStateObserved,
+    WorkerEvent,
+    WorkerTerminated,
+)
 from cml_contracts.results import OperationResult, Outcome, Problem, ProblemCode
 from cml_workers.bus.codec import internal, reply
 from cml_workers.bus.port import Outgoing
@@ -39,6 +45,15 @@ def metadata_of(
         )
     if origin is None:
         return EventMetadata(event_id=event_id, time=now, command_id=operation_id, causation_id=cause)
+    if isinstance(event, InstanceStateObserved) or (isinstance(event, WorkerTerminated) and not operation_id):
+        # The command only made us look: who changed the instance is not known.
+        return EventMetadata(
+            event_id=event_id,
+            time=now,
+            correlation_id=origin.correlation_id,
+            causation_id=cause,
+            traceparent=origin.traceparent,
+        )
     of_command = operation_id in (None, origin.command_id)
     return EventMetadata(
         event_id=event_id,

@@ -137,6 +137,9 @@ class Settings(BaseSettings):
     ec2_call_seconds: Annotated[float, Field(ge=1, le=300)] | None = None
     """How long a call to EC2 may take until it counts as not answered; refused if longer than what depends on it allows. Unset: 30, or
     what a short grace or heartbeat allows."""
+    observation_age_seconds: Annotated[float, Field(ge=0, le=3600)] = 0
+    """How long ago EC2 may have shown an instance for a command to be answered, without asking EC2, that there is nothing to do; for
+    deployments that send status updates more often than that. 0: EC2 is always asked."""
     authentication_grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 60
     """How long a call that AWS does not authorize is tried again before its operation fails."""
 
@@ -260,6 +263,7 @@ class Settings(BaseSettings):
             allowed_regions=self.allowed_regions,
             allowed_instance_types=self.allowed_instance_types,
             visibility_grace=timedelta(seconds=self.visibility_grace_seconds),
+            observation_age=timedelta(seconds=self.observation_age_seconds),
         )
         if self.profiles_file is None:
             return policy
