@@ -171,6 +171,7 @@ def _sections(
 
 def _calls(folder: Path, *, small: bool) -> dict[str, Any]:
     from bench import calls  # noqa: PLC0415 - of the checkout that is measured
+    from bench.processes import observation_age  # noqa: PLC0415
 
     for name in [
         each for each in os.environ if each.startswith(("RABBITMQ_URL", "KURRENTDB", "DATABASE", "CML_"))
@@ -178,6 +179,7 @@ def _calls(folder: Path, *, small: bool) -> dict[str, Any]:
         del os.environ[name]
     # Reminders of what has waited long come by the clock, not by command.
     os.environ |= {"CML_DATA_DIR": str(folder), "CML_REMINDER_SECONDS": "3600", "CML_LOG_LEVEL": "error"}
+    os.environ |= observation_age()
     folder.mkdir()
     return calls.count_calls(list(calls.SCRIPT)[:2], crowd=3) if small else calls.count_calls()
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 import pytest
 
-from cml_contracts.events import InstanceLaunched, TagsUpdated, TagsUpdateRequested
+from cml_contracts.events import InstanceLaunched, InstanceStateObserved, TagsUpdated, TagsUpdateRequested
 from cml_contracts.instance import InstanceState
 from cml_workers.bus.port import Ack, Message, Retry
 from cml_workers.domain.messages import InstanceObserved, OperationFailed, OperationSucceeded, Reminder
 from cml_workers.ec2_adapter.errors import EC2Error, EC2TagOperationException
 from cml_workers.ec2_adapter.instances import SETTLING
+from cml_workers.ec2_adapter.recheck import LATEST
 from cml_workers.ec2_adapter.tenure import FRESH
 from support.buses import delivered
 from support.given import NOW, instance
@@ -66,7 +67,7 @@ async def test_tags_that_are_not_visible_yet_are_awaited(given: Given, monkeypat
 
     monkeypatch.setattr(adapter.ec2, "tags", lagging)
     assert await adapter.triggered() == WAITS
-    assert adapter.all_reports == []
+    assert adapter.reports(OperationSucceeded) == []
     await adapter.passes(2)
     assert len(adapter.reports(OperationSucceeded)) == 1
 
@@ -166,23 +167,60 @@ async def test_rechecked_tags_wait_for_the_update_that_is_pending(given: Given):
     assert adapter.called("add_tags") == 1
 
 
-@pytest.mark.parametrize(
-    ("recorded", "refusing"),
-    [
-        ({"aws:cloudformation:stack-name": "gone", **instance().tags}, None),
-        ({"b": "gone", **instance().tags}, EC2TagOperationException("TagLimitExceeded")),
-    ],
-    ids=["a tag that AWS removed", "a tag for which there is no room any more"],
-)
-async def test_a_recheck_of_tags_that_cannot_be_written_ends(
-    given: Given, recorded: Mapping[str, str], refusing: EC2Error | None
-):
+async def test_a_recheck_of_tags_that_cannot_be_written_ends(given: Given):
     """It would come again every half minute, without end."""
     adapter = given().observed(instance())
-    if refusing:
-        adapter.refusing("add_tags", refusing)
+    adapter.refusing("add_tags", EC2TagOperationException("TagLimitExceeded"))
+    await adapter.happened(*RUNNING, OLD, *SUPERSEDED)
+    assert await adapter.handles(a_recheck(SETTLING.total_seconds())) == Ack()
+    assert shown(adapter) == instance().tags
+
+
+THEIRS = {
+    "a tag that AWS removed": (
+        {"aws:cloudformation:stack-name": "gone", **instance().tags},
+        instance().tags,
+    ),
+    "a tag that somebody changed": (instance().tags, {**instance().tags, "Name": "theirs"}),
+}
+
+
+@pytest.mark.parametrize(("recorded", "there"), THEIRS.values(), ids=THEIRS)
+async def test_a_recheck_reports_what_others_did_to_tags_and_does_not_undo_it(
+    given: Given, recorded: Mapping[str, str], there: Mapping[str, str]
+):
+    adapter = given().observed(instance(tags=there))
     await adapter.happened(
         *REQUESTED, InstanceLaunched(operation_id="create", instance=instance(tags=recorded))
     )
+    assert await adapter.handles(a_recheck(SETTLING.total_seconds())) == Retry()
+    (seen,) = adapter.reports(InstanceObserved)
+    assert seen.instance
+    assert seen.instance.tags == there
+    await adapter.happened(
+        InstanceStateObserved(instance_state=InstanceState.RUNNING, tags=there, changed=("tags",), drift=True)
+    )
     assert await adapter.handles(a_recheck(SETTLING.total_seconds())) == Ack()
-    assert shown(adapter) == instance().tags
+    assert shown(adapter) == there
+    assert adapter.called("add_tags") == 0
+
+
+async def test_a_late_call_is_undone_also_where_somebody_has_seen_its_effect(given: Given):
+    """A status update recorded the older tag in between: what was written last counts all the same."""
+    late = {**AFTER_BOTH, "a": "old"}
+    adapter = given().observed(instance(tags=late))
+    seen = InstanceStateObserved(
+        instance_state=InstanceState.RUNNING, tags=late, changed=("tags",), drift=True
+    )
+    await adapter.happened(*RUNNING, OLD, *SUPERSEDED, seen)
+    assert await adapter.handles(a_recheck(SETTLING.total_seconds())) == Retry()
+    assert shown(adapter) == AFTER_BOTH
+
+
+async def test_a_tag_that_was_written_long_ago_is_not_ours_to_restore(given: Given):
+    there = {**AFTER_BOTH, "a": "theirs"}
+    adapter = given().observed(instance(tags=there))
+    await adapter.happened(*RUNNING, OLD, *SUPERSEDED)
+    await adapter.passes(LATEST.total_seconds() + 1)
+    assert await adapter.handles(a_recheck(SETTLING.total_seconds())) == Retry()
+    assert shown(adapter) == there

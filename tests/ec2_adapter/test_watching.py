@@ -89,7 +89,7 @@ async def test_what_was_seen_before_an_operation_is_not_reported_after_it(given:
     await adapter.triggered()
     adapter.executor._moved(before, instance())
     await adapter.passes(2)
-    assert adapter.reports(InstanceObserved) == []
+    assert [each.seen_revision for each in adapter.reports(InstanceObserved)] == [2]  # before the stop
 
 
 async def test_a_report_that_is_not_confirmed_is_sent_again(given: Given):
@@ -118,9 +118,10 @@ async def test_an_instance_whose_stop_was_refused_is_still_watched(given: Given)
     await adapter.happened(StopFailed(operation_id=failed.operation_id, problem=failed.problem))
     await adapter.triggered()
     await adapter.passes(2)
-    (seen,) = adapter.reports(InstanceObserved)
+    *_, seen = adapter.reports(InstanceObserved)
     assert seen.instance
-    assert seen.instance.state is InstanceState.RUNNING
+    assert (seen.instance.state, seen.seen_revision) == (InstanceState.RUNNING, 2)
+    assert "describe_many" in adapter.ec2.calls[-1:]
 
 
 async def test_a_describe_failure_changes_nothing_and_is_tried_again(given: Given):

@@ -18,6 +18,7 @@ from cml_workers.bus.port import Ack, Message, Verdict
 from cml_workers.domain import decide as rules
 from cml_workers.domain.fold import advance
 from cml_workers.domain.messages import AttemptRefused, OperationFailed
+from cml_workers.domain.situation import Situation
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter import executor as adapter
 from cml_workers.ec2_adapter import triggers
@@ -263,9 +264,11 @@ def pending_tags_forgotten(patch: pytest.MonkeyPatch) -> None:
     """A tag update is met as soon as what is recorded is as it wants it, whatever is still pending."""
     original = rules._update_tags
 
-    def update_tags(command: UpdateCMLWorkerTags, command_id: str, worker: Worker) -> list[WorkerEvent]:
+    def update_tags(
+        command: UpdateCMLWorkerTags, command_id: str, worker: Worker, at: Situation
+    ) -> list[WorkerEvent]:
         met = {**worker.tags, **command.tags} == worker.tags
-        return [] if met else original(command, command_id, worker)
+        return [] if met else original(command, command_id, worker, at)
 
     patch.setattr(rules, "_update_tags", update_tags)
 

@@ -225,8 +225,10 @@ class Executor:
             # What happened since is newer than what was seen.
             seen = seen if worker.observed_revision == since else None
             visit.waits = await self._attend(visit, worker, lease, seen)
-            for recheck_since in visit.rechecks:
-                visit.rechecks[recheck_since] = await recheck(worker, recheck_since, lease, self._here)
+            if visit.rechecks:
+                ledger = await self._workers.ledger(worker_id)
+                for recheck_since in visit.rechecks:
+                    visit.rechecks[recheck_since] = await recheck(ledger, recheck_since, lease, self._here)
 
     async def _attend(
         self, visit: Visit, worker: Worker, lease: Lease, seen: Ec2Instance | None = None

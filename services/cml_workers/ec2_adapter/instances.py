@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from cml_contracts.instance import Ec2Instance, InstanceState
+from cml_workers.domain.observations import observe
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.calls import Calls
 from cml_workers.ec2_adapter.errors import EC2Error, EC2InstanceOperationException, Remedy
@@ -68,10 +69,12 @@ class Instances:
             await self._sleep(pause)
         raise Gone
 
-    async def noted(self, worker: Worker, instance: Ec2Instance) -> None:
-        """Report how it was seen where no outcome will, if it is not as it was known. Raises BusUnavailableError."""
-        if has_moved(instance, worker.instance):
-            await self.reports.observed(worker, instance)
+    async def noted(self, worker: Worker, instance: Ec2Instance) -> bool:
+        """Report how it was seen where no outcome will; whether it is not as it is recorded. Raises BusUnavailableError."""
+        if not observe(worker, instance):
+            return False
+        await self.reports.observed(worker, instance)
+        return True
 
     async def ended(self, worker: Worker, instance: Ec2Instance) -> EC2InstanceOperationException:
         """The refusal of an operation on an instance that has ended, which is reported first."""

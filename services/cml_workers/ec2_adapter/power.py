@@ -57,6 +57,7 @@ async def switch(turn: Turn, power: Power, here: Instances) -> OperationSucceede
         raise await here.ended(turn.worker, instance)
     if instance.state is not power.before:
         raise InTransition(instance)
+    await here.noted(turn.worker, instance)  # the call may be refused
     if refused is not None:
         raise refused  # EC2 does not agree with itself yet
     return turn.succeeded(await _call(turn, power, instance, here))
@@ -65,7 +66,10 @@ async def switch(turn: Turn, power: Power, here: Instances) -> OperationSucceede
 async def is_switched(turn: Turn, power: Power, here: Instances) -> OperationSucceeded | None:
     """Whether it is done, as far as EC2 shows."""
     instance = await here.see(turn.worker)
-    return turn.succeeded(instance) if instance.state in power.done else None
+    if instance.state in power.done:
+        return turn.succeeded(instance)
+    await here.noted(turn.worker, instance)
+    return None
 
 
 async def terminate(turn: Turn, here: Instances) -> OperationSucceeded:
@@ -75,6 +79,7 @@ async def terminate(turn: Turn, here: Instances) -> OperationSucceeded:
         if turn.seen is None and (turn.attempt.is_uncertain or instance.state in ENDING):
             instance = await here.see(turn.worker)
         if instance.state not in ENDING:
+            await here.noted(turn.worker, instance)  # the call may be refused
             try:
                 instance = await _terminate(turn, instance, here)
             except EC2Exception as error:
@@ -82,6 +87,7 @@ async def terminate(turn: Turn, here: Instances) -> OperationSucceeded:
                     raise
                 instance = await here.see(turn.worker)
                 if instance.state not in ENDING:
+                    await here.noted(turn.worker, instance)
                     raise
     except Gone:
         return turn.succeeded(None, warning="the instance was gone before it was terminated")
@@ -95,7 +101,10 @@ async def is_terminated(turn: Turn, here: Instances) -> OperationSucceeded | Non
     instance = await here.see(turn.worker)
     if instance.state is InstanceState.SHUTTING_DOWN:
         raise InTransition(instance)
-    return turn.succeeded(instance) if instance.state is InstanceState.TERMINATED else None
+    if instance.state is InstanceState.TERMINATED:
+        return turn.succeeded(instance)
+    await here.noted(turn.worker, instance)
+    return None
 
 
 async def _call(turn: Turn, power: Power, before: Ec2Instance, here: Instances) -> Ec2Instance:

@@ -4,49 +4,55 @@ Such a call may be carried out behind whatever came next, and undo it. The messa
 known of it, so it waits in the broker and not in memory.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
+from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.operations import REVERSIBLE, intents
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.errors import EC2Error, EC2Exception, OutcomeUnknownError, Remedy
-from cml_workers.ec2_adapter.instances import Gone, Instances, has_moved
+from cml_workers.ec2_adapter.instances import Gone, Instances
 from cml_workers.ec2_adapter.tenure import Lease, NotFreshError, NotYet
 
-OF_AWS = "aws:"
-"""Tags that AWS sets and nobody else may write, e.g. on an instance of a CloudFormation stack."""
+LATEST = timedelta(minutes=15)
+"""How late a call may be carried out: EC2 refuses requests that were signed longer ago (facts of AWS Signature Version 4)."""
 
 log = structlog.get_logger(__name__)
 
 
-async def recheck(worker: Worker, since: datetime, lease: Lease, here: Instances) -> bool:
+async def recheck(ledger: Ledger, since: datetime, lease: Lease, here: Instances) -> bool:
     """Whether it is done; otherwise it has to be looked at again, until no such call can come any more.
 
-    Recorded tags are written again. A state that nobody asked for is reported, and not undone.
+    Tags of our own last updates are written again. Whatever else is not as recorded is reported, and not undone.
     """
+    worker = ledger.worker
     if worker.terminated or worker.instance is None:
         return True
     if worker.pending(*intents(REVERSIBLE)):
         return False  # not before it is known what is to stand
     try:
         instance = await here.see(worker)
-        moved = has_moved(instance, worker.instance)
-        if moved:
-            await here.reports.observed(worker, instance)
         tags = await here.calls.tags(instance.aws_region, instance.instance_id)
     except Gone:
         return True
     except (NotYet, EC2Error):
         return False
-    changed = {
-        key: value
-        for key, value in worker.tags.items()
-        if tags.get(key) != value and not key.lower().startswith(OF_AWS)
-    }
+    changed = {key: value for key, value in _written(ledger, here.now()).items() if tags.get(key) != value}
+    moved = await here.noted(worker, instance.model_copy(update={"tags": {**tags, **changed}}))
     if changed:
         return await _write_again(worker, changed, lease, here)
     return not moved and here.now() - since >= here.settling
+
+
+def _written(ledger: Ledger, now: datetime) -> dict[str, str]:
+    """What our tag updates wrote so lately that a call from before may still undo it."""
+    written: dict[str, str] = {}
+    for entry in ledger.entries.values():
+        succeeded = entry.result is not None and entry.result.outcome == "succeeded"
+        if entry.operation and entry.settled_at and succeeded and now - entry.settled_at <= LATEST:
+            written.update(entry.operation.tags)
+    return written
 
 
 async def _write_again(worker: Worker, tags: dict[str, str], lease: Lease, here: Instances) -> bool:

@@ -21,7 +21,7 @@ async def update_tags(turn: Turn, intent: TagsUpdateRequested, here: Instances) 
         )
     except EC2Exception as error:
         if error.remedy is Remedy.DESCRIBE:
-            await here.see(turn.worker)  # it is not there yet, or not any more
+            await here.noted(turn.worker, await here.see(turn.worker))  # it is not there yet, or not any more
         raise
     turn.attempt.uncertain_since = here.now()
     tags = await here.calls.tags(region, instance_id)
