@@ -1,5 +1,6 @@
 """What is remembered of an instance answers no command: EC2 has shown it after the command came in, or a short while ago."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -162,13 +163,12 @@ def test_a_pending_operation_is_no_memory_and_needs_no_look():
     given(*IS_STOPPING).when(STOP).then_rejected("Conflict", retryable=True)
 
 
-POLLED = {field: getattr(POLICY, field) for field in ("ami_ids", "ami_names")} | {
-    "observation_age": timedelta(minutes=2)
-}
+POLLED = replace(POLICY, observation_age=timedelta(minutes=2))
 
 
 def test_a_deployment_that_polls_may_take_what_ec2_showed_a_short_while_ago():
-    fresh = given(*IS_RUNNING).under(**POLLED)
+    fresh = given(*IS_RUNNING)
+    fresh.policy = POLLED
     fresh.at = NOW + timedelta(minutes=2)
     fresh.when(START).then_nothing(data=True)
     fresh.at = NOW + timedelta(minutes=2, microseconds=1)
@@ -176,7 +176,8 @@ def test_a_deployment_that_polls_may_take_what_ec2_showed_a_short_while_ago():
 
 
 def test_a_status_update_always_asks():
-    fresh = given(*IS_RUNNING).under(**POLLED).soon()
+    fresh = given(*IS_RUNNING).soon()
+    fresh.policy = POLLED
     fresh.when(STATUS).then_asks(ASKED)
 
 

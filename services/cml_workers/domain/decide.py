@@ -182,8 +182,9 @@ def _update_tags(
         raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being terminated")
     pending = worker.pending(TagsUpdateRequested)
     if not pending and {**worker.tags, **command.tags} == worker.tags:
+        # While anything is pending it is not satisfied, though it may look so.
         at.confirm()
-        return []  # while anything is pending it is not satisfied, though it may look so
+        return []
     wanted = dict(worker.tags)
     for operation in pending:
         wanted.update(operation.tags)

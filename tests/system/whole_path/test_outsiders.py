@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
-import boto3
 import pytest
 
+from support.ec2_calls import client
 from support.plain_amqp import PlainAmqp
 from support.whole_path import CREATE, System
 
@@ -16,15 +16,9 @@ OBSERVED = "cml.worker.instance_state_observed.v1"
 @pytest.fixture
 def outsider(system: System) -> Iterator[Any]:
     """EC2 as anybody else in the account uses it."""
-    client = boto3.client(
-        "ec2",
-        region_name="us-east-1",
-        endpoint_url=system.ec2,
-        aws_access_key_id="outsider",
-        aws_secret_access_key="outsider",
-    )
-    yield client
-    client.close()
+    own = client(system.ec2, "us-east-1")
+    yield own
+    own.close()
 
 
 async def until(outsider: Any, instance_id: str, state: str) -> None:
@@ -38,84 +32,84 @@ async def described(outsider: Any, instance_id: str) -> Any:
     return answer["Reservations"][0]["Instances"][0]
 
 
-async def running(client: PlainAmqp, **fields: Any) -> tuple[str, str]:
+async def running(caller: PlainAmqp, **fields: Any) -> tuple[str, str]:
     """A new worker that runs, and its instance."""
-    created = await client.command("create", **CREATE, **fields)
-    await client.until_status(created["worker_id"], "RUNNING")
+    created = await caller.command("create", **CREATE, **fields)
+    await caller.until_status(created["worker_id"], "RUNNING")
     return created["worker_id"], created["data"]["aws_instance_id"]
 
 
 async def test_stopped_outside_then_start(system: System, outsider: Any):
-    async with system.client() as client:
-        worker_id, instance_id = await running(client)
+    async with system.client() as caller:
+        worker_id, instance_id = await running(caller)
         await asyncio.to_thread(outsider.stop_instances, InstanceIds=[instance_id])
         await until(outsider, instance_id, "stopped")
-        assert (await client.command("start", worker_id=worker_id, started_by="ann"))["data"] is True
+        assert (await caller.command("start", worker_id=worker_id, started_by="ann"))["data"] is True
         await until(outsider, instance_id, "running")
-        seen = await client.until_event(worker_id, OBSERVED, instance_state="stopped", drift=True)
+        seen = await caller.until_event(worker_id, OBSERVED, instance_state="stopped", drift=True)
         assert seen["data"]["state_reason"]["code"] == "Client.UserInitiatedShutdown"
         assert "actor" not in seen
 
 
 async def test_started_outside_then_stop(system: System, outsider: Any):
-    async with system.client() as client:
-        worker_id, instance_id = await running(client)
-        assert (await client.command("stop", worker_id=worker_id))["data"] is True
-        await client.until_status(worker_id, "STOPPED")
+    async with system.client() as caller:
+        worker_id, instance_id = await running(caller)
+        assert (await caller.command("stop", worker_id=worker_id))["data"] is True
+        await caller.until_status(worker_id, "STOPPED")
         await asyncio.to_thread(outsider.start_instances, InstanceIds=[instance_id])
         await until(outsider, instance_id, "running")
-        assert (await client.command("stop", worker_id=worker_id))["data"] is True
+        assert (await caller.command("stop", worker_id=worker_id))["data"] is True
         await until(outsider, instance_id, "stopped")
 
 
 async def test_a_tag_changed_outside_then_the_update_that_restores_it(system: System, outsider: Any):
-    async with system.client() as client:
-        worker_id, instance_id = await running(client, tags={"course": "ccna"})
+    async with system.client() as caller:
+        worker_id, instance_id = await running(caller, tags={"course": "ccna"})
         await asyncio.to_thread(
             outsider.create_tags, Resources=[instance_id], Tags=[{"Key": "course", "Value": "theirs"}]
         )
-        restored = await client.command("update_tags", worker_id=worker_id, tags={"course": "ccna"})
+        restored = await caller.command("update_tags", worker_id=worker_id, tags={"course": "ccna"})
         assert restored["data"]["course"] == "ccna"
         tags = (await described(outsider, instance_id))["Tags"]
         assert {"Key": "course", "Value": "ccna"} in tags
 
 
 async def test_a_status_update_shows_the_type_and_the_tags_of_ec2(system: System, outsider: Any):
-    async with system.client() as client:
-        worker_id, instance_id = await running(client, tags={"course": "ccna"})
-        assert (await client.command("stop", worker_id=worker_id))["data"] is True
-        await client.until_status(worker_id, "STOPPED")
+    async with system.client() as caller:
+        worker_id, instance_id = await running(caller, tags={"course": "ccna"})
+        assert (await caller.command("stop", worker_id=worker_id))["data"] is True
+        await caller.until_status(worker_id, "STOPPED")
         await asyncio.to_thread(
             outsider.modify_instance_attribute, InstanceId=instance_id, InstanceType={"Value": "m5.xlarge"}
         )
         await asyncio.to_thread(outsider.delete_tags, Resources=[instance_id], Tags=[{"Key": "course"}])
-        await client.command("update_status", worker_id=worker_id)
-        seen = await client.until_event(worker_id, OBSERVED, instance_type="m5.xlarge", drift=True)
+        await caller.command("update_status", worker_id=worker_id)
+        seen = await caller.until_event(worker_id, OBSERVED, instance_type="m5.xlarge", drift=True)
         assert {"instance_type", "tags"} <= set(seen["data"]["changed"])
         view: dict[str, Any] = {"revision": -1}
         while view["revision"] < seen["streamrevision"]:  # the read model follows
-            view = await client.until_status(worker_id, "STOPPED")
+            view = await caller.until_status(worker_id, "STOPPED")
         assert view["instance_type"] == "m5.xlarge"
         assert "course" not in view["tags"]
 
 
 async def test_terminated_outside_then_any_command(system: System, outsider: Any):
-    async with system.client() as client:
+    async with system.client() as caller:
         for name, fields in (("start", {}), ("update_tags", {"tags": {"Name": "lab"}})):
-            worker_id, instance_id = await running(client)
+            worker_id, instance_id = await running(caller)
             await asyncio.to_thread(outsider.terminate_instances, InstanceIds=[instance_id])
             await until(outsider, instance_id, "terminated")
-            answered = await client.command(name, worker_id=worker_id, **fields)
+            answered = await caller.command(name, worker_id=worker_id, **fields)
             assert (answered["outcome"], answered["problem"]["code"]) == ("rejected", "WorkerTerminated")
-            ended = await client.until_event(worker_id, "cml.worker.terminated.v1")
+            ended = await caller.until_event(worker_id, "cml.worker.terminated.v1")
             assert ended["data"]["reason"] == "Client.UserInitiatedShutdown: User initiated shutdown"
 
 
 async def test_an_import_of_a_worker_that_somebody_terminated_says_so(system: System, outsider: Any):
-    async with system.client() as client:
+    async with system.client() as caller:
         launched = await asyncio.to_thread(
             outsider.run_instances,
-            ImageId=(await client.command("create", **CREATE))["data"]["ami_id"],
+            ImageId=(await caller.command("create", **CREATE))["data"]["ami_id"],
             InstanceType="m5.large",
             MinCount=1,
             MaxCount=1,
@@ -123,11 +117,11 @@ async def test_an_import_of_a_worker_that_somebody_terminated_says_so(system: Sy
         instance_id = launched["Instances"][0]["InstanceId"]
         await until(outsider, instance_id, "running")
         adopt = {"aws_region": "us-east-1", "instance_id": instance_id, "created_by": "ann"}
-        imported = await client.command("import", **adopt)
+        imported = await caller.command("import", **adopt)
         assert imported["outcome"] == "succeeded"
-        await client.until_event(imported["worker_id"], "cml.worker.tags_updated.v1")
-        assert (await client.command("import", **adopt))["outcome"] == "succeeded"
+        await caller.until_event(imported["worker_id"], "cml.worker.tags_updated.v1")
+        assert (await caller.command("import", **adopt))["outcome"] == "succeeded"
         await asyncio.to_thread(outsider.terminate_instances, InstanceIds=[instance_id])
         await until(outsider, instance_id, "terminated")
-        again = await client.command("import", **adopt)
+        again = await caller.command("import", **adopt)
         assert (again["outcome"], again["problem"]["code"]) == ("rejected", "WorkerTerminated")
