@@ -16,6 +16,7 @@ from cml_contracts.events import (
     OperationRefused,
     WorkerCreated,
     WorkerImported,
+    WorkerRecreated,
 )
 from cml_contracts.results import TITLES, OperationResult, ProblemCode
 from cml_contracts.topology import EVENTS_EXCHANGE
@@ -30,7 +31,14 @@ from support.walk import TRIED, walk
 from system.chaos import messages
 
 NO_OUTCOME = {
-    *(WorkerCreated, WorkerImported, InstanceStateObserved, OperationRefused, OperationOverdue),
+    *(
+        WorkerCreated,
+        WorkerRecreated,
+        WorkerImported,
+        InstanceStateObserved,
+        OperationRefused,
+        OperationOverdue,
+    ),
     *(CommandRejected, CommandSkipped),
 }
 """Events that are neither an intent nor the outcome of one."""

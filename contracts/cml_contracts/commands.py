@@ -31,7 +31,8 @@ class CreateCMLWorker(Strict):
 
     The image is ``ami_id``, else the one named ``ami_name``, else the profile's for the region; everything else is as in the
     profile, and ``instance_type`` one of those that it launches. Without ``profile`` it is the deployment's default one.
-    A client may choose ``worker_id``; otherwise it follows from the command id.
+    A client may choose ``worker_id``; otherwise it follows from the command id. A worker whose launch failed may be created
+    again, in its region: a new command with its ``worker_id`` launches it under a new token.
     """
 
     TYPE: ClassVar = "cml.worker.create.v1"

@@ -25,6 +25,16 @@ class WorkerCreated(Tolerant):
     profile: str | None = None
 
 
+class WorkerRecreated(WorkerCreated):
+    """Its launch failed, and it is launched again, as described now; it keeps its owner.
+
+    ``generation``: the number of its launch, which a ``LaunchRequested`` of the same generation follows.
+    """
+
+    TYPE: ClassVar = "cml.worker.recreated.v1"
+    generation: int
+
+
 class WorkerImported(Tolerant):
     """An instance that was launched elsewhere is this worker's from now on."""
 
@@ -202,6 +212,7 @@ class CommandSkipped(Tolerant):
 
 WorkerEvent = (
     WorkerCreated
+    | WorkerRecreated
     | WorkerImported
     | LaunchRequested
     | InstanceLaunched

@@ -59,6 +59,7 @@ QUERIES: Mapping[str, type[Query]] = {
 class WorkerView(Tolerant):
     """A row of the read model. ``revision``: of the last event it contains; ``profile``: None if it was imported, or is older.
 
+    ``generation``: the number of its launch, more than 1 if it was created again or moved on to another place; None if it was imported.
     ``problem``: why the launch failed; ``reason``: why the instance is in its state, in EC2's words.
     """
 
@@ -73,6 +74,7 @@ class WorkerView(Tolerant):
     created_at: datetime
     updated_at: datetime
     revision: int
+    generation: int | None = None
     problem: str | None = None
     reason: str | None = None
     instance: CMLWorkerInstanceDto | None = None

@@ -12,9 +12,12 @@ from cml_contracts.commands import (
 )
 from cml_contracts.events import (
     InstanceLaunched,
+    LaunchFailed,
     LaunchRequested,
+    OperationRefused,
     TagsUpdateRequested,
     WorkerImported,
+    WorkerRecreated,
     WorkerTerminated,
 )
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
@@ -29,9 +32,16 @@ from support.situations import (
     CREATED,
     IS_FAILED,
     IS_RUNNING,
+    IS_STOPPED,
     IS_TERMINATED,
+    IS_TERMINATING,
     LAUNCH_REQUESTED,
+    LAUNCHING,
+    LAUNCHING_AGAIN,
     QUOTA,
+    RECREATED,
+    TERMINATED,
+    TERMINATION_REQUESTED,
 )
 
 create = partial(given_create, instance_type="m5.large")
@@ -109,9 +119,81 @@ def test_a_lookup_that_ec2_refuses_fails_with_its_problem():
     )
 
 
-@pytest.mark.parametrize("history", [IS_RUNNING, IS_FAILED, IS_TERMINATED])
-def test_a_worker_is_created_once(history):
+@pytest.mark.parametrize("history", [LAUNCHING, IS_RUNNING, IS_STOPPED, IS_TERMINATING, LAUNCHING_AGAIN])
+def test_a_worker_is_created_once_unless_its_launch_failed(history):
     given(*history).when(create()).then_rejected("Conflict")
+
+
+def test_a_create_that_failed_could_not_be_retried_with_its_id():
+    """It is launched again, under a token of its own, and as the new command says."""
+    token = launch_token("default", WORKER, 2)
+    worker = (
+        given(*IS_FAILED)
+        .when(create(name="lab 2", instance_type="m5.metal", cml_version="2.9"))
+        .then(
+            RECREATED.model_copy(update={"name": "lab 2", "instance_type": "m5.metal", "cml_version": "2.9"}),
+            requested_launch(
+                instance_type="m5.metal",
+                tags={**launch().tags, "Name": "lab 2"},
+                generation=2,
+                client_token=token,
+            ),
+        )
+    )
+    assert (worker.status, worker.launch_problem) == (WorkerStatus.PENDING, None)
+    assert (worker.name, worker.generation) == ("lab 2", 2)
+
+
+def test_each_launch_of_a_worker_has_a_generation_of_its_own():
+    failed_again = (*LAUNCHING_AGAIN, LaunchFailed(operation_id="again", problem=QUOTA))
+    worker = (
+        given(*failed_again)
+        .when(create())
+        .then(
+            WorkerRecreated(**dict(CREATED), generation=3),
+            requested_launch(generation=3, client_token=launch_token("default", WORKER, 3)),
+        )
+    )
+    assert worker.generation == 3
+
+
+def test_a_worker_that_is_created_again_stays_whose_it_was():
+    case = given(*IS_FAILED).when(create(created_by="bob"))
+    created_at = case.worker.created_at
+    worker = case.then(
+        RECREATED.model_copy(update={"created_by": "bob"}),
+        requested_launch(generation=2, client_token=launch_token("default", WORKER, 2)),
+    )
+    assert (worker.owner, worker.created_at) == ("ann", created_at)
+
+
+def test_a_worker_is_created_again_in_its_region_where_something_may_be_left_of_it():
+    given(*IS_FAILED).when(create(aws_region="eu-west-1")).then_rejected(
+        "Conflict", saying="in region us-east-1"
+    )
+
+
+@pytest.mark.parametrize("history", [IS_TERMINATED, (*IS_FAILED, TERMINATION_REQUESTED, TERMINATED)])
+def test_a_create_of_a_terminated_worker_was_called_a_conflict(history):
+    given(*history).when(create()).then_rejected("WorkerTerminated")
+
+
+def test_what_was_refused_and_may_still_have_been_launched_is_not_launched_again():
+    """It has not failed before it is known that no earlier call got through (decision 12)."""
+    refused = OperationRefused(operation_id="create", problem=QUOTA)
+    given(*LAUNCHING, refused).when(create()).then_rejected("Conflict")
+
+
+def test_what_is_created_again_by_name_has_its_image_looked_up_again():
+    given(*IS_FAILED).when(create(ami_id=None, ami_name="mine")).then_asks(
+        ImageLookup(aws_region="us-east-1", ami_name="mine")
+    )
+
+
+def test_the_launch_that_failed_before_is_still_on_record():
+    case = given(*LAUNCHING_AGAIN, InstanceLaunched(operation_id="again", instance=instance()))
+    assert case.worker.status is WorkerStatus.RUNNING
+    assert [case.result(each).outcome for each in ("create", "again")] == ["failed", "succeeded"]
 
 
 def test_regions_and_types_can_be_limited():

@@ -5,9 +5,16 @@ from datetime import timedelta
 
 import pytest
 
-from cml_contracts.events import InstanceLaunched, LaunchRequested, OperationRefused
+from cml_contracts.events import (
+    InstanceLaunched,
+    LaunchFailed,
+    LaunchRequested,
+    OperationRefused,
+    WorkerRecreated,
+)
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState
 from cml_workers.bus.port import Ack
+from cml_workers.domain.creation import launch_token
 from cml_workers.domain.messages import AttemptRefused, OperationFailed, OperationSucceeded
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
@@ -18,9 +25,9 @@ from cml_workers.ec2_adapter.errors import (
     EC2ThrottledException,
     Remedy,
 )
-from support.given import instance, launch
+from support.given import WORKER, instance, launch
 from support.given_adapter import Given
-from support.histories import REQUESTED, UNKNOWN, WAITS
+from support.histories import CREATED, REQUESTED, UNKNOWN, WAITS
 
 NO_QUOTA = EC2QuotaExceededException("no vCPU")
 NOT_ALLOWED = EC2AuthenticationException("not allowed")
@@ -69,6 +76,68 @@ async def test_a_definite_error_fails_the_launch_at_once(given: Given, error: EC
     assert await adapter.triggered() == Ack()
     (report,) = adapter.reports(OperationFailed)
     assert report.problem == error.problem
+
+
+AGAIN = (
+    *REQUESTED,
+    LaunchFailed(operation_id="create", problem=NO_QUOTA.problem),
+    WorkerRecreated(**dict(CREATED), generation=2),
+    LaunchRequested(
+        operation_id="again", launch=launch(generation=2, client_token=launch_token("default", WORKER, 2))
+    ),
+)
+
+
+async def test_a_worker_that_is_created_again_is_launched_under_its_new_token(given: Given):
+    adapter = await given(*AGAIN).then_calls("list_instances", "launch")
+    (report,) = adapter.reports(OperationSucceeded)
+    assert report.operation_id == "again"
+    assert list(adapter.ec2.tokens) == [launch_token("default", WORKER, 2)]
+
+
+async def test_a_late_call_of_the_launch_that_failed_was_a_second_instance(given: Given):
+    """What it launched is adopted, and nothing is launched beside it."""
+    late = instance(InstanceState.PENDING, instance_id="i-0aaaaaaaaaaaaaaaa")
+    adapter = await given(*AGAIN).observed(late).then_calls("list_instances")
+    (report,) = adapter.reports(OperationSucceeded)
+    assert report.instance
+    assert report.instance.instance_id == late.instance_id
+
+
+async def test_nothing_is_launched_beside_an_instance_that_is_about_to_end(given: Given):
+    ending = instance(InstanceState.SHUTTING_DOWN, instance_id="i-0aaaaaaaaaaaaaaaa")
+    adapter = given(*AGAIN).observed(ending)
+    assert await adapter.triggered() == WAITS
+    assert adapter.called("launch") == 0
+    adapter.ec2.settle()
+    await adapter.passes(2)
+    assert adapter.called("launch") == 1
+
+
+async def test_whose_tags_are_anothers_and_what_has_ended_is_not_what_was_left_behind(given: Given):
+    others = {**instance().tags, DEPLOYMENT_TAG: "other"}
+    adapter = given(*AGAIN).observed(
+        instance(InstanceState.TERMINATED, instance_id="i-0aaaaaaaaaaaaaaaa"),
+        instance(instance_id="i-0bbbbbbbbbbbbbbbb", tags=others),
+    )
+    await adapter.then_calls("list_instances", "launch")
+
+
+async def test_nothing_is_launched_again_while_nobody_can_look_what_was_left_behind(given: Given):
+    adapter = given(*AGAIN).refusing("list_instances", UNKNOWN)
+    assert await adapter.triggered() == WAITS
+    assert adapter.called("launch") == 0
+    await adapter.passes(2)
+    assert adapter.called("launch") == 1
+
+
+async def test_an_unknown_launch_of_a_later_generation_is_adopted_when_it_shows(given: Given):
+    adapter = given(*AGAIN).refusing("launch", UNKNOWN, after=True)
+    assert await adapter.triggered() == WAITS
+    await adapter.passes(2)
+    (report,) = adapter.reports(OperationSucceeded)
+    assert report.instance
+    assert len(adapter.ec2.instances) == adapter.called("launch") == 1
 
 
 async def test_a_definite_error_after_an_unknown_one_is_no_failure_if_the_launch_got_through(given: Given):

@@ -75,6 +75,44 @@ async def test_the_same_command_at_the_same_time_is_accepted_once(service: Servi
     assert await service.types() == ["worker.created", "worker.launch_requested"]
 
 
+async def failed(service: Service, command_id: str) -> None:
+    problem = Problem.of(ProblemCode.EC2_CAPACITY, "none left", retryable=True)
+    await service.report(OperationFailed(worker_id=WORKER, operation_id=command_id, problem=problem))
+
+
+async def test_two_that_create_a_failed_worker_again_at_once_launch_it_once(service: Service):
+    await service.command(CREATE, "create")
+    await failed(service, "create")
+    await asyncio.gather(*(service.command(CREATE, f"again-{n}") for n in range(5)))
+    types = await service.types()
+    assert types.count("worker.recreated") == 1
+    assert types.count("worker.launch_requested") == 2
+    (pending,) = (await service.worker()).operations.values()
+    problems = [result.problem.code for result in service.outbox.results() if result.problem]
+    assert sorted(problems) == sorted(["EC2Capacity", *(4 * ["Conflict"])])
+    await service.report(
+        OperationSucceeded(worker_id=WORKER, operation_id=pending.command_id, instance=instance())
+    )
+    assert service.outbox.results()[-1].outcome == "succeeded"
+
+
+async def test_a_repetition_of_the_create_that_failed_launches_nothing_again(service: Service):
+    """Its id belongs to that attempt: only a new command is a new attempt."""
+    await service.command(CREATE, "create")
+    await failed(service, "create")
+    assert await service.command(CREATE, "create") == Ack()
+    assert [result.outcome for result in service.outbox.results()] == ["failed", "failed"]
+    assert "worker.recreated" not in await service.types()
+
+
+async def test_the_id_of_a_create_that_was_accepted_again_is_bound_to_it(service: Service):
+    await service.command(CREATE, "create")
+    await failed(service, "create")
+    await service.command(CREATE, "again")
+    other = CREATE.model_copy(update={"worker_id": uuid4()})
+    assert isinstance(await service.command(other, "again"), DeadLetter)
+
+
 async def test_commands_that_race_for_a_worker_are_decided_one_after_the_other(service: Service):
     await service.launched()
     await asyncio.gather(

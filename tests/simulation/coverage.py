@@ -57,6 +57,8 @@ class Coverage:
     cells: Counter[Cell] = field(default_factory=Counter)
     uncertain: str | None = None
     """The command of which the first call at EC2 is to be unanswered."""
+    without_capacity: str | None = None
+    """The command for which EC2 is to have no capacity the first time."""
     _awaited: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
 
     def sent(self, command_id: str, name: str, worker_id: UUID, now: float) -> None:
@@ -84,6 +86,13 @@ class Coverage:
         if command_id != self.uncertain or operation not in CALLS[self.commands[command_id].name]:
             return False
         self.uncertain = None
+        return True
+
+    def has_no_capacity(self, command_id: str | None) -> bool:
+        """Whether EC2 is to have none for the command this time."""
+        if command_id is None or command_id != self.without_capacity:
+            return False
+        self.without_capacity = None
         return True
 
     def when(self, command_id: str, phase: str, future: Any) -> None:

@@ -49,6 +49,8 @@ class Cloud(FakeEc2):
     changes: int = 0
     loses_answer: Callable[[str, str], bool] = field(default=lambda *_: False)
     """Whether the answer to this call for a command is to be lost."""
+    has_no_capacity: Callable[[str | None], bool] = field(default=lambda _: False)
+    """Whether there is to be no capacity for the call of this command."""
 
     def put(self, instance: Ec2Instance) -> None:
         before = self.instances.get(instance.instance_id)
@@ -173,7 +175,7 @@ class Ec2OfProcess(Ec2):
             raise
 
     def _phase(self, phase: str, operation: str) -> None:
-        command_id = structlog.contextvars.get_contextvars().get("command_id")
+        command_id = _command_id()
         if command_id is not None:
             self._cloud.on_call(phase, command_id, operation)
 
@@ -188,7 +190,9 @@ class Ec2OfProcess(Ec2):
             raise EC2ThrottledException("slow down", remedy=Remedy.RETRY, retryable=True)
         if self._world.happens("refused credentials", operation, 0.3):
             raise EC2AuthenticationException("expired", remedy=Remedy.REFRESH, retryable=True)
-        if capacity and self._world.happens("no capacity", operation):
+        if capacity and (
+            self._cloud.has_no_capacity(_command_id()) or self._world.happens("no capacity", operation)
+        ):
             raise EC2CapacityException("none left", remedy=Remedy.FAIL, retryable=True)
         if self._world.happens("no effect, no answer", operation):
             raise OutcomeUnknownError("time-out")
@@ -206,11 +210,17 @@ class Ec2OfProcess(Ec2):
 
     def _planned(self, operation: str) -> bool:
         """Whether the script wants this call to be unanswered."""
-        command_id = structlog.contextvars.get_contextvars().get("command_id")
+        command_id = _command_id()
         if command_id is None or not self._cloud.loses_answer(command_id, operation):
             return False
         self._world.fault("effect, no answer", operation, LINGERS)
         return True
+
+
+def _command_id() -> str | None:
+    """The command for which a call is made."""
+    command_id: str | None = structlog.contextvars.get_contextvars().get("command_id")
+    return command_id
 
 
 def _run(call: Coroutine[Any, Any, T]) -> T:

@@ -103,6 +103,7 @@ class Fleet:
             phase, command_id, operation, world.loop.time()
         )
         self.cloud.loses_answer = self.coverage.loses_answer
+        self.cloud.has_no_capacity = self.coverage.has_no_capacity
         world.on_fault = lambda fault, what: self.coverage.fault(kind_of(fault, what), world.loop.time())
         world.pairs = lambda: list(self.coverage.pairs(world.loop.time()))
         self._roles: dict[str, Callable[[Process], None]] = {

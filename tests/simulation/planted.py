@@ -21,6 +21,7 @@ from cml_contracts.events import (
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.topology import EC2_TRIGGERS
 from simulation.planted_faults import FAULTS
+from simulation.planted_launches import LAUNCHES
 from simulation.planted_losses import (
     Plant,
     event_missing_in_one_queue,
@@ -64,6 +65,7 @@ PLANTED: Mapping[str, Planted] = {
             *MESSAGES,
         )
     },
+    **{each.__name__: Planted(each, CALM_RUNS, "create without capacity") for each in LAUNCHES},
     "reply_forgotten_while_pending": Planted(
         reply_forgotten_while_pending, SWEEP, "start, terminate when it is requested"
     ),

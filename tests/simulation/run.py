@@ -242,6 +242,7 @@ async def _by_script(fleet: Fleet, script: Script) -> None:
     fleet.begin()
     names = _names(script)
     fleet.coverage.uncertain = names[0] if script.uncertain else None
+    fleet.coverage.without_capacity = names[0] if script.no_capacity else None
 
     async def caller(place: int, send: Send) -> None:
         if send.behind is not None:

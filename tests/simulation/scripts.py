@@ -18,7 +18,7 @@ from cml_contracts.commands import (
     WorkerCommand,
 )
 from cml_contracts.instance import InstanceState
-from simulation.coverage import CALLS, PHASES, REQUESTED
+from simulation.coverage import CALLS, PHASES, REQUESTED, SETTLED
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -52,7 +52,7 @@ class Script:
 
     ``given``: the state of the instance of each worker that exists already, as it is recorded; ``outside``: into which
     states somebody has brought which of these instances since, or the one that may be imported. ``uncertain``: the
-    first command's call at EC2 is not answered the first time.
+    first command's call at EC2 is not answered the first time; ``no_capacity``: EC2 has none for it the first time.
     """
 
     name: str
@@ -60,6 +60,7 @@ class Script:
     given: Sequence[tuple[UUID, InstanceState]] = ()
     outside: Mapping[UUID | str, InstanceState] = field(default_factory=dict)
     uncertain: bool = False
+    no_capacity: bool = False
 
 
 # -- by chance --------------------------------------------------------------------------------------------
@@ -102,7 +103,10 @@ def _random_create(random: Random, worker_id: UUID, *, named: bool) -> CreateCML
 
 
 def _random_request(random: Random, worker_id: UUID) -> WorkerCommand:
-    match random.choices(("start", "stop", "tags", "status", "terminate"), (25, 30, 20, 12, 10))[0]:
+    requests = {"start": 25, "stop": 30, "tags": 20, "status": 12, "terminate": 10, "create": 10}
+    match random.choices(list(requests), list(requests.values()))[0]:
+        case "create":  # again, if its launch has failed
+            return create(worker_id)
         case "start":
             return StartCMLWorker(worker_id=worker_id)
         case "stop":
@@ -224,6 +228,19 @@ def twice() -> Iterator[Script]:
         )
 
 
+def created_again() -> Iterator[Script]:
+    """A launch that failed for lack of capacity is asked for again: by one, by two at once, by one whom a termination meets."""
+    failed = Send(create(SWEPT))
+    again = Send(create(SWEPT), behind=0, phase=SETTLED)
+    for name, more in {
+        "create": [],
+        "create, create": [again],
+        "create, terminate": [Send(_command("terminate", SWEPT), behind=1)],
+        "terminate and create": [Send(_command("terminate", SWEPT), behind=0, phase=SETTLED)],
+    }.items():
+        yield Script(f"create without capacity, {name}", [failed, again, *more], no_capacity=True)
+
+
 def changed_outside() -> Iterator[Script]:
     """Somebody changed an instance: a status update or an import finds it on its way, other operations find it ended."""
     for name, before, after in (
@@ -246,7 +263,7 @@ def one_name() -> Script:
 
 def overlapping() -> list[Script]:
     """All of these."""
-    return [*pairs(), *triples(), *twice(), *changed_outside(), one_name()]
+    return [*pairs(), *triples(), *twice(), *created_again(), *changed_outside(), one_name()]
 
 
 CHOSEN = (
@@ -259,5 +276,6 @@ CHOSEN = (
     "import, update_tags when it is settled",
     "stop, terminate, terminate",
     "start, the same when it is requested",
+    "create without capacity, create, create",
 )
 """Those that the default run of the tests sweeps."""

@@ -117,12 +117,21 @@ def _of_stream(
     open_intents: dict[str, Intent] = {}
     settled: set[str] = set()
     terminated = False
+    launches: list[LaunchRequested] = []
     for place, recorded in enumerate(history):
         event, at = recorded.event, f"worker {worker_id}@{recorded.revision}"
         if recorded.revision != place:
             yield f"4: a gap before {at}"
         if terminated and not isinstance(event, CommandRejected | CommandSkipped):
             yield f"5: {event.TYPE} after the termination, {at}"
+        if isinstance(event, LaunchRequested):
+            if event.launch.generation != len(launches) + 1:
+                yield f"1: a launch of generation {event.launch.generation} after {len(launches)}, {at}"
+            if event.launch.client_token in {each.launch.client_token for each in launches}:
+                yield f"1: a second launch under a token, {at}"
+            if any(isinstance(each, LaunchRequested) for each in open_intents.values()):
+                yield f"1: a launch while another one is open, {at}"
+            launches.append(event)
         if isinstance(event, tuple(OUTCOMES)):
             intent: Any = event
             before = open_intents.get(intent.operation_id)

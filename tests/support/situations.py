@@ -17,10 +17,12 @@ from cml_contracts.events import (
     StopRequested,
     TagsUpdateRequested,
     TerminationRequested,
+    WorkerRecreated,
     WorkerTerminated,
 )
 from cml_contracts.instance import InstanceState
 from cml_contracts.results import Problem, ProblemCode
+from cml_workers.domain.creation import launch_token
 from cml_workers.domain.messages import InstanceLookup
 from support.given import WORKER, created, instance, launch
 
@@ -30,6 +32,10 @@ PENDING = InstanceLaunched(operation_id="create", instance=instance(InstanceStat
 RUNNING = InstanceLaunched(operation_id="create", instance=instance(InstanceState.RUNNING))
 QUOTA = Problem(code=ProblemCode.EC2_QUOTA_EXCEEDED, title="quota", detail="no vCPU left")
 LAUNCH_FAILED = LaunchFailed(operation_id="create", problem=QUOTA)
+RECREATED = WorkerRecreated(**dict(CREATED), generation=2)
+LAUNCH_REQUESTED_AGAIN = LaunchRequested(
+    operation_id="again", launch=launch(generation=2, client_token=launch_token("default", WORKER, 2))
+)
 STOP_REQUESTED = StopRequested(operation_id="stop")
 STOPPING = InstanceStopping(operation_id="stop", instance=instance(InstanceState.STOPPING))
 STOPPED = InstanceStopping(operation_id="stop", instance=instance(InstanceState.STOPPED))
@@ -46,6 +52,7 @@ IS_STOPPING = (*IS_RUNNING, STOP_REQUESTED)
 IS_STOPPED = (*IS_STOPPING, STOPPED)
 IS_STARTING = (*IS_STOPPED, START_REQUESTED)
 IS_FAILED = (*LAUNCHING, LAUNCH_FAILED)
+LAUNCHING_AGAIN = (*IS_FAILED, RECREATED, LAUNCH_REQUESTED_AGAIN)
 IS_TERMINATING = (*IS_RUNNING, TERMINATION_REQUESTED)
 IS_TERMINATED = (*IS_TERMINATING, TERMINATED)
 

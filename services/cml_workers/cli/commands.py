@@ -62,7 +62,11 @@ def create(
     cml_version: Annotated[str | None, typer.Option(help="The CML version it hosts.")] = None,
     tag: TagOptions = None,
     worker_id: Annotated[
-        UUID | None, typer.Option(help="The new worker's id; default: one that follows from the command id.")
+        UUID | None,
+        typer.Option(
+            help="The new worker's id, or that of a worker whose launch failed, to launch it again; "
+            "default: one that follows from the command id."
+        ),
     ] = None,
     by: By = None,
     reason: Why = None,

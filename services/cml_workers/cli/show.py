@@ -86,6 +86,7 @@ def worker_panel(worker: WorkerView) -> Panel:
         "type": worker.instance_type,
         "profile": worker.profile,
         "owner": worker.owner,
+        "launch": (worker.generation or 0) > 1 and f"number {worker.generation}; the ones before failed",
         "CML version": worker.cml_version,
         "instance": instance and instance.aws_instance_id,
         "instance state": instance and instance.instance_state,

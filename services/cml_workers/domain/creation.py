@@ -11,12 +11,14 @@ from cml_contracts.events import (
     WorkerCreated,
     WorkerEvent,
     WorkerImported,
+    WorkerRecreated,
 )
 from cml_contracts.instance import (
     DEPLOYMENT_TAG,
     WORKER_TAG,
     InstanceState,
     LaunchParameters,
+    WorkerStatus,
 )
 from cml_contracts.results import Problem, ProblemCode
 from cml_contracts.texts import MAX_TAGS
@@ -44,7 +46,11 @@ def launch_token(deployment: str, worker_id: UUID, generation: int) -> str:
 def create_worker(
     command: CreateCMLWorker, command_id: str, worker: Worker, policy: Policy, looked_up: LookupResult | None
 ) -> list[WorkerEvent]:
-    """A worker is created and its launch requested, once its AMI is known. Raises as ``answer_to`` does."""
+    """A worker is created and its launch requested, once its AMI is known; again, if its launch failed.
+
+    Raises as ``answer_to`` does.
+    """
+    generation = _next_generation(worker, command)
     check_region(command.aws_region, policy)
     profile, chosen = choose(policy.profiles, command.profile, command.aws_region)
     first, *alternatives = places(profile, chosen, command.instance_type)
@@ -80,19 +86,19 @@ def create_worker(
                 f"no available AMI named {ami_name!r} in region {command.aws_region}",
             )
 
-    generation = 1
+    created = WorkerCreated(
+        name=command.name,
+        aws_region=command.aws_region,
+        instance_type=first.instance_type,
+        ami_id=ami_id,
+        ami_name=ami_name,
+        cml_version=command.cml_version,
+        tags=command.tags,
+        created_by=command.created_by,
+        profile=profile.name,
+    )
     return [
-        WorkerCreated(
-            name=command.name,
-            aws_region=command.aws_region,
-            instance_type=first.instance_type,
-            ami_id=ami_id,
-            ami_name=ami_name,
-            cml_version=command.cml_version,
-            tags=command.tags,
-            created_by=command.created_by,
-            profile=profile.name,
-        ),
+        WorkerRecreated(**dict(created), generation=generation) if worker.exists else created,
         LaunchRequested(
             operation_id=command_id,
             launch=LaunchParameters(
@@ -134,6 +140,25 @@ def next_place(operation: Operation, problem: Problem) -> LaunchRequested | None
         update={**place.model_dump(), "generation": generation, "client_token": token}
     )
     return LaunchRequested(operation_id=intent.operation_id, launch=launch, alternatives=tuple(others))
+
+
+def _next_generation(worker: Worker, command: CreateCMLWorker) -> int:
+    """The number of the launch. Raises RejectedError unless the worker is new, or its launch has failed for certain.
+
+    It stays in its region, which is where the adapter looks for what an earlier launch may have left behind.
+    """
+    if not worker.exists:
+        return 1
+    if worker.terminated:
+        raise rejected(ProblemCode.WORKER_TERMINATED, f"worker {worker.id} is terminated; choose another id")
+    if worker.status is not WorkerStatus.FAILED or worker.operations:
+        raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} exists already")
+    if command.aws_region != worker.aws_region:
+        raise rejected(
+            ProblemCode.CONFLICT,
+            f"worker {worker.id} exists already, in region {worker.aws_region}; choose another id for another region",
+        )
+    return worker.generation + 1
 
 
 def import_instance(command: ImportCMLWorker, command_id: str, at: Situation) -> list[WorkerEvent]:

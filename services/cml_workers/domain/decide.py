@@ -72,8 +72,6 @@ def _events(message: CommandMessage, at: Situation) -> list[WorkerEvent]:
     command, command_id, worker = message.command, message.command_id, at.worker
     match command:
         case CreateCMLWorker():
-            if worker.exists:
-                raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} exists already")
             return create_worker(command, command_id, worker, at.policy, at.looked_up)
         case StartCMLWorker():
             return _start(_with_instance(worker), command_id, at)

@@ -23,6 +23,7 @@ from cml_contracts.events import (
     WorkerCreated,
     WorkerEvent,
     WorkerImported,
+    WorkerRecreated,
     WorkerTerminated,
 )
 from cml_contracts.instance import Ec2Instance, InstanceState
@@ -55,16 +56,21 @@ def _created(worker: Worker, event: WorkerCreated, recorded: Recorded) -> Worker
     return worker._replace(
         revision=recorded.revision,
         name=event.name,
-        owner=event.created_by,
+        owner=worker.owner or event.created_by,
         aws_region=event.aws_region,
         instance_type=event.instance_type,
         ami_name=event.ami_name,
         cml_version=event.cml_version,
         profile=event.profile,
         tags=event.tags,
-        created_at=recorded.metadata.time,
+        created_at=worker.created_at or recorded.metadata.time,
         updated_at=recorded.metadata.time,
     )
+
+
+def _recreated(worker: Worker, event: WorkerRecreated, recorded: Recorded) -> Worker:
+    """It stays whose it was."""
+    return _created(worker, event, recorded)._replace(launch_problem=None)
 
 
 def _imported(worker: Worker, event: WorkerImported, recorded: Recorded) -> Worker:
@@ -91,7 +97,9 @@ def _requested(worker: Worker, event: Intent, recorded: Recorded) -> Worker:
     else:
         operation = Operation(event.operation_id, event, recorded.metadata)
     if isinstance(event, LaunchRequested):
-        worker = worker._replace(instance_type=event.launch.instance_type)
+        worker = worker._replace(
+            instance_type=event.launch.instance_type, generation=event.launch.generation
+        )
     return worker._replace(
         revision=recorded.revision,
         operations={**worker.operations, operation.command_id: operation},
@@ -208,6 +216,7 @@ def _without(operations: Mapping[str, Operation], operation_id: str) -> Mapping[
 
 _AFTER: Mapping[type[WorkerEvent], Callable[[Worker, Any, Recorded], Worker]] = {
     WorkerCreated: _created,
+    WorkerRecreated: _recreated,
     WorkerImported: _imported,
     **{kind.intent: _requested for kind in KINDS},
     InstanceLaunched: _launched,

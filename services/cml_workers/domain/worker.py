@@ -46,6 +46,7 @@ class Worker(NamedTuple):
 
     ``instance`` is what EC2 showed last; ``observed_revision`` is the event that showed it, ``observed_at`` its time.
     ``revision`` -1: nothing is recorded yet. ``operations``: the pending ones by their command's id, oldest first.
+    ``generation``: the number of its last launch, 0 before the first and where it was imported.
     """
 
     id: UUID
@@ -61,6 +62,7 @@ class Worker(NamedTuple):
     updated_at: datetime | None = None
     tags: Mapping[str, str] = MappingProxyType({})
     instance: Ec2Instance | None = None
+    generation: int = 0
     launched_at: datetime | None = None
     observed_revision: int = -1
     observed_at: datetime | None = None

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
-from cml_contracts.instance import Ec2Instance, LaunchParameters
+from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
 from cml_workers.ec2_adapter.errors import EC2Exception, EC2ThrottledException, Remedy
 from cml_workers.ec2_adapter.limits import Limits
 from cml_workers.ec2_adapter.port import AT_ONCE, MOST_CHECKED, MOST_DESCRIBED, Ec2, StateChange, StatusChecks
@@ -94,10 +94,18 @@ class Calls:
 
     async def find_launched(self, region: str, client_token: str) -> Sequence[Ec2Instance]:
         """The instances that were launched under the token, terminated ones too; eventually consistent."""
+        return await self._list(region, {"client-token": [client_token]})
+
+    async def find_tagged(
+        self, region: str, tags: Mapping[str, str], states: Sequence[InstanceState]
+    ) -> Sequence[Ec2Instance]:
+        """The instances that have all these tags and one of the states; eventually consistent."""
+        tagged = {f"tag:{key}": [value] for key, value in tags.items()}
+        return await self._list(region, {**tagged, "instance-state-name": states})
+
+    async def _list(self, region: str, filters: Mapping[str, Sequence[str]]) -> Sequence[Ec2Instance]:
         return await self._admitted(
-            region,
-            "DescribeInstances",
-            lambda: self._ec2.list_instances(region, {"client-token": [client_token]}),
+            region, "DescribeInstances", lambda: self._ec2.list_instances(region, filters)
         )
 
     async def find_image(self, region: str, name: str, owner: str | None) -> str | None:

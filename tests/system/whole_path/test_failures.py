@@ -32,6 +32,25 @@ async def test_what_aws_refuses_fails_with_its_own_code(system: System, aws_code
         await client.until_status(reply["worker_id"], "FAILED")
 
 
+async def test_a_create_that_failed_for_capacity_could_not_be_retried_with_its_id(system: System):
+    system.admin.fault("RunInstances", "InsufficientInstanceCapacity")
+    system.expected = ["EC2 refused for good"]
+    worker_id = str(uuid4())
+    async with system.client() as client:
+        create = {**CREATE, "worker_id": worker_id}
+        first = await client.command("create", **create)
+        assert (first["problem"]["code"], first["problem"]["retryable"]) == ("EC2Capacity", True)
+        again = await asyncio.gather(*(client.command("create", **create) for _ in range(2)))
+        assert sorted(each["outcome"] for each in again) == ["rejected", "succeeded"]
+        view = await client.until_status(worker_id, "RUNNING")
+        assert (view["generation"], view["problem"]) == (2, None)
+        assert len(system.instances_of(worker_id)) == 1
+        assert (await client.command("terminate", worker_id=worker_id))["data"] is True
+        ended = await client.command("create", **create)
+        assert (ended["outcome"], ended["problem"]["code"]) == ("rejected", "WorkerTerminated")
+        assert len(system.instances_of(worker_id)) == 1
+
+
 async def test_no_image_for_a_region_is_rejected_a_bad_type_and_a_bad_image_fail(system: System):
     system.expected = ["EC2 refused for good", "EC2 refused, trying again"]
     async with system.client() as client:

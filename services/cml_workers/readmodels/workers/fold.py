@@ -26,6 +26,7 @@ def worker_row(worker: Worker) -> WorkerView | None:
         created_at=worker.created_at,
         updated_at=worker.updated_at,
         revision=worker.revision,
+        generation=worker.generation or None,
         problem=worker.launch_problem.detail if worker.launch_problem else None,
         reason=worker.instance.reason if worker.instance else None,
         instance=worker.dto,
