@@ -12,6 +12,7 @@ from cml_contracts.events import (
     CommandSkipped,
     InstanceStateObserved,
     Intent,
+    OperationDelayed,
     OperationOverdue,
     OperationRefused,
     WorkerCreated,
@@ -31,15 +32,8 @@ from support.walk import TRIED, walk
 from system.chaos import messages
 
 NO_OUTCOME = {
-    *(
-        WorkerCreated,
-        WorkerRecreated,
-        WorkerImported,
-        InstanceStateObserved,
-        OperationRefused,
-        OperationOverdue,
-    ),
-    *(CommandRejected, CommandSkipped),
+    *(WorkerCreated, WorkerRecreated, WorkerImported, InstanceStateObserved),
+    *(OperationRefused, OperationDelayed, OperationOverdue, CommandRejected, CommandSkipped),
 }
 """Events that are neither an intent nor the outcome of one."""
 

@@ -5,6 +5,7 @@ completes it. Both carry the ``operation_id``, which is the id of the command th
 """
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, ClassVar
 
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters, LaunchPlace, StateReason
@@ -184,6 +185,20 @@ class OperationRefused(Tolerant):
     problem: Problem
 
 
+class OperationDelayed(Tolerant):
+    """EC2 did not do it this time, and is asked again. The operation stays pending, and its outcome will follow.
+
+    ``problem``: EC2's answer, or that there was none; ``attempts``: so far; ``next_at``: when the next one is due. Recorded for
+    each new reason and whenever the attempts have doubled, so most attempts leave no event.
+    """
+
+    TYPE: ClassVar = "cml.worker.operation_delayed.v1"
+    operation_id: str
+    problem: Problem
+    attempts: int
+    next_at: datetime
+
+
 class OperationOverdue(Tolerant):
     """A deadline passed without an outcome. The operation stays pending, and its outcome will follow."""
 
@@ -231,6 +246,7 @@ WorkerEvent = (
     | TagsUpdateFailed
     | InstanceStateObserved
     | OperationRefused
+    | OperationDelayed
     | OperationOverdue
     | CommandRejected
     | CommandSkipped

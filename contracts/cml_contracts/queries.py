@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cml_contracts.instance import CMLWorkerInstanceDto, WorkerStatus
 from cml_contracts.model import Strict, Tolerant
-from cml_contracts.results import OperationResult
+from cml_contracts.results import Delay, OperationResult
 from cml_contracts.texts import CommandId, Region, Text
 from cml_contracts.times import Moment
 
@@ -61,6 +61,7 @@ class WorkerView(Tolerant):
 
     ``generation``: the number of its launch, more than 1 if it was created again or moved on to another place; None if it was imported.
     ``problem``: why the launch failed; ``reason``: why the instance is in its state, in EC2's words.
+    ``waits_for``: of its oldest operation that EC2 has not carried out yet.
     """
 
     id: UUID
@@ -79,6 +80,7 @@ class WorkerView(Tolerant):
     reason: str | None = None
     instance: CMLWorkerInstanceDto | None = None
     profile: str | None = None
+    waits_for: Delay | None = None
 
 
 class WorkerPage(Tolerant):
@@ -89,12 +91,16 @@ class WorkerPage(Tolerant):
 
 
 class OperationView(Tolerant):
-    """An operation; ``result`` is None while it is pending, ``overdue_at`` when a deadline passed meanwhile."""
+    """An operation; ``result`` is None while it is pending, ``overdue_at`` when a deadline passed meanwhile.
+
+    ``waits_for``: why EC2 has not carried it out yet, if an attempt was unsuccessful.
+    """
 
     command_id: str
     worker_id: UUID
     command_type: str
     requested_at: datetime
     overdue_at: datetime | None = None
+    waits_for: Delay | None = None
     settled_at: datetime | None = None
     result: OperationResult | None = None

@@ -1,6 +1,7 @@
 """The reply to a caller: an ``OperationResult``, whose problem has a code for programs."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, Self
 from uuid import UUID
@@ -45,6 +46,19 @@ class Problem(Tolerant):
     def of(cls, code: ProblemCode, detail: str, *, retryable: bool = False) -> Self:
         """A problem under its code's own title."""
         return cls(code=code, title=TITLES[code], detail=detail, retryable=retryable)
+
+
+class Delay(Tolerant):
+    """What a pending operation waits for: EC2's last answer that is known, after so many attempts.
+
+    ``next_at``: when the next attempt after ``last_at`` was due; those behind it follow at about that distance, and are shown when
+    they have doubled. None: EC2 refused for good, and it is only looked at whether an earlier attempt got through.
+    """
+
+    problem: Problem
+    attempts: int
+    last_at: datetime
+    next_at: datetime | None = None
 
 
 TITLES: Mapping[ProblemCode, str] = {

@@ -1,5 +1,8 @@
 """What reports and observations do, in given/when/then."""
 
+from datetime import timedelta
+from typing import Any
+
 import pytest
 
 from cml_contracts.events import (
@@ -7,7 +10,9 @@ from cml_contracts.events import (
     InstanceStateObserved,
     LaunchFailed,
     LaunchRequested,
+    OperationDelayed,
     OperationOverdue,
+    OperationRefused,
     StartFailed,
     StopFailed,
     TagsUpdated,
@@ -16,15 +21,17 @@ from cml_contracts.events import (
     WorkerTerminated,
 )
 from cml_contracts.instance import InstanceState, WorkerStatus
-from cml_contracts.results import Problem, ProblemCode
+from cml_contracts.results import Delay, Problem, ProblemCode
 from cml_workers.domain.messages import (
+    AttemptDelayed,
     InstanceObserved,
     OperationFailed,
     OperationOutstanding,
     OperationSucceeded,
 )
-from support.given import WORKER, given, instance
+from support.given import NOW, WORKER, given, instance
 from support.situations import (
+    IS_FAILED,
     IS_PENDING,
     IS_RUNNING,
     IS_STARTING,
@@ -194,6 +201,37 @@ def test_a_deadline_that_passes_is_an_event_once_and_the_outcome_may_still_come(
     given(*LAUNCHING, OperationOverdue(operation_id="create")).reported(
         OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance())
     ).then(InstanceLaunched(operation_id="create", instance=instance()))
+
+
+THROTTLED = Problem.of(ProblemCode.EC2_THROTTLED, "slow down", retryable=True)
+DELAYED = OperationDelayed(operation_id="create", problem=THROTTLED, attempts=2, next_at=NOW)
+
+
+def delayed(**changes: Any) -> AttemptDelayed:
+    named = {"worker_id": WORKER, "operation_id": "create", "problem": THROTTLED, "next_at": NOW}
+    return AttemptDelayed.model_validate({**named, "attempts": 2, **changes})
+
+
+def test_what_an_operation_waits_for_is_on_record_until_its_outcome():
+    worker = given(*LAUNCHING).reported(delayed()).then(DELAYED)
+    assert worker.delay == Delay(problem=THROTTLED, attempts=2, last_at=NOW + timedelta(hours=1), next_at=NOW)
+    launched = InstanceLaunched(operation_id="create", instance=instance())
+    assert given(*LAUNCHING, DELAYED, launched).worker.delay is None
+
+
+def test_a_delay_that_comes_late_is_nothing():
+    given(*LAUNCHING, DELAYED).reported(delayed(attempts=1)).then()
+    given(*LAUNCHING, OperationRefused(operation_id="create", problem=QUOTA)).reported(delayed()).then()
+
+
+def test_a_delay_never_comes_after_the_outcome():
+    for history in (IS_RUNNING, IS_FAILED, IS_TERMINATED):
+        given(*history).reported(delayed()).then()
+
+
+def test_after_a_refusal_the_operation_waits_to_be_looked_at():
+    worker = given(*LAUNCHING, DELAYED, OperationRefused(operation_id="create", problem=QUOTA)).worker
+    assert worker.delay == Delay(problem=QUOTA, attempts=3, last_at=NOW)
 
 
 def test_a_deadline_of_a_settled_operation_is_nothing():

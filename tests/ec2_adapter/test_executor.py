@@ -16,7 +16,7 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import InstanceState
 from cml_workers.bus.port import Ack, DeadLetter, Message, Retry
-from cml_workers.domain.messages import AttemptRefused, OperationFailed, OperationSucceeded
+from cml_workers.domain.messages import AttemptDelayed, AttemptRefused, OperationFailed, OperationSucceeded
 from cml_workers.ec2_adapter.errors import EC2QuotaExceededException, EC2ThrottledException, Remedy
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.ec2_adapter.retry_policy import look_again_in, pause, rules
@@ -139,7 +139,7 @@ async def test_a_reminder_finds_the_operation_whose_trigger_was_lost(given: Give
 async def test_a_reminder_is_acknowledged_though_it_waits_as_the_next_one_comes_by_itself(given: Given):
     adapter = given(*REQUESTED).refusing("launch", UNKNOWN)
     assert await adapter.reminded() == Ack()
-    assert adapter.outbox.sent == []
+    assert [each.type for each in adapter.outbox.sent] == [AttemptDelayed.TYPE]
 
 
 # -- reports ----------------------------------------------------------------------------------------------

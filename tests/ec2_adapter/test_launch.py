@@ -15,7 +15,7 @@ from cml_contracts.events import (
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState
 from cml_workers.bus.port import Ack
 from cml_workers.domain.creation import launch_token
-from cml_workers.domain.messages import AttemptRefused, OperationFailed, OperationSucceeded
+from cml_workers.domain.messages import AttemptDelayed, AttemptRefused, OperationFailed, OperationSucceeded
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
     EC2CapacityException,
@@ -206,7 +206,7 @@ async def test_throttling_never_fails_an_operation(given: Given):
     adapter = given(*REQUESTED).refusing("launch", throttled, times=1000)
     assert await adapter.triggered() == WAITS
     await adapter.passes(2 * 3600)
-    assert adapter.outbox.sent == []
+    assert {each.type for each in adapter.outbox.sent} == {AttemptDelayed.TYPE}
     adapter.ec2.faults.clear()
     await adapter.passes(60)
     assert len(adapter.reports(OperationSucceeded)) == 1

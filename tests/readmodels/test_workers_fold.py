@@ -5,6 +5,7 @@ import json
 from cml_contracts.events import (
     CommandRejected,
     InstanceStopping,
+    OperationDelayed,
     OperationOverdue,
     StopRequested,
     WorkerEvent,
@@ -58,6 +59,17 @@ def test_each_operation_has_its_own_row():
 def test_an_overdue_operation_says_since_when():
     row = given(CREATED, LAUNCH, OperationOverdue(operation_id="create")).then_row("operations")
     assert json.loads(row["view"])["overdue_at"] == NOW.isoformat().replace("+00:00", "Z")
+
+
+def test_worker_and_operation_say_what_they_wait_for_until_the_outcome():
+    problem = Problem.of(ProblemCode.EC2_THROTTLED, "slow down", retryable=True)
+    delayed = OperationDelayed(operation_id="create", problem=problem, attempts=2, next_at=NOW)
+    for table in ("workers", "operations"):
+        waits_for = json.loads(given(CREATED, LAUNCH, delayed).then_row(table)["view"])["waits_for"]
+        assert (waits_for["problem"]["detail"], waits_for["attempts"]) == ("slow down", 2)
+        assert waits_for["last_at"] == waits_for["next_at"] == NOW.isoformat().replace("+00:00", "Z")
+        after = given(CREATED, LAUNCH, delayed, LAUNCHED).then_row(table)["view"]
+        assert json.loads(after)["waits_for"] is None
 
 
 def test_tags_can_be_looked_for_until_they_are_gone():

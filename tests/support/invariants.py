@@ -20,6 +20,7 @@ from cml_contracts.events import (
     Intent,
     LaunchFailed,
     LaunchRequested,
+    OperationDelayed,
     OperationOverdue,
     OperationRefused,
     StartFailed,
@@ -118,6 +119,7 @@ def _of_stream(
     settled: set[str] = set()
     terminated = False
     launches: list[LaunchRequested] = []
+    unsuccessful: dict[str, int] = {}
     for place, recorded in enumerate(history):
         event, at = recorded.event, f"worker {worker_id}@{recorded.revision}"
         if recorded.revision != place:
@@ -129,7 +131,8 @@ def _of_stream(
                 yield f"1: a launch of generation {event.launch.generation} after {len(launches)}, {at}"
             if event.launch.client_token in {each.launch.client_token for each in launches}:
                 yield f"1: a second launch under a token, {at}"
-            if any(isinstance(each, LaunchRequested) for each in open_intents.values()):
+            others = [each for each in open_intents.values() if each.operation_id != event.operation_id]
+            if any(isinstance(each, LaunchRequested) for each in others):
                 yield f"1: a launch while another one is open, {at}"
             launches.append(event)
         if isinstance(event, tuple(OUTCOMES)):
@@ -143,9 +146,13 @@ def _of_stream(
             if isinstance(event, StartRequested | StopRequested) and power:
                 yield f"3: {event.TYPE} while another power operation is open, {at}"
             open_intents[intent.operation_id] = intent
-        elif isinstance(event, OperationRefused | OperationOverdue):
+        elif isinstance(event, OperationRefused | OperationDelayed | OperationOverdue):
             if event.operation_id not in open_intents:
                 yield f"3: {event.TYPE} without an open intent, {at}"
+            if isinstance(event, OperationDelayed):
+                if event.attempts <= unsuccessful.get(event.operation_id, 0):
+                    yield f"3: {event.attempts} attempts after {unsuccessful[event.operation_id]}, {at}"
+                unsuccessful[event.operation_id] = event.attempts
         elif isinstance(event, WorkerTerminated):
             terminated = True
             for operation_id, intent in list(open_intents.items()):

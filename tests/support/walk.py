@@ -22,6 +22,7 @@ from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.decide import decide
 from cml_workers.domain.decisions import Ask, NoChange, Record, Reject
 from cml_workers.domain.messages import (
+    AttemptDelayed,
     AttemptRefused,
     CommandMessage,
     InstanceObserved,
@@ -136,6 +137,9 @@ def _reported(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Step
         reports += [OperationSucceeded.model_validate({**named, "instance": each}) for each in states]
         reports += [kind.model_validate({**named, "problem": PROBLEM}) for kind in _REFUSALS]
         reports += [OperationOutstanding.model_validate(named)]
+        attempts = 1 + (operation.delay.attempts if operation.delay else 0)
+        delayed = {**named, "problem": PROBLEM, "attempts": attempts, "next_at": NOW}
+        reports += [AttemptDelayed.model_validate(delayed)]
     for report in reports:
         decision = decide_report(report, worker)
         if isinstance(decision, Record):

@@ -22,6 +22,7 @@ from cml_contracts.deadletters import (
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.instance import StateReason, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
+from cml_contracts.results import Delay
 
 _COLOURS = {
     WorkerStatus.PENDING: "yellow",
@@ -97,6 +98,7 @@ def worker_panel(worker: WorkerView) -> Panel:
         "addresses": instance and " ".join(filter(None, (instance.public_ip, instance.private_ip))),
         "tags": ", ".join(f"{key}={value}" for key, value in sorted(worker.tags.items())),
         "problem": worker.problem,
+        "waits for": worker.waits_for and _delay(worker.waits_for),
         "reason": worker.reason and Text(worker.reason),
         "last change": instance
         and instance.state_transition_reason
@@ -117,10 +119,20 @@ def operation_panel(operation: OperationView) -> Panel:
         "requested": f"{operation.requested_at:%Y-%m-%d %H:%M:%S %Z}",
         "settled": operation.settled_at and f"{operation.settled_at:%Y-%m-%d %H:%M:%S %Z}",
         "outcome": result.outcome if result else "pending",
+        "waits for": operation.waits_for and _delay(operation.waits_for),
         "problem": result and result.problem and f"{result.problem.code}: {result.problem.detail}",
         "data": result and result.data is not None and as_text(result.data),
     }
     return Panel(_grid(facts), title=Text(operation.command_id), title_align="left", expand=False)
+
+
+def _delay(delay: Delay) -> str:
+    """What an operation waits for."""
+    then = "only looked at since" if delay.next_at is None else f"next at {delay.next_at:%H:%M:%S %Z}"
+    return (
+        f"{delay.problem.code}: {delay.problem.detail} "
+        f"({delay.attempts} {'attempt' if delay.attempts == 1 else 'attempts'} by {delay.last_at:%H:%M:%S}, {then})"
+    )
 
 
 def event_line(envelope: EventEnvelope) -> Text:

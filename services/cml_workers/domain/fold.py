@@ -16,6 +16,7 @@ from cml_contracts.events import (
     Intent,
     LaunchFailed,
     LaunchRequested,
+    OperationDelayed,
     OperationOverdue,
     OperationRefused,
     TagsUpdated,
@@ -27,6 +28,7 @@ from cml_contracts.events import (
     WorkerTerminated,
 )
 from cml_contracts.instance import Ec2Instance, InstanceState
+from cml_contracts.results import Delay
 from cml_workers.domain.history import Recorded
 from cml_workers.domain.operations import KINDS, SWITCHES, Failure, Switched
 from cml_workers.domain.worker import Operation, Worker
@@ -189,14 +191,22 @@ def _observed(worker: Worker, instance: Ec2Instance, recorded: Recorded) -> Work
     )
 
 
-def _noted(worker: Worker, event: OperationRefused | OperationOverdue, recorded: Recorded) -> Worker:
-    operation = worker.operations.get(event.operation_id)
+def _noted(
+    worker: Worker, event: OperationRefused | OperationDelayed | OperationOverdue, recorded: Recorded
+) -> Worker:
+    operation, at = worker.operations.get(event.operation_id), recorded.metadata.time
     if operation is None:
         return worker._replace(revision=recorded.revision)
-    if isinstance(event, OperationRefused):
-        noted = operation._replace(refusal=event.problem)
-    else:
-        noted = operation._replace(overdue_at=recorded.metadata.time)
+    match event:
+        case OperationRefused(problem=problem):
+            attempts = 1 + (operation.delay.attempts if operation.delay else 0)
+            delay = Delay(problem=problem, attempts=attempts, last_at=at)
+            noted = operation._replace(refusal=problem, delay=delay)
+        case OperationDelayed(problem=problem, attempts=attempts, next_at=next_at):
+            delay = Delay(problem=problem, attempts=attempts, last_at=at, next_at=next_at)
+            noted = operation._replace(delay=delay)
+        case OperationOverdue():
+            noted = operation._replace(overdue_at=at)
     return worker._replace(
         revision=recorded.revision, operations={**worker.operations, event.operation_id: noted}
     )
@@ -226,6 +236,7 @@ _AFTER: Mapping[type[WorkerEvent], Callable[[Worker, Any, Recorded], Worker]] = 
     WorkerTerminated: _terminated,
     InstanceStateObserved: _state_observed,
     OperationRefused: _noted,
+    OperationDelayed: _noted,
     OperationOverdue: _noted,
     CommandRejected: _answered,
     CommandSkipped: _answered,

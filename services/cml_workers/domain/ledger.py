@@ -21,7 +21,7 @@ from cml_contracts.events import (
     WorkerImported,
     WorkerTerminated,
 )
-from cml_contracts.results import OperationResult, Outcome, Problem
+from cml_contracts.results import Delay, OperationResult, Outcome, Problem
 from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import EventMetadata, Recorded
 from cml_workers.domain.operations import KINDS, SWITCHES, Kind
@@ -49,6 +49,11 @@ class Entry:
     def overdue_at(self) -> datetime | None:
         """When a deadline passed while it was pending."""
         return self.operation and self.operation.overdue_at
+
+    @property
+    def waits_for(self) -> Delay | None:
+        """Why EC2 has not carried it out yet."""
+        return self.operation.delay if self.operation and self.result is None else None
 
 
 @dataclass(slots=True)

@@ -29,6 +29,8 @@ from cml_workers.domain.history import ReplyAddress
 MAX_INTERNAL_BODY = 1024 * 1024
 """Bytes of a message within the system: it carries a command with what EC2 said of it, or an event."""
 
+MOST_ATTEMPTS = 2**31
+
 
 def _addressable(address: ReplyAddress) -> ReplyAddress:
     as_property(address.reply_to)
@@ -162,6 +164,18 @@ class AttemptRefused(Tolerant):
     generation: int | None = None
 
 
+class AttemptDelayed(Tolerant):
+    """AWS did not do it this time, and is asked again at ``next_at``; after so many ``attempts`` at the operation."""
+
+    TYPE: ClassVar = "cml.report.attempt_delayed.v1"
+    worker_id: UUID
+    operation_id: str
+    problem: Problem
+    attempts: Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)]
+    next_at: AwareDatetime
+    generation: int | None = None
+
+
 class OperationFailed(Tolerant):
     """AWS definitely did not do it."""
 
@@ -205,7 +219,14 @@ class Reminder(Tolerant):
     recheck_since: AwareDatetime | None = None
 
 
-WorkerReport = OperationSucceeded | AttemptRefused | OperationFailed | InstanceObserved | OperationOutstanding
+WorkerReport = (
+    OperationSucceeded
+    | AttemptRefused
+    | AttemptDelayed
+    | OperationFailed
+    | InstanceObserved
+    | OperationOutstanding
+)
 """What concerns a worker's stream."""
 
 Report = LookupAnswered | WorkerReport

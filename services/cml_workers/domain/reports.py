@@ -6,6 +6,7 @@ from typing import assert_never
 from cml_contracts.events import (
     LaunchFailed,
     LaunchRequested,
+    OperationDelayed,
     OperationOverdue,
     OperationRefused,
     TerminationRequested,
@@ -18,6 +19,7 @@ from cml_contracts.results import ProblemCode
 from cml_workers.domain.creation import next_place
 from cml_workers.domain.decisions import NoChange, Record, Reject, RejectedError, rejected
 from cml_workers.domain.messages import (
+    AttemptDelayed,
     AttemptRefused,
     InstanceObserved,
     OperationFailed,
@@ -29,7 +31,7 @@ from cml_workers.domain.observations import end, failure_of, observe
 from cml_workers.domain.operations import LAUNCH, TERMINATE
 from cml_workers.domain.worker import Operation, Worker
 
-OperationReport = OperationSucceeded | AttemptRefused | OperationFailed | OperationOutstanding
+OperationReport = OperationSucceeded | AttemptRefused | AttemptDelayed | OperationFailed | OperationOutstanding
 
 
 def decide_report(
@@ -69,6 +71,11 @@ def _reported(report: WorkerReport, worker: Worker, known: Container[str]) -> li
             if operation.refusal:
                 return []
             return [OperationRefused(operation_id=report.operation_id, problem=report.problem)]
+        case AttemptDelayed():
+            before = operation.delay.attempts if operation.delay else 0
+            if operation.refusal or report.attempts <= before:
+                return []  # it comes late
+            return [OperationDelayed(**report.model_dump(exclude={"worker_id", "generation"}))]
         case OperationFailed():
             failure = failure_of(operation, report.problem)
             if isinstance(failure, LaunchFailed) and worker.pending(TerminationRequested):

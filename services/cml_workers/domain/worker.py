@@ -12,7 +12,7 @@ from uuid import UUID
 
 from cml_contracts.events import Intent, TagsUpdateRequested
 from cml_contracts.instance import CMLWorkerInstanceDto, Ec2Instance, InstanceState, WorkerStatus
-from cml_contracts.results import Problem
+from cml_contracts.results import Delay, Problem
 from cml_workers.domain.history import EventMetadata
 from cml_workers.domain.operations import KIND_OF, Kind
 
@@ -21,13 +21,14 @@ class Operation(NamedTuple):
     """One command's request that has no outcome yet.
 
     ``requested`` surrounds the request: who, when, and where the reply goes; ``refusal``: EC2's, after which nobody
-    tries again; ``overdue_at``: when a deadline passed meanwhile.
+    tries again; ``delay``: why it is not done yet; ``overdue_at``: when a deadline passed meanwhile.
     """
 
     command_id: str
     intent: Intent
     requested: EventMetadata
     refusal: Problem | None = None
+    delay: Delay | None = None
     overdue_at: datetime | None = None
 
     @property
@@ -82,6 +83,11 @@ class Worker(NamedTuple):
     def pending(self, *intents: type[Intent]) -> list[Operation]:
         """The operations that still have no outcome to an intent of these types, oldest first."""
         return [operation for operation in self.operations.values() if isinstance(operation.intent, intents)]
+
+    @property
+    def delay(self) -> Delay | None:
+        """What its oldest operation waits for that EC2 has not carried out yet."""
+        return next((each.delay for each in self.operations.values() if each.delay), None)
 
     @property
     def status(self) -> WorkerStatus:

@@ -97,7 +97,7 @@ class Acting:
             attempt.unanswered = True
             if refusal is None:
                 attempt.uncertain_since = self._here.now()
-            raise NotYet from error
+            raise NotYet(error.problem) from error
         except EC2Exception as error:
             return await self._judge(turn, error)
         # Until it is reported: whatever an attempt after this one is answered, this one did it.
@@ -162,7 +162,7 @@ class Acting:
         age = self._here.now() - turn.operation.requested.time
         if age < rule.final_after or turn.operation.refusal is not None:
             log.warning("EC2 refused, trying again", code=error.aws_code, cause=str(error))
-            raise NotYet from error
+            raise NotYet(error.problem) from error
         if rule.uncertain:
             turn.attempt.uncertain_since = turn.attempt.uncertain_since or self._here.now()
         log.error("EC2 refused for good", code=error.aws_code, cause=str(error))

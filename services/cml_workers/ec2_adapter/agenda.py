@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from cml_workers.ec2_adapter.retry_policy import pause
@@ -41,11 +41,12 @@ class Agenda(Generic[K]):
         self._tried: dict[K, int] = {}
         self._running: set[asyncio.Task[None]] = set()
 
-    def again(self, key: K) -> None:
-        """Ring after a pause, which grows from time to time until ``done``."""
+    def again(self, key: K) -> datetime:
+        """Ring after a pause, which grows from time to time until ``done``; when that will be."""
         tried = self._tried.get(key, 0)
         self._tried[key] = tried + 1
         self.ring_in(key, pause(tried, self._random()))
+        return datetime.fromtimestamp(self._timers[key].due, UTC)
 
     def done(self, key: K) -> None:
         """Do not ring, and begin with short pauses the next time."""

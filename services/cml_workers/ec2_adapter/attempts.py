@@ -13,6 +13,7 @@ from uuid import UUID
 
 from cml_contracts.events import Intent, LaunchRequested
 from cml_contracts.instance import Ec2Instance
+from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.messages import AttemptRefused, OperationFailed, OperationSucceeded
 from cml_workers.domain.worker import Operation, Worker
 from cml_workers.ec2_adapter.tenure import Lease
@@ -33,12 +34,24 @@ class Attempt:
 
     ``unanswered``: a call was not answered, or may not have been: EC2 may carry it out late.
     ``report``: what was reported and is not seen in the stream yet; ``confirmed``: by the broker.
+    ``unsuccessful``: attempts that EC2 did not carry out. Their ``reasons`` are reported once until ``unsuccessful`` has doubled.
     """
 
     uncertain_since: datetime | None = None
     unanswered: bool = False
     report: Report | None = None
     confirmed: bool = False
+    unsuccessful: int = 0
+    reasons: set[ProblemCode] = field(default_factory=set)
+    _doubled_at: int = 1
+
+    def fails(self, problem: Problem) -> bool:
+        """One more attempt was unsuccessful; whether that is to be reported: a stream must not fill with reasons."""
+        self.unsuccessful += 1
+        if self.unsuccessful >= self._doubled_at:
+            self._doubled_at = 2 * self.unsuccessful
+            self.reasons.clear()
+        return problem.code not in self.reasons
 
     @property
     def is_uncertain(self) -> bool:
@@ -103,7 +116,12 @@ class Attempts:
         self._of.move_to_end(worker.id)
         if len(self._of) > MOST_WORKERS:
             self._of.popitem(last=False)
-        return known.setdefault(_key(operation), Attempt())
+        attempt = known.get(_key(operation))
+        if attempt is None:
+            attempt = known[_key(operation)] = Attempt(
+                unsuccessful=operation.delay.attempts if operation.delay else 0
+            )
+        return attempt
 
     def keep_pending(self, worker: Worker) -> None:
         """Forget what the worker's state shows as settled."""

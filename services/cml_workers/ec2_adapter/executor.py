@@ -18,7 +18,7 @@ import structlog
 
 from cml_contracts.events import TerminationRequested
 from cml_contracts.instance import Ec2Instance, InstanceState
-from cml_contracts.results import ProblemCode
+from cml_contracts.results import Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, Retry, Verdict
 from cml_workers.domain.policy import VISIBILITY_GRACE
@@ -238,6 +238,7 @@ class Executor:
             structlog.contextvars.bind_contextvars(instance_id=worker.instance.instance_id)
         self._attempts.keep_pending(worker)
         watched: Ec2Instance | None = None
+        unsuccessful: list[tuple[Turn, Problem]] = []
         waits = moving = False
         for action in next_actions(worker):
             match action:
@@ -252,25 +253,31 @@ class Executor:
                         except InTransition as on_its_way:
                             moving, watched = True, on_its_way.instance
                             await self._here.noted(worker, watched)
-                        except NotYet:
+                        except NotYet as later:
                             waits = True
+                            if later.problem is not None:
+                                unsuccessful.append((turn, later.problem))
                 case Watch():
                     watched = worker.instance
                 case _:
                     assert_never(action)
         if self._tenure.held:  # or the connection was lost meanwhile, and nothing is to be done here any more
-            self._remember(worker, watched, waits=waits)
+            again_at = self._remember(worker, watched, waits=waits)
+            if again_at is not None:
+                for turn, problem in unsuccessful:
+                    await self._reports.delayed(turn, problem, again_at)
         return waits or moving
 
-    def _remember(self, worker: Worker, watched: Ec2Instance | None, *, waits: bool) -> None:
+    def _remember(self, worker: Worker, watched: Ec2Instance | None, *, waits: bool) -> datetime | None:
+        """When what waits is gone on with."""
         if watched is not None:
             self._poller.watch(worker, watched)
         else:
             self._poller.unwatch(worker)
         if waits:
-            self._agenda.again(worker.id)
-        else:
-            self._agenda.done(worker.id)
+            return self._agenda.again(worker.id)
+        self._agenda.done(worker.id)
+        return None
 
     async def _observe(self, worker: Worker, instance: Ec2Instance | None) -> None:
         """Report how the instance has moved; it is watched until the event of that shows it settled."""

@@ -25,7 +25,7 @@ class InTransition(NotYet):
     """The instance is on its way from one state to another; go on when it has moved."""
 
     def __init__(self, instance: Ec2Instance) -> None:
-        super().__init__(instance.state)
+        super().__init__()
         self.instance = instance
 
 

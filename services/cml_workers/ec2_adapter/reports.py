@@ -4,15 +4,18 @@ The id of a report follows from what it says, so that a repetition is recognised
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import structlog
 
 from cml_contracts.instance import Ec2Instance
+from cml_contracts.results import Problem
 from cml_workers.bus.codec import internal
 from cml_workers.bus.port import BusUnavailableError, Publish, UnroutableError
 from cml_workers.domain.messages import (
+    AttemptDelayed,
     AttemptRefused,
     InstanceObserved,
     LookupAnswered,
@@ -32,7 +35,7 @@ _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/report")
 
 
 class Reports:
-    """Publishes; every method but ``announce`` and ``recheck`` raises BusUnavailableError if it is not confirmed."""
+    """Publishes; every method but ``announce``, ``recheck`` and ``delayed`` raises BusUnavailableError if it is not confirmed."""
 
     def __init__(
         self, publish: Publish, now: Callable[[], datetime], sleep: Callable[[float], Awaitable[None]]
@@ -55,6 +58,26 @@ class Reports:
         operation = turn.operation
         await self._send(report, f"{turn.worker.id}/{operation.command_id}/{generation(operation)}/{kind}")
         turn.attempt.confirmed = True
+
+    async def delayed(self, turn: Turn, problem: Problem, next_at: datetime) -> None:
+        """Report what the operation waits for, if that is news; where it is not confirmed, the next attempt's report is."""
+        attempt, operation = turn.attempt, turn.operation
+        if not attempt.fails(problem):
+            return
+        report = AttemptDelayed(
+            worker_id=turn.worker.id,
+            operation_id=operation.command_id,
+            problem=problem,
+            attempts=attempt.unsuccessful,
+            next_at=next_at,
+            generation=turn.generation,
+        )
+        with suppress(BusUnavailableError):
+            await self._send(
+                report,
+                f"{turn.worker.id}/{operation.command_id}/{generation(operation)}/{next_at.isoformat()}",
+            )
+            attempt.reasons.add(problem.code)
 
     async def observed(self, worker: Worker, instance: Ec2Instance | None) -> None:
         """Report how EC2 shows the instance; None: it is gone."""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from cml_contracts.results import Problem
 from cml_workers.domain.worker import Worker
 
 FRESH = timedelta(seconds=20)
@@ -21,7 +22,11 @@ _NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class NotYet(Exception):  # noqa: N818 - a state of affairs, not an error
-    """The operation cannot go on now; look again later."""
+    """The operation cannot go on now; look again later. ``problem``: EC2's answer, if it is due to that."""
+
+    def __init__(self, problem: Problem | None = None) -> None:
+        super().__init__(problem and problem.detail)
+        self.problem = problem
 
 
 class NotFreshError(NotYet):

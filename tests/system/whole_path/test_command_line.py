@@ -47,6 +47,30 @@ def test_the_command_line_drives_a_worker_through_its_life(system: System):
     assert json.loads(lines[0])["type"] == "cml.worker.created.v1"
 
 
+def test_nobody_could_see_why_an_operation_waits(system: System):
+    """Throttled: the operation, the worker and its history say so, how often it was tried, and when it is tried next."""
+    cli = system.running
+    system.admin.fault("RunInstances", "RequestLimitExceeded", status=503, times=1_000)
+    system.expected = ["EC2 refused, trying again"]
+    command_id = cli.cli_json("create", "waits-lab", "--no-wait")["command_id"]
+    end = time.monotonic() + 60
+    while "waits for" not in (shown := cli.cli("operation", command_id).stdout):
+        assert time.monotonic() < end, shown
+    assert "EC2Throttled: RunInstances" in shown
+    waits_for = cli.cli_json("get", "waits-lab")["waits_for"]
+    assert waits_for["problem"]["code"] == "EC2Throttled"
+    assert waits_for["attempts"] >= 1
+    assert waits_for["next_at"] > waits_for["last_at"]
+    assert "waits for" in cli.cli("get", "waits-lab").stdout
+    assert "worker.operation_delayed" in cli.cli("history", "waits-lab").stdout
+    system.admin.clear()
+    while cli.cli_json("operation", command_id)["result"] is None:
+        assert time.monotonic() < end
+    shown = cli.cli_json("operation", command_id)
+    assert (shown["result"]["outcome"], shown["waits_for"]) == ("succeeded", None)
+    assert "waits for" not in cli.cli("get", "waits-lab").stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -31,6 +31,7 @@ def worker_row(worker: Worker) -> WorkerView | None:
         reason=worker.instance.reason if worker.instance else None,
         instance=worker.dto,
         profile=worker.profile,
+        waits_for=worker.delay,
     )
 
 
@@ -43,6 +44,7 @@ def operation_rows(before: Worker, recorded: Recorded, after: Worker) -> Iterato
             command_type=entry.command_type,
             requested_at=entry.requested.time,
             overdue_at=entry.overdue_at,
+            waits_for=entry.waits_for,
             settled_at=entry.settled_at,
             result=entry.result,
         )
