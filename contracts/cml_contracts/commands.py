@@ -29,6 +29,9 @@ _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers")
 class CreateCMLWorker(Strict):
     """Launch an instance for a new worker. Reply data: ``CMLWorkerInstanceDto``.
 
+    The reply comes as soon as EC2 has launched the instance. If that ends by itself before it ever ran, the create has failed:
+    the operation shows it, and a second reply says so.
+
     The image is ``ami_id``, else the one named ``ami_name``, else the profile's for the region; everything else is as in the
     profile, and ``instance_type`` one of those that it launches. Without ``profile`` it is the deployment's default one.
     A client may choose ``worker_id``; otherwise it follows from the command id. A worker whose launch failed may be created

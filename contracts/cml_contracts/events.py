@@ -65,6 +65,8 @@ class InstanceLaunched(Tolerant):
 
 
 class LaunchFailed(Tolerant):
+    """There is no instance. Also after ``InstanceLaunched``, if the instance ended by itself before it ever ran."""
+
     TYPE: ClassVar = "cml.worker.launch_failed.v1"
     operation_id: str
     problem: Problem
@@ -84,6 +86,8 @@ class InstanceStarting(Tolerant):
 
 
 class StartFailed(Tolerant):
+    """It does not run. Also after ``InstanceStarting``, if the instance fell back by itself before it ran."""
+
     TYPE: ClassVar = "cml.worker.start_failed.v1"
     operation_id: str
     problem: Problem

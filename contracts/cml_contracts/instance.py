@@ -36,6 +36,10 @@ class WorkerStatus(StrEnum):
     FAILED = "FAILED"
 
 
+_ASKED_FOR = ("Client.UserInitiated", "Client.InstanceInitiated", "Client.InstanceTerminated")
+"""State reasons of what somebody asked for, from within the instance or without (EC2 API reference, StateReason)."""
+
+
 class StateReason(Tolerant):
     """Why an instance is in its state, as EC2 says (``StateReason`` of DescribeInstances, EC2 API reference).
 
@@ -45,6 +49,11 @@ class StateReason(Tolerant):
 
     code: str = ""
     message: str = ""
+
+    @property
+    def is_of_ec2(self) -> bool:
+        """Whether EC2 itself ended or stopped the instance, as it could not run; not somebody who asked for it."""
+        return bool(self.code) and not self.code.startswith(_ASKED_FOR)
 
     def __str__(self) -> str:
         if not self.message or self.message.startswith(("Client.", "Server.")):

@@ -2,11 +2,22 @@
 
 import pytest
 
-from cml_contracts.events import InstanceStateObserved, StopFailed, WorkerTerminated
-from cml_contracts.instance import Ec2Instance, InstanceState, StateReason
+from cml_contracts.events import (
+    InstanceStateObserved,
+    InstanceStopping,
+    LaunchFailed,
+    LaunchRequested,
+    StartFailed,
+    StopFailed,
+    StopRequested,
+    TagsUpdateFailed,
+    WorkerTerminated,
+)
+from cml_contracts.instance import Ec2Instance, InstanceState, StateReason, WorkerStatus
 from cml_contracts.results import Problem, ProblemCode
+from cml_workers.domain.creation import launch_token
 from cml_workers.domain.messages import InstanceObserved, OperationSucceeded
-from support.given import WORKER, given, instance
+from support.given import WORKER, create, given, instance, launch
 from support.situations import (
     IS_PENDING,
     IS_RUNNING,
@@ -16,8 +27,11 @@ from support.situations import (
     IS_TERMINATING,
     LAUNCHING,
     PENDING,
+    RECREATED,
     STARTING,
+    STOP_REQUESTED,
     TAGS_REQUESTED,
+    TERMINATION_REQUESTED,
 )
 
 RUNNING, STOPPED = InstanceState.RUNNING, InstanceState.STOPPED
@@ -38,31 +52,144 @@ def seen(found: Ec2Instance | None) -> InstanceObserved:
 # -- reasons ----------------------------------------------------------------------------------------------
 
 
-def test_an_instance_that_dies_after_the_launch_ends_its_worker_with_the_reason():
-    dead = instance(InstanceState.TERMINATED, state_reason=VOLUME, state_transition_reason=VOLUME.code)
-    case = given(*IS_PENDING).reported(seen(dead))
-    worker = case.then(
-        WorkerTerminated(
-            reason="Client.VolumeLimitExceeded: Volume limit exceeded",
-            state_reason=VOLUME,
-            state_transition_reason=VOLUME.code,
+def never_ran(
+    code: ProblemCode, reason: StateReason, state: InstanceState, *, retryable: bool = False
+) -> Problem:
+    detail = f"instance {instance().instance_id} of worker {WORKER} is {state} and never ran: {reason}"
+    return Problem.of(code, detail, retryable=retryable)
+
+
+ENDING = InstanceStateObserved(
+    instance_state=InstanceState.SHUTTING_DOWN,
+    state_reason=BROKEN,
+    changed=("instance_state", "state_reason"),
+    drift=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code", "retryable"),
+    [
+        (BROKEN, ProblemCode.EC2_INSTANCE_CREATION, True),
+        (VOLUME, ProblemCode.EC2_QUOTA_EXCEEDED, False),
+        (StateReason(code="Server.InsufficientInstanceCapacity"), ProblemCode.EC2_CAPACITY, True),
+        (StateReason(code="Client.InvalidKMSKey.InvalidState"), ProblemCode.EC2_INSTANCE_CREATION, False),
+    ],
+    ids=lambda value: str(value) if isinstance(value, StateReason) else "",
+)
+def test_a_create_whose_instance_died_while_pending_had_succeeded(
+    reason: StateReason, code: ProblemCode, retryable: bool
+):
+    """It has failed, with EC2's reason, and may be tried again under its id."""
+    problem = never_ran(code, reason, InstanceState.TERMINATED, retryable=retryable)
+    dead = instance(InstanceState.TERMINATED, state_reason=reason)
+    for history in (IS_PENDING, (*IS_PENDING, ENDING)):
+        case = given(*history).reported(seen(dead))
+        assert case.result("create").outcome == "succeeded"  # it was launched
+        worker = case.then(LaunchFailed(operation_id="create", problem=problem))
+        assert (worker.status, worker.launch_problem) == (WorkerStatus.FAILED, problem)
+        result = case.result("create")
+        assert (result.outcome, result.problem) == ("failed", problem)
+        entry = case.ledger.entries["create"]
+        assert entry.requested.command_id == "create"
+        assert entry.requested.reply is not None  # whom it was answered
+        after = given(*history, LaunchFailed(operation_id="create", problem=problem))
+        after.when(create(instance_type="m5.large")).then(
+            RECREATED,
+            LaunchRequested(
+                operation_id="the-command",
+                launch=launch(generation=2, client_token=launch_token("default", WORKER, 2)),
+            ),
         )
+
+
+def test_what_is_pending_when_the_instance_dies_at_its_birth_fails_for_that_reason():
+    problem = never_ran(ProblemCode.EC2_INSTANCE_CREATION, BROKEN, InstanceState.TERMINATED, retryable=True)
+    given(*IS_PENDING, TAGS_REQUESTED, STOP_REQUESTED).reported(
+        seen(instance(InstanceState.TERMINATED, state_reason=BROKEN))
+    ).then(
+        TagsUpdateFailed(operation_id="tag", problem=problem),
+        StopFailed(operation_id="stop", problem=problem),
+        LaunchFailed(operation_id="create", problem=problem),
     )
-    assert worker.instance.reason == "Client.VolumeLimitExceeded: Volume limit exceeded"
 
 
-def test_an_instance_that_falls_back_after_a_start_says_why_until_it_runs():
+BY_SOMEBODY = [
+    StateReason(code="Client.UserInitiatedShutdown", message="User initiated shutdown"),
+    StateReason(code="Client.InstanceInitiatedShutdown"),
+    None,
+]
+
+
+@pytest.mark.parametrize("reason", BY_SOMEBODY, ids=str)
+def test_an_instance_that_somebody_ends_while_it_is_pending_is_no_failure_of_the_launch(
+    reason: StateReason | None,
+):
+    ended = instance(InstanceState.TERMINATED, state_reason=reason)
+    case = given(*IS_PENDING).reported(seen(ended))
+    worker = case.then(WorkerTerminated(reason=str(reason) if reason else None, state_reason=reason))
+    assert worker.status is WorkerStatus.TERMINATED
+    assert case.result("create").outcome == "succeeded"
+
+
+def test_an_instance_that_has_run_and_is_ended_by_ec2_was_launched_all_the_same():
+    ran = InstanceStateObserved(instance_state=RUNNING)
+    case = given(*IS_PENDING, ran).reported(seen(instance(InstanceState.TERMINATED, state_reason=BROKEN)))
+    case.then(WorkerTerminated(reason=str(BROKEN), state_reason=BROKEN))
+    assert case.result("create").outcome == "succeeded"
+
+
+def test_who_asked_for_the_end_of_what_dies_at_its_birth_gets_it():
+    dead = instance(InstanceState.TERMINATED, state_reason=BROKEN)
+    case = given(*IS_PENDING, TERMINATION_REQUESTED).reported(seen(dead))
+    case.then(WorkerTerminated(operation_id="terminate", reason=str(BROKEN), state_reason=BROKEN))
+
+
+def test_a_start_whose_instance_fell_back_had_succeeded():
+    """It has failed, with EC2's reason; the worker is stopped, and can be started again."""
+    problem = never_ran(ProblemCode.EC2_INSTANCE_OPERATION, BROKEN, STOPPED, retryable=True)
     fallen = instance(STOPPED, state_reason=BROKEN)
     back = InstanceStateObserved(
         instance_state=STOPPED, state_reason=BROKEN, changed=("instance_state", "state_reason"), drift=True
     )
-    worker = given(*IS_STARTING, STARTING).reported(seen(fallen)).then(back)
+    case = given(*IS_STARTING, STARTING).reported(seen(fallen))
+    worker = case.then(StartFailed(operation_id="start", problem=problem), back)
+    assert worker.status is WorkerStatus.STOPPED
     assert worker.instance.reason == "Server.InternalError: Internal error on launch"
+    result = case.result("start")
+    assert (result.outcome, result.problem) == ("failed", problem)
     again = InstanceStateObserved(
         instance_state=RUNNING, changed=("instance_state", "state_reason"), drift=True
     )
-    worker = given(*IS_STARTING, STARTING, back).reported(seen(instance(RUNNING))).then(again)
+    history = (*IS_STARTING, STARTING, StartFailed(operation_id="start", problem=problem), back)
+    worker = given(*history).reported(seen(instance(RUNNING))).then(again)
     assert worker.instance.reason is None
+
+
+def test_a_stop_that_finds_a_start_fallen_back_says_of_both_what_became_of_them():
+    problem = never_ran(ProblemCode.EC2_INSTANCE_OPERATION, BROKEN, STOPPED, retryable=True)
+    fallen = instance(STOPPED, state_reason=BROKEN)
+    again = StopRequested(operation_id="stop again")
+    given(*IS_STARTING, STARTING, again).reported(
+        OperationSucceeded(worker_id=WORKER, operation_id="stop again", instance=fallen)
+    ).then(
+        StartFailed(operation_id="start", problem=problem),
+        InstanceStopping(operation_id="stop again", instance=fallen),
+    )
+
+
+def test_an_instance_that_somebody_stops_while_it_starts_was_started_all_the_same():
+    stopped = instance(STOPPED, state_reason=BY_USER)
+    case = given(*IS_STARTING, STARTING).reported(seen(stopped))
+    case.then(
+        InstanceStateObserved(
+            instance_state=STOPPED,
+            state_reason=BY_USER,
+            changed=("instance_state", "state_reason"),
+            drift=True,
+        )
+    )
+    assert case.result("start").outcome == "succeeded"
 
 
 @pytest.mark.parametrize("history", [IS_TERMINATING, IS_RUNNING])
@@ -92,14 +219,11 @@ def test_an_operation_that_the_end_answers_does_not_hide_the_reason():
     )
 
 
-def test_a_launch_that_is_found_dead_says_why():
+def test_a_launch_that_is_found_dead_has_failed_for_that_reason():
     dead = instance(InstanceState.TERMINATED, state_reason=VOLUME)
     report = OperationSucceeded(worker_id=WORKER, operation_id="create", instance=dead)
-    case = given(*LAUNCHING).reported(report)
-    decided = case._decide(case.worker)
-    assert [event.reason for event in decided.events if isinstance(event, WorkerTerminated)] == [
-        VOLUME.message
-    ]
+    problem = never_ran(ProblemCode.EC2_QUOTA_EXCEEDED, VOLUME, InstanceState.TERMINATED)
+    given(*LAUNCHING).reported(report).then(LaunchFailed(operation_id="create", problem=problem))
 
 
 # -- differences ------------------------------------------------------------------------------------------

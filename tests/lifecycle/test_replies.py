@@ -19,7 +19,7 @@ from cml_contracts.commands import (
     UpdateCMLWorkerStatus,
     UpdateCMLWorkerTags,
 )
-from cml_contracts.instance import Ec2Instance, InstanceState
+from cml_contracts.instance import Ec2Instance, InstanceState, StateReason
 from cml_contracts.results import Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER, sign
 from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Message, Outgoing
@@ -108,6 +108,12 @@ async def _observed_gone(service: Service) -> Message:
     return _report(InstanceObserved(worker_id=WORKER, seen_revision=99))
 
 
+async def _dead_at_birth(service: Service) -> Message:
+    await service.launched(InstanceState.PENDING)
+    await service.command(TAGS, "tags", reply_to="tags")
+    return _report(DIED)
+
+
 async def _status_of_what_is_gone(service: Service) -> Message:
     """A status update that settles what is pending, by what its lookup found."""
     await service.launched()
@@ -125,6 +131,48 @@ def _found(service: Service, seen: Ec2Instance | None = None) -> Message:
     return _report(found)
 
 
+DIED = InstanceObserved(
+    worker_id=WORKER,
+    seen_revision=99,
+    instance=instance(InstanceState.TERMINATED, state_reason=StateReason(code="Server.InternalError")),
+)
+
+
+async def test_who_was_answered_that_it_is_launched_is_answered_again_when_it_never_ran(service: Service):
+    await service.command(CREATE, "create", correlation_id="c-1")
+    launched = OperationSucceeded(
+        worker_id=WORKER, operation_id="create", instance=instance(InstanceState.PENDING)
+    )
+    await service.report(launched)
+    for _ in range(2):  # and its repetition
+        assert await service.handler.on_report(_report(DIED)) == Ack()
+    first, *others = service.outbox.results()
+    assert (first.outcome, {each.outcome for each in others}) == ("succeeded", {"failed"})
+    assert {each.correlation_id for each in service.outbox.sent} == {"c-1"}
+    assert await service.command(CREATE, "create") == Ack()
+    assert service.outbox.results()[-1] == others[0]
+
+
+async def test_whose_launch_was_not_answered_before_its_instance_died_is_answered_all_the_same(
+    service: Service,
+):
+    await service.command(CREATE, "create")
+    launched = OperationSucceeded(
+        worker_id=WORKER, operation_id="create", instance=instance(InstanceState.PENDING)
+    )
+
+    async def breaks(_: Outgoing, /) -> None:
+        raise BusUnavailableError("planted")
+
+    publish, service.publish = service.publish, breaks
+    with pytest.raises(BusUnavailableError):
+        await service.report(launched, "launched")
+    service.publish = publish
+    assert await service.handler.on_report(_report(DIED)) == Ack()
+    assert await service.report(launched, "launched") == Ack()
+    assert [each.outcome for each in service.outbox.results()] == ["failed"]
+
+
 Case = Callable[[Service], Awaitable[Message]]
 CASES: dict[Case, set[str]] = {
     _superseded: {"start"},
@@ -135,6 +183,7 @@ CASES: dict[Case, set[str]] = {
     _all_at_the_end: {"tags", "terminate", "again"},
     _launch_failed_while_terminated: {"create", "terminate"},
     _observed_gone: {"stop", "tags"},
+    _dead_at_birth: {"tags"},
     _status_of_what_is_gone: {"stop", "status"},
 }
 """Each with those who must be answered when its message is done."""

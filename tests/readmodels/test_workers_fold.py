@@ -5,6 +5,7 @@ import json
 from cml_contracts.events import (
     CommandRejected,
     InstanceStopping,
+    LaunchFailed,
     OperationDelayed,
     OperationOverdue,
     StopRequested,
@@ -70,6 +71,16 @@ def test_worker_and_operation_say_what_they_wait_for_until_the_outcome():
         assert waits_for["last_at"] == waits_for["next_at"] == NOW.isoformat().replace("+00:00", "Z")
         after = given(CREATED, LAUNCH, delayed, LAUNCHED).then_row(table)["view"]
         assert json.loads(after)["waits_for"] is None
+
+
+def test_the_result_of_a_create_whose_instance_never_ran_is_corrected():
+    problem = Problem.of(ProblemCode.EC2_INSTANCE_CREATION, "never ran")
+    pending = LAUNCHED.model_copy(update={"instance": instance(InstanceState.PENDING)})
+    case = given(CREATED, LAUNCH, pending, LaunchFailed(operation_id="create", problem=problem))
+    view = json.loads(case.then_row("operations", command_id="create", pending_since=None)["view"])
+    assert (view["result"]["outcome"], view["result"]["problem"]["detail"]) == ("failed", "never ran")
+    worker = json.loads(case.then_row("workers", status="FAILED")["view"])
+    assert (worker["problem"], worker["instance"], worker["generation"]) == ("never ran", None, 1)
 
 
 def test_tags_can_be_looked_for_until_they_are_gone():

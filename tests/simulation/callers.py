@@ -162,7 +162,7 @@ class Callers:
         ended = result.problem is not None and result.problem.code is ProblemCode.WORKER_TERMINATED
         if result.data is not None:
             ended = result.data["instance_state"] == "terminated"
-        if ended and not (worker and worker.terminated):
+        if ended and not (worker and (worker.terminated or worker.instance is None)):
             self.world.broken.append(
                 f"6: the worker is terminated, as answered, but not as recorded: {result}"
             )
@@ -231,8 +231,8 @@ class Callers:
         command_id = shown.command_id or ""
         for ledger in self.log.ledgers.values():
             if command_id in ledger.entries:
-                recorded = ledger.entries[command_id].result
-                return recorded is not None and _plain(recorded) == _plain(shown)
+                results = (ledger.entries[command_id].result, self.log.corrected.get(command_id))
+                return any(each is not None and _plain(each) == _plain(shown) for each in results)
         return False
 
     async def look_at(self, worker_id: UUID) -> None:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 import structlog
 
-from cml_contracts.instance import WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.instance import WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters, StateReason
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
     EC2CapacityException,
@@ -27,6 +26,9 @@ LONGEST_HIDDEN = 40.0
 """Seconds a new instance may be invisible; the graces of the run are longer."""
 SIGNED_FOR = 100.0
 """Seconds after which EC2 refuses a request as expired (15 minutes at AWS); shorter than the graces of the run."""
+INTERNAL_ERROR = StateReason(
+    code="Server.InternalError", message="Server.InternalError: Internal error on launch"
+)
 LATEST = 20.0
 """Seconds after which a call that was given up may still take effect."""
 
@@ -46,6 +48,10 @@ class Cloud(FakeEc2):
     """The token each instance was launched under."""
     on_call: Callable[[str, str, str], None] = field(default=lambda *_: None)
     """Called with each call that is made for a command: the phase, the command's id, the operation at EC2."""
+    doomed: dict[str, InstanceState] = field(default_factory=dict)
+    """Instances that EC2 ends or stops by itself before they run, and to which state they come instead."""
+    never_ran: set[str] = field(default_factory=set)
+    """New ones to which that has happened."""
     changes: int = 0
     loses_answer: Callable[[str, str], bool] = field(default=lambda *_: False)
     """Whether the answer to this call for a command is to be lost."""
@@ -64,8 +70,23 @@ class Cloud(FakeEc2):
 
     def _end(self, instance_id: str, state: InstanceState) -> None:
         instance = self.instances[instance_id]
-        if instance.state is state:
+        if instance.state is not state:
+            return
+        instead = self.doomed.pop(instance_id, None) if state is InstanceState.PENDING else None
+        if instead is not None:
+            if instead is InstanceState.SHUTTING_DOWN:
+                self.never_ran.add(instance_id)
+            self.put(instance.model_copy(update={"state": instead, "state_reason": INTERNAL_ERROR}))
+        else:
             self.put(instance.model_copy(update={"state": _ENDS[state]}))
+
+    def _to(self, instance: Ec2Instance, state: InstanceState) -> Ec2Instance:
+        return super()._to(instance.model_copy(update={"state_reason": None}), state)
+
+    def doom(self, instance_id: str, state: InstanceState) -> None:
+        """It will not come to run, but to this state, by a fault of EC2's own."""
+        if self.instances[instance_id].state is InstanceState.PENDING:
+            self.doomed[instance_id] = state
 
     def launched(self, instance: Ec2Instance, token: str, *, hide: bool) -> None:
         """See that nobody has two, and hide it for a while."""
@@ -103,7 +124,7 @@ class Cloud(FakeEc2):
                 return
         self.world.seen["from outside", change] += 1
         self.world.changed_outside = True
-        self.put(instance.model_copy(update={"state": after}))
+        self._to(instance, after)
 
 
 class Ec2OfProcess(Ec2):
@@ -116,18 +137,28 @@ class Ec2OfProcess(Ec2):
 
     async def launch(self, parameters: LaunchParameters) -> Ec2Instance:
         hide = self._world.happens("hidden", "launch", 3)
+        dies = self._world.happens("dies before it runs", "launch")
 
         def effect() -> Ec2Instance:
             instance = _run(self._cloud.launch(parameters))
             self._cloud.launched(instance, parameters.client_token, hide=hide)
+            if dies:
+                self._cloud.doom(instance.instance_id, InstanceState.SHUTTING_DOWN)
             return instance
 
         return await self._call("launch", effect, capacity=True)
 
     async def switch(self, api: str, region: str, instance_id: str) -> StateChange:
         name = api.removesuffix("Instances").lower()
-        switched = partial(self._cloud.switch, api, region, instance_id)
-        return await self._call(name, lambda: _run(switched()), capacity=name == "start")
+        dies = name == "start" and self._world.happens("dies before it runs", name)
+
+        def effect() -> StateChange:
+            change = _run(self._cloud.switch(api, region, instance_id))
+            if dies:
+                self._cloud.doom(instance_id, InstanceState.STOPPED)
+            return change
+
+        return await self._call(name, effect, capacity=name == "start")
 
     async def terminate(self, region: str, instance_id: str) -> StateChange:
         return await self._call("terminate", lambda: _run(self._cloud.terminate(region, instance_id)))

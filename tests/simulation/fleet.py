@@ -1,11 +1,12 @@
 """Every role of the system as processes on simulated parts, callers who send once, and what must be true after."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from enum import Enum
 from functools import partial
 
+from cml_contracts.commands import CreateCMLWorker, TerminateCMLWorker
 from cml_contracts.envelope import EventEnvelope
 from cml_workers.bus.port import Outgoing
 from cml_workers.bus.topology import (
@@ -295,6 +296,17 @@ class Fleet:
             status_updates=callers.status_updates.keys(),
         )
 
+    def _never_ran(self) -> Iterator[str]:
+        """Creates that are recorded as done, though EC2 ended their instance before it ran, and nobody asked for its end."""
+        for worker_id, ledger in self.log.ledgers.items():
+            asked = any(entry.command_type == TerminateCMLWorker.TYPE for entry in ledger.entries.values())
+            for entry in () if asked else ledger.entries.values():
+                data = (
+                    entry.result.data if entry.result and entry.command_type == CreateCMLWorker.TYPE else None
+                )
+                if data and data["aws_instance_id"] in self.cloud.never_ran:
+                    yield f"5: {entry.command_id} of worker {worker_id} succeeded, and its instance never ran"
+
     def events(self) -> list[StoredEvent]:
         """Those of all workers, in the store's order."""
         return [each for each in self.log.events if each.stream.startswith(WORKER_STREAMS)]
@@ -309,6 +321,7 @@ class Fleet:
             for command_id in self.callers.confirmed
             if self.callers.recorded_at(command_id) is None and command_id not in self.callers.status_updates
         ]
+        found += self._never_ran()
         reasons = {message.message_id: reason for _, message, reason in self.broker.dead}
         found += [
             f"9: {name} is not in the dead letters with its reason"

@@ -21,7 +21,7 @@ from cml_contracts.events import (
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.topology import EC2_TRIGGERS
 from simulation.planted_faults import FAULTS
-from simulation.planted_launches import LAUNCHES
+from simulation.planted_launches import LAUNCHES, dead_at_birth_ignored
 from simulation.planted_losses import (
     Plant,
     event_missing_in_one_queue,
@@ -63,6 +63,7 @@ PLANTED: Mapping[str, Planted] = {
             *FAULTS,
             *NETS,
             *MESSAGES,
+            dead_at_birth_ignored,
         )
     },
     **{each.__name__: Planted(each, CALM_RUNS, "create without capacity") for each in LAUNCHES},

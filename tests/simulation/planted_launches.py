@@ -5,7 +5,7 @@ from uuid import UUID
 import pytest
 
 from cml_contracts.commands import CreateCMLWorker
-from cml_workers.domain import creation
+from cml_workers.domain import creation, observations
 from cml_workers.domain.worker import Worker
 
 
@@ -38,6 +38,11 @@ def again_while_pending(patch: pytest.MonkeyPatch) -> None:
         return worker.generation + 1 if pending else original(worker, command)
 
     patch.setattr(creation, "_next_generation", next_generation)
+
+
+def dead_at_birth_ignored(patch: pytest.MonkeyPatch) -> None:
+    """EC2 accepted the launch, so it is done, whatever becomes of its instance."""
+    patch.setattr(observations, "died_at_birth", lambda *_: [])
 
 
 LAUNCHES = (old_token_again, old_generation_again, again_while_pending)

@@ -6,6 +6,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from cml_contracts.queries import WorkerView
+from cml_contracts.results import OperationResult
 from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import (
@@ -41,6 +42,8 @@ class Log:
         self.ledgers: dict[UUID, Ledger] = {}
         self.rows: dict[UUID, list[WorkerView]] = {}
         """Each worker's row of the read model after each of its events."""
+        self.corrected: dict[str, OperationResult] = {}
+        """Results that were recorded and have been replaced since, by command id: of what never came to run."""
         self.on_append: Callable[[StoredEvent], None] = lambda _: None
         self._changed: list[asyncio.Future[None]] = []
 
@@ -71,7 +74,11 @@ class Log:
             if stream.startswith(WORKER_STREAMS):
                 worker_id = worker_of(stream)
                 ledger = self.ledgers.setdefault(worker_id, Ledger(Worker(worker_id)))
-                ledger.add(decode(stored))
+                recorded = decode(stored)
+                before = ledger.entries.get(getattr(recorded.event, "operation_id", None) or "")
+                ledger.add(recorded)
+                if before is not None and before.result is not None:
+                    self.corrected[before.command_id] = before.result
                 row = worker_row(ledger.worker)
                 if row is not None:
                     self.rows.setdefault(worker_id, []).append(row)

@@ -16,6 +16,7 @@ from cml_contracts.events import (
     CommandSkipped,
     InstanceLaunched,
     InstanceStarting,
+    InstanceStateObserved,
     InstanceStopping,
     Intent,
     LaunchFailed,
@@ -37,10 +38,10 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
 from cml_contracts.queries import OperationView
-from cml_contracts.results import ProblemCode
+from cml_contracts.results import OperationResult, ProblemCode
 from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import Recorded
-from cml_workers.domain.ledger import Ledger
+from cml_workers.domain.ledger import Ledger, entries
 from cml_workers.domain.worker import Worker, status_of
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import worker_of
@@ -119,6 +120,7 @@ def _of_stream(
     settled: set[str] = set()
     terminated = False
     launches: list[LaunchRequested] = []
+    begun: dict[str, Intent] = {}
     unsuccessful: dict[str, int] = {}
     for place, recorded in enumerate(history):
         event, at = recorded.event, f"worker {worker_id}@{recorded.revision}"
@@ -163,13 +165,20 @@ def _of_stream(
         elif isinstance(event, tuple(kind for kinds in OUTCOMES.values() for kind in kinds)):
             outcome: Any = event
             answered = open_intents.pop(outcome.operation_id, None)
+            if answered is None and isinstance(event, LaunchFailed | StartFailed):
+                answered = begun.pop(outcome.operation_id, None)  # it never came to run
+            if isinstance(event, InstanceLaunched | InstanceStarting) and answered is not None:
+                begun = {outcome.operation_id: answered}
             if answered is None or not isinstance(event, OUTCOMES[type(answered)]):
                 yield f"3: {event.TYPE} without its intent, {at}"
             settled.add(outcome.operation_id)
             if isinstance(event, LaunchFailed) and isinstance(answered, LaunchRequested):
                 there = launched.get(answered.launch.client_token)
-                if there is not None:
+                if there is not None and there.state is not InstanceState.TERMINATED:
                     yield f"7: launch recorded as failed, but {there.instance_id} was launched, {at}"
+        elif isinstance(event, InstanceStateObserved):
+            if event.instance_state is InstanceState.RUNNING:
+                begun.clear()
         elif isinstance(event, CommandRejected | CommandSkipped | WorkerImported):
             lane = SAME_LANE.get(event.command_type) if isinstance(event, CommandSkipped) else None
             if lane and any(isinstance(pending, lane) for pending in open_intents.values()):
@@ -205,29 +214,40 @@ def _ledgers(streams: Mapping[UUID, Sequence[Recorded]]) -> list[Ledger]:
 
 
 def _replies(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iterator[str]:
-    entries = {
-        command_id: entry for ledger in _ledgers(streams) for command_id, entry in ledger.entries.items()
-    }
+    results = _results(streams)
     for command_id, replies in seen.replies.items():
         if command_id in seen.status_updates:
             continue  # a repetition is answered by what EC2 shows then
-        if len({reply.model_dump_json() for reply in replies}) > 1:
+        recorded = results.get(command_id)
+        if len({reply.model_dump_json() for reply in replies}) > max(1, len(recorded or ())):
             yield f"6: command {command_id} got different replies: {replies}"
-        entry = entries.get(command_id)
-        if entry is None:
+        if recorded is None:
             for reply in replies:
                 if reply.problem is None or reply.problem.code not in NOT_RECORDED:
                     yield f"6: command {command_id} was answered {reply}, which is not recorded"
             continue
         for reply in replies:
-            if entry.result is None:
+            if not recorded:
                 yield f"6: command {command_id} was answered {reply.outcome} before its outcome was recorded"
-            elif (reply.outcome, reply.problem, plain(reply.data)) != (
-                entry.result.outcome,
-                entry.result.problem,
-                plain(entry.result.data),
+            elif not any(
+                (reply.outcome, reply.problem, plain(reply.data))
+                == (each.outcome, each.problem, plain(each.data))
+                for each in recorded
             ):
-                yield f"6: command {command_id} was answered {reply}, recorded is {entry.result}"
+                yield f"6: command {command_id} was answered {reply}, recorded is {recorded}"
+
+
+def _results(streams: Mapping[UUID, Sequence[Recorded]]) -> dict[str, list[OperationResult]]:
+    """What was recorded of each command: none while it is pending, two where what was done never came to run."""
+    results: dict[str, list[OperationResult]] = {}
+    for worker_id, history in streams.items():
+        worker = Worker(worker_id)
+        for recorded in history:
+            after = evolve(worker, recorded)
+            for entry in entries(worker, recorded, after):
+                results.setdefault(entry.command_id, []).extend([entry.result] if entry.result else [])
+            worker = after
+    return results
 
 
 def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> Iterator[str]:

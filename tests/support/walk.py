@@ -17,7 +17,7 @@ from cml_contracts.commands import (
     WorkerCommand,
 )
 from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
-from cml_contracts.instance import InstanceState
+from cml_contracts.instance import InstanceState, StateReason
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.decide import decide
 from cml_workers.domain.decisions import Ask, NoChange, Record, Reject
@@ -39,6 +39,7 @@ from support.given import NOW, POLICY, WORKER, evolved, instance
 AT_ONCE = 2
 """Operations that are pending together, at most; more of them lead to nothing else."""
 PROBLEM = Problem.of(ProblemCode.EC2_INSTANCE_OPERATION, "refused")
+INTERNAL_ERROR = StateReason(code="Server.InternalError", message="Internal error on launch")
 TRIED: Sequence[WorkerCommand] = (
     CreateCMLWorker(name="lab", aws_region="us-east-1", created_by="ann", worker_id=WORKER),
     ImportCMLWorker(aws_region="us-east-1", instance_id=instance().instance_id, created_by="ann"),
@@ -88,6 +89,7 @@ def _situation(worker: Worker) -> object:
         worker.terminated,
         worker.launch_problem is not None,
         worker.instance and worker.instance.state,
+        worker.beginning and type(worker.beginning.intent),
         tuple(
             (type(operation.intent), operation.refusal is not None)
             for operation in worker.operations.values()
@@ -128,6 +130,10 @@ def _commanded(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Ste
 
 def _reported(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Step]:
     states = [instance(state) for state in InstanceState]
+    states += [
+        instance(state, state_reason=INTERNAL_ERROR)
+        for state in (InstanceState.STOPPED, InstanceState.TERMINATED)
+    ]
     reports: list[WorkerReport] = [
         InstanceObserved(worker_id=WORKER, seen_revision=worker.revision, instance=seen)
         for seen in (None, *states, *(each.model_copy(update={"public_ip": "1.2.3.4"}) for each in states))

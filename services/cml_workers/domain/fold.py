@@ -99,9 +99,7 @@ def _requested(worker: Worker, event: Intent, recorded: Recorded) -> Worker:
     else:
         operation = Operation(event.operation_id, event, recorded.metadata)
     if isinstance(event, LaunchRequested):
-        worker = worker._replace(
-            instance_type=event.launch.instance_type, generation=event.launch.generation
-        )
+        worker = worker._replace(instance_type=event.launch.instance_type, generation=event.launch.generation)
     return worker._replace(
         revision=recorded.revision,
         operations={**worker.operations, operation.command_id: operation},
@@ -122,6 +120,11 @@ def _shown(worker: Worker, event: InstanceLaunched | Switched, recorded: Recorde
         observed_at=recorded.metadata.time,
         updated_at=recorded.metadata.time,
         operations=_without(worker.operations, event.operation_id),
+        beginning=(
+            worker.operations.get(event.operation_id)
+            if event.instance.state is InstanceState.PENDING
+            else None
+        ),
     )
 
 
@@ -138,11 +141,21 @@ def _tagged(worker: Worker, event: TagsUpdated, recorded: Recorded) -> Worker:
 
 
 def _failed(worker: Worker, event: Failure, recorded: Recorded) -> Worker:
+    beginning = worker.beginning
+    if beginning is not None and beginning.command_id == event.operation_id:
+        beginning = None
     return worker._replace(
         revision=recorded.revision,
         updated_at=recorded.metadata.time,
-        launch_problem=event.problem if isinstance(event, LaunchFailed) else worker.launch_problem,
         operations=_without(worker.operations, event.operation_id),
+        beginning=beginning,
+    )
+
+
+def _launch_failed(worker: Worker, event: LaunchFailed, recorded: Recorded) -> Worker:
+    """Where there was an instance, it has ended before it ran."""
+    return _failed(worker, event, recorded)._replace(
+        launch_problem=event.problem, instance=None, launched_at=None
     )
 
 
@@ -188,7 +201,12 @@ def _observed(worker: Worker, instance: Ec2Instance, recorded: Recorded) -> Work
         observed_revision=recorded.revision,
         observed_at=recorded.metadata.time,
         updated_at=recorded.metadata.time,
+        beginning=None if instance.state in _BEGUN else worker.beginning,
     )
+
+
+_BEGUN = (InstanceState.RUNNING, InstanceState.STOPPED)
+"""States in which a launch or a start has come to its end."""
 
 
 def _noted(
@@ -233,6 +251,7 @@ _AFTER: Mapping[type[WorkerEvent], Callable[[Worker, Any, Recorded], Worker]] = 
     **{kind.success: _shown for kind in SWITCHES},
     TagsUpdated: _tagged,
     **{kind.failure: _failed for kind in KINDS},
+    LaunchFailed: _launch_failed,
     WorkerTerminated: _terminated,
     InstanceStateObserved: _state_observed,
     OperationRefused: _noted,

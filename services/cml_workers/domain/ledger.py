@@ -142,7 +142,7 @@ def _entry(
     result = OperationResult(
         command_id=command_id, worker_id=before.id, outcome=outcome, data=data, problem=problem
     )
-    operation, metadata = before.operations.get(command_id), recorded.metadata
+    operation, metadata = before.operation(command_id), recorded.metadata
     return Entry(
         command_id,
         command_type,

@@ -8,6 +8,7 @@ from typing import Any
 
 from cml_contracts.events import (
     InstanceStateObserved,
+    LaunchRequested,
     TerminationRequested,
     WorkerEvent,
     WorkerTerminated,
@@ -17,7 +18,7 @@ from cml_contracts.instance import (
     InstanceState,
 )
 from cml_contracts.results import Problem, ProblemCode
-from cml_workers.domain.operations import REVERSIBLE, Failure, intents
+from cml_workers.domain.operations import LAUNCH, REVERSIBLE, START, Failure, intents
 from cml_workers.domain.worker import Operation, Worker
 
 
@@ -51,6 +52,8 @@ def observe(worker: Worker, instance: Ec2Instance | None) -> list[WorkerEvent]:
         return []
     if instance is None or instance.state is InstanceState.TERMINATED:
         terminations = worker.pending(TerminationRequested)
+        if instance is not None and not terminations and (died := died_at_birth(worker, instance)):
+            return died
         return end(worker, terminations[0].command_id if terminations else None, instance=instance)
     known, shown = _shown(recorded), _shown(instance)
     changed = tuple(name for name in known if known[name] != shown[name])
@@ -62,7 +65,45 @@ def observe(worker: Worker, instance: Ec2Instance | None) -> list[WorkerEvent]:
     if not changed:
         return []
     given = {name: shown[name] for name in shown if name not in _WHERE_CHANGED or name in changed}
-    return [InstanceStateObserved(**given, changed=changed, drift=_is_drift(worker, instance))]
+    return [
+        *fallen_back(worker, instance),
+        InstanceStateObserved(**given, changed=changed, drift=_is_drift(worker, instance)),
+    ]
+
+
+def died_at_birth(worker: Worker, instance: Ec2Instance) -> list[WorkerEvent]:
+    """The failures where EC2 ended the instance before it ever ran: of what is pending, and of the launch; else none."""
+    launches = [each for each in (worker.beginning, *worker.pending(LaunchRequested)) if each]
+    if not launches or launches[0].kind is not LAUNCH:
+        return []
+    problem = _problem_of(worker, instance, ProblemCode.EC2_INSTANCE_CREATION)
+    operations = (*worker.pending(*intents(REVERSIBLE)), launches[0])
+    return [failure_of(operation, problem) for operation in operations] if problem else []
+
+
+def fallen_back(worker: Worker, instance: Ec2Instance) -> list[WorkerEvent]:
+    """The failure of a start where EC2 stopped the instance before it ran; else none."""
+    start = worker.beginning
+    if instance.state is not InstanceState.STOPPED or start is None or start.kind is not START:
+        return []
+    problem = _problem_of(worker, instance, ProblemCode.EC2_INSTANCE_OPERATION)
+    return [failure_of(start, problem)] if problem else []
+
+
+def _problem_of(worker: Worker, instance: Ec2Instance, code: ProblemCode) -> Problem | None:
+    """Why the instance did not come to run, in EC2's words; None if somebody asked for its end."""
+    reason = instance.state_reason
+    if reason is None or not reason.is_of_ec2:
+        return None
+    by_ec2 = reason.code.startswith("Server.")
+    if "Capacity" in reason.code:
+        code = ProblemCode.EC2_CAPACITY
+    elif reason.code.endswith("LimitExceeded"):
+        code = ProblemCode.EC2_QUOTA_EXCEEDED
+    detail = (
+        f"instance {instance.instance_id} of worker {worker.id} is {instance.state} and never ran: {reason}"
+    )
+    return Problem.of(code, detail, retryable=by_ec2)
 
 
 _CHECKS = ("instance_status_check", "ec2_system_status_check")

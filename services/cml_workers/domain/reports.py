@@ -27,11 +27,13 @@ from cml_workers.domain.messages import (
     OperationSucceeded,
     WorkerReport,
 )
-from cml_workers.domain.observations import end, failure_of, observe
+from cml_workers.domain.observations import died_at_birth, end, failure_of, fallen_back, observe
 from cml_workers.domain.operations import LAUNCH, TERMINATE
 from cml_workers.domain.worker import Operation, Worker
 
-OperationReport = OperationSucceeded | AttemptRefused | AttemptDelayed | OperationFailed | OperationOutstanding
+OperationReport = (
+    OperationSucceeded | AttemptRefused | AttemptDelayed | OperationFailed | OperationOutstanding
+)
 
 
 def decide_report(
@@ -105,7 +107,9 @@ def _success(operation: Operation, report: OperationSucceeded, worker: Worker) -
         instance = instance.model_copy(update={"tags": {**worker.tags, **operation.tags}})
     succeeded = kind.succeeded(operation_id, instance)
     if kind is not LAUNCH or instance.state is not InstanceState.TERMINATED:
-        return [succeeded]
+        return [*fallen_back(worker, instance), succeeded]
     terminations = worker.pending(TerminationRequested)
+    if not terminations and (died := died_at_birth(worker, instance)):
+        return died
     ended_by = terminations[0].command_id if terminations else None
     return [succeeded, *end(worker, ended_by, instance=instance)]

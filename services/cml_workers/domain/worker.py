@@ -48,6 +48,7 @@ class Worker(NamedTuple):
     ``instance`` is what EC2 showed last; ``observed_revision`` is the event that showed it, ``observed_at`` its time.
     ``revision`` -1: nothing is recorded yet. ``operations``: the pending ones by their command's id, oldest first.
     ``generation``: the number of its last launch, 0 before the first and where it was imported.
+    ``beginning``: the launch or start that EC2 accepted last, until the instance is seen running.
     """
 
     id: UUID
@@ -70,6 +71,7 @@ class Worker(NamedTuple):
     launch_problem: Problem | None = None
     terminated: bool = False
     operations: Mapping[str, Operation] = MappingProxyType({})
+    beginning: Operation | None = None
 
     @property
     def exists(self) -> bool:
@@ -79,6 +81,12 @@ class Worker(NamedTuple):
     def is_new(self, now: datetime, grace: timedelta) -> bool:
         """Whether its instance was launched so short a time ago that EC2 may not show it yet."""
         return self.launched_at is not None and now - self.launched_at < grace
+
+    def operation(self, command_id: str) -> Operation | None:
+        """The command's operation, if its outcome is open or may still be corrected."""
+        if self.beginning is not None and self.beginning.command_id == command_id:
+            return self.beginning
+        return self.operations.get(command_id)
 
     def pending(self, *intents: type[Intent]) -> list[Operation]:
         """The operations that still have no outcome to an intent of these types, oldest first."""

@@ -32,7 +32,7 @@ def metadata_of(
 ) -> EventMetadata:
     """An event of an operation is surrounded by what came with the command that asked for it."""
     operation_id = getattr(event, "operation_id", None)
-    operation = worker.operations.get(operation_id) if operation_id else None
+    operation = worker.operation(operation_id) if operation_id else None
     if operation is not None:
         return operation.requested.model_copy(
             update={
