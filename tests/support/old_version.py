@@ -52,7 +52,8 @@ def seen() -> tuple[list[WorkerView], list[OperationView], list[SeenInstance]]:
         for kind, fields in line.items():
             found[kind].append(fields)
     return (
-        [WorkerView.model_validate(each) for each in found["worker"]],
+        # It did not count launches: each of its workers was launched once.
+        [WorkerView.model_validate({**each, "generation": 1}) for each in found["worker"]],
         [OperationView.model_validate(each) for each in found["operation"]],
         simulated_instances(found["instance"]),
     )
