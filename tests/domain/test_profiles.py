@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from cml_contracts.events import LaunchRequested
-from cml_contracts.instance import LaunchPlace, RootVolume
+from cml_contracts.instance import LaunchParameters, LaunchPlace, RootVolume
 from cml_workers.domain.messages import ImageLookup
 from cml_workers.domain.profiles import MOST_USER_DATA, Image, Profile, RegionProfile, Volume, default_profile
 from support.given import create as given_create
@@ -42,23 +42,31 @@ def under(**policy: Any):
     return given().under(profiles={"default": default_profile(), "lab": LAB}, **policy)
 
 
+def launch_in_lab(instance_type: str, **changes: Any) -> LaunchParameters:
+    """In the first place of the profile, in its first region."""
+    return launch(
+        ami_id="ami-22222222",
+        instance_type=instance_type,
+        subnet_id="subnet-11111111",
+        security_group_ids=("sg-11111111",),
+        key_name="operators",
+        root_volume=RootVolume(size_gib=64, volume_type="gp3", kms_key_id=KEY),
+        instance_profile="cml-worker",
+        user_data="#cloud-config\n",
+        metadata_tags=True,
+        **changes,
+    )
+
+
 def test_everything_of_a_profile_is_fixed_with_the_intent():
     """Whatever changes in the file later, a repeated launch is the same."""
     created_, requested = (
         created(profile="lab", ami_id="ami-22222222", instance_type="m8i.4xlarge", tags={"team": "net"}),
         LaunchRequested(
             operation_id="the-command",
-            launch=launch(
-                ami_id="ami-22222222",
-                instance_type="m8i.4xlarge",
-                subnet_id="subnet-11111111",
-                security_group_ids=("sg-11111111",),
-                key_name="operators",
-                root_volume=RootVolume(size_gib=64, volume_type="gp3", kms_key_id=KEY),
-                instance_profile="cml-worker",
-                user_data="#cloud-config\n",
+            launch=launch_in_lab(
+                "m8i.4xlarge",
                 nested_virtualization=True,
-                metadata_tags=True,
                 tags={"fleet": "a", "course": "ccna", **launch().tags, "team": "net"},
             ),
             alternatives=(
@@ -119,17 +127,9 @@ def test_one_of_a_profiles_types_can_be_chosen():
         created(profile="lab", ami_id="ami-22222222", instance_type="m5zn.metal"),
         LaunchRequested(
             operation_id="the-command",
-            launch=launch(
-                ami_id="ami-22222222",
-                instance_type="m5zn.metal",
-                subnet_id="subnet-11111111",
-                security_group_ids=("sg-11111111",),
-                key_name="operators",
-                root_volume=RootVolume(size_gib=64, volume_type="gp3", kms_key_id=KEY),
-                instance_profile="cml-worker",
-                user_data="#cloud-config\n",
+            launch=launch_in_lab(
+                "m5zn.metal",
                 nested_virtualization=False,
-                metadata_tags=True,
                 tags={"course": "ccna", "team": "labs", **launch().tags},
             ),
             alternatives=(LaunchPlace(instance_type="m5zn.metal", subnet_id="subnet-22222222"),),
