@@ -234,3 +234,17 @@ def test_quotas_and_keys_are_shown_by_their_own_services(simulator: Ec2Simulator
         quotas.get_service_quota(ServiceCode="ec2", QuotaCode="L-1216C47A")
     with refused("AccessDeniedException"):
         kms.describe_key(KeyId=key)
+
+
+@pytest.mark.parametrize("states", [(), ("Disabled",)])
+def test_an_instance_whose_key_cannot_be_used_does_not_live(
+    ec2: Any, admin: SimulatorAdmin, states: tuple[str, ...]
+):
+    key = "arn:aws:kms:us-east-1:123456789012:key/11111111-2222-3333-4444-555555555555"
+    device = {"DeviceName": "/dev/sda1", "Ebs": {"Encrypted": True, "KmsKeyId": key}}
+    admin.change_account(REGION, keys=dict(zip([key], states, strict=False)))
+    instance_id = run(ec2, BlockDeviceMappings=[device])["InstanceId"]
+    reason = until(ec2, instance_id, "terminated")["StateReason"]
+    assert reason["Code"] == "Client.InvalidKMSKey.InvalidState"
+    admin.change_account(REGION, keys={key: "Enabled"})
+    until(ec2, run(ec2, BlockDeviceMappings=[device])["InstanceId"], "running")

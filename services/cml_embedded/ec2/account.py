@@ -111,6 +111,17 @@ class Account:
                     f"Invalid IAM Instance Profile {part if part == 'Arn' else 'name'}",
                 )
 
+    def lost_key(self, region: str, form: Mapping[str, str]) -> tuple[str, str] | None:
+        """Why an instance does not live whose key cannot be used, as EC2 shows it; a launch does not look at keys.
+
+        EBS user guide, *Amazon EBS encryption*: a key that is not valid makes a request fail later, without an error.
+        """
+        keys = {value for name, value in form.items() if name.endswith(".Ebs.KmsKeyId")}
+        if all(self.of(region).keys.get(key) == "Enabled" for key in keys):
+            return None
+        code = "Client.InvalidKMSKey.InvalidState"
+        return code, f"{code}: The KMS key provided is in an incorrect state"
+
     def answer(self, region: str, form: Mapping[str, str]) -> Answer | None:
         """The answer to an action about the account itself; None: it is about something else."""
         setup = self.of(region)

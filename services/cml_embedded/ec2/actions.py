@@ -96,7 +96,7 @@ class Actions:
                 form,
                 content.decode(),
                 hide_seconds=hide_seconds,
-                dies=dies,
+                dies=dies or self._account.lost_key(region, form),
             )
         return status, content
 
