@@ -9,6 +9,8 @@ from cml_contracts.model import Tolerant
 
 RESERVED_TAG_PREFIX = "cml:"
 """Tags by which the system knows its own instances; callers can neither set nor change them."""
+NAME_TAG = "Name"
+"""The tag that AWS shows as an instance's name (EC2 user guide, *Tag your EC2 resources*); it is the worker's name."""
 WORKER_TAG = "cml:worker-id"
 DEPLOYMENT_TAG = "cml:deployment"
 

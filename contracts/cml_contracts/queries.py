@@ -59,6 +59,7 @@ QUERIES: Mapping[str, type[Query]] = {
 class WorkerView(Tolerant):
     """A row of the read model. ``revision``: of the last event it contains; ``profile``: None if it was imported, or is older.
 
+    ``name``: the Name tag of the instance, or what it was given.
     ``generation``: the number of its launch, more than 1 if it was created again or moved on to another place; None if it was imported.
     ``problem``: why the launch failed; ``reason``: why the instance is in its state, in EC2's words.
     ``waits_for``: of its oldest operation that EC2 has not carried out yet.

@@ -20,7 +20,7 @@ from cml_contracts.deadletters import (
     DeadLetterView,
 )
 from cml_contracts.envelope import EventEnvelope
-from cml_contracts.instance import StateReason, WorkerStatus
+from cml_contracts.instance import NAME_TAG, StateReason, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.results import Delay
 
@@ -151,6 +151,9 @@ def event_line(envelope: EventEnvelope) -> Text:
     reason = envelope.data.get("state_reason")
     if isinstance(reason, dict) and "reason" not in payload:
         payload["reason"] = str(StateReason.model_validate(reason))
+    tags = envelope.data.get("tags")
+    if isinstance(tags, dict) and NAME_TAG in tags:
+        payload.setdefault("name", tags[NAME_TAG])
     if envelope.data.get("changed"):
         payload["changed"] = ",".join(envelope.data["changed"])
     return Text.assemble(

@@ -15,6 +15,7 @@ from cml_contracts.events import (
 )
 from cml_contracts.instance import (
     DEPLOYMENT_TAG,
+    NAME_TAG,
     WORKER_TAG,
     InstanceState,
     LaunchParameters,
@@ -61,7 +62,7 @@ def create_worker(
             f"instance type {first.instance_type} is not allowed; allowed: {allowed}",
         )
     tags = {
-        "Name": command.name,
+        NAME_TAG: command.name,
         **policy.default_tags,
         **chosen.tags,
         **command.tags,
@@ -219,7 +220,7 @@ def import_instance(command: ImportCMLWorker, command_id: str, at: Situation) ->
     return [
         WorkerImported(
             operation_id=command_id,
-            name=instance.tags.get("Name") or command.instance_id,
+            name=instance.tags.get(NAME_TAG) or command.instance_id,
             instance=instance,
             created_by=command.created_by,
         ),

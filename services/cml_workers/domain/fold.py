@@ -57,7 +57,7 @@ def evolve(worker: Worker, recorded: Recorded) -> Worker:
 def _created(worker: Worker, event: WorkerCreated, recorded: Recorded) -> Worker:
     return worker._replace(
         revision=recorded.revision,
-        name=event.name,
+        given_name=event.name,
         owner=worker.owner or event.created_by,
         aws_region=event.aws_region,
         instance_type=event.instance_type,
@@ -78,7 +78,7 @@ def _recreated(worker: Worker, event: WorkerRecreated, recorded: Recorded) -> Wo
 def _imported(worker: Worker, event: WorkerImported, recorded: Recorded) -> Worker:
     return _observed(
         worker._replace(
-            name=event.name,
+            given_name=event.name,
             owner=event.created_by,
             aws_region=event.instance.aws_region,
             instance_type=event.instance.instance_type,

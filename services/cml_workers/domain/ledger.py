@@ -106,7 +106,7 @@ def settled(before: Worker, recorded: Recorded) -> Iterator[Entry]:
         case CommandSkipped():
             yield _entry(before, recorded, event.operation_id, event.command_type, data=event.data)
         case WorkerImported():
-            data = Worker(before.id, name=event.name).shown(event.instance).model_dump(mode="json")
+            data = Worker(before.id, given_name=event.name).shown(event.instance).model_dump(mode="json")
             yield _entry(before, recorded, event.operation_id, ImportCMLWorker.TYPE, data=data)
         case WorkerTerminated():
             for operation in before.pending(TerminationRequested):

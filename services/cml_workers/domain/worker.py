@@ -11,7 +11,7 @@ from typing import NamedTuple, assert_never
 from uuid import UUID
 
 from cml_contracts.events import Intent, TagsUpdateRequested
-from cml_contracts.instance import CMLWorkerInstanceDto, Ec2Instance, InstanceState, WorkerStatus
+from cml_contracts.instance import NAME_TAG, CMLWorkerInstanceDto, Ec2Instance, InstanceState, WorkerStatus
 from cml_contracts.results import Delay, Problem
 from cml_workers.domain.history import EventMetadata
 from cml_workers.domain.operations import KIND_OF, Kind
@@ -46,14 +46,15 @@ class Worker(NamedTuple):
     """A worker: the fold of its events; a tuple, as that is copied fastest.
 
     ``instance`` is what EC2 showed last; ``observed_revision`` is the event that showed it, ``observed_at`` its time.
-    ``revision`` -1: nothing is recorded yet. ``operations``: the pending ones by their command's id, oldest first.
+    ``given_name``: the one it was created or imported with. ``revision`` -1: nothing is recorded yet.
+    ``operations``: the pending ones by their command's id, oldest first.
     ``generation``: the number of its last launch, 0 before the first and where it was imported.
     ``beginning``: the launch or start that EC2 accepted last, until the instance is seen running.
     """
 
     id: UUID
     revision: int = -1
-    name: str = ""
+    given_name: str = ""
     owner: str = ""
     aws_region: str = ""
     instance_type: str = ""
@@ -72,6 +73,11 @@ class Worker(NamedTuple):
     terminated: bool = False
     operations: Mapping[str, Operation] = MappingProxyType({})
     beginning: Operation | None = None
+
+    @property
+    def name(self) -> str:
+        """The Name tag of its instance, whoever wrote it; the given name where there is none, or an empty one."""
+        return _named(self.tags, self.given_name)
 
     @property
     def exists(self) -> bool:
@@ -117,7 +123,13 @@ class Worker(NamedTuple):
 
     def shown(self, instance: Ec2Instance) -> CMLWorkerInstanceDto:
         """An instance of the worker as callers see it."""
-        return CMLWorkerInstanceDto.of(self.id, self.name, self.ami_name, instance)
+        return CMLWorkerInstanceDto.of(
+            self.id, _named(instance.tags, self.given_name), self.ami_name, instance
+        )
+
+
+def _named(tags: Mapping[str, str], given_name: str) -> str:
+    return tags.get(NAME_TAG) or given_name
 
 
 def status_of(state: InstanceState) -> WorkerStatus:

@@ -71,6 +71,20 @@ def test_nobody_could_see_why_an_operation_waits(system: System):
     assert "waits for" not in cli.cli("get", "waits-lab").stdout
 
 
+def test_a_worker_is_renamed_by_the_name_tag_of_its_instance(system: System):
+    cli = system.running
+    worker_id = cli.cli_json("create", "before", "--type", "m5.large")["worker_id"]
+    assert cli.cli_json("tag", worker_id, "Name=after")["outcome"] == "succeeded"
+    end = time.monotonic() + 60
+    while (shown := cli.cli("get", "after")).returncode != 0:
+        assert time.monotonic() < end, shown.stderr
+    assert worker_id in shown.stdout
+    assert "no worker is named 'before'" in cli.cli("get", "before").stderr
+    assert "name=after" in cli.cli("history", worker_id).stdout
+    assert cli.cli_json("status", "after")["outcome"] == "succeeded"
+    cli.cli_json("terminate", "after")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
