@@ -44,6 +44,31 @@ from support.situations import (
     TERMINATED,
 )
 
+GIVEN_AWAY = InstanceStateObserved(
+    instance_state=InstanceState.RUNNING,
+    tags={**instance().tags, "cml:deployment": "other"},
+    changed=("tags",),
+    drift=True,
+)
+
+
+@pytest.mark.parametrize("command", [START, STOP, TAG, TERMINATE])
+def test_what_somebody_gave_to_another_deployment_is_left_alone(command: WorkerCommand):
+    now = instance(tags=GIVEN_AWAY.tags)
+    given(*IS_RUNNING, GIVEN_AWAY).when(command).then_asks(ASKED.model_copy(update={"seen_revision": 3}))
+    given(*IS_RUNNING, GIVEN_AWAY).when(command).found(now).then_rejected(
+        "Conflict", saying="belongs to deployment 'other' now"
+    )
+
+
+def test_what_was_given_back_is_ours_again():
+    back = InstanceStateObserved(
+        instance_state=InstanceState.RUNNING, tags=instance().tags, changed=("tags",), drift=True
+    )
+    given(*IS_RUNNING, GIVEN_AWAY).when(STOP).found(instance()).then(
+        back, StopRequested(operation_id="the-command")
+    )
+
 
 def test_a_stopped_worker_starts():
     given(*IS_STOPPED).when(START).then(StartRequested(operation_id="the-command"))

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 
+import pytest
+
 from cml_contracts.events import (
     EVENTS,
     CommandRejected,
     InstanceLaunched,
+    InstanceStateObserved,
     Intent,
     LaunchRequested,
     OperationOverdue,
@@ -19,6 +22,7 @@ from cml_contracts.events import (
     WorkerEvent,
     WorkerTerminated,
 )
+from cml_contracts.instance import InstanceState
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.fold import _AFTER, evolve, fold
 from cml_workers.domain.ledger import Ledger, settled
@@ -45,6 +49,26 @@ LIFE: list[WorkerEvent] = [
     WorkerTerminated(),
     TagsUpdated(operation_id="late", tags={}),
 ]
+
+
+@pytest.mark.parametrize(
+    ("tags", "name"), [({"Name": "mine"}, "mine"), ({"Name": ""}, "lab"), ({"a": "1"}, "lab"), ({}, "lab")]
+)
+@pytest.mark.parametrize("outside", [True, False])
+def test_a_worker_is_called_what_its_name_tag_says(tags: dict[str, str], name: str, outside: bool):
+    """EC2's console shows that name, and whoever changes it there looks for the worker under it."""
+    if outside:
+        changed: WorkerEvent = InstanceStateObserved(
+            instance_state=InstanceState.RUNNING, tags=tags, changed=("tags",)
+        )
+    else:
+        changed = TagsUpdated(operation_id="t", tags=tags)
+    worker = Worker(WORKER)
+    for event in (*LIFE[:4], changed):
+        worker = evolve(worker, recorded(worker, event, NOW, "m"))
+    assert worker.name == name
+    assert worker.dto is not None
+    assert worker.dto.instance_name == name
 
 
 def test_the_fold_is_one_event_after_the_other():

@@ -1,11 +1,11 @@
 """Tag updates: written and read back, one after another, and written again where a late call undid them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytest
 
 from cml_contracts.events import InstanceLaunched, InstanceStateObserved, TagsUpdated, TagsUpdateRequested
-from cml_contracts.instance import InstanceState
+from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_workers.bus.port import Ack, Message, Retry
 from cml_workers.domain.messages import (
     AttemptDelayed,
@@ -38,7 +38,7 @@ def shown(adapter: Adapter) -> Mapping[str, str]:
 
 
 async def test_a_tag_update_is_two_calls_and_one_read_from_request_to_outcome(given: Given):
-    adapter = await given(*RUNNING, TAG).observed(instance()).then_calls("add_tags", "tags")
+    adapter = await given(*RUNNING, TAG).observed(instance()).then_calls("add_tags", "describe_many")
     (report,) = adapter.reports(OperationSucceeded)
     assert report.instance
     assert report.instance.tags == {**instance().tags, "a": "1"}
@@ -49,7 +49,7 @@ async def test_a_tag_update_is_two_calls_and_one_read_from_request_to_outcome(gi
     assert reads
     assert await adapter.handles(message) == Ack()
     assert adapter.store.reads == 0
-    assert adapter.ec2.calls == ["add_tags", "tags"]
+    assert adapter.ec2.calls == ["add_tags", "describe_many"]
 
 
 async def test_tag_updates_go_one_after_the_other_each_triggered_by_the_outcome_before(given: Given):
@@ -65,28 +65,23 @@ async def test_tag_updates_go_one_after_the_other_each_triggered_by_the_outcome_
 
 async def test_tags_that_are_not_visible_yet_are_awaited(given: Given, monkeypatch: pytest.MonkeyPatch):
     adapter = given(*RUNNING, TAG).observed(instance())
-    tags = adapter.ec2.tags
-    lag = [instance().tags]
+    describe = adapter.ec2.describe_many
+    lag = [instance()]
 
-    async def lagging(region: str, instance_id: str) -> dict[str, str]:
-        return dict(lag.pop()) if lag else await tags(region, instance_id)
+    async def lagging(region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
+        return {lag[0].instance_id: lag.pop()} if lag else await describe(region, instance_ids)
 
-    monkeypatch.setattr(adapter.ec2, "tags", lagging)
+    monkeypatch.setattr(adapter.ec2, "describe_many", lagging)
     assert await adapter.triggered() == WAITS
     assert adapter.reports(OperationSucceeded) == []
     await adapter.passes(2)
     assert len(adapter.reports(OperationSucceeded)) == 1
 
 
-async def test_tags_of_an_instance_that_ended_outside_fail(given: Given, monkeypatch: pytest.MonkeyPatch):
-    """EC2 takes them, and shows none: they are gone with the instance."""
+async def test_tags_of_an_instance_that_ended_outside_fail(given: Given):
+    """EC2 takes them, whether or not it shows them."""
     adapter = given(*RUNNING, TAG).observed(instance(InstanceState.TERMINATED))
-
-    async def none(region: str, instance_id: str) -> dict[str, str]:
-        return {}
-
-    monkeypatch.setattr(adapter.ec2, "tags", none)
-    assert await adapter.triggered() == WAITS
+    await adapter.triggered()
     await adapter.passes(2 * SETTLING.total_seconds())
     (failed,) = adapter.outcomes(OperationFailed)
     assert "terminated" in failed.problem.detail

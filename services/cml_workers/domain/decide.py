@@ -26,6 +26,7 @@ from cml_contracts.events import (
     WorkerTerminated,
 )
 from cml_contracts.instance import (
+    DEPLOYMENT_TAG,
     WorkerStatus,
 )
 from cml_contracts.results import Problem, ProblemCode
@@ -74,13 +75,13 @@ def _events(message: CommandMessage, at: Situation) -> list[WorkerEvent]:
         case CreateCMLWorker():
             return create_worker(command, command_id, worker, at.policy, at.looked_up)
         case StartCMLWorker():
-            return _start(_with_instance(worker), command_id, at)
+            return _start(_ours(at), command_id, at)
         case StopCMLWorker():
-            return _stop(_with_instance(worker), command_id, at)
+            return _stop(_ours(at), command_id, at)
         case TerminateCMLWorker():
-            return _terminate(_existing(worker), command_id)
+            return _terminate(_existing(worker), command_id, at)
         case UpdateCMLWorkerTags():
-            return _update_tags(command, command_id, _with_instance(worker), at)
+            return _update_tags(command, command_id, _ours(at), at)
         case UpdateCMLWorkerStatus():
             _with_instance(at.recorded)
             at.look()
@@ -131,6 +132,20 @@ def _with_instance(worker: Worker) -> Worker:
     return worker
 
 
+def _ours(at: Situation) -> Worker:
+    """The worker, whose instance nobody gave to another deployment: whatever bears that one's tag is left alone."""
+    worker = _with_instance(at.worker)
+    owner = worker.tags.get(DEPLOYMENT_TAG, at.policy.deployment)
+    if owner != at.policy.deployment:
+        at.confirm()
+        assert worker.instance is not None  # noqa: S101 - `_with_instance` saw it
+        raise rejected(
+            ProblemCode.CONFLICT,
+            f"instance {worker.instance.instance_id} of worker {worker.id} belongs to deployment {owner!r} now",
+        )
+    return worker
+
+
 def _at_rest(worker: Worker) -> WorkerStatus:
     """What EC2 showed last, which is what counts while nothing is pending. What is pending may still fail."""
     if worker.pending(TerminationRequested):
@@ -160,9 +175,11 @@ def _stop(worker: Worker, command_id: str, at: Situation) -> list[WorkerEvent]:
     return [StopRequested(operation_id=command_id)]
 
 
-def _terminate(worker: Worker, command_id: str) -> list[WorkerEvent]:
+def _terminate(worker: Worker, command_id: str, at: Situation) -> list[WorkerEvent]:
     if worker.terminated:
         return []
+    if worker.instance is not None:
+        _ours(at)
     requested = TerminationRequested(operation_id=command_id)
     if worker.instance is None and not worker.pending(LaunchRequested):
         return [requested, WorkerTerminated(operation_id=command_id)]

@@ -10,7 +10,7 @@ from cml_workers.ec2_adapter.tenure import NotYet
 
 
 async def update_tags(turn: Turn, intent: TagsUpdateRequested, here: Instances) -> OperationSucceeded:
-    """Write them, then read what there is. Raises NotYet, Gone, EC2Error."""
+    """Write them, then look at the instance: EC2 also takes tags of one that has ended. Raises NotYet, Gone, EC2Error."""
     instance = turn.instance
     region, instance_id = instance.aws_region, instance.instance_id
     try:
@@ -24,12 +24,11 @@ async def update_tags(turn: Turn, intent: TagsUpdateRequested, here: Instances) 
             await here.noted(turn.worker, await here.see(turn.worker))  # it is not there yet, or not any more
         raise
     turn.attempt.uncertain_since = here.now()
-    tags = await here.calls.tags(region, instance_id)
-    if intent.tags.items() <= tags.items():
-        return turn.succeeded(instance.model_copy(update={"tags": tags}))
     instance = await here.see(turn.worker)
     if instance.state is InstanceState.TERMINATED:
-        raise await here.ended(turn.worker, instance)  # it has lost its tags
+        raise await here.ended(turn.worker, instance)
+    if intent.tags.items() <= instance.tags.items():
+        return turn.succeeded(instance)
     await here.noted(turn.worker, instance)
     raise NotYet  # what was written is not visible yet
 
@@ -38,6 +37,8 @@ async def are_updated(turn: Turn, intent: TagsUpdateRequested, here: Instances) 
     """Whether it is done, as far as EC2 shows."""
     instance = await here.see(turn.worker)
     await here.noted(turn.worker, instance)
+    if instance.state is InstanceState.TERMINATED:
+        return None
     tags = await here.calls.tags(instance.aws_region, instance.instance_id)
     if intent.tags.items() <= tags.items():
         return turn.succeeded(instance.model_copy(update={"tags": tags}))
