@@ -173,6 +173,24 @@ async def test_an_instance_of_another_deployment_is_not_imported(
     assert system.tags(launched["InstanceId"]) == tags
 
 
+# -- retryable, but not with this id ----------------------------------------------------------------------
+
+
+async def test_a_worker_that_could_not_be_launched_is_launched_by_a_new_create(system: System):
+    worker_id = str(uuid4())
+    system.admin.fault("RunInstances", "InsufficientInstanceCapacity")
+    async with PlainAmqp(system.amqp) as client:
+        failed = await client.command("create", worker_id=worker_id, **CREATE)
+        assert (failed["outcome"], failed["problem"]["code"]) == ("failed", "EC2Capacity")
+        created = await client.command("create", worker_id=worker_id, **CREATE)
+        assert created["outcome"] == "succeeded", created
+        assert created["worker_id"] == worker_id
+        await _until(client, worker_id, lambda view: view["status"] == "RUNNING")
+        assert (await client.command("terminate", worker_id=worker_id))["data"] is True
+        again = await client.command("create", worker_id=worker_id, **CREATE)
+        assert again["outcome"] == "rejected"
+
+
 async def _until(
     client: PlainAmqp, worker_id: str, shown: Callable[[dict[str, Any]], bool]
 ) -> dict[str, Any]:
