@@ -477,7 +477,8 @@ async def test_credentials_are_read_again_seldom_however_many_are_refused(deploy
     [
         (60, 300, LONGEST_CALL.total_seconds()),
         (2, 20, 15),
-        (60, 3, LEAST_CALL.total_seconds()),
+        (2, 15, LEAST_CALL.total_seconds()),
+        (60, 3, LONGEST_CALL.total_seconds()),
     ],
 )
 def test_a_call_may_take_as_long_as_what_depends_on_it_allows(heartbeat: float, grace: float, seconds: float):

@@ -8,7 +8,8 @@ from cml_workers.ec2_adapter.tenure import FRESH, TAKEOVER
 from cml_workers.foundation.failures import ConfigurationError
 
 LEAST_CALL = timedelta(seconds=10)
-"""Where a fleet has shorter graces than any EC2 keeps to, e.g. with the simulator."""
+"""Less than this no grace asks for: one that would is shorter than any EC2 keeps to, as tests have it, and no reason to give up
+calls that a busy machine answers late."""
 
 
 def fresh_for(heartbeat: timedelta) -> timedelta:
@@ -27,7 +28,7 @@ def longest_call(asked: float | None, *, heartbeat: timedelta, grace: timedelta)
     settling, fresh = min(SETTLING, grace), fresh_for(heartbeat)
     latest = settling - fresh - TAKEOVER
     if asked is None:
-        return max(LEAST_CALL, min(LONGEST_CALL, latest))
+        return min(LONGEST_CALL, latest) if latest >= LEAST_CALL else LONGEST_CALL
     if timedelta(seconds=asked) > latest:
         raise ConfigurationError(
             f"CML_EC2_CALL_SECONDS is {asked:g}, and must be at most {latest.total_seconds():g}: what a call has done is "
