@@ -1,7 +1,9 @@
 """What only EC2 would refuse: a request of the adapter that the service does not take is refused here, and fails the test."""
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3  # type: ignore[import-untyped]  # stubs are installed for the asynchronous one only
 import pytest
@@ -141,4 +143,20 @@ async def test_the_tests_own_clients_may_send_what_they_like(
     with pytest.raises(ClientError, match="InvalidParameterValue"):
         stranger.describe_instances(MaxResults=4)
     stranger.close()
+    assert malformed.taken() == []
+
+
+@pytest.mark.parametrize("body", ["", "Action=TerminateInstances&InstanceId.1=i-0"])
+async def test_a_request_that_is_cut_off_before_its_end_is_none(
+    admin: SimulatorAdmin, malformed: MalformedRequests, body: str
+):
+    url = urlsplit(admin.url)
+    reader, writer = await asyncio.open_connection(url.hostname, url.port)
+    headers = f"POST / HTTP/1.1\r\nHost: ec2\r\nUser-Agent: {OURS}\r\nContent-Length: 99\r\n\r\n"
+    writer.write((headers + body).encode())
+    writer.write_eof()
+    await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert admin.calls() == []
     assert malformed.taken() == []

@@ -120,7 +120,8 @@ class Broker:
             self.dispatch(state)
 
         process.on_return.append(connect)
-        connect()
+        if process.connected:  # or it has lost its connection before it got as far
+            connect()
 
     def dispatch(self, state: QueueState) -> None:
         """Hand out what can be, in whatever order."""

@@ -16,6 +16,7 @@ import pytest
 
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.eventstore.relay_stream import RELAY_STREAM
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.relay.checkpoint import LOST
 from support.postgresql import emptied
 from support.running import RunningSystem
@@ -40,8 +41,8 @@ async def subscribe(amqp: str) -> None:
         await queue.bind(EVENTS_EXCHANGE.name, "cml.#")
 
 
-async def taken(amqp: str, *, until: str) -> list[tuple[str, str]]:
-    """Id and type of the events that came, up to the first of this type and what came at once with it."""
+async def taken(amqp: str, *until: str) -> list[tuple[str, str]]:
+    """Id and type of the events that came, until there is one of each of these types and no other at hand."""
     found: list[tuple[str, str]] = []
     async with await aio_pika.connect(amqp) as connection, asyncio.timeout(60):
         queue = await (await connection.channel()).get_queue(AUDIT)
@@ -49,7 +50,7 @@ async def taken(amqp: str, *, until: str) -> list[tuple[str, str]]:
             message = await queue.get(fail=False, no_ack=True)
             if message is not None:
                 found.append((str(message.message_id), str(message.type)))
-            elif found and any(kind == until for _, kind in found):
+            elif set(until) <= {kind for _, kind in found}:
                 return found
             else:
                 await asyncio.sleep(0.1)
@@ -65,13 +66,31 @@ def problems(endpoints: dict[str, str]) -> dict[str, Any]:
 
 
 async def first_life(running: RunningSystem) -> set[str]:
-    """A worker is created and tagged; the ids of its events."""
+    """A worker is created, runs, and is tagged; the ids of its events, after which no more come. All of them are saved as published."""
     endpoints = running.start()
     await subscribe(endpoints["amqp"])
     created = await asyncio.to_thread(running.cli_json, "create", "lab-1")
     assert created["outcome"] == "succeeded"
     await asyncio.to_thread(running.cli_json, "tag", "lab-1", "course=ccna")
-    return {each for each, _ in await taken(endpoints["amqp"], until="cml.worker.tags_updated.v1")}
+    events = await taken(
+        endpoints["amqp"], "cml.worker.tags_updated.v1", "cml.worker.instance_state_observed.v1"
+    )
+    async with asyncio.timeout(60):
+        while not is_saved(running):
+            await asyncio.sleep(0.1)
+    return {each for each, _ in events}
+
+
+def is_saved(running: RunningSystem) -> bool:
+    """Whether the relay's checkpoint is that of the last event of a worker."""
+    with closing(sqlite3.connect(running.data_dir / "events.sqlite3")) as connection:
+        ((saved,),) = connection.execute(
+            "SELECT data FROM events WHERE stream = ? ORDER BY position DESC LIMIT 1", (RELAY_STREAM,)
+        )
+        ((last,),) = connection.execute(
+            "SELECT max(position) FROM events WHERE stream LIKE ?", (f"{WORKER_STREAMS}%",)
+        )
+    return int(json.loads(saved)["position"] or 0) >= int(last)
 
 
 async def no_old_event_comes(running: RunningSystem, amqp: str, old: set[str]) -> None:
@@ -81,7 +100,7 @@ async def no_old_event_comes(running: RunningSystem, amqp: str, old: set[str]) -
         while not (await asyncio.to_thread(listed, "list"))["workers"]:
             await asyncio.sleep(0.2)
     await asyncio.to_thread(listed, "terminate", "lab-1")
-    new = [each for each, _ in await taken(amqp, until="cml.worker.terminated.v1")]
+    new = [each for each, _ in await taken(amqp, "cml.worker.terminated.v1")]
     assert new
     assert not old & set(new)
     assert len(new) == len(set(new))
@@ -133,7 +152,8 @@ async def test_a_lost_checkpoint_is_said_and_nothing_is_published_until_an_opera
     running.stop()
     running.environment["CML_RELAY_BEGIN"] = "end"
     endpoints = running.start()
-    while problems(endpoints):
+    # What is recorded before it has found the end is before the end.
+    while "publishing begins as CML_RELAY_BEGIN says" not in running.log() or problems(endpoints):
         assert time.monotonic() < end + 120
         await asyncio.sleep(0.2)
     await no_old_event_comes(running, endpoints["amqp"], old)
@@ -148,5 +168,5 @@ async def test_a_lost_checkpoint_that_begins_at_the_beginning_has_every_event_pu
     lose_the_checkpoint(running)
     running.environment["CML_RELAY_BEGIN"] = "beginning"
     endpoints = running.start()
-    again = await taken(endpoints["amqp"], until="cml.worker.tags_updated.v1")
+    again = await taken(endpoints["amqp"], "cml.worker.tags_updated.v1")
     assert old <= {each for each, _ in again}

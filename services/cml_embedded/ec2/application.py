@@ -56,7 +56,13 @@ class Application:
             self._journal.close()
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        body = environ["wsgi.input"].read(length)
+        if (
+            len(body) < length
+        ):  # whoever asked was cut off before the end of the request; EC2 acts on none of it
+            start_response("400 Error", [("Content-Length", "0")])
+            return []
         if environ["PATH_INFO"].startswith("/simulator"):
             status, content = self._admin(environ["REQUEST_METHOD"], environ["PATH_INFO"], body)
             kind = "application/json"

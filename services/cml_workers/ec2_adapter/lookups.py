@@ -68,7 +68,7 @@ class Lookups:
                 return Retry(HANDED_ON)
             task = asyncio.get_running_loop().create_task(self._look_up(request, message))
             self._under_way[key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(key))
+            task.add_done_callback(lambda task: self._over(key, task))
         with self._places.held(request.lookup.aws_region) as has_place:
             if has_place:
                 return await asyncio.shield(task)
@@ -79,6 +79,11 @@ class Lookups:
         """End what is under way."""
         for task in list(self._under_way.values()):
             await ended(task)
+
+    def _over(self, key: bytes, task: "asyncio.Task[Verdict]") -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            task.exception()  # whoever waits for it has it; if nobody does, the message comes back
 
     def _keep(self, key: bytes, task: "asyncio.Task[Verdict]") -> None:
         """Remember that it is answered; otherwise it is looked up again when the message comes back."""

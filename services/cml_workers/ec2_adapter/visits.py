@@ -155,6 +155,7 @@ class Visits:
                 visit.ended.set_result(not task.cancelled() and task.result())
         elif visit.messages:
             visit.ended.set_exception(error)
+            visit.ended.exception()  # nobody waits any more if the connection is lost; then the message comes back
         elif isinstance(error, Exception):
             self._failed(visit.worker_id, error)
         del self._under_way[visit.worker_id]

@@ -78,7 +78,9 @@ class RelayCheckpoint:
 
     def problem(self) -> str | None:
         """What is wrong."""
-        return LOST if self._looks >= FIRST_LOOKS else None
+        if self._looks >= FIRST_LOOKS:
+            return LOST
+        return "its checkpoint is looked for" if self._looks else None
 
     async def load(self) -> str | None:
         """The position to follow from, None: the beginning. Does not return while it is lost and nobody has said where to begin.
