@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
+from cml_contracts.instance import DEPLOYMENT_TAG, NAME_TAG, WORKER_TAG, InstanceState, WorkerStatus
 from cml_contracts.queries import WorkerView
 from cml_workers.domain.worker import status_of
 from system.fleets import commands, interference
@@ -83,6 +83,7 @@ def untruths(
         true: dict[str, Any] = {"status": status_of(state)}
         if there is not None and state is not InstanceState.TERMINATED:
             shown |= {
+                "name": row.name,
                 "state": row.instance.instance_state,
                 "type": row.instance_type,
                 "type of the instance": row.instance.instance_type,
@@ -92,6 +93,7 @@ def untruths(
                 "private address": row.instance.private_ip,
             }
             true |= {
+                "name": _tags(there).get(NAME_TAG) or row.name,
                 "state": state,
                 "type": there["InstanceType"],
                 "type of the instance": there["InstanceType"],
