@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from contextvars import ContextVar
 from functools import partial
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -49,11 +50,10 @@ from simulation.tables import DatabaseOfProcess
 def no_token(patch: pytest.MonkeyPatch) -> None:
     """Every call makes a token of its own, as botocore does."""
 
-    original = Calls.launch
+    original, numbers = Calls.launch, count()
 
     async def launch(self: Calls, parameters: LaunchParameters, lease: Lease) -> Ec2Instance:
-        ec2: Any = self._ec2
-        token = ec2._world.new_id().hex
+        token = f"{parameters.client_token[:32]}-{next(numbers)}"
         return await original(self, parameters.model_copy(update={"client_token": token}), lease)
 
     patch.setattr(Calls, "launch", launch)
