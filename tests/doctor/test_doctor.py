@@ -227,7 +227,10 @@ def no_subnet(it: Deployment) -> None:
 
 
 def full_subnet(it: Deployment) -> None:
-    full = it.ec2.create_subnet(VpcId=it.subnet["VpcId"], CidrBlock="172.31.200.0/28")["Subnet"]["SubnetId"]
+    # In the zone of the other, as one is chosen at random, and not each has every instance type.
+    zone, network = it.subnet["AvailabilityZone"], it.subnet["VpcId"]
+    made = it.ec2.create_subnet(VpcId=network, CidrBlock="172.31.200.0/28", AvailabilityZone=zone)
+    full = made["Subnet"]["SubnetId"]
     it.admin.set_free_addresses(REGION, full, 0)
     it.configure(CML_WORKER_SUBNET_ID=full)
 
