@@ -3,6 +3,7 @@
 import pytest
 
 from cml_contracts.events import (
+    InstanceLaunched,
     InstanceStateObserved,
     InstanceStopping,
     LaunchFailed,
@@ -101,6 +102,16 @@ def test_a_create_whose_instance_died_while_pending_had_succeeded(
                 launch=launch(generation=2, client_token=launch_token("default", WORKER, 2)),
             ),
         )
+
+
+@pytest.mark.parametrize("shown", [InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED])
+def test_a_create_whose_answer_came_when_the_instance_had_died_had_succeeded(shown: InstanceState):
+    """The launch was asked for again under its token, and the instance was never seen pending."""
+    launched = InstanceLaunched(operation_id="create", instance=instance(shown, state_reason=BROKEN))
+    problem = never_ran(ProblemCode.EC2_INSTANCE_CREATION, BROKEN, InstanceState.TERMINATED, retryable=True)
+    case = given(*LAUNCHING, launched).reported(seen(instance(InstanceState.TERMINATED, state_reason=BROKEN)))
+    worker = case.then(LaunchFailed(operation_id="create", problem=problem))
+    assert worker.status is WorkerStatus.FAILED
 
 
 def test_what_is_pending_when_the_instance_dies_at_its_birth_fails_for_that_reason():

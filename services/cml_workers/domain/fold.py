@@ -121,9 +121,7 @@ def _shown(worker: Worker, event: InstanceLaunched | Switched, recorded: Recorde
         updated_at=recorded.metadata.time,
         operations=_without(worker.operations, event.operation_id),
         beginning=(
-            worker.operations.get(event.operation_id)
-            if event.instance.state is InstanceState.PENDING
-            else None
+            worker.operations.get(event.operation_id) if event.instance.state in _NEVER_RAN_YET else None
         ),
     )
 
@@ -205,6 +203,9 @@ def _observed(worker: Worker, instance: Ec2Instance, recorded: Recorded) -> Work
     )
 
 
+_NEVER_RAN_YET = (InstanceState.PENDING, InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED)
+"""States in which the answer to a launch or a start may show an instance that has not run: EC2 may have ended it already, where
+that answer came late. The reason of its end says whether it was EC2."""
 _BEGUN = (InstanceState.RUNNING, InstanceState.STOPPED)
 """States in which a launch or a start has come to its end."""
 
