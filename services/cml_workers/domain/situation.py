@@ -69,12 +69,8 @@ def situation(
 ) -> Situation:
     """The worker after what EC2 showed, where it was asked about its instance."""
     news: Sequence[WorkerEvent] = ()
-    shown = (
-        looked_up is not None
-        and looked_up.problem is None
-        and not isinstance(message.command, CreateCMLWorker)
-    )
-    if looked_up is not None and shown and not worker.terminated:
+    is_of_instance = not isinstance(message.command, CreateCMLWorker)  # and not of an image
+    if looked_up is not None and looked_up.problem is None and is_of_instance and not worker.terminated:
         hidden = looked_up.instance is None and worker.is_new(now, policy.visibility_grace)
         news = () if hidden else tuple(observe(worker, looked_up.instance))
     return Situation(
