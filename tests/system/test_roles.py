@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import aio_pika
 import pytest
@@ -18,6 +19,13 @@ from support.nets import warnings
 from support.plain_amqp import PlainAmqp
 from support.roles import Roles
 from support.running import COMMAND, unconfigured
+
+
+async def create_lab(client: PlainAmqp) -> dict[str, Any]:
+    """The reply to the creation of a worker."""
+    return await client.command(
+        "create", name="lab", aws_region="us-east-1", ami_id=DEMO_IMAGES["us-east-1"], created_by="ann"
+    )
 
 
 @pytest.fixture
@@ -52,13 +60,7 @@ async def test_roles_die_and_come_back_and_nothing_is_lost(
         workers: list[str] = []
 
         async def create() -> None:
-            created = await client.command(
-                "create",
-                name="lab",
-                aws_region="us-east-1",
-                ami_id=DEMO_IMAGES["us-east-1"],
-                created_by="ann",
-            )
+            created = await create_lab(client)
             assert created["outcome"] == "succeeded"
             workers.append(created["worker_id"])
 
@@ -118,13 +120,7 @@ async def test_an_adapter_that_is_ended_hands_over_what_it_watches(
     """What it watches is in its memory alone; a signal ends it by a cancellation, and nobody else reminds of it."""
     roles = start_roles(600)
     async with PlainAmqp(rabbitmq_url, disturbed=True, inside=True) as client:
-        created = await client.command(
-            "create",
-            name="lab",
-            aws_region="us-east-1",
-            ami_id=DEMO_IMAGES["us-east-1"],
-            created_by="ann",
-        )
+        created = await create_lab(client)
         await client.until_status(created["worker_id"], "STARTING")
         await asyncio.sleep(2)  # by now it is watched
         before = list(client.reminded)
@@ -143,13 +139,7 @@ async def test_a_role_whose_queue_was_deleted_is_started_again_and_works(
     """It ends, so that whoever supervises it starts another, which declares the queue."""
     roles = start_roles(0.3)
     async with PlainAmqp(rabbitmq_url, disturbed=True, inside=True) as client:
-        created = await client.command(
-            "create",
-            name="lab",
-            aws_region="us-east-1",
-            ami_id=DEMO_IMAGES["us-east-1"],
-            created_by="ann",
-        )
+        created = await create_lab(client)
         assert created["outcome"] == "succeeded"
         async with await aio_pika.connect(rabbitmq_url) as connection:
             await (await connection.channel()).queue_delete(LIFECYCLE_COMMANDS.name)

@@ -8,19 +8,15 @@ Run it with ``make chaos KILLS=200``, or in ``tests``: ``python -m system.chaos 
 """
 
 import argparse
-import asyncio
 import random
-import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
-from cml_workers.process.signals import ended_by_signals
 from support.planted_role import PLANTS
-from system.chaos.outcome import Outcome
 from system.chaos.unleash import unleash
+from system.long_run import run_to_its_end
 
 
 def main() -> None:
@@ -47,38 +43,23 @@ def main() -> None:
     asked = parser.parse_args()
     out = Console()
     folder = Path(tempfile.mkdtemp(prefix="cml-chaos-"))
-
-    outcomes: list[Outcome] = []
-
-    async def run() -> None:
-        with ended_by_signals():
-            outcomes.append(
-                await unleash(
-                    folder,
-                    kills=asked.kills,
-                    seed=asked.seed,
-                    store=asked.store,
-                    pace=asked.pace,
-                    plant=asked.plant,
-                    out=out,
-                )
-            )
-
-    asyncio.run(run())
-    if not outcomes:
-        out.print(f"interrupted; logs and store files are in {folder}")
-        sys.exit(130)
-    [outcome] = outcomes
-    out.print(outcome.table())
-    if outcome.violations:
-        for violation in outcome.violations[:50]:
-            out.print(violation, style="red", markup=False, highlight=False, soft_wrap=True)
-        out.print(f"Logs and store files are kept in {folder}.")
-        plant = f" PLANT={asked.plant}" if asked.plant else ""
-        again = f"KILLS={asked.kills} SEED={asked.seed} STORE={asked.store} PACE={asked.pace:g}{plant}"
-        out.print(f"Again: make chaos {again}")
-        sys.exit(1)
-    shutil.rmtree(folder)
+    plant = f" PLANT={asked.plant}" if asked.plant else ""
+    again = f"KILLS={asked.kills} SEED={asked.seed} STORE={asked.store} PACE={asked.pace:g}{plant}"
+    run_to_its_end(
+        lambda: unleash(
+            folder,
+            kills=asked.kills,
+            seed=asked.seed,
+            store=asked.store,
+            pace=asked.pace,
+            plant=asked.plant,
+            out=out,
+        ),
+        lambda outcome: outcome.violations,
+        folder=folder,
+        again=f"make chaos {again}",
+        out=out,
+    )
 
 
 if __name__ == "__main__":

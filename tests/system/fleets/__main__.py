@@ -7,18 +7,14 @@ Run it with ``make fleets MINUTES=10``, or in ``tests``: ``python -m system.flee
 """
 
 import argparse
-import asyncio
 import random
-import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
-from cml_workers.process.signals import ended_by_signals
-from system.fleets.outcome import Outcome
 from system.fleets.run import live_beside_each_other
+from system.long_run import run_to_its_end
 
 
 def main() -> None:
@@ -36,28 +32,13 @@ def main() -> None:
     asked = parser.parse_args()
     out = Console()
     folder = Path(tempfile.mkdtemp(prefix="cml-fleets-"))
-    outcomes: list[Outcome] = []
-
-    async def run() -> None:
-        with ended_by_signals():
-            outcomes.append(
-                await live_beside_each_other(folder, seconds=60 * asked.minutes, seed=asked.seed, out=out)
-            )
-
-    asyncio.run(run())
-    if not outcomes:
-        out.print(f"interrupted; logs and store files are in {folder}")
-        sys.exit(130)
-    [outcome] = outcomes
-    out.print(outcome.table())
-    violations = outcome.violations + outcome.never
-    for violation in violations[:50]:
-        out.print(violation, style="red", markup=False, highlight=False, soft_wrap=True)
-    if violations:
-        out.print(f"Logs and store files are kept in {folder}.")
-        out.print(f"Again: make fleets MINUTES={asked.minutes:g} SEED={asked.seed}")
-        sys.exit(1)
-    shutil.rmtree(folder)
+    run_to_its_end(
+        lambda: live_beside_each_other(folder, seconds=60 * asked.minutes, seed=asked.seed, out=out),
+        lambda outcome: outcome.violations + outcome.never,
+        folder=folder,
+        again=f"make fleets MINUTES={asked.minutes:g} SEED={asked.seed}",
+        out=out,
+    )
 
 
 if __name__ == "__main__":
