@@ -27,8 +27,8 @@ PLACES = (
     "/usr/local/sbin/rabbitmq-server",
 )
 EPMD = ("epmd", "/usr/lib/erlang/bin/epmd")
-READY = 60.0
-"""Seconds a server may take to answer."""
+READY = 180.0
+"""Seconds a server may take to answer: many at once on a busy machine took more than a minute."""
 
 
 class NoRabbitMQError(Exception):

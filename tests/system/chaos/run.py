@@ -137,7 +137,11 @@ class Chaos:
 
     async def _strike(self) -> None:
         """Deal faults, several at a time, until enough processes were killed and every fault was met that must be;
-        fewer while there is no broker."""
+        fewer while there is no broker.
+
+        What must be met still comes one at a time: traps that pile up while nothing passes would all break the same
+        message, more often than its queue delivers it (``DELIVERY_LIMIT``).
+        """
         pauses = random.Random(self._seed)
         broker: asyncio.Task[None] | None = None
         async with asyncio.timeout(240 + 40 * self.system.wanted), asyncio.TaskGroup() as striking:
@@ -146,15 +150,21 @@ class Chaos:
                 if isinstance(fault, Broker):
                     broker = task
                 await asyncio.sleep(pauses.uniform(0, 2 * self._pace))
+                if self._killed_enough:
+                    await asyncio.wait({task})
                 if broker is not None:
                     await asyncio.wait({broker}, timeout=BREATH)
                 await self._until_most_are_ready()
+
+    @property
+    def _killed_enough(self) -> bool:
+        return self.system.kills.total() >= self.system.wanted
 
     def _next(self) -> Fault | None:
         """None: it is enough. Once enough were killed, only what must be met still."""
         missing = self._must_meet - self.system.faults.keys()
         for fault in self._faults:
-            if self.system.kills.total() < self.system.wanted or fault.kind in missing:
+            if not self._killed_enough or fault.kind in missing:
                 return fault
             if not missing:
                 return None
