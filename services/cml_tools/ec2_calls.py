@@ -71,7 +71,6 @@ _CALLED: Mapping[str, Sequence[Mapping[str, Any]]] = {
     "switch": [{"api": power.api, "region": REGION, "instance_id": INSTANCE} for power in POWERS.values()],
     "terminate": [{"region": REGION, "instance_id": INSTANCE}],
     "add_tags": [{"region": REGION, "instance_id": INSTANCE, "tags": {"a-tag": "its-value"}}],
-    "tags": [{"region": REGION, "instance_id": INSTANCE}],
     "describe_many": [{"region": REGION, "instance_ids": [INSTANCE, "i-22222222222222222"]}],
     "status_checks": [{"region": REGION, "instance_ids": [INSTANCE, "i-22222222222222222"]}],
     "list_instances": [

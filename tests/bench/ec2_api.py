@@ -139,17 +139,6 @@ class Ec2Api:
             instance.tags |= {tag["Key"]: tag["Value"] for tag in wanted["Tags"]}
         return {}
 
-    def _describe_tags(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        ids = _filters(wanted).get("resource-id", set())
-        return {
-            "Tags": [
-                {"Key": key, "Value": value, "ResourceId": each.instance_id, "ResourceType": "instance"}
-                for each in self.instances.values()
-                if each.instance_id in ids
-                for key, value in each.tags.items()
-            ]
-        }
-
     def _describe_instances(self, wanted: dict[str, Any]) -> dict[str, Any]:
         found = [each.described() for each in self._matching(wanted)]
         return {"Reservations": [{"Instances": found}] if found else []}

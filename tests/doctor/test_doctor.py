@@ -127,7 +127,6 @@ RIGHTS = [
     "DescribeImages",
     "DescribeInstances",
     "DescribeInstanceStatus",
-    "DescribeTags",
     "RunInstances",
     "StartInstances",
     "StopInstances",

@@ -210,8 +210,6 @@ async def call(ec2: AwsEc2Client, operation: str) -> None:
             await ec2.terminate(REGION, "i-00000000000000001")
         case "CreateTags":
             await ec2.add_tags(REGION, "i-00000000000000001", {"a": "1"})
-        case "DescribeTags":
-            await ec2.tags(REGION, "i-00000000000000001")
         case "DescribeInstances":
             await ec2.describe_many(REGION, ["i-00000000000000001"])
         case "DescribeInstanceStatus":
@@ -228,7 +226,6 @@ OPERATIONS = [
     "StopInstances",
     "TerminateInstances",
     "CreateTags",
-    "DescribeTags",
     "DescribeInstances",
     "DescribeInstanceStatus",
     "DescribeImages",

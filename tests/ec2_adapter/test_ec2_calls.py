@@ -63,13 +63,17 @@ def test_the_page_has_what_is_sent_and_where_it_comes_from(monkeypatch: pytest.M
             Sent(
                 {"Action": "CreateTags", "Tag.1.Key": "k", "Tag.2.Key": "Name"}, "add_tags", {"k": "`tags`"}
             ),
-            Sent({"Action": "DescribeTags", "Filter.1.Name": "key", "Filter.1.Value.1": "k"}, "tags", {}),
+            Sent(
+                {"Action": "DescribeImages", "Filter.1.Name": "name", "Filter.1.Value.1": "k"},
+                "find_image",
+                {},
+            ),
         ),
     )
     page = reference()
     assert "## CreateTags\nBy `add_tags`" in page
     assert "| `Tag.N.Key` | `Name`, `tags` |" in page
-    assert "| filter `key` | `k` |" in page
+    assert "| filter `name` | `k` |" in page
 
 
 async def _these(*found: Sent) -> list[Sent]:

@@ -190,8 +190,9 @@ class TestEveryOperation:
     async def test_a_look_that_fails_after_the_effect_is_no_failure(
         self, given: Given, history: Sequence[WorkerEvent], operation: str
     ):
-        look = "tags" if operation == "add_tags" else "describe_many"
-        adapter = self.prepared(given, history).refusing(look, EC2AuthenticationException("not allowed"))
+        adapter = self.prepared(given, history).refusing(
+            "describe_many", EC2AuthenticationException("not allowed")
+        )
         await adapter.triggered()
         adapter.ec2.settle()
         await adapter.passes(30)

@@ -42,7 +42,7 @@ TAGGED = {**LAUNCH, "TagSpecification.1.ResourceType": "instance"}
             "InvalidParameterValue",
         ),
         (
-            {"Action": "DescribeTags", "Filter.1.Name": "tag-value", "Filter.1.Value.1": "x"},
+            {"Action": "DescribeImages", "Filter.1.Name": "image-name", "Filter.1.Value.1": "x"},
             "InvalidParameterValue",
         ),
         (
@@ -55,7 +55,7 @@ TAGGED = {**LAUNCH, "TagSpecification.1.ResourceType": "instance"}
         ),
         ({"Action": "DescribeInstances", "MaxResults": "4"}, "InvalidParameterValue"),
         ({"Action": "DescribeInstances", "MaxResults": "many"}, "InvalidParameterValue"),
-        ({"Action": "DescribeTags", "MaxResults": "4"}, "InvalidParameterValue"),
+        ({"Action": "DescribeInstanceStatus", "MaxResults": "4"}, "InvalidParameterValue"),
         ({"Action": "DescribeSubnets", "MaxResults": "4"}, "InvalidParameterValue"),
         ({"Action": "DescribeInstanceTypes", "MaxResults": "101"}, "InvalidParameterValue"),
         (
@@ -136,7 +136,6 @@ def test_what_ec2_would_not_take_is_refused(form: dict[str, str], code: str):
         {**LAUNCH, "CpuOptions.NestedVirtualization": "enabled"},
         {"Action": "DescribeInstances", "Filter.1.Name": "tag:cml:deployment", "Filter.1.Value.1": "default"},
         {"Action": "DescribeInstances", "MaxResults": "1000", "Version": "2016-11-15"},
-        {"Action": "DescribeTags", "Filter.1.Name": "resource-id", "Filter.1.Value.1": "i-0"},
         {"Action": "DescribeInstanceStatus", "IncludeAllInstances": "true", "InstanceId.1": "i-0"},
         {
             "Action": "DescribeInstanceStatus",

@@ -20,7 +20,7 @@ WIDE = 240
 """Columns of the tables."""
 
 CHANGES = ("launch", "start", "stop", "terminate", "add_tags")
-LOOKS = ("describe_many", "status_checks", "tags", "list_instances", "find_image")
+LOOKS = ("describe_many", "status_checks", "list_instances", "find_image")
 CONSUMED = tuple(q.name for q in (LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS, EC2_TRIGGERS, EC2_LOOKUPS))
 SOMETIMES = frozenset(
     [

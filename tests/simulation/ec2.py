@@ -166,9 +166,6 @@ class Ec2OfProcess(Ec2):
     async def add_tags(self, region: str, instance_id: str, tags: Mapping[str, str]) -> None:
         await self._call("add_tags", lambda: _run(self._cloud.add_tags(region, instance_id, tags)))
 
-    async def tags(self, region: str, instance_id: str) -> dict[str, str]:
-        return await self._call("tags", lambda: _run(self._cloud.tags(region, instance_id)), changes=False)
-
     async def describe_many(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
         return await self._call(
             "describe_many", lambda: _run(self._cloud.describe_many(region, instance_ids)), changes=False

@@ -7,8 +7,6 @@ promise rests on: a reply on one path, a trigger, an event in one queue, a safet
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import pytest
-
 from cml_contracts.events import (
     EVENTS,
     OperationRefused,
@@ -23,7 +21,6 @@ from cml_workers.bus.topology import EC2_TRIGGERS
 from simulation.planted_faults import FAULTS
 from simulation.planted_launches import LAUNCHES, dead_at_birth_ignored
 from simulation.planted_losses import (
-    Plant,
     event_missing_in_one_queue,
     reply_forgotten_by_a_report,
     reply_forgotten_by_a_status_update,
@@ -36,6 +33,7 @@ from simulation.planted_messages import MESSAGES
 from simulation.planted_nets import NETS, not_rechecked, not_watched, waits_in_memory_only
 from simulation.run import Outcome, simulate, simulate_script
 from simulation.sweep import Plan, scripts, swept
+from support.planting import BrokenPlantError, Plant, planting
 
 SEEDS, SWEEP, CALM_RUNS = "seeds", "sweep", "runs without a fault"
 
@@ -94,9 +92,10 @@ PLANTED: Mapping[str, Planted] = {
 
 
 def caught_by(name: str, *, enough: int = 2, most: int = 2000) -> str:
-    """What caught a planted fault, and how soon; empty if nothing did."""
+    """What caught a planted fault, and how soon; empty if nothing did. Raises BrokenPlantError."""
     planted = PLANTED[name]
-    with pytest.MonkeyPatch.context() as patch:
+    own: list[Exception] = []
+    with planting(own.append) as patch:
         planted.plant(patch)
         if planted.by == SEEDS:
             runs = (simulate(seed) for seed in range(most))
@@ -112,6 +111,8 @@ def caught_by(name: str, *, enough: int = 2, most: int = 2000) -> str:
                 last = len(points)
         failed: list[Outcome] = []
         for tried, outcome in enumerate(runs, 1):
+            if own:
+                raise BrokenPlantError(f"{name} raises {own[0]!r} itself")
             if outcome.violations:
                 failed.append(outcome)
             if len(failed) == enough or (failed and tried == last):

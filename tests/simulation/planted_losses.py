@@ -1,6 +1,6 @@
 """A reply that is forgotten on one path, an event that one queue never gets, a trigger that is no trigger."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -19,9 +19,7 @@ from cml_workers.eventstore import worker_streams as stream
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.lifecycle.transactions import Transactions
 from simulation.bus import Broker
-
-Plant = Callable[[pytest.MonkeyPatch], None]
-
+from support.planting import Plant
 
 _PARTIAL: ContextVar[bool] = ContextVar("partly", default=False)
 

@@ -3,21 +3,23 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
+from cml_workers.lifecycle.handler import Lifecycle
 from simulation import campaign, nets
 from simulation.campaign_sum import Campaign
-from simulation.planted import PLANTED
+from simulation.planted import CALM_RUNS, PLANTED, Planted, caught_by
 from simulation.run import FAULTLESS, simulate, simulate_script
 from simulation.scripts import CHOSEN
 from simulation.sweep import scripts
 from support.instances import REGION, parameters
 from support.malformed import MalformedRequests
+from support.planting import BrokenPlantError
 from support.used import USED
 
 SEEDS = 1000
@@ -104,6 +106,31 @@ def test_every_planted_fault_is_caught(pytestconfig: pytest.Config):
     pytestconfig.stash[USED]["simulation, planted faults"] = found
     assert caught.keys() == PLANTED.keys()
     assert [name for name, how in caught.items() if not how] == []
+
+
+async def _without_a_name(_self: Lifecycle, _message: object) -> object:
+    return missing  # type: ignore[name-defined] # noqa: F821 - as after a renaming
+
+
+async def _without_an_attribute(self: Lifecycle, _message: object) -> object:
+    return self.missing  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [_without_a_name, _without_an_attribute, lambda _self: None],
+    ids=["NameError", "AttributeError", "TypeError"],
+)
+def test_a_planted_fault_that_raises_an_error_of_its_own_is_not_caught_but_broken(
+    planted: Callable[..., object], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    """Otherwise one that fits the code no more counts as caught as no command is answered with it."""
+    broken = Planted(
+        lambda patch: patch.setattr(Lifecycle, "on_command", planted), CALM_RUNS, "one after the other"
+    )
+    monkeypatch.setitem(PLANTED, "broken", broken)
+    with pytest.raises(BrokenPlantError, match=f"broken raises {request.node.callspec.id}"):
+        caught_by("broken")
 
 
 def test_a_seed_makes_the_same_run_in_every_process():

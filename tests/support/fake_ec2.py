@@ -97,10 +97,6 @@ class FakeEc2:
         self.put(instance.model_copy(update={"tags": {**instance.tags, **tags}}))
         self._leave(fault)
 
-    async def tags(self, region: str, instance_id: str) -> dict[str, str]:
-        self._leave(self._enter("tags"))
-        return dict(self.instances[instance_id].tags) if self._is_visible(region, instance_id) else {}
-
     async def describe_many(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
         assert len(instance_ids) <= MOST_DESCRIBED
         self._leave(self._enter("describe_many"))

@@ -5,21 +5,26 @@ that it sees the fault. Nothing in the product knows of this.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+import pytest
 import structlog
 
 from cml_workers.bus.port import Ack, Message, Verdict
 from cml_workers.cli import main
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.lifecycle.transactions import Finish, Transactions
+from support.planting import Plant, planting
+
+BROKEN = "the planted fault is broken: "
+"""Where its log has this, the process shows nothing; see ``support.planting``."""
 
 log = structlog.get_logger(__name__)
 
 
-def forgotten_reply() -> None:
+def forgotten_reply(patch: pytest.MonkeyPatch) -> None:
     """A command that was accepted before and is pending is done at once.
 
     So it was: what else its events settled, e.g. the start that a termination superseded, is never answered where the
@@ -37,10 +42,10 @@ def forgotten_reply() -> None:
                 return Ack()
         return await transact(self, worker_id, cause, judge, **more)
 
-    Transactions.transact = _transact  # type: ignore[method-assign]
+    patch.setattr(Transactions, "transact", _transact)
 
 
-def headers_logged() -> None:
+def headers_logged(patch: pytest.MonkeyPatch) -> None:
     """A line for each command, with all that came with it."""
     on_command = Lifecycle.on_command
 
@@ -48,14 +53,24 @@ def headers_logged() -> None:
         log.debug("a command", headers=message.headers)
         return await on_command(self, message)
 
-    Lifecycle.on_command = _on_command  # type: ignore[method-assign]
+    patch.setattr(Lifecycle, "on_command", _on_command)
 
 
-PLANTS: Mapping[str, Callable[[], None]] = {
-    plant.__name__: plant for plant in (forgotten_reply, headers_logged)
-}
+def run(plant: Plant) -> None:
+    """The command line with the fault."""
+    with planting(_is_broken) as patch:
+        plant(patch)
+        main()
+
+
+def _is_broken(error: Exception) -> None:
+    sys.stderr.write(f"{BROKEN}{error!r}\n")
+    sys.stderr.flush()
+
+
+PLANTS: Mapping[str, Plant] = {plant.__name__: plant for plant in (forgotten_reply, headers_logged)}
 
 if __name__ == "__main__":
-    PLANTS[sys.argv[1]]()
+    chosen = PLANTS[sys.argv[1]]
     sys.argv[:] = ["cml-workers", *sys.argv[2:]]
-    main()
+    run(chosen)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from cml_workers.process.registry import ROLES
 from support.children import tied
+from support.planted_role import BROKEN
+from support.planting import BrokenPlantError
 from support.running import COMMAND, unconfigured
 
 TESTS = Path(__file__).parents[1]
@@ -91,10 +93,13 @@ class Roles:
             self.processes[name] = self.start(name)
 
     def kill(self) -> None:
-        """kill -9, all of them."""
+        """kill -9, all of them. Raises BrokenPlantError: what they ran with raised an error of its own."""
         for process in self.processes.values():
             process.kill()
             process.wait()
+        for log in self.logs.values():
+            if BROKEN in log.read_text(errors="replace"):
+                raise BrokenPlantError(f"see {BROKEN!r} in {log}")
 
     def stop(self) -> list[int]:
         """SIGTERM, all of them; their exit codes."""

@@ -29,7 +29,7 @@ MOST_STATUSES = 100
 """Instances that DescribeInstanceStatus takes by their ids (EC2 API reference)."""
 PAGES = range(5, 1001)
 """Values of MaxResults where the model has no limits of its own, likewise."""
-PAGED = frozenset({"DescribeInstances", "DescribeInstanceStatus", "DescribeTags"})
+PAGED = frozenset({"DescribeInstances", "DescribeInstanceStatus"})
 """The actions for which the reference says so."""
 TAG_KEYS, TAG_VALUES = range(1, 129), range(257)
 """Lengths (EC2 user guide, *Tag restrictions*)."""

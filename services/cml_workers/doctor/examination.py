@@ -57,7 +57,6 @@ class Examination:
         calls: dict[str, Call] = {
             "ec2:DescribeInstances": lambda: ec2.describe_many(region, [NO_INSTANCE]),
             "ec2:DescribeInstanceStatus": lambda: ec2.status_checks(region, [NO_INSTANCE]),
-            "ec2:DescribeTags": lambda: ec2.tags(region, NO_INSTANCE),
             "ec2:DescribeImages": lambda: ec2.find_image(region, "doctor"),
         }
         await self._allowed(calls)

@@ -56,10 +56,6 @@ class Calls:
 
     # -- what only looks ----------------------------------------------------------------------------------
 
-    async def tags(self, region: str, instance_id: str) -> dict[str, str]:
-        """See ``Ec2.tags``."""
-        return await self._admitted(region, "DescribeTags", lambda: self._ec2.tags(region, instance_id))
-
     async def describe(self, region: str, instance_id: str) -> Ec2Instance | None:
         """The instance; None if it is not visible. Describes that come together share a request."""
         batcher = self._describes.get(region)

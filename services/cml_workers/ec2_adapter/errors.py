@@ -121,7 +121,7 @@ class Row(NamedTuple):
     retryable: bool = False
 
 
-LAUNCH, TAGS = ("RunInstances",), ("CreateTags", "DescribeTags")
+LAUNCH, TAGS = ("RunInstances",), ("CreateTags",)
 
 TAG_ROWS = (
     # The first match counts: what is spelt out comes before the patterns it would match.

@@ -61,10 +61,6 @@ class Ec2(Protocol):
         """CreateTags: adds or overwrites, never removes."""
         ...
 
-    async def tags(self, region: str, instance_id: str) -> dict[str, str]:
-        """DescribeTags: all tags of the instance."""
-        ...
-
     async def describe_many(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
         """DescribeInstances: those of the instances that are visible, by their ids; without status checks.
 

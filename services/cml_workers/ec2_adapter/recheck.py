@@ -33,12 +33,12 @@ async def recheck(ledger: Ledger, since: datetime, lease: Lease, here: Instances
         return False  # not before it is known what is to stand
     try:
         instance = await here.see(worker)
-        tags = await here.calls.tags(instance.aws_region, instance.instance_id)
     except Gone:
         return True
     except (NotYet, EC2Error):
         return False
-    changed = {key: value for key, value in _written(ledger, here.now()).items() if tags.get(key) != value}
+    tags, written = instance.tags, _written(ledger, here.now())
+    changed = {key: value for key, value in written.items() if tags.get(key) != value}
     moved = await here.noted(worker, instance.model_copy(update={"tags": {**tags, **changed}}))
     if changed:
         return await _write_again(worker, changed, lease, here)

@@ -39,7 +39,4 @@ async def are_updated(turn: Turn, intent: TagsUpdateRequested, here: Instances) 
     await here.noted(turn.worker, instance)
     if instance.state is InstanceState.TERMINATED:
         return None
-    tags = await here.calls.tags(instance.aws_region, instance.instance_id)
-    if intent.tags.items() <= tags.items():
-        return turn.succeeded(instance.model_copy(update={"tags": tags}))
-    return None
+    return turn.succeeded(instance) if intent.tags.items() <= instance.tags.items() else None

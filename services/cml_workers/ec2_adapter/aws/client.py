@@ -133,17 +133,6 @@ class AwsEc2Client:
         async with self._calling("CreateTags", region, instance_id) as ec2:
             await ec2.create_tags(Resources=[instance_id], Tags=_aws_tags(tags))
 
-    async def tags(self, region: str, instance_id: str) -> dict[str, str]:
-        """See ``Ec2.tags``."""
-        found: dict[str, str] = {}
-        async with self._calling("DescribeTags", region, instance_id) as ec2:
-            pages = ec2.get_paginator("describe_tags").paginate(
-                Filters=[{"Name": "resource-id", "Values": [instance_id]}]
-            )
-            async for page in pages:
-                found |= {tag["Key"]: tag.get("Value", "") for tag in page["Tags"]}
-        return found
-
     async def describe_many(self, region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
         """See ``Ec2.describe_many``. By filter: an id that is not there is absent, and does not fail the others."""
         found = await self.list_instances(region, {"instance-id": instance_ids})
