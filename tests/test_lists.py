@@ -10,6 +10,7 @@ from cml_contracts.events import (
     EVENTS,
     CommandRejected,
     CommandSkipped,
+    ImportFailed,
     InstanceStateObserved,
     Intent,
     OperationDelayed,
@@ -32,7 +33,7 @@ from support.walk import TRIED, walk
 from system.chaos import messages
 
 NO_OUTCOME = {
-    *(WorkerCreated, WorkerRecreated, WorkerImported, InstanceStateObserved),
+    *(WorkerCreated, WorkerRecreated, WorkerImported, ImportFailed, InstanceStateObserved),
     *(OperationRefused, OperationDelayed, OperationOverdue, CommandRejected, CommandSkipped),
 }
 """Events that are neither an intent nor the outcome of one."""

@@ -37,13 +37,21 @@ class WorkerRecreated(WorkerCreated):
 
 
 class WorkerImported(Tolerant):
-    """An instance that was launched elsewhere is this worker's from now on."""
+    """An instance that was launched elsewhere is this worker's, as soon as it bears our tags: ``TagsUpdateRequested`` follows."""
 
     TYPE: ClassVar = "cml.worker.imported.v1"
     operation_id: str
     name: str
     instance: Ec2Instance
     created_by: str
+
+
+class ImportFailed(Tolerant):
+    """The instance did not get our tags, and is not the worker's any more. It may be imported again."""
+
+    TYPE: ClassVar = "cml.worker.import_failed.v1"
+    operation_id: str
+    problem: Problem
 
 
 class LaunchRequested(Tolerant):
@@ -233,6 +241,7 @@ WorkerEvent = (
     WorkerCreated
     | WorkerRecreated
     | WorkerImported
+    | ImportFailed
     | LaunchRequested
     | InstanceLaunched
     | LaunchFailed

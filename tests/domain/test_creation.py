@@ -8,22 +8,31 @@ import pytest
 
 from cml_contracts.commands import (
     ImportCMLWorker,
+    TerminateCMLWorker,
     UpdateCMLWorkerStatus,
 )
 from cml_contracts.events import (
+    ImportFailed,
     InstanceLaunched,
     LaunchFailed,
     LaunchRequested,
     OperationRefused,
+    StopFailed,
+    StopRequested,
+    TagsUpdated,
+    TagsUpdateFailed,
     TagsUpdateRequested,
+    TerminationRequested,
     WorkerImported,
     WorkerRecreated,
     WorkerTerminated,
 )
 from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
+from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.creation import launch_token
 from cml_workers.domain.messages import (
     ImageLookup,
+    OperationFailed,
 )
 from support.given import WORKER, given, instance, launch
 from support.given import create as given_create
@@ -246,13 +255,58 @@ def test_an_import_looks_at_the_instance_and_adopts_it():
     given(worker_id=ADOPTED).when(IMPORT).then_asks(asked)
     case = given(worker_id=ADOPTED).found(imported()).when(IMPORT)
     assert case.then(*adoption()).status is WorkerStatus.RUNNING
-    assert case.result("the-command").data["aws_instance_id"] == "i-0123456789abcdef0"
 
 
 def test_the_same_instance_twice_is_the_same_worker():
     assert IMPORT.worker("one") == IMPORT.worker("two")
-    known = given(*adoption("earlier"), worker_id=ADOPTED).found(imported())
+    pending = given(*adoption("earlier"), worker_id=ADOPTED)
+    pending.found(imported()).when(IMPORT).then_rejected(
+        "Conflict", saying="is being imported", retryable=True
+    )
+    known = given(*adoption("earlier"), ADOPTED_NOW, worker_id=ADOPTED).found(instance(tags=OURS))
     known.when(IMPORT).then_nothing(data=known.worker.dto.model_dump(mode="json"))
+
+
+OURS = {"Name": "found", **adoption()[1].tags}
+ADOPTED_NOW = TagsUpdated(operation_id="earlier adopt", tags=OURS)
+REFUSED = Problem.of(ProblemCode.EC2_AUTHENTICATION, "UnauthorizedOperation")
+NOT_OURS = OperationFailed(worker_id=ADOPTED, operation_id="earlier adopt", problem=REFUSED)
+
+
+def test_an_import_is_answered_when_the_instance_bears_our_tags():
+    assert given(*adoption("earlier"), worker_id=ADOPTED).ledger.entries["earlier"].result is None
+    adopted = given(*adoption("earlier"), ADOPTED_NOW, worker_id=ADOPTED).result("earlier")
+    assert adopted.data["aws_instance_id"] == "i-0123456789abcdef0"
+    assert adopted.data["tags"] == OURS
+
+
+def test_an_import_that_ec2_refuses_has_failed_and_what_was_asked_for_since_with_it():
+    """The worker does not keep what may be another deployment's, and may be imported again."""
+    since = (StopRequested(operation_id="stop"), TagsUpdateRequested(operation_id="tags", tags={"a": "1"}))
+    case = given(*adoption("earlier"), *since, worker_id=ADOPTED).reported(NOT_OURS)
+    failed = case.then(
+        TagsUpdateFailed(operation_id="earlier adopt", problem=REFUSED),
+        StopFailed(operation_id="stop", problem=REFUSED),
+        TagsUpdateFailed(operation_id="tags", problem=REFUSED),
+        ImportFailed(operation_id="earlier", problem=REFUSED),
+    )
+    assert (failed.status, failed.instance, failed.operations) == (WorkerStatus.FAILED, None, {})
+    assert case.result("earlier").problem == REFUSED
+    assert case.result("earlier").outcome == "failed"
+
+
+def test_an_import_that_failed_may_be_asked_for_again():
+    failed = (
+        *adoption("earlier"),
+        TagsUpdateFailed(operation_id="earlier adopt", problem=REFUSED),
+        ImportFailed(operation_id="earlier", problem=REFUSED),
+    )
+    case = given(*failed, worker_id=ADOPTED).found(imported()).when(IMPORT)
+    assert case.then(*adoption()).status is WorkerStatus.RUNNING
+    gone = given(*failed, worker_id=ADOPTED).when(TerminateCMLWorker(worker_id=ADOPTED))
+    assert gone.then(
+        TerminationRequested(operation_id="the-command"), WorkerTerminated(operation_id="the-command")
+    ).terminated
 
 
 def test_an_import_is_not_met_by_a_worker_of_another_instance():

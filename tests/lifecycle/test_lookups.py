@@ -13,6 +13,7 @@ from cml_contracts.commands import (
     UpdateCMLWorkerStatus,
 )
 from cml_contracts.envelope import MAX_BODY
+from cml_contracts.events import TagsUpdateRequested
 from cml_contracts.instance import InstanceState
 from cml_contracts.results import ProblemCode
 from cml_workers.bus.port import Ack, BusUnavailableError
@@ -20,6 +21,7 @@ from cml_workers.domain.messages import (
     InstanceObserved,
     LookupAnswered,
     LookupResult,
+    OperationSucceeded,
 )
 from cml_workers.eventstore.command_streams import COMMAND_STREAMS, stream_of_command
 from cml_workers.eventstore.worker_streams import decode, stream_of
@@ -114,8 +116,17 @@ async def test_an_import_is_decided_when_ec2_has_answered(service: Service):
     adopt = ImportCMLWorker(aws_region="us-east-1", instance_id=instance().instance_id, created_by="ann")
     await service.command(adopt, "import")
     await service.answer(instance(tags={"Name": "found"}))
+    assert service.outbox.results() == []
+    worker_id = adopt.worker("import")
+    (_, requested) = (decode(each).event for each in await service.store.read(stream_of(worker_id)))
+    assert isinstance(requested, TagsUpdateRequested)
+    done = instance(tags={"Name": "found", **requested.tags})
+    await service.report(
+        OperationSucceeded(worker_id=worker_id, operation_id=requested.operation_id, instance=done)
+    )
     (result,) = service.outbox.results()
-    assert result.data["instance_name"] == "found"
+    assert (result.command_id, result.outcome) == ("import", "succeeded")
+    assert (result.data["instance_name"], result.data["tags"]) == ("found", done.tags)
 
 
 async def test_stopped_outside_then_start_by_what_ec2_shows(service: Service):

@@ -5,6 +5,7 @@ import pytest
 from cml_contracts.commands import CreateCMLWorker, ImportCMLWorker
 from cml_contracts.events import LaunchRequested, TerminationRequested
 from cml_contracts.results import ProblemCode
+from cml_workers.domain.operations import is_adoption
 from support.walk import Step, walk
 
 REJECTED = [step for step in walk() if step.rejected]
@@ -17,7 +18,9 @@ def _of(code: ProblemCode) -> list[Step]:
 def _may_be_sent_again(step: Step) -> bool:
     """What is under way ends; a termination, and a worker that exists, do not make room."""
     worker = step.worker
-    occupied = isinstance(step.message, CreateCMLWorker | ImportCMLWorker) and worker.exists
+    importing = isinstance(step.message, ImportCMLWorker) and any(map(is_adoption, worker.operations))
+    creating = isinstance(step.message, CreateCMLWorker | ImportCMLWorker)
+    occupied = creating and worker.exists and not importing
     ending = bool(worker.pending(TerminationRequested)) and not worker.pending(LaunchRequested)
     return not (occupied or ending)
 

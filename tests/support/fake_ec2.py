@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.instance import DEPLOYMENT_TAG, Ec2Instance, InstanceState, LaunchParameters
 from cml_workers.ec2_adapter.errors import (
+    EC2AuthenticationException,
     EC2Error,
     EC2InstanceCreationException,
     EC2InstanceNotFoundException,
@@ -94,6 +95,10 @@ class FakeEc2:
     async def add_tags(self, region: str, instance_id: str, tags: Mapping[str, str]) -> None:
         fault = self._enter("add_tags")
         instance = self._known(instance_id)
+        owner = instance.tags.get(DEPLOYMENT_TAG)
+        if DEPLOYMENT_TAG in tags and owner not in (None, tags[DEPLOYMENT_TAG]):
+            # As the shipped IAM policy has it.
+            raise EC2AuthenticationException("UnauthorizedOperation", remedy=Remedy.FAIL)
         self.put(instance.model_copy(update={"tags": {**instance.tags, **tags}}))
         self._leave(fault)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from cml_embedded.ec2 import iam
 from cml_embedded.ec2.answers import Answer, Refusal, response
 from cml_embedded.ec2.backend import Backend
 
@@ -23,7 +24,7 @@ class Setup:
 
     ``denied``: actions that the caller's policies do not allow, as ``ec2:RunInstances``; ``not_offered``: instance types that
     a zone, or the whole region, does not have; ``quotas``: in vCPUs, by their codes; ``keys``: states of customer keys by their
-    ARNs; ``instance_profiles``: by their names.
+    ARNs; ``instance_profiles``: by their names; ``policies``: by access key, what its user may do to instances that are there.
     """
 
     enabled: bool = True
@@ -35,6 +36,7 @@ class Setup:
     keys: Mapping[str, str] = field(default_factory=dict)
     instance_profiles: tuple[str, ...] = ()
     metadata_tags: str = "no-preference"
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Account:
@@ -71,6 +73,14 @@ class Account:
                 f"authorized to perform: {action} because no identity-based policy allows the {action} action",
                 status=403,
             )
+
+    def authorize_change(
+        self, region: str, access_key: str, form: Mapping[str, str], instance_id: str, tags: Mapping[str, str]
+    ) -> None:
+        """Likewise of a change of an instance with these ``tags``, by whose key has a policy here."""
+        policy = self.of(region).policies.get(access_key)
+        if policy is not None and form["Action"] in iam.CHANGES:
+            iam.check(policy, form, f"arn:aws:ec2:{region}:{ACCOUNT_ID}:instance/{instance_id}", tags)
 
     def quota(self, region: str) -> int | None:
         """VCPUs of standard types that may run at once; None: no limit."""

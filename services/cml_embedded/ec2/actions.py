@@ -34,8 +34,11 @@ class Actions:
         self._instances = instances
         self._account = account
 
-    def act(self, environ: Environ, region: str, form: dict[str, str], fault: Fault | None) -> Answer:
-        """Carry one out; an instance may suffer from a fault that is planted. Raises Refusal."""
+    def act(
+        self, environ: Environ, caller: tuple[str, str], form: dict[str, str], fault: Fault | None
+    ) -> Answer:
+        """Carry one out for a ``caller``, an access key and the region it is used in; an instance may suffer from a fault that is planted. Raises Refusal."""
+        access_key, region = caller
         action = form.get("Action", "")
         self._account.authorize(region, f"ec2:{action}")
         dies = (fault.code, fault.message) if fault and fault.effect == "dies" else None
@@ -43,6 +46,8 @@ class Actions:
         for name, value in form.items():
             if re.fullmatch(r"InstanceId(\.\d+)?", name):
                 self._instances.check(value, region)
+            if re.fullmatch(r"(InstanceId|ResourceId)(\.\d+)?", name) and value in self._instances:
+                self._account.authorize_change(region, access_key, form, value, self._instances[value].tags)
         if action == "RunInstances":
             check_launch(form, region, self._account, self._backend)
         if action in ("CreateTags", "DeleteTags"):

@@ -100,7 +100,7 @@ class Application:
                 try:
                     if refused is not None:
                         raise refused
-                    answer = self._actions.act(environ, region, form, fault)
+                    answer = self._actions.act(environ, (access_key, region), form, fault)
                 except Refusal as refusal:
                     answer = refusal.status, error(refusal.code, str(refusal))
                 if planted and fault and fault.effect == "after":

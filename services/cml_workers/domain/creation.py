@@ -8,6 +8,7 @@ from cml_contracts.commands import CreateCMLWorker, ImportCMLWorker
 from cml_contracts.events import (
     LaunchRequested,
     TagsUpdateRequested,
+    TerminationRequested,
     WorkerCreated,
     WorkerEvent,
     WorkerImported,
@@ -29,6 +30,7 @@ from cml_workers.domain.messages import (
     InstanceLookup,
     LookupResult,
 )
+from cml_workers.domain.operations import adoption_of, is_adoption
 from cml_workers.domain.policy import Policy
 from cml_workers.domain.profiles import check_metadata_keys, choose, no_image, places
 from cml_workers.domain.situation import Situation
@@ -171,9 +173,15 @@ def import_instance(command: ImportCMLWorker, command_id: str, at: Situation) ->
             ProblemCode.WORKER_TERMINATED,
             f"instance {command.instance_id} was worker {worker.id}, which is terminated",
         )
-    if worker.exists and (worker.instance is None or worker.instance.instance_id != command.instance_id):
-        raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} exists already, and is of another instance")
-    if worker.exists:
+    failed_before = worker.exists and worker.status is WorkerStatus.FAILED and not worker.generation
+    if any(is_adoption(each) for each in worker.operations):
+        ends = bool(worker.pending(TerminationRequested))
+        raise rejected(ProblemCode.CONFLICT, f"worker {worker.id} is being imported", retryable=not ends)
+    if worker.exists and not failed_before:
+        if worker.instance is None or worker.instance.instance_id != command.instance_id:
+            raise rejected(
+                ProblemCode.CONFLICT, f"worker {worker.id} exists already, and is of another instance"
+            )
         at.confirm()
         return []
     if policy.import_tags is None:
@@ -224,8 +232,7 @@ def import_instance(command: ImportCMLWorker, command_id: str, at: Situation) ->
             instance=instance,
             created_by=command.created_by,
         ),
-        # No command's id contains a space, so this can be no other command's operation.
-        TagsUpdateRequested(operation_id=f"{command_id} adopt", tags=ours),
+        TagsUpdateRequested(operation_id=adoption_of(command_id), tags=ours),
     ]
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 from cml_contracts.events import (
     CommandRejected,
     CommandSkipped,
+    ImportFailed,
     InstanceLaunched,
     InstanceStateObserved,
     Intent,
@@ -86,9 +87,22 @@ def _imported(worker: Worker, event: WorkerImported, recorded: Recorded) -> Work
             created_at=recorded.metadata.time,
             # Nobody knows; it may be as new as that, and not yet visible to all.
             launched_at=recorded.metadata.time,
+            launch_problem=None,
         ),
         event.instance,
         recorded,
+    )
+
+
+def _import_failed(worker: Worker, event: ImportFailed, recorded: Recorded) -> Worker:
+    """What was looked at is somebody else's, and stays so."""
+    return worker._replace(
+        revision=recorded.revision,
+        updated_at=recorded.metadata.time,
+        launch_problem=event.problem,
+        instance=None,
+        tags={},
+        launched_at=None,
     )
 
 
@@ -247,6 +261,7 @@ _AFTER: Mapping[type[WorkerEvent], Callable[[Worker, Any, Recorded], Worker]] = 
     WorkerCreated: _created,
     WorkerRecreated: _recreated,
     WorkerImported: _imported,
+    ImportFailed: _import_failed,
     **{kind.intent: _requested for kind in KINDS},
     InstanceLaunched: _launched,
     **{kind.success: _shown for kind in SWITCHES},

@@ -24,7 +24,7 @@ from cml_contracts.events import (
 from cml_contracts.results import Delay, OperationResult, Outcome, Problem
 from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import EventMetadata, Recorded
-from cml_workers.domain.operations import KINDS, SWITCHES, Kind
+from cml_workers.domain.operations import KINDS, SWITCHES, Kind, command_of, is_adoption
 from cml_workers.domain.worker import Operation, Worker
 
 
@@ -86,7 +86,11 @@ def entries(before: Worker, recorded: Recorded, after: Worker) -> Iterator[Entry
     for command_id, operation in after.operations.items():
         # The fold makes a new one of what changes.
         if before.operations.get(command_id) is not operation:
-            yield Entry(command_id, operation.kind.command.TYPE, operation.requested, operation)
+            yield Entry(command_of(command_id), _command_type(operation), operation.requested, operation)
+    if isinstance(
+        recorded.event, WorkerImported
+    ):  # until the adoption, which is requested with it, has its outcome
+        yield Entry(recorded.event.operation_id, ImportCMLWorker.TYPE, recorded.metadata)
     yield from settled(before, recorded)
 
 
@@ -105,19 +109,21 @@ def settled(before: Worker, recorded: Recorded) -> Iterator[Entry]:
             )
         case CommandSkipped():
             yield _entry(before, recorded, event.operation_id, event.command_type, data=event.data)
-        case WorkerImported():
-            data = Worker(before.id, given_name=event.name).shown(event.instance).model_dump(mode="json")
-            yield _entry(before, recorded, event.operation_id, ImportCMLWorker.TYPE, data=data)
         case WorkerTerminated():
             for operation in before.pending(TerminationRequested):
                 yield _entry(before, recorded, operation.command_id, operation.kind.command.TYPE, data=True)
+        case TagsUpdated() if is_adoption(event.operation_id):
+            yield _entry(
+                before, recorded, event.operation_id, ImportCMLWorker.TYPE, data=_adopted(before, event)
+            )
         case _ if (failed := _FAILED.get(type(event))) is not None:
             failure: Any = event
+            adopting = is_adoption(failure.operation_id)
             yield _entry(
                 before,
                 recorded,
                 failure.operation_id,
-                failed.command.TYPE,
+                ImportCMLWorker.TYPE if adopting else failed.command.TYPE,
                 outcome="failed",
                 problem=failure.problem,
             )
@@ -129,20 +135,26 @@ def settled(before: Worker, recorded: Recorded) -> Iterator[Entry]:
             pass
 
 
+def _command_type(operation: Operation) -> str:
+    """The type of the command that it is of."""
+    return ImportCMLWorker.TYPE if is_adoption(operation.command_id) else operation.kind.command.TYPE
+
+
 def _entry(
     before: Worker,
     recorded: Recorded,
-    command_id: str,
+    operation_id: str,
     command_type: str,
     *,
     outcome: Outcome = "succeeded",
     data: Any = None,
     problem: Problem | None = None,
 ) -> Entry:
+    command_id = command_of(operation_id)
     result = OperationResult(
         command_id=command_id, worker_id=before.id, outcome=outcome, data=data, problem=problem
     )
-    operation, metadata = before.operation(command_id), recorded.metadata
+    operation, metadata = before.operation(operation_id), recorded.metadata
     return Entry(
         command_id,
         command_type,
@@ -156,6 +168,11 @@ def _entry(
 
 def _launched(before: Worker, event: InstanceLaunched) -> Any:
     return before.shown(event.instance).model_dump(mode="json")
+
+
+def _adopted(before: Worker, event: TagsUpdated) -> Any:
+    assert before.instance is not None  # noqa: S101 - the import recorded it
+    return before.shown(before.instance.model_copy(update={"tags": event.tags})).model_dump(mode="json")
 
 
 def _true(_before: Worker, _event: WorkerEvent) -> Any:

@@ -141,6 +141,24 @@ REVERSIBLE = (*SWITCHES, TAGS)
 """What a later operation may undo, and a call that comes late. It fails where the instance turns out to be terminated."""
 
 
+_ADOPTION = " adopt"
+"""No command's id contains a space, so this can be no other command's operation."""
+
+
+def adoption_of(command_id: str) -> str:
+    """The operation of an import that gives the instance our tags, by which it becomes ours."""
+    return command_id + _ADOPTION
+
+
+def is_adoption(operation_id: str) -> bool:
+    return operation_id.endswith(_ADOPTION)
+
+
+def command_of(operation_id: str) -> str:
+    """The command that an operation is of; all but an adoption have its id."""
+    return operation_id.removesuffix(_ADOPTION)
+
+
 def intents(kinds: Iterable[Kind]) -> tuple[type[Intent], ...]:
     """The intents of these kinds."""
     return tuple(kind.intent for kind in kinds)

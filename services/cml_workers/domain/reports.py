@@ -4,6 +4,7 @@ from collections.abc import Container
 from typing import assert_never
 
 from cml_contracts.events import (
+    ImportFailed,
     LaunchFailed,
     LaunchRequested,
     OperationDelayed,
@@ -15,7 +16,7 @@ from cml_contracts.events import (
 from cml_contracts.instance import (
     InstanceState,
 )
-from cml_contracts.results import ProblemCode
+from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.creation import next_place
 from cml_workers.domain.decisions import NoChange, Record, Reject, RejectedError, rejected
 from cml_workers.domain.messages import (
@@ -28,7 +29,7 @@ from cml_workers.domain.messages import (
     WorkerReport,
 )
 from cml_workers.domain.observations import died_at_birth, end, failure_of, fallen_back, observe
-from cml_workers.domain.operations import LAUNCH, TERMINATE
+from cml_workers.domain.operations import LAUNCH, TERMINATE, adoption_of, command_of, is_adoption
 from cml_workers.domain.worker import Operation, Worker
 
 OperationReport = (
@@ -55,9 +56,10 @@ def _reported(report: WorkerReport, worker: Worker, known: Container[str]) -> li
         return []
     if isinstance(report, InstanceObserved):
         return observe(worker, report.instance) if report.seen_revision >= worker.observed_revision else []
-    operation = worker.operations.get(report.operation_id)
+    of_import = worker.operations.get(adoption_of(report.operation_id))  # callers know it as their command's
+    operation = worker.operations.get(report.operation_id) or of_import
     if operation is None:
-        if report.operation_id in known:
+        if command_of(report.operation_id) in known:
             return []
         raise rejected(
             ProblemCode.VALIDATION_FAILED, f"worker {worker.id} has no operation {report.operation_id!r}"
@@ -68,7 +70,7 @@ def _reported(report: WorkerReport, worker: Worker, known: Container[str]) -> li
         case OperationSucceeded():
             return _success(operation, report, worker)
         case OperationOutstanding():
-            return [] if operation.overdue_at else [OperationOverdue(operation_id=report.operation_id)]
+            return [] if operation.overdue_at else [OperationOverdue(operation_id=operation.command_id)]
         case AttemptRefused():
             if operation.refusal:
                 return []
@@ -82,9 +84,20 @@ def _reported(report: WorkerReport, worker: Worker, known: Container[str]) -> li
             failure = failure_of(operation, report.problem)
             if isinstance(failure, LaunchFailed) and worker.pending(TerminationRequested):
                 return [failure, *end(worker, worker.pending(TerminationRequested)[0].command_id)]
+            if is_adoption(operation.command_id):
+                return _not_adopted(operation, report.problem, worker)
             elsewhere = next_place(operation, report.problem)
             return [elsewhere or failure]
     assert_never(report)
+
+
+def _not_adopted(adoption: Operation, problem: Problem, worker: Worker) -> list[WorkerEvent]:
+    """The instance is not ours: nothing that was asked for since is done to it."""
+    others = [each for each in worker.operations.values() if each is not adoption]
+    return [
+        *(failure_of(each, problem) for each in [adoption, *others]),
+        ImportFailed(operation_id=command_of(adoption.command_id), problem=problem),
+    ]
 
 
 def _is_of_an_earlier_place(report: OperationReport, operation: Operation) -> bool:

@@ -10,7 +10,7 @@ from cml_contracts.events import (
     TerminationRequested,
 )
 from cml_contracts.instance import InstanceState
-from cml_workers.domain.operations import SWITCHES, intents
+from cml_workers.domain.operations import SWITCHES, intents, is_adoption
 from cml_workers.domain.worker import Operation, Worker
 
 
@@ -34,7 +34,7 @@ def next_actions(worker: Worker) -> Sequence[Act | Watch]:
     """What to do now: at most one power action or a watch, and the oldest tag update.
 
     A launch comes before everything, a termination before every other power operation: an unresolved launch
-    is resolved first, then what was launched is terminated.
+    is resolved first, then what was launched is terminated. So does an adoption: before it, the instance is not ours.
     """
     if worker.terminated:
         return []
@@ -43,6 +43,9 @@ def next_actions(worker: Worker) -> Sequence[Act | Watch]:
         return [_act(launches[0])]
     if worker.instance is None:
         return []
+    adoptions = [each for each in worker.pending(TagsUpdateRequested) if is_adoption(each.command_id)]
+    if adoptions:
+        return [_act(adoptions[0])]
     terminations = worker.pending(TerminationRequested)
     if terminations:
         return [_act(terminations[0])]

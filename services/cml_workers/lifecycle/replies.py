@@ -17,6 +17,7 @@ from cml_workers.bus.port import Outgoing
 from cml_workers.domain.decisions import Reject
 from cml_workers.domain.history import EventMetadata, ReplyAddress, fingerprint
 from cml_workers.domain.messages import CommandMessage, Lookup, LookupRequested
+from cml_workers.domain.operations import command_of
 from cml_workers.domain.worker import Worker
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
@@ -54,7 +55,7 @@ def metadata_of(
             causation_id=cause,
             traceparent=origin.traceparent,
         )
-    of_command = operation_id in (None, origin.command_id)
+    of_command = operation_id is None or command_of(operation_id) == origin.command_id
     return EventMetadata(
         event_id=event_id,
         time=now,

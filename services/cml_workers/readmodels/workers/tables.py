@@ -32,7 +32,8 @@ OPERATIONS = sa.Table(
     sa.Column("view", sa.Text, nullable=False),
 )
 TABLES = (WORKERS, WORKER_TAGS, OPERATIONS)
-VERSION = 3
+VERSION = 4
 """Count it up with every change of the tables above or of the rows that ``fold`` makes."""
-USABLE = frozenset({1, 2})
-"""Earlier versions with the same tables; in the first one tags that were gone stayed, the second one had no reasons of EC2."""
+USABLE = frozenset({1, 2, 3})
+"""Earlier versions with the same tables; in the first one tags that were gone stayed, the second one had no reasons of EC2, the third one
+showed the tags of an import as an operation of its own."""
