@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test quick coverage chaos fleets fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
+.PHONY: help demo run test test-rabbitmq quick coverage chaos fleets fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -28,9 +28,18 @@ demo: $(READY) ## the whole system in one process: six commands, their replies, 
 run: $(READY) ## run all roles, embedded unless configured by the environment (see README)
 	@exec $(BIN)/cml-workers run
 
+SUITE := -n 2 --dist loadscope --no-loadscope-reorder
 test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded broker
 	@tests/support/ensure-services
-	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest $(SUITE) $(ARGS)
+
+# What RabbitMQ's version matters to: port and adapter, rights, dead letters, whole processes that lose it, hostile messages.
+ON_RABBITMQ := $(wildcard tests/conformance/test_broker_*.py) tests/bus tests/deadletters tests/fuzz/test_processes.py \
+	$(addprefix tests/system/test_,callers.py chaos.py cut_at_the_reply.py deadletters.py health.py least_rights.py \
+		misconfigured.py production_parts.py promises.py roles.py)
+test-rabbitmq: $(READY) ## the tests that the version of RabbitMQ matters to, on VERSION=4.0|4.3, which it makes once
+	@commands=$$(tests/support/debian-rabbitmq $(or $(VERSION),4.3)) && export TEST_RABBITMQ_SERVER=$$commands/rabbitmq-server && \
+		tests/support/ensure-services && $(BIN)/python -m pytest $(SUITE) -k "not embedded" $(ON_RABBITMQ) $(ARGS)
 
 # One process more than cores: some of these tests wait.
 QUICK := -n 3 --dist loadscope --no-loadscope-reorder -m "not slow"

@@ -15,10 +15,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from pamqp import frame
+from pamqp.commands import Connection
+
 from support.children import tied
 from support.containers import container, docker_answers
 
 GIVEN = "TEST_RABBITMQ_URL"
+SERVER = "TEST_RABBITMQ_SERVER"
+"""Names the start script of another server than the machine's own, e.g. one that ``debian-rabbitmq`` has made."""
 IMAGE = os.environ.get("RABBITMQ_IMAGE", "rabbitmq:4.1")
 # The wrapper in sbin refuses other users; the script behind it does not.
 PLACES = (
@@ -36,7 +41,9 @@ class NoRabbitMQError(Exception):
 
 
 def installed() -> Path | None:
-    """The server's start script on this machine."""
+    """The start script of the server to spawn: the one that was named, or this machine's."""
+    if named := os.environ.get(SERVER):
+        return Path(named)
     for place in (*PLACES, shutil.which("rabbitmq-server")):
         if place and Path(place).exists():
             return Path(place)
@@ -99,7 +106,7 @@ class SpawnedRabbitMQ:
         environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
         if self._epmd is None:
             # As a child of ours: one that the server starts by itself would stay behind.
-            epmd = next(path for path in EPMD if shutil.which(path))
+            epmd = next(path for path in (str(self._script.parent / "epmd"), *EPMD) if shutil.which(path))
             self._epmd = subprocess.Popen(
                 tied(epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)),
                 env=environment,
@@ -180,7 +187,7 @@ def any_rabbitmq(folder: Path) -> Iterator[tuple[str, str]]:
         yield given, f"given by {GIVEN}"
     elif installed():
         with private_rabbitmq(folder) as server:
-            yield server.url, f"spawned privately from {installed()}"
+            yield server.url, f"{version('127.0.0.1', server.port)}, spawned privately from {installed()}"
     elif docker_answers():
         with container(IMAGE, 5672, speaks_amqp) as (host, port):
             yield f"amqp://guest:guest@{host}:{port}/", f"in a container of {IMAGE}"
@@ -210,3 +217,13 @@ def speaks_amqp(host: str, port: int) -> bool:
             return probe.recv(1) == b"\x01"
     except OSError:
         return False
+
+
+def version(host: str, port: int) -> str:
+    """The server's name and version, as it says in its first frame."""
+    with socket.create_connection((host, port), timeout=10) as probe, probe.makefile("rb") as sent:
+        probe.sendall(b"AMQP\x00\x00\x09\x01")
+        head = sent.read(7)
+        start = frame.unmarshal(head + sent.read(int.from_bytes(head[3:], "big") + 1))[2]
+    assert isinstance(start, Connection.Start)
+    return "{product} {version}".format_map(start.server_properties)
