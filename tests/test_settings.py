@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cml_contracts.broker import EXAMPLE
 from cml_workers.process.system import single_role, system
 from cml_workers.runtime.settings import Settings, SettingsError, load_settings, variable
 from support.running import unconfigured
@@ -47,7 +48,11 @@ async def test_who_may_command_is_asked_of_roles_and_of_no_client(
         ("CML_ACTOR_TOKEN_KEYS", "secret", 'CML_ACTOR_TOKEN_KEYS: must be JSON, e.g. ["one", "another"]'),
         ("CML_OPERATOR_USERS", "[" * 100_000, 'CML_OPERATOR_USERS: must be JSON, e.g. ["one", "another"]'),
         ("CML_WORKER_KEY_NAME", "{", None),
-        ("RABBITMQ_URL", "amqp://", "RABBITMQ_URL names no host: amqps://user:password@host:5671/"),
+        (
+            "RABBITMQ_URL",
+            "amqp://one,",
+            f"RABBITMQ_URL has no valid host at place 2: {EXAMPLE}; in a password, @ / ? and # must be percent-encoded",
+        ),
         ("RABBITMQ_URL", "http://nonsense", "RABBITMQ_URL must begin with amqp:// or amqps://"),
         ("CML_PREFETCH", "0", "CML_PREFETCH: Input should be greater than or equal to 1"),
     ],

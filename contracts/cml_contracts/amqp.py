@@ -5,6 +5,8 @@ aiormq ends a call under way in several ways when it closes the connection: with
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aio_pika.exceptions import AMQPError
 
@@ -21,3 +23,13 @@ def outage(error: BaseException) -> str | None:
             return str(error) or type(error).__name__
         case _:
             return "the connection was closed" if type(error) is Exception else None
+
+
+@contextmanager
+def despite_outage() -> Iterator[None]:
+    """For what needs no connection to be done: closing it, acknowledging what is delivered again otherwise."""
+    try:
+        yield
+    except BaseException as error:
+        if outage(error) is None:
+            raise

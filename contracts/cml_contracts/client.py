@@ -1,35 +1,33 @@
 """An asynchronous client: sends commands and awaits their results, queries, and follows events.
 
-Many commands may be in flight at once on one connection. A lost connection is restored, and every command
-that still awaits its result is sent again under its own id, which is harmless: a repeated command has no
-second effect.
+Many commands may be in flight at once on one connection. One that is lost is replaced, at the next node if there are
+several, and every command that still awaits its result is sent again under its own id, which is harmless: a repeated
+command has no second effect.
 """
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from uuid import UUID, uuid4
 
 try:
     import aio_pika
-    from aio_pika.abc import (
-        AbstractIncomingMessage,
-        AbstractQueueIterator,
-        AbstractRobustChannel,
-        AbstractRobustConnection,
-    )
-    from aio_pika.exceptions import AMQPError
-    from yarl import URL
+    from aio_pika.abc import AbstractIncomingMessage
+    from aio_pika.exceptions import AMQPChannelError, DeliveryError
+    from aiormq.exceptions import ConnectionFrameError, ConnectionSyntaxError
+
+    from cml_contracts.amqp import outage
+    from cml_contracts.broker import Nodes
+    from cml_contracts.session import ClosedError, Session, Sessions
+    from cml_contracts.subscription import Subscription
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"cml_contracts.client needs {error.name}: pip install 'cml-contracts[client]'", name=error.name
     ) from error
 
-from cml_contracts.amqp import outage
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.deadletters import OperatorRequest
 from cml_contracts.envelope import JSON, EventEnvelope
@@ -47,11 +45,12 @@ from cml_contracts.texts import as_command_id
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import (
     COMMANDS_EXCHANGE,
-    EVENTS_EXCHANGE,
     OPERATOR_EXCHANGE,
     QUERIES_EXCHANGE,
     Exchange,
 )
+
+T = TypeVar("T")
 
 
 class NoResultYetError(TimeoutError):
@@ -70,8 +69,22 @@ class NoAnswerError(NoResultYetError):
         return f"no answer within {self.deadline:g} s; ask again"
 
 
+class ClientClosedError(NoResultYetError):
+    """The client was closed before the result came. The command stands, as after ``NoResultYetError``."""
+
+    def __str__(self) -> str:
+        return f"the client was closed before the result of {self.command_id}; query its operation later"
+
+
 class NotSentError(ConnectionError):
-    """The broker could not be reached, or no service consumes the message."""
+    """The broker could not be reached or did not confirm the message, or no service consumes it.
+
+    It may have been taken all the same: send it again under ``command_id``, where it has one.
+    """
+
+    def __init__(self, why: str, command_id: str | None = None) -> None:
+        super().__init__(why)
+        self.command_id = command_id
 
 
 @dataclass(slots=True)
@@ -80,38 +93,32 @@ class _Waiting:
     message: aio_pika.Message
     routing_key: str
     result: asyncio.Future[OperationResult]
+    awaits_reply: bool = True
+    publishing: bool = False
+    confirmed: bool = False
+    """At least once."""
 
 
 class WorkerClient:
-    """Use as ``async with WorkerClient("amqp://...") as client:``."""
+    """Use as ``async with WorkerClient("amqp://...") as client:``.
+
+    The URL may name several hosts, ``amqps://user:password@one,two,three/``. Raises ValueError if it is none.
+    """
 
     def __init__(self, url: str, *, deadline: float = 60.0) -> None:
-        self._url = url
+        self._nodes = Nodes(url)
         self._deadline = deadline
-        self._user = URL(url).user or "guest"
-        self._connection: AbstractRobustConnection | None = None
-        self._channel: AbstractRobustChannel | None = None
-        self._reply_queue = f"cml.replies.{uuid4()}"
         self._waiting: dict[str, _Waiting] = {}
         self._resending: set[asyncio.Task[None]] = set()
+        self._sessions = Sessions(self._nodes, on_reply=self._on_reply, on_new=self._on_new_session)
 
     async def __aenter__(self) -> Self:
         try:
-            # Once connected, the library would try without end to open a channel.
-            async with asyncio.timeout(20):
-                self._connection = await aio_pika.connect_robust(
-                    self._url, timeout=10, fail_fast=True, reconnect_interval=0.5
-                )
-                self._channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
-                replies = await self._channel.declare_queue(
-                    self._reply_queue, exclusive=True, auto_delete=True
-                )
-                await replies.consume(self._on_reply, no_ack=True)
-        except (AMQPError, OSError, TimeoutError) as error:
-            if self._connection is not None:
-                await self._connection.close()
-            raise NotSentError(f"cannot connect to RabbitMQ: {outage(error)}") from error
-        self._connection.reconnect_callbacks.add(self._on_reconnected)
+            await self._sessions.open()
+        except BaseException as error:
+            if (cause := outage(error)) is None:
+                raise
+            raise NotSentError(f"cannot connect to RabbitMQ: {cause}") from error
         return self
 
     async def __aexit__(
@@ -122,10 +129,11 @@ class WorkerClient:
     ) -> None:
         for task in self._resending:
             task.cancel()
+        await self._sessions.close()
         for waiting in self._waiting.values():
-            waiting.result.cancel()
-        if self._connection is not None:
-            await self._connection.close()
+            if not waiting.result.done():
+                waiting.result.set_exception(ClosedError("the client is closed"))
+                waiting.result.exception()  # seen, also if it is not awaited yet
 
     async def send(
         self,
@@ -142,7 +150,7 @@ class WorkerClient:
 
         Raises:
             NoResultYetError: the deadline passed; the command stands.
-            NotSentError: the broker did not accept it.
+            NotSentError: the broker did not accept it, or did not confirm it before the deadline.
             ValueError: ``command_id`` cannot be one.
         """
         return await self._call(
@@ -153,7 +161,9 @@ class WorkerClient:
         """Send a command without awaiting its result; return its id. Raises NotSentError, ValueError."""
         command_id = _command_id(command_id)
         message = self._message(command, command_id)
-        await self._publish(_Waiting(COMMANDS_EXCHANGE, message, command.TYPE, asyncio.Future()))
+        result: asyncio.Future[OperationResult] = asyncio.get_running_loop().create_future()
+        posted = _Waiting(COMMANDS_EXCHANGE, message, command.TYPE, result, awaits_reply=False)
+        await self._in_time(self._until_confirmed(posted), posted, self._deadline)
         return command_id
 
     async def query(self, query: Query, *, deadline: float | None = None) -> OperationResult:
@@ -190,25 +200,12 @@ class WorkerClient:
     ) -> AsyncIterator[AsyncIterator[EventEnvelope]]:
         """Events whose type matches the topic pattern, from now on.
 
-        With a ``queue`` name they are kept in that durable queue between subscriptions, and an event is
-        acknowledged when the next one is taken: at least once.
+        With a ``queue`` name they are kept in that durable queue between subscriptions and connections, and an event is
+        acknowledged when the next one is taken: at least once. Without one, those are missed that come while the
+        connection is lost: its queue ends with it, and the next one has another name.
         """
-        assert self._connection is not None, "use the client in `async with`"  # noqa: S101
-        channel = await self._connection.channel()
-        await channel.set_qos(prefetch_count=100)
-        try:
-            events = await channel.declare_queue(
-                queue or f"cml.subscribers.{uuid4()}",
-                durable=bool(queue),
-                exclusive=not queue,
-                auto_delete=not queue,
-            )
-            await events.bind(EVENTS_EXCHANGE.name, pattern)
-            async with events.iterator() as messages:
-                yield _decoded(messages)
-        finally:
-            with suppress(AMQPError, OSError, RuntimeError):
-                await channel.close()
+        async with Subscription(self._sessions, pattern, queue) as events:
+            yield events
 
     async def _call(
         self,
@@ -219,23 +216,41 @@ class WorkerClient:
         actor_token: str | None = None,
     ) -> OperationResult:
         correlation_id = str(uuid4())
-        message = self._message(body, message_id, self._reply_queue, correlation_id, actor_token)
+        message = self._message(body, message_id, correlation_id, actor_token)
         waiting = _Waiting(exchange, message, body.TYPE, asyncio.get_running_loop().create_future())
         self._waiting[correlation_id] = waiting
+
+        async def answered() -> OperationResult:
+            await self._until_confirmed(waiting)
+            return await waiting.result
+
         try:
-            async with asyncio.timeout(deadline):
-                await self._publish(waiting)
-                return await waiting.result
-        except TimeoutError:
-            raise NoResultYetError(message_id, deadline) from None
+            return await self._in_time(answered(), waiting, deadline)
         finally:
             del self._waiting[correlation_id]
+
+    async def _in_time(self, work: Coroutine[Any, Any, T], waiting: _Waiting, deadline: float) -> T:
+        """Raises NotSentError, NoResultYetError."""
+        message_id = waiting.message.message_id or ""
+        try:
+            async with asyncio.timeout(deadline):
+                return await work
+        except TimeoutError:
+            if waiting.confirmed:
+                raise NoResultYetError(message_id, deadline) from None
+            raise NotSentError(
+                f"{waiting.routing_key} was not confirmed within {deadline:g} s{self._sessions.trouble}",
+                message_id,
+            ) from None
+        except ClosedError as error:
+            if waiting.confirmed:
+                raise ClientClosedError(message_id, deadline) from None
+            raise NotSentError(f"{waiting.routing_key} was not sent: {error}", message_id) from None
 
     def _message(
         self,
         body: WorkerCommand | Query | OperatorRequest,
         message_id: str,
-        reply_to: str | None = None,
         correlation_id: str | None = None,
         actor_token: str | None = None,
     ) -> aio_pika.Message:
@@ -243,44 +258,57 @@ class WorkerClient:
             body.model_dump_json(exclude_none=True).encode(),
             message_id=message_id,
             type=body.TYPE,
-            reply_to=reply_to,
             correlation_id=correlation_id,
             content_type=JSON,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            user_id=self._user,
+            user_id=self._nodes.user,
             headers={TOKEN_HEADER: actor_token} if actor_token else {},
         )
 
-    async def _publish(self, waiting: _Waiting) -> None:
-        assert self._channel is not None, "use the client in `async with`"  # noqa: S101
+    async def _until_confirmed(self, waiting: _Waiting) -> None:
+        """Publish on this session or, if it is lost meanwhile, on the next. Raises NotSentError, ClosedError."""
+        waiting.publishing = True
         try:
-            exchange = await self._channel.get_exchange(waiting.exchange.name, ensure=False)
+            while not await self._published(await self._sessions.current(), waiting):
+                pass
+        finally:
+            waiting.publishing = False
+        waiting.confirmed = True
+
+    async def _published(self, session: Session, waiting: _Waiting) -> bool:
+        """Whether the broker confirmed it; otherwise the session is lost. Raises NotSentError."""
+        if waiting.awaits_reply:
+            waiting.message.reply_to = session.reply_to
+        try:
+            exchange = await session.channel.get_exchange(waiting.exchange.name, ensure=False)
             await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
+        except (AMQPChannelError, DeliveryError, ConnectionFrameError, ConnectionSyntaxError) as error:
+            raise NotSentError(
+                f"{waiting.routing_key} was not accepted: {outage(error)}", waiting.message.message_id
+            ) from error
         except BaseException as error:
-            if (cause := outage(error)) is None:
+            if outage(error) is None:
                 raise
-            raise NotSentError(f"{waiting.routing_key} was not accepted: {cause}") from error
+            session.lost.set()
+            return False
+        return True
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:
         waiting = self._waiting.get(message.correlation_id or "")
         if waiting is not None and not waiting.result.done():
             waiting.result.set_result(OperationResult.model_validate_json(message.body))
 
-    async def _on_reconnected(self, *_: Any) -> None:
-        async def send_again() -> None:
-            for waiting in list(self._waiting.values()):
-                with suppress(NotSentError):
-                    await self._publish(waiting)
+    def _on_new_session(self) -> None:
+        """Send again what was confirmed on another one: its reply would go to the address that is gone."""
+        for waiting in self._waiting.values():
+            if not waiting.publishing and not waiting.result.done():
+                task = asyncio.create_task(self._send_again(waiting))
+                self._resending.add(task)
+                task.add_done_callback(self._resending.discard)
 
-        task = asyncio.create_task(send_again())
-        self._resending.add(task)
-        task.add_done_callback(self._resending.discard)
-
-
-async def _decoded(messages: AbstractQueueIterator) -> AsyncIterator[EventEnvelope]:
-    async for message in messages:
-        yield EventEnvelope.from_cloudevent(json.loads(message.body))
-        await message.ack()
+    async def _send_again(self, waiting: _Waiting) -> None:
+        with suppress(NotSentError, ClosedError):
+            await self._until_confirmed(waiting)
 
 
 def _command_id(given: str | None) -> str:

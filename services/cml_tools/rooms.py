@@ -86,9 +86,11 @@ ROOMS: Mapping[str, Room] = {
     "roots": Room(modules=(), library=PURE),
     "contracts": Room(modules=("cml_contracts",), packages=("pydantic", "pydantic_core"), library=PURE),
     "contracts.client": Room(
-        modules=("cml_contracts.client", "cml_contracts.amqp"),
+        modules=tuple(
+            f"cml_contracts.{name}" for name in ("amqp", "broker", "client", "session", "subscription")
+        ),
         imports=("contracts",),
-        packages=("aio_pika", "pydantic", "yarl"),
+        packages=("aio_pika", "aiormq", "pydantic", "yarl"),
         library=ANYTHING,
     ),
     "embedded.amqp": Room(
@@ -173,7 +175,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "runtime": Room(
         modules=_service("runtime"),
-        imports=(*CORE, "bus.rabbit", "eventstore.following"),
+        imports=(*CORE, "contracts.client", "bus.rabbit", "eventstore.following"),
         packages=("pydantic", "pydantic_core", "pydantic_settings", "sqlalchemy", "structlog"),
         library=ANYTHING,
     ),

@@ -104,7 +104,7 @@ def test_a_connection_that_ends_while_it_is_opened_is_said_so():
 @pytest.mark.parametrize(
     ("asked", "heartbeat"),
     [
-        ("", timedelta(seconds=60)),
+        ("", timedelta(seconds=10)),
         ("?heartbeat=5&name=x", timedelta(seconds=5)),
         ("?heartbeat=0", timedelta.max),
     ],

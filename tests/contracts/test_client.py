@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from aio_pika.exceptions import ChannelNotFoundEntity
 
-from cml_contracts.client import NoResultYetError, NotSentError, WorkerClient
+from cml_contracts.client import ClientClosedError, NoResultYetError, NotSentError, WorkerClient
 from cml_contracts.commands import StartCMLWorker
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.queries import ListCMLWorkers
@@ -122,13 +124,45 @@ async def test_a_broker_that_comes_back_finds_every_command_sent_again(tmp_path:
     assert service.handled == ["c-1"] * (1 + kept)
 
 
+ENVELOPE = EventEnvelope.model_validate_json(
+    (Path(__file__).parents[2] / "contracts" / "examples" / "cml.event_envelope.v1.json").read_text()
+)
+
+
+def event(message_id: str) -> Outgoing:
+    body = json.dumps(ENVELOPE.to_cloudevent()).encode()
+    return Outgoing(EVENTS_EXCHANGE, ENVELOPE.type, body, ENVELOPE.type, message_id)
+
+
 async def test_events_are_followed(broker: AmqpBroker):
-    envelope = EventEnvelope.model_validate_json(
-        (Path(__file__).parents[2] / "contracts" / "examples" / "cml.event_envelope.v1.json").read_text()
-    )
     bus = RabbitBus(broker.url, name="service")
     async with bus, WorkerClient(broker.url) as client, client.events("cml.worker.#") as events:
         for message_id in ("one", "two"):
-            body = json.dumps(envelope.to_cloudevent()).encode()
-            await bus.publish(Outgoing(EVENTS_EXCHANGE, envelope.type, body, envelope.type, message_id))
-        assert [await anext(events), await anext(events)] == [envelope, envelope]
+            await bus.publish(event(message_id))
+        assert [await anext(events), await anext(events)] == [ENVELOPE, ENVELOPE]
+
+
+async def test_a_subscription_that_is_not_let_in_says_so(tmp_path: Path):
+    async with AmqpBroker(data_dir=tmp_path) as bare, WorkerClient(bare.url) as client:
+        with pytest.raises(ChannelNotFoundEntity):
+            async with client.events():
+                pass
+
+
+async def test_a_client_that_is_closed_leaves_nobody_waiting(broker: AmqpBroker):
+    async with WorkerClient(broker.url) as client:
+        waiting = asyncio.create_task(client.send(START, command_id="c-1"))
+        events = await AsyncExitStack().enter_async_context(client.events())
+        following = asyncio.create_task(anext(events, None))
+        await confirmed(client)
+    with pytest.raises(ClientClosedError, match="the client was closed before the result of c-1"):
+        await waiting
+    assert await following is None
+    with pytest.raises(NotSentError, match="the client is closed"):
+        await client.send(START)
+
+
+async def confirmed(client: WorkerClient) -> None:
+    async with asyncio.timeout(30):
+        while not any(waiting.confirmed for waiting in client._waiting.values()):
+            await asyncio.sleep(0.02)

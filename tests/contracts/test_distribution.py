@@ -9,11 +9,11 @@ import pytest
 from packaging.requirements import Requirement
 
 import cml_contracts
+from cml_tools.rooms import ROOMS
 
 TYPES = sorted(
-    f"cml_contracts.{module.name}"
-    for module in pkgutil.iter_modules(cml_contracts.__path__)
-    if module.name not in ("client", "amqp")
+    {f"cml_contracts.{module.name}" for module in pkgutil.iter_modules(cml_contracts.__path__)}
+    - {*ROOMS["contracts.client"].modules}
 )
 
 

@@ -9,12 +9,12 @@ from typing import Self
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
 
+from cml_contracts.broker import connect
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.envelope import JSON
 from cml_contracts.results import OperationResult
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_contracts.topology import COMMANDS_EXCHANGE
-from cml_workers.bus.rabbit.short_connection import connect
 from support.canaries import CANARY
 
 CONFIRM_SECONDS = 20.0
@@ -123,7 +123,7 @@ class Callers:
             lost = asyncio.Event()
             with contextlib.suppress(*_LOST):
                 async with asyncio.timeout(20):
-                    connection = await connect(self._url, seconds=10)
+                    connection = await connect(self._url)
                 try:
                     async with asyncio.timeout(20):
                         await self._open(connection, lost)

@@ -86,6 +86,11 @@ class TcpProxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.cut()  # what was opened in between
 
+    @property
+    def connected(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
+
     def cut(self) -> None:
         """Reset every connection there is."""
         self.cuts += 1
@@ -101,9 +106,13 @@ class TcpProxy:
 
     async def stall(self, seconds: float) -> None:
         """Keep connections open and let new ones in, and pass nothing on for a while."""
-        self._flowing.clear()
+        self.pause()
         await asyncio.sleep(seconds)
         self._flowing.set()
+
+    def pause(self) -> None:
+        """The same until ``heal``."""
+        self._flowing.clear()
 
     def arm(self, trap: Trap) -> Armed:
         """Watch for the bytes of a trap, on every connection, from now on."""

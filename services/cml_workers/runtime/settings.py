@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
-from urllib.parse import urlsplit
 
 from pydantic import (
     AnyUrl,
@@ -21,6 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cml_contracts.broker import Nodes
 from cml_contracts.commands import COMMANDS
 from cml_contracts.texts import AmiId, Form, InstanceType, Region, Tags, Text
 from cml_workers.domain.policy import EVERY_COMMAND, VISIBILITY_GRACE, Access, Policy
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     )
 
     rabbitmq_url: Annotated[SecretStr | None, Field(validation_alias="RABBITMQ_URL")] = None
-    """amqp:// or amqps:// URL; unset: the embedded broker."""
+    """amqp:// or amqps:// URL, the hosts of a cluster separated by commas; unset: the embedded broker."""
     kurrentdb_uri: Annotated[SecretStr | None, Field(validation_alias="KURRENTDB_URI")] = None
     """kurrentdb:// or esdb:// URI; unset: an SQLite file in the data folder."""
     database_url: Annotated[SecretStr | None, Field(validation_alias="DATABASE_URL")] = None
@@ -198,14 +198,13 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name, value, schemes in (
-            ("RABBITMQ_URL", self.rabbitmq_url, ("amqp://", "amqps://")),
             ("KURRENTDB_URI", self.kurrentdb_uri, ("kurrentdb", "esdb")),
             ("DATABASE_URL", self.database_url, ("postgres", "sqlite://")),
         ):
             if value is not None and not value.get_secret_value().startswith(schemes):
                 raise ValueError(f"{name} must begin with {' or '.join(schemes)}")
-        if self.rabbitmq_url is not None and not urlsplit(self.rabbitmq_url.get_secret_value()).hostname:
-            raise ValueError("RABBITMQ_URL names no host: amqps://user:password@host:5671/")
+        if self.rabbitmq_url is not None:
+            Nodes(self.rabbitmq_url.get_secret_value(), "RABBITMQ_URL")
         types = {EVERY_COMMAND, *COMMANDS}
         unknown = sorted(frozenset().union(*self.command_users.values()) - types)
         if unknown:

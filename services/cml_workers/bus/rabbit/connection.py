@@ -1,25 +1,22 @@
 """One connection to RabbitMQ: a channel to publish, a channel for each consumer, and what is wrong with them."""
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
 import structlog
 from aio_pika.abc import AbstractRobustConnection
-from aio_pika.exceptions import AMQPError
-from aiormq.connection import parse_heartbeat
 from aiormq.exceptions import AuthenticationError, ChannelAccessRefused, ProbableAuthenticationError
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.message import RabbitMessage
 from faststream.rabbit.subscriber.usecase import RabbitSubscriber
-from yarl import URL
 
-from cml_contracts.amqp import outage
+from cml_contracts.amqp import despite_outage, outage
+from cml_contracts.broker import Nodes
 from cml_workers.bus.port import (
     BusConfigurationError,
     BusUnavailableError,
@@ -31,6 +28,7 @@ from cml_workers.bus.rabbit.consuming import Consumer
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
 from cml_workers.bus.rabbit.properties import read_tolerantly
 from cml_workers.bus.rabbit.publishing import Publisher
+from cml_workers.bus.rabbit.restored_connection import connect
 from cml_workers.bus.rabbit.topology import declare_topology, verify_topology
 from cml_workers.bus.topology import Queue
 from cml_workers.bus.usage import EVERYTHING, Usage
@@ -41,6 +39,10 @@ log = structlog.get_logger(__name__)
 
 LOOKS_EVERY, DEAD_FOR = 5.0, 15.0
 """Seconds between two looks at the consumers; after how many without one it is not coming back by itself."""
+
+
+STOP_SECONDS = 5.0
+"""How long the broker may take to end a consumer, or the connection."""
 
 
 class RabbitBus:
@@ -62,11 +64,12 @@ class RabbitBus:
         self._url = url
         self._uses = uses
         self._declare = declare
-        self.user = URL(url).user or "guest"
+        self._nodes = Nodes(url, "RABBITMQ_URL")
+        self.user = self._nodes.user
         """Whom the broker vouches for when we publish."""
         self._roles = {self.user, *roles}
         self._broker = RabbitBroker(
-            str(URL(url).update_query(name=name)),
+            str(self._nodes.url.update_query(name=name)),
             default_channel=Channel(publisher_confirms=True, on_return_raises=True),
             app_id=name,
             logger=None,
@@ -74,7 +77,7 @@ class RabbitBus:
             graceful_timeout=None,
             reconnect_interval=0.5,
         )
-        self._direct_replies = DirectReplies(url)
+        self._direct_replies = DirectReplies(self._nodes)
         self._publisher = Publisher(self._broker, uses.exchanges, self._direct_replies)
         self._consumers: list[Consumer] = []
         self._subscribers: list[RabbitSubscriber] = []
@@ -87,7 +90,7 @@ class RabbitBus:
     @property
     def heartbeat(self) -> timedelta:
         """The broker closes a connection that is silent for two of them, not sooner; ``max``: never."""
-        asked = parse_heartbeat(URL(self._url).query.get("heartbeat", "60"))
+        asked = self._nodes.heartbeat
         return timedelta(seconds=asked) if asked else timedelta.max
 
     async def publish(self, message: Outgoing) -> None:
@@ -133,7 +136,8 @@ class RabbitBus:
         logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # what it logs, it also raises
         read_tolerantly()
         try:
-            await (declare_topology if self._declare else verify_topology)(self._url, self._uses)
+            await (declare_topology if self._declare else verify_topology)(self._nodes, self._uses)
+            await connect(self._broker, self._nodes)
             await self._broker.start()
         except ChannelAccessRefused as error:
             raise TopologyError(
@@ -158,13 +162,11 @@ class RabbitBus:
         """
         await ended(self.consuming)
         for subscriber in self._subscribers:
-            with contextlib.suppress(AMQPError, OSError):
-                await subscriber.stop()
+            await _in_time(subscriber.stop())
         in_flight = [task for consumer in self._consumers for task in consumer.in_flight]
         if in_flight:
             await asyncio.wait(in_flight, timeout=grace)
-        with contextlib.suppress(AMQPError, OSError):
-            await self._broker.stop()
+        await _in_time(self._broker.stop())
 
     def problem(self) -> str | None:
         """What is wrong with the connection or a consumer; None if nothing is.
@@ -225,6 +227,13 @@ class RabbitBus:
         )  # it may be another node, of another version
         for notify in self._on_return:
             notify()
+
+
+async def _in_time(work: Awaitable[None]) -> None:
+    """What a lost connection, or a broker that hangs, leaves undone is over with the connection."""
+    with despite_outage():
+        async with asyncio.timeout(STOP_SECONDS):
+            await work
 
 
 def _server_properties(connection: Any) -> dict[str, Any]:

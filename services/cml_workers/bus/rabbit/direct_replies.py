@@ -18,8 +18,8 @@ import aio_pika
 from aiormq.exceptions import ConnectionInternalError
 
 from cml_contracts.amqp import outage
+from cml_contracts.broker import Nodes, connect
 from cml_workers.bus.port import BusUnavailableError
-from cml_workers.bus.rabbit.short_connection import connect
 
 PREFIX = "amq.rabbitmq.reply-to."
 REMEMBERED_NODES = 1000
@@ -40,8 +40,8 @@ _ERLANG_PROCESS = re.compile(rb"\x83X(?:[vd]..|w.)(?P<node>[!-~]+@[!-~]+).{12}",
 class DirectReplies:
     """What this broker can deliver a direct reply to. A reply to a known node never waits for a probe."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, nodes: Nodes) -> None:
+        self._nodes = nodes
         self._probes_needed = True
         self._known: set[bytes] = set()
         self._unknown_until: dict[bytes, float] = {}
@@ -95,7 +95,7 @@ class DirectReplies:
             async with (
                 self._at_once,
                 asyncio.timeout(PROBE_TIMEOUT),
-                await connect(self._url) as connection,
+                await connect(self._nodes) as connection,
             ):
                 channel = await connection.channel()
                 await channel.default_exchange.publish(

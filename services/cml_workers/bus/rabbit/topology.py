@@ -2,22 +2,19 @@
 
 from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 
+from cml_contracts.broker import Nodes, connect
 from cml_workers.bus.port import TopologyError
-from cml_workers.bus.rabbit.short_connection import connect
 from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 
-CONNECT_TIMEOUT = 10
-"""Seconds to connect."""
 
-
-async def declare_topology(url: str, uses: Usage = EVERYTHING) -> None:
+async def declare_topology(where: Nodes | str, uses: Usage = EVERYTHING) -> None:
     """Declare the exchanges, queues and bindings that are used; what exists already stays as it is.
 
     Raises:
         TopologyError: something exists with other arguments.
         AMQPError, OSError: the broker cannot be reached.
     """
-    connection = await connect(url, seconds=CONNECT_TIMEOUT)
+    connection = await connect(where)
     async with connection:
         channel = await connection.channel()
         subject = ""
@@ -43,14 +40,14 @@ async def declare_topology(url: str, uses: Usage = EVERYTHING) -> None:
             ) from error
 
 
-async def verify_topology(url: str, uses: Usage) -> None:
+async def verify_topology(where: Nodes | str, uses: Usage) -> None:
     """Check that the exchanges and queues that are used exist; this needs no right to configure anything.
 
     Raises:
         TopologyError: something is missing.
         AMQPError, OSError: the broker cannot be reached.
     """
-    connection = await connect(url, seconds=CONNECT_TIMEOUT)
+    connection = await connect(where)
     async with connection:
         channel = await connection.channel()
         subject = ""

@@ -1,0 +1,153 @@
+"""A connection to RabbitMQ that is replaced when it is lost, with an address for replies.
+
+Nothing is declared again under the name it had: an exclusive queue whose node is dead stays locked until that node is back
+(RabbitMQ 4.2 and later). Each connection has names of its own.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
+
+from cml_contracts.amqp import despite_outage, outage
+from cml_contracts.broker import Nodes, attempt, connect
+
+PAUSE = 0.5
+"""Seconds between two attempts to connect."""
+SETUP_SECONDS = 10.0
+"""How long a broker may take to open a channel, and to declare and consume a queue."""
+CLOSE_SECONDS = 5.0
+"""How long a connection may take to close before it is left to itself."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One connection, until it is ``lost``: a channel to publish, and the address of the replies."""
+
+    connection: AbstractConnection
+    channel: AbstractChannel
+    reply_to: str
+    lost: asyncio.Event
+
+
+class ClosedError(ConnectionError):
+    """There is no session any more, and will be none."""
+
+
+class Sessions:
+    """The session there is, or will be. ``on_reply``: gets the replies; ``on_new``: called for each but the first."""
+
+    def __init__(
+        self,
+        nodes: Nodes,
+        *,
+        on_reply: Callable[[AbstractIncomingMessage], Awaitable[Any]],
+        on_new: Callable[[], None],
+    ) -> None:
+        self._nodes = nodes
+        self._on_reply = on_reply
+        self._on_new = on_new
+        self._current: asyncio.Future[Session] | None = None
+        self._connection: AbstractConnection | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self.trouble = ""
+        """While there is none: why, with a colon before it."""
+
+    async def open(self) -> None:
+        """Connect. Raises AMQPError, OSError."""
+        self._connection = await connect(self._nodes)
+        session = await self._opened(self._connection)
+        self._current = asyncio.get_running_loop().create_future()
+        self._current.set_result(session)
+        self._keeping = asyncio.create_task(self._keep(session), name="connection to RabbitMQ")
+
+    async def close(self) -> None:
+        """Disconnect, and connect no more."""
+        if self._keeping is None or self._current is None or self._connection is None:
+            return
+        await ended(self._keeping)
+        if self._current.done():
+            self._current = asyncio.get_running_loop().create_future()
+        self._current.set_exception(ClosedError("the client is closed"))
+        self._current.exception()  # seen, also if nobody waits
+        await closed(self._connection)
+
+    async def current(self) -> Session:
+        """The session; waits until there is one. Raises ClosedError."""
+        assert self._current is not None, "use the client in `async with`"  # noqa: S101
+        while True:
+            session = await asyncio.shield(self._current)
+            if not session.lost.is_set():
+                return session
+            await asyncio.sleep(0)  # its successor is awaited from the next moment on
+
+    async def _keep(self, session: Session) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await session.lost.wait()
+            self._current = loop.create_future()
+            self.trouble = ": the connection was lost"
+            if loop.time() - began < PAUSE:
+                await asyncio.sleep(PAUSE)  # it may be lost for what is sent on it
+            session = await self._successor(session)
+            self.trouble = ""
+            self._current.set_result(session)
+            self._on_new()
+
+    async def _successor(self, lost: Session) -> Session:
+        """Another session, on the same connection if only its channel was closed."""
+        connection = lost.connection
+        while True:
+            try:
+                if connection.connected.is_set():
+                    await closed(lost.channel)
+                else:
+                    await closed(connection)
+                    connection = self._connection = await attempt(self._nodes)
+                return await self._opened(connection)
+            except BaseException as error:
+                cause = outage(error)
+                if cause is None and not isinstance(error, Exception):
+                    raise
+                self.trouble = f": {cause or error!r}"
+            await asyncio.sleep(PAUSE)
+
+    async def _opened(self, connection: AbstractConnection) -> Session:
+        lost = asyncio.Event()
+        try:
+            async with asyncio.timeout(SETUP_SECONDS):
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                await watch(connection, channel, lost)
+                reply_to = f"cml.replies.{uuid4()}"
+                replies = await channel.declare_queue(reply_to, exclusive=True, auto_delete=True)
+                await replies.consume(self._on_reply, no_ack=True)
+        except BaseException:
+            await closed(connection)
+            raise
+        return Session(connection, channel, reply_to, lost)
+
+
+async def watch(connection: AbstractConnection, channel: AbstractChannel, lost: asyncio.Event) -> None:
+    """Have ``lost`` set when nothing comes on this channel any more."""
+    for closable in (connection, channel):
+        closable.close_callbacks.add(lambda *_: lost.set())
+    underlay = await channel.get_underlay_channel()
+    underlay.on_consumer_cancel_callbacks.add(lambda *_: lost.set())
+
+
+async def closed(closable: AbstractConnection | AbstractChannel) -> None:
+    """Close it; one that does not close is left to itself."""
+    with despite_outage():
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await closable.close()
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    """Cancel the task until it has ended: the AMQP library may lose a cancellation (python/cpython issue 86296)."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait((task,), timeout=CLOSE_SECONDS)

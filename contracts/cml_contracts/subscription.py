@@ -1,0 +1,108 @@
+"""A subscription to events that outlives the connection it began on."""
+
+import asyncio
+import json
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+from aio_pika.abc import AbstractIncomingMessage
+from aio_pika.exceptions import AMQPChannelError
+
+from cml_contracts.amqp import despite_outage, outage
+from cml_contracts.envelope import EventEnvelope
+from cml_contracts.session import PAUSE, SETUP_SECONDS, ClosedError, Session, Sessions, closed, ended, watch
+from cml_contracts.topology import EVENTS_EXCHANGE
+
+PREFETCH = 100
+"""Events that are fetched before they are taken."""
+
+
+class Subscription:
+    """Events whose type matches the pattern, from ``async with`` on; see ``WorkerClient.events``."""
+
+    def __init__(self, sessions: Sessions, pattern: str, queue: str | None) -> None:
+        self._sessions = sessions
+        self._pattern = pattern
+        self._queue = queue
+        self._fetched: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+        """None: no more will come."""
+        self._taken: AbstractIncomingMessage | None = None
+        self._begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._keeping = asyncio.create_task(self._keep(), name=f"events {self._pattern}")
+        try:
+            await self._begun
+        except BaseException:
+            await ended(self._keeping)
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self._keeping is not None:
+            await ended(self._keeping)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> EventEnvelope:
+        if self._taken is not None:
+            taken, self._taken = self._taken, None
+            with despite_outage():
+                await taken.ack()
+        while (message := await self._fetched.get()) is not None:
+            if self._queue and message.channel.is_closed:
+                continue  # it was not acknowledged, so it comes again
+            self._taken = message
+            return EventEnvelope.from_cloudevent(json.loads(message.body))
+        self._fetched.put_nowait(None)
+        raise StopAsyncIteration
+
+    async def _keep(self) -> None:
+        """Subscribe on each session. Ends when the client is closed, or if the broker does not let us begin."""
+        try:
+            while True:
+                try:
+                    await self._follow(await self._sessions.current())
+                except ClosedError:
+                    raise
+                except BaseException as error:
+                    denied = isinstance(error, AMQPChannelError) and not self._begun.done()
+                    if denied or outage(error) is None:
+                        raise
+                    await asyncio.sleep(PAUSE)
+        except (AMQPChannelError, ClosedError) as error:
+            if not self._begun.done():
+                self._begun.set_exception(error)
+        finally:
+            self._fetched.put_nowait(None)
+
+    async def _follow(self, session: Session) -> None:
+        """Subscribe on a channel of its own; returns when that is lost. Raises AMQPError, OSError."""
+        lost = asyncio.Event()
+        async with asyncio.timeout(SETUP_SECONDS):
+            channel = await session.connection.channel()
+        try:
+            async with asyncio.timeout(SETUP_SECONDS):
+                await watch(session.connection, channel, lost)
+                await channel.set_qos(prefetch_count=PREFETCH)
+                events = await channel.declare_queue(
+                    self._queue or f"cml.subscribers.{uuid4()}",
+                    durable=bool(self._queue),
+                    exclusive=not self._queue,
+                    auto_delete=not self._queue,
+                )
+                await events.bind(EVENTS_EXCHANGE.name, self._pattern)
+                await events.consume(self._fetched.put)
+            if not self._begun.done():
+                self._begun.set_result(None)
+            await lost.wait()
+        finally:
+            await closed(channel)

@@ -1,0 +1,54 @@
+"""A role's connection: restored by the library, at whichever node answers, and never waiting long for one that hangs."""
+
+import asyncio
+from typing import Any
+
+import aio_pika
+from faststream.rabbit import RabbitBroker
+from yarl import URL
+
+from cml_contracts.amqp import despite_outage
+from cml_contracts.broker import CONNECT_SECONDS, Nodes, first, no_answer
+
+RESTORE_SECONDS = 20.0
+"""How long a node may take until channels and consumers are there again."""
+CLOSE_SECONDS = 5.0
+"""How long a connection may take to close before it is left to itself."""
+
+
+async def connect(broker: RabbitBroker, nodes: Nodes) -> None:
+    """Connect the broker, and have it reconnect, by ``nodes``. Raises as ``cml_contracts.broker.connect``."""
+
+    def make(url: URL, **options: Any) -> _RestoredConnection:
+        return _RestoredConnection(url, nodes=nodes, **options)
+
+    options = broker._connection_kwargs  # noqa: SLF001 - FastStream has no other way
+    options.update(connection_class=make, timeout=CONNECT_SECONDS)
+    await first(nodes, broker.connect)
+
+
+class _RestoredConnection(aio_pika.RobustConnection):
+    def __init__(self, url: URL, *, nodes: Nodes, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.kwargs["transport_factory"] = nodes
+
+    async def connect(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the library's
+        try:
+            await super().connect(timeout)
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, TimeoutError):
+                raise no_answer() from error
+            raise
+
+    async def _on_connected(self) -> None:
+        transport = self.transport
+        try:
+            async with asyncio.timeout(RESTORE_SECONDS):
+                await super()._on_connected()
+        except BaseException:
+            if transport is not None:  # otherwise the library takes it for restored
+                with despite_outage():
+                    async with asyncio.timeout(CLOSE_SECONDS):
+                        await transport.connection.close()
+            raise

@@ -1,0 +1,210 @@
+"""Nodes that die, hang or come back late: callers and roles go on at the next one, under names of their own."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aio_pika
+import pytest
+from aiormq.exceptions import ChannelLockedResource
+from yarl import URL
+
+from cml_contracts.client import WorkerClient
+from cml_contracts.commands import StopCMLWorker
+from cml_contracts.envelope import EventEnvelope
+from cml_contracts.queries import ListCMLWorkers
+from cml_contracts.results import OperationResult
+from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_workers.bus.codec import reply, reply_address
+from cml_workers.bus.port import Ack, BusUnavailableError, Message, Outgoing, Verdict
+from cml_workers.bus.rabbit import RabbitBus, restored_connection
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
+from support.buses import emptied
+from support.tcp_proxy import TcpProxy
+
+STOP = StopCMLWorker(worker_id=uuid4())
+ENVELOPE = EventEnvelope.model_validate_json(
+    (Path(__file__).parents[2] / "contracts" / "examples" / "cml.event_envelope.v1.json").read_text()
+)
+
+
+def event(message_id: str) -> Outgoing:
+    body = json.dumps(ENVELOPE.to_cloudevent()).encode()
+    return Outgoing(EVENTS_EXCHANGE, ENVELOPE.type, body, ENVELOPE.type, message_id)
+
+
+class Service:
+    """Answers every message once it may, and keeps what it was asked."""
+
+    def __init__(self, url: str) -> None:
+        self.bus = RabbitBus(url, name="service")
+        self.bus.consume(LIFECYCLE_COMMANDS, self.answer, prefetch=10)
+        self.bus.consume(PROJECTOR_QUERIES, self.answer, prefetch=10)
+        self.answers = asyncio.Event()
+        self.asked: list[Message] = []
+
+    async def answer(self, message: Message) -> Verdict:
+        self.asked.append(message)
+        await self.answers.wait()
+        address = reply_address(message)
+        if address:
+            await self.bus.publish(
+                reply(OperationResult(command_id=message.message_id, outcome="succeeded"), address)
+            )
+        return Ack()
+
+    async def until_asked(self, times: int) -> None:
+        async with asyncio.timeout(60):
+            while len(self.asked) < times:
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def network(rabbitmq_url: str) -> AsyncIterator[TcpProxy]:
+    await emptied(rabbitmq_url)
+    async with TcpProxy(URL(rabbitmq_url).port or 5672) as network:
+        yield network
+
+
+@pytest.fixture
+async def service(rabbitmq_url: str, network: TcpProxy) -> AsyncIterator[Service]:
+    service = Service(rabbitmq_url)
+    async with service.bus:
+        yield service
+
+
+def through(network: TcpProxy, *others: int, heartbeat: int = 10) -> str:
+    hosts = ",".join(f"127.0.0.1:{port}" for port in (network.port, *others))
+    return f"amqp://guest:guest@{hosts}/?heartbeat={heartbeat}"
+
+
+async def test_a_caller_whose_queues_are_locked_goes_on_with_others(
+    rabbitmq_url: str, network: TcpProxy, service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    """As where the node of an exclusive queue is dead: RabbitMQ 4.2 and later keep its name locked until it is back."""
+    declared: list[str] = []
+    declare_queue = aio_pika.Channel.declare_queue
+
+    async def noted(channel: Any, name: str, **options: Any) -> Any:
+        declared.append(name)
+        return await declare_queue(channel, name, **options)
+
+    async with AsyncExitStack() as stack:
+        monkeypatch.setattr(aio_pika.Channel, "declare_queue", noted)
+        client = await stack.enter_async_context(WorkerClient(through(network), deadline=60))
+        events = await stack.enter_async_context(client.events("cml.worker.#"))
+        monkeypatch.setattr(aio_pika.Channel, "declare_queue", declare_queue)
+        sent = asyncio.create_task(client.send(STOP, command_id="c-1"))
+        await service.until_asked(1)
+
+        network.closed = True
+        network.cut()
+        dead = await stack.enter_async_context(await aio_pika.connect(rabbitmq_url))
+        assert len(declared) == 2
+        for name in declared:
+            await lock(dead, name)
+        network.heal()
+
+        await service.until_asked(2)
+        service.answers.set()
+        assert (await sent).outcome == "succeeded"
+        first, second = (message.reply_to for message in service.asked)
+        assert first in declared
+        assert second not in declared
+        assert (await client.query(ListCMLWorkers())).outcome == "succeeded"
+        following = asyncio.ensure_future(anext(events))
+        for number in range(600):
+            await service.bus.publish(event(str(number)))
+            if (await asyncio.wait((following,), timeout=0.1))[0]:
+                break
+        assert following.result() == ENVELOPE
+
+
+async def lock(connection: aio_pika.abc.AbstractConnection, name: str) -> None:
+    """Have the queue's name for oneself, as soon as the broker notices that its owner is gone."""
+    async with asyncio.timeout(60):
+        while True:
+            channel = await connection.channel()
+            try:
+                await channel.declare_queue(name, exclusive=True)
+            except ChannelLockedResource:
+                await asyncio.sleep(0.05)
+            else:
+                return
+
+
+async def test_events_of_a_durable_queue_are_kept_while_the_connection_is_lost(
+    network: TcpProxy, service: Service, rabbitmq_url: str
+):
+    queue = f"subscriber.{uuid4()}"
+    async with WorkerClient(through(network)) as client, client.events("cml.worker.#", queue=queue) as events:
+        await service.bus.publish(event("one"))
+        assert await anext(events) == ENVELOPE
+        network.closed = True
+        network.cut()
+        await service.bus.publish(event("two"))
+        network.heal()
+        async with asyncio.timeout(60):
+            assert [await anext(events), await anext(events)] == [ENVELOPE] * 2, "the first comes again"
+    async with await aio_pika.connect(rabbitmq_url) as connection:
+        await (await connection.channel()).queue_delete(queue)
+
+
+async def test_a_silent_network_cancels_nobody(network: TcpProxy, service: Service):
+    """aiormq raises CancelledError in whatever waits for a connection whose heartbeats fail; nobody cancelled these tasks."""
+    service.answers.set()
+    bus = RabbitBus(through(network, heartbeat=1), name="silenced")
+    async with bus, WorkerClient(through(network, heartbeat=1)) as client, client.events() as events:
+
+        async def subscribe() -> EventEnvelope:
+            async with client.events() as more:
+                return await anext(more)
+
+        network.pause()
+        published = asyncio.create_task(bus.publish(event("lost")))
+        calls: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(call)
+            for call in (
+                client.send(STOP),
+                client.post(STOP),
+                client.query(ListCMLWorkers()),
+                anext(events),
+                subscribe(),
+            )
+        ]
+        with pytest.raises(BusUnavailableError):
+            await published
+        network.heal()
+        async with asyncio.timeout(60):
+            while not calls[-1].done():
+                await service.bus.publish(event("again"))
+                await asyncio.sleep(0.1)
+            await asyncio.gather(*calls)
+        assert bus.problem() is None
+        assert client._sessions.trouble == ""
+
+
+async def test_a_role_goes_on_where_a_node_answers_when_the_next_one_hangs(
+    network: TcpProxy, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(restored_connection, "CONNECT_SECONDS", 1.0)
+    taken: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def take(message: Message) -> Verdict:
+        taken.put_nowait(message.message_id)
+        return Ack()
+
+    async with TcpProxy(URL(rabbitmq_url).port or 5672) as another, asyncio.timeout(100):
+        bus = RabbitBus(through(network, another.port), name="test")
+        bus.consume(LIFECYCLE_COMMANDS, take, prefetch=1)
+        async with bus, RabbitBus(rabbitmq_url, name="sender") as sender:
+            here, there = (network, another) if network.connected else (another, network)
+            there.pause()
+            here.cut()
+            await sender.publish(Outgoing(None, LIFECYCLE_COMMANDS.name, b"{}", STOP.TYPE, "one"))
+            assert await taken.get() == "one"
+            assert (here.connected, bus.problem()) == (1, None)
