@@ -22,10 +22,8 @@ from support.malformed import MalformedRequests
 from support.planting import BrokenPlantError
 from support.used import USED
 
-SEEDS = 1000
-SECONDS = 90.0
-"""As many of the seeds as there is time for, on a machine that is busy."""
-FEWEST = 200
+SEEDS = 400
+"""Enough to meet everything that must be met once; `make simulate` has more."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,20 +35,18 @@ def quiet() -> Iterator[None]:
     structlog.configure(**before)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_campaign(pytestconfig: pytest.Config):
-    done = campaign.run(SEEDS, seconds=SECONDS)
+    done = campaign.run(SEEDS)
     pytestconfig.stash[USED]["simulation"] = str(done)
     assert done.failed == {}, "again: make simulate SEED=..."
-    assert done.runs >= FEWEST
     assert done.idle == [], "these safety nets are not needed, or not tested"
     assert done.refused == []
     assert len(done.asked) > 10
-    if done.runs == SEEDS:
-        assert done.never == []
+    assert done.never == []
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_every_fault_at_every_step_of_some_overlapping_commands(pytestconfig: pytest.Config):
     done = campaign.sweep(CHOSEN, stride=8)
     pytestconfig.stash[USED]["simulation, every fault at every step"] = str(done)
@@ -99,7 +95,7 @@ def test_every_net_has_a_meaning():
     assert named == nets.MEANING.keys()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_every_planted_fault_is_caught(pytestconfig: pytest.Config):
     caught = campaign.catch_all(enough=1)
     found = "; ".join(f"{name} by {how}" for name, how in sorted(caught.items()))

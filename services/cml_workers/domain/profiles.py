@@ -49,7 +49,7 @@ _REFERENCE = re.compile(
     r"[\"']?(\$|`|arn:|/|ssm:|secretsmanager:|\{\{)|(true|false|yes|no|null|~)\b|[\"']*$", re.IGNORECASE
 )
 _ASSIGNMENT = re.compile(
-    r"(?P<name>[\w.-]*(?:password|passwd|secret|token|api_?key|access_?key)[\w.-]*)[\"']?[ \t]*[:=][ \t]*(?P<value>[^\s#]*)",
+    r"(?<![\w.-])(?P<name>[\w.-]*(?:password|passwd|secret|token|api_?key|access_?key)[\w.-]*)[\"']?[ \t]*[:=][ \t]*(?P<value>[^\s#]*)",
     re.IGNORECASE,
 )
 _ARN = re.compile(r"arn:[^\s\"')]+")
