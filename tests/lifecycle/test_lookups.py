@@ -126,7 +126,7 @@ async def test_an_import_is_decided_when_ec2_has_answered(service: Service):
     )
     (result,) = service.outbox.results()
     assert (result.command_id, result.outcome) == ("import", "succeeded")
-    assert (result.data["instance_name"], result.data["tags"]) == ("found", done.tags)
+    assert (result.data["instance_name"], result.data["tags"]) == ("found", {"Name": "found"})
 
 
 async def test_stopped_outside_then_start_by_what_ec2_shows(service: Service):

@@ -114,7 +114,7 @@ def settled(before: Worker, recorded: Recorded) -> Iterator[Entry]:
                 yield _entry(before, recorded, operation.command_id, operation.kind.command.TYPE, data=True)
         case TagsUpdated() if is_adoption(event.operation_id):
             yield _entry(
-                before, recorded, event.operation_id, ImportCMLWorker.TYPE, data=_adopted(before, event)
+                before, recorded, event.operation_id, ImportCMLWorker.TYPE, data=_as_it_was_found(before)
             )
         case _ if (failed := _FAILED.get(type(event))) is not None:
             failure: Any = event
@@ -170,9 +170,9 @@ def _launched(before: Worker, event: InstanceLaunched) -> Any:
     return before.shown(event.instance).model_dump(mode="json")
 
 
-def _adopted(before: Worker, event: TagsUpdated) -> Any:
+def _as_it_was_found(before: Worker) -> Any:
     assert before.instance is not None  # noqa: S101 - the import recorded it
-    return before.shown(before.instance.model_copy(update={"tags": event.tags})).model_dump(mode="json")
+    return before.shown(before.instance).model_dump(mode="json")
 
 
 def _true(_before: Worker, _event: WorkerEvent) -> Any:
