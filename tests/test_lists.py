@@ -21,8 +21,7 @@ from cml_contracts.events import (
     WorkerRecreated,
 )
 from cml_contracts.results import TITLES, OperationResult, ProblemCode
-from cml_contracts.topology import EVENTS_EXCHANGE
-from cml_workers.bus.topology import EC2_TRIGGERS
+from cml_workers.bus.topology import EC2_TRIGGERS, TRIGGERS_EXCHANGE
 from cml_workers.domain.messages import REPORTS, WorkerReport
 from cml_workers.ec2_adapter import errors
 from ec2_adapter.test_errors import TABLE
@@ -72,7 +71,7 @@ def test_the_simulation_sends_and_crosses_every_command() -> None:
 
 def test_every_trigger_is_taken_away_in_a_planted_fault_or_seen_by_the_walk() -> None:
     triggers = {
-        EVENTS[each.routing_key] for each in EC2_TRIGGERS.bindings if each.exchange == EVENTS_EXCHANGE
+        EVENTS[each.routing_key] for each in EC2_TRIGGERS.bindings if each.exchange == TRIGGERS_EXCHANGE
     }
     planted = {each.removeprefix("no_trigger_") for each in PLANTED if each.startswith("no_trigger_")}
     assert planted | {each.__name__ for each in SEEN_BY_THE_WALK} == {each.__name__ for each in triggers}

@@ -2,17 +2,20 @@
 
 import asyncio
 import json
+import logging
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
-from aio_pika.abc import AbstractIncomingMessage
-from aio_pika.exceptions import AMQPChannelError
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aio_pika.exceptions import AMQPChannelError, ChannelPreconditionFailed
 
 from cml_contracts.amqp import despite_outage, outage
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.session import PAUSE, SETUP_SECONDS, ClosedError, Session, Sessions, closed, ended, watch
 from cml_contracts.topology import EVENTS_EXCHANGE
+
+log = logging.getLogger(__name__)
 
 PREFETCH = 100
 """Events that are fetched before they are taken."""
@@ -25,6 +28,8 @@ class Subscription:
         self._sessions = sessions
         self._pattern = pattern
         self._queue = queue
+        self._as_it_is = False
+        """The queue exists, with arguments of its own."""
         self._fetched: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
         """None: no more will come."""
         self._taken: AbstractIncomingMessage | None = None
@@ -74,6 +79,10 @@ class Subscription:
                 except ClosedError:
                     raise
                 except BaseException as error:
+                    if isinstance(error, ChannelPreconditionFailed) and not self._as_it_is:
+                        log.warning("queue %s is used as it is, and no quorum queue: %s", self._queue, error)
+                        self._as_it_is = True
+                        continue
                     denied = isinstance(error, AMQPChannelError) and not self._begun.done()
                     if denied or outage(error) is None:
                         raise
@@ -84,6 +93,13 @@ class Subscription:
         finally:
             self._fetched.put_nowait(None)
 
+    async def _declared(self, channel: AbstractChannel) -> AbstractQueue:
+        if self._queue is None:
+            return await channel.declare_queue(f"cml.subscribers.{uuid4()}", exclusive=True, auto_delete=True)
+        if self._as_it_is:
+            return await channel.declare_queue(self._queue, passive=True)
+        return await channel.declare_queue(self._queue, durable=True, arguments={"x-queue-type": "quorum"})
+
     async def _follow(self, session: Session) -> None:
         """Subscribe on a channel of its own; returns when that is lost. Raises AMQPError, OSError."""
         lost = asyncio.Event()
@@ -93,12 +109,7 @@ class Subscription:
             async with asyncio.timeout(SETUP_SECONDS):
                 await watch(session.connection, channel, lost)
                 await channel.set_qos(prefetch_count=PREFETCH)
-                events = await channel.declare_queue(
-                    self._queue or f"cml.subscribers.{uuid4()}",
-                    durable=bool(self._queue),
-                    exclusive=not self._queue,
-                    auto_delete=not self._queue,
-                )
+                events = await self._declared(channel)
                 await events.bind(EVENTS_EXCHANGE.name, self._pattern)
                 await events.consume(self._fetched.put)
             if not self._begun.done():

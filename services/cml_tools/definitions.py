@@ -30,6 +30,14 @@ from cml_workers.process.registry import ROLES
 DEFAULT_EXCHANGE = "amq.default"
 """The default exchange's name in permissions: replies and retries go through it."""
 
+SUBSCRIBERS = r"^cml\.subscribers\."
+SUBSCRIBERS_LIMITS: Mapping[str, str | int] = {
+    "max-length": 100_000,
+    "message-ttl": 7 * 24 * 3600 * 1000,
+    "overflow": "reject-publish",
+}
+"""A queue that nobody reads must not fill the disk. It takes no more, which the relay says; to drop its oldest would go unseen."""
+
 Permission = tuple[str, str, str]
 """Regular expressions of what may be configured, written, read."""
 
@@ -101,6 +109,16 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
                 "arguments": {},
             }
             for exchange in EXCHANGES
+        ],
+        "policies": [
+            {
+                "vhost": "/",
+                "name": "cml-subscribers",
+                "pattern": SUBSCRIBERS,
+                "apply-to": "queues",
+                "priority": 0,
+                "definition": dict(SUBSCRIBERS_LIMITS),
+            }
         ],
         "queues": [
             {

@@ -235,6 +235,7 @@ ROOMS: Mapping[str, Room] = {
         modules=_service("cli"),
         imports=(
             *CORE,
+            "bus.rabbit",
             "contracts.client",
             "eventstore.opening",
             "sql",
@@ -242,6 +243,7 @@ ROOMS: Mapping[str, Room] = {
             "readmodels",
             "runtime",
             "doctor",
+            "relay",
             "process",
             "cli.demo",
         ),

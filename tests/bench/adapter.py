@@ -239,7 +239,11 @@ class MemoryBroker:
         if message.exchange is None:
             self._into(message.routing_key, received)
             return
-        kind = "events published" if message.exchange.name == "cml.events" else "messages between roles"
+        kind = (
+            "events published"
+            if message.exchange.name in ("cml.events", "cml.triggers")
+            else "messages between roles"
+        )
         self.counts.add(role, kind)
         if not self._to(message.exchange.name, received) and message.mandatory:
             raise UnroutableError(message.routing_key)

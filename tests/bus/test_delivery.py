@@ -53,8 +53,8 @@ def test_what_is_not_the_messages_fault_never_counts_against_it(error: Exception
     assert settled.faults == MAX_FAULTS - 1
 
 
-@pytest.mark.parametrize("error", [CallerRefusesError("full"), RuntimeError("a bug")])
-def test_a_message_that_fails_again_and_again_becomes_a_dead_letter(error: Exception):
+def test_a_message_that_fails_again_and_again_becomes_a_dead_letter():
+    error = RuntimeError("a bug")
     faults = 0
     for _ in range(MAX_FAULTS - 1):
         settled = settle(WORK, error, attempt=0, faults=faults)
@@ -65,6 +65,16 @@ def test_a_message_that_fails_again_and_again_becomes_a_dead_letter(error: Excep
     assert isinstance(last, DeadLetter)
     assert last.cause == "HandlerFailed"
     assert str(error) in last.reason
+
+
+def test_a_reply_that_its_caller_refuses_is_tried_again_and_then_dropped():
+    faults = 0
+    for _ in range(MAX_FAULTS - 1):
+        settled = settle(WORK, CallerRefusesError("full"), attempt=0, faults=faults)
+        assert settled.verdict == Retry(1)
+        faults = settled.faults
+    assert settle(WORK, CallerRefusesError("full"), attempt=0, faults=faults).verdict == Ack()
+    assert settle(QUERIES, CallerRefusesError("full"), attempt=0, faults=0).verdict == Ack()
 
 
 def test_what_cannot_wait_is_dropped_or_kept_at_once():

@@ -2,18 +2,45 @@
 
 import aio_pika
 import pytest
+from aiormq.exceptions import PublishError
 
-from cml_contracts.topology import QUERIES_EXCHANGE
+from cml_contracts.events import LaunchRequested
+from cml_contracts.topology import EVENTS_EXCHANGE, QUERIES_EXCHANGE, Exchange
 from cml_workers.bus.port import (
     TopologyError,
 )
 from cml_workers.bus.rabbit import RabbitBus, declare_topology
-from cml_workers.bus.topology import PROJECTOR_QUERIES
+from cml_workers.bus.topology import EC2_TRIGGERS, PROJECTOR_QUERIES, TRIGGERS_EXCHANGE
+from cml_workers.process.registry import ROLES
 
 
 async def test_declaring_again_changes_nothing(empty: str):
     await declare_topology(empty)
     await declare_topology(empty)
+
+
+async def test_the_bindings_of_earlier_versions_go_when_the_relay_starts_and_not_before(empty: str):
+    """Until then it is an earlier relay that publishes, to the old exchange alone."""
+    event = LaunchRequested.TYPE
+    async with await aio_pika.connect(empty) as connection:
+        channel = await connection.channel(on_return_raises=True)
+        triggers = await channel.get_queue(EC2_TRIGGERS.name)
+        await triggers.bind(EVENTS_EXCHANGE.name, event)  # as 65339c3 left it
+
+        async def arrives(exchange: Exchange) -> bool:
+            try:
+                await (await channel.get_exchange(exchange.name)).publish(aio_pika.Message(b""), event)
+            except PublishError:
+                return False  # no queue is bound
+            return True
+
+        await declare_topology(empty, ROLES["ec2-adapter"].uses)
+        assert await arrives(EVENTS_EXCHANGE)
+        assert await arrives(TRIGGERS_EXCHANGE)
+        await declare_topology(empty, ROLES["relay"].uses)
+        assert not await arrives(EVENTS_EXCHANGE)
+        assert await arrives(TRIGGERS_EXCHANGE)
+        await triggers.purge()
 
 
 @pytest.mark.parametrize("kind", ["queue", "exchange"])

@@ -1,10 +1,12 @@
 """Messages whose properties no library reads: each is a dead letter with its reason, and delays nobody."""
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
 import aio_pika
 import pytest
+from structlog.testing import capture_logs
 
 from cml_workers.bus.port import Ack, DeadLetter, Message, Outgoing, Verdict
 from cml_workers.bus.rabbit import RabbitBus, declare_topology
@@ -93,9 +95,15 @@ async def test_a_handler_that_fails_where_nothing_waits_leaves_a_dead_letter(
             assert "a bug" in str((await Recipient(dead).dead_letter()).headers["x-cml-reason"])
 
 
-async def test_a_caller_whose_queue_accepts_no_replies_is_not_tried_without_end(
-    rabbitmq_url: str, stranger: RawAmqp, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("replied", "tries"), [(LIFECYCLE_COMMANDS, [0, 1, 2]), (PROJECTOR_QUERIES, [0])])
+async def test_a_reply_that_its_callers_queue_does_not_accept_is_dropped_and_counted(
+    rabbitmq_url: str,
+    stranger: RawAmqp,
+    monkeypatch: pytest.MonkeyPatch,
+    replied: Queue,
+    tries: list[int],
 ):
+    """The result is on record, so that the message is no dead letter."""
     attempts = []
 
     async def replying(message: Message) -> Verdict:
@@ -113,9 +121,14 @@ async def test_a_caller_whose_queue_accepts_no_replies_is_not_tried_without_end(
             exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
         )
         bus = RabbitBus(rabbitmq_url, name="test")
-        bus.consume(LIFECYCLE_COMMANDS, replying, prefetch=1)
-        async with bus:
-            await stranger.publish("", LIFECYCLE_COMMANDS.name, b"{}", message_id="m-1", reply_to=full.name)
-            reason = str((await Recipient(dead).dead_letter()).headers["x-cml-reason"])
-    assert attempts == [0, 1, 2]
-    assert "does not accept it (3 times)" in reason
+        bus.consume(replied, replying, prefetch=1)
+        with capture_logs() as logged:
+            async with bus:
+                await stranger.publish("", replied.name, b"{}", message_id="m-1", reply_to=full.name)
+                async with asyncio.timeout(60):
+                    while bus.counts() != {"replies_dropped": 1}:
+                        await asyncio.sleep(0.05)
+        assert attempts == tries
+        assert await dead.get(fail=False) is None
+    (dropped,) = [each for each in logged if each["event"] == "reply dropped"]
+    assert (dropped["message_id"], dropped["queue"]) == ("m-1", replied.name)

@@ -9,7 +9,7 @@ from cml_contracts.topology import COMMANDS_EXCHANGE, EVENTS_EXCHANGE
 from cml_embedded.amqp_broker import AmqpBroker
 from cml_workers.bus.port import Message, Outgoing, TopologyError, Verdict
 from cml_workers.bus.rabbit import RabbitBus, declare_topology, verify_topology
-from cml_workers.bus.topology import EC2_TRIGGERS, LIFECYCLE_COMMANDS, QUEUES
+from cml_workers.bus.topology import EC2_TRIGGERS, LIFECYCLE_COMMANDS, QUEUES, TRIGGERS_EXCHANGE
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.process.registry import ROLES
 
@@ -41,8 +41,8 @@ async def test_a_role_that_declares_needs_nobody_else_to_start(url: str, role: s
 
 
 async def test_what_is_published_before_its_consumer_first_ran_is_not_lost(url: str):
-    publishes_events = Usage(publishes=(EVENTS_EXCHANGE,))
-    await declare_topology(url, publishes_events)
+    publishes_triggers = Usage(publishes=(TRIGGERS_EXCHANGE,))
+    await declare_topology(url, publishes_triggers)
     for name in (EC2_TRIGGERS.name, *retry_queues(EC2_TRIGGERS)):
         assert await exists(url, name)
     assert not await exists(url, LIFECYCLE_COMMANDS.name)

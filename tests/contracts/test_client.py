@@ -5,8 +5,10 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import aio_pika
 import pytest
 from aio_pika.exceptions import ChannelNotFoundEntity
 
@@ -140,6 +142,30 @@ async def test_events_are_followed(broker: AmqpBroker):
         for message_id in ("one", "two"):
             await bus.publish(event(message_id))
         assert [await anext(events), await anext(events)] == [ENVELOPE, ENVELOPE]
+
+
+@pytest.mark.parametrize("before", [None, "quorum", "classic"])
+async def test_a_subscription_that_is_kept_is_a_quorum_queue_unless_there_is_another_one(
+    amqp_url: str, before: str | None, caplog: pytest.LogCaptureFixture
+):
+    name = f"cml.subscribers.{uuid4()}"
+    await declare_topology(amqp_url)
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(EVENTS_EXCHANGE.name)
+        kind: dict[str, Any] = {"x-queue-type": before or "quorum"}
+        if before:
+            await channel.declare_queue(name, durable=True, arguments=kind)
+        body = json.dumps(ENVELOPE.to_cloudevent()).encode()
+        async with WorkerClient(amqp_url) as client:
+            for _ in range(2):
+                async with client.events("cml.worker.#", queue=name) as events:
+                    await exchange.publish(aio_pika.Message(body), ENVELOPE.type)
+                    async with asyncio.timeout(30):
+                        assert await anext(events) == ENVELOPE
+        await channel.declare_queue(name, durable=True, arguments=kind)  # or it fails, as it has others
+        await channel.queue_delete(name)
+    assert ("is used as it is" in caplog.text) is (before == "classic")
 
 
 async def test_a_subscription_that_is_not_let_in_says_so(tmp_path: Path):

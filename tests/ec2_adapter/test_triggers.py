@@ -10,8 +10,7 @@ from typing import get_args
 import pytest
 
 from cml_contracts.events import WorkerEvent
-from cml_contracts.topology import EVENTS_EXCHANGE
-from cml_workers.bus.topology import EC2_TRIGGERS
+from cml_workers.bus.topology import EC2_TRIGGERS, TRIGGERS_EXCHANGE
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.next_action import Act, next_actions
 from support.given import WORKER, evolved
@@ -19,7 +18,7 @@ from support.given_adapter import Given
 from support.walk import walk
 
 EVENT_TYPES: tuple[type[WorkerEvent], ...] = get_args(WorkerEvent)
-TRIGGERS = [binding.routing_key for binding in EC2_TRIGGERS.bindings if binding.exchange is EVENTS_EXCHANGE]
+TRIGGERS = [binding.routing_key for binding in EC2_TRIGGERS.bindings if binding.exchange is TRIGGERS_EXCHANGE]
 
 
 def due(worker: Worker) -> set[object]:

@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from cml_workers.eventstore.port import EventStore, StoredEvent
 from cml_workers.eventstore.relay_stream import load_saved
 from cml_workers.readmodels.generation import GENERATIONS
-from cml_workers.relay.relay import SAVE_EVERY
 from cml_workers.sql.database import open_database, transaction
 from fuzz.books import early_and_late
 from support.roles import Roles
@@ -43,10 +42,7 @@ def grown(memory: Mapping[str, list[tuple[float, int]]]) -> list[str]:
 
 async def behind(database_url: str, store: EventStore, events: Sequence[StoredEvent]) -> list[str]:
     """Followers that have not taken every event in time: read model and relay, which may be later than the queues."""
-    wanted = {
-        "read model": int(events[-1].position),
-        "relay": int(events[-min(SAVE_EVERY, len(events))].position),
-    }
+    wanted = dict.fromkeys(("read model", "relay"), int(events[-1].position))
     projected = sa.select(GENERATIONS.c.position).where(GENERATIONS.c.state == "active")
     end = time.monotonic() + QUIET
     database = open_database(database_url)

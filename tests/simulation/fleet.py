@@ -183,12 +183,14 @@ class Fleet:
 
         relay = Relay(
             publish=BusOfProcess(process, self.broker),
+            load=checkpoint.load,
             save=checkpoint.save,
             source=SOURCE,
+            now=self.world.now,
             sleep=pause,
         )
         process.start(relay.keep_saving(process.sleep))
-        self._follow(process, checkpoint.load, relay.handle)
+        self._follow(process, relay.begin, relay.handle)
 
     def _projector(self, process: Process) -> None:
         store, database = StoreOfProcess(process, self.log), DatabaseOfProcess(process, self.tables)

@@ -16,8 +16,7 @@ from cml_contracts.events import (
     TerminationFailed,
     WorkerImported,
 )
-from cml_contracts.topology import EVENTS_EXCHANGE
-from cml_workers.bus.topology import EC2_TRIGGERS
+from cml_workers.bus.topology import EC2_TRIGGERS, TRIGGERS_EXCHANGE
 from simulation.planted_faults import FAULTS
 from simulation.planted_launches import LAUNCHES, dead_at_birth_ignored
 from simulation.planted_losses import (
@@ -47,7 +46,7 @@ class Planted:
     script: str = ""
 
 
-TRIGGERS = [EVENTS[each.routing_key] for each in EC2_TRIGGERS.bindings if each.exchange == EVENTS_EXCHANGE]
+TRIGGERS = [EVENTS[each.routing_key] for each in EC2_TRIGGERS.bindings if each.exchange == TRIGGERS_EXCHANGE]
 SEEN_BY_THE_WALK = {StartFailed, StopFailed, TerminationFailed, TagsUpdateFailed, WorkerImported}
 """Triggers that are needed only where more comes together than in a script: ``tests/ec2_adapter/test_triggers.py``.
 

@@ -23,7 +23,7 @@ from cml_contracts.topology import COMMANDS_EXCHANGE, EVENTS_EXCHANGE
 from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_tools.definitions import PERMISSIONS, definitions
 from cml_workers.bus.codec import RESULT_TYPE
-from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, INTERNAL_EXCHANGE
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.process.registry import ROLES
@@ -69,7 +69,7 @@ class SecretParts:
         """Have the spy get everything; it comes back when the broker does."""
         connection = await aio_pika.connect_robust(_amqp(self.secrets, self.rabbitmq, SPY))
         queue = await (await connection.channel()).declare_queue(SPY, durable=True)
-        for exchange in (EVENTS_EXCHANGE, INTERNAL_EXCHANGE, DEAD_LETTER_EXCHANGE):
+        for exchange in (EVENTS_EXCHANGE, INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE, DEAD_LETTER_EXCHANGE):
             await queue.bind(exchange.name, "#")
         await queue.consume(self._arrive, no_ack=True)
         return connection

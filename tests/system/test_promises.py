@@ -15,8 +15,7 @@ from cml_contracts.client import WorkerClient
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import LaunchRequested
 from cml_contracts.queries import WorkerView
-from cml_contracts.topology import EVENTS_EXCHANGE
-from cml_workers.bus.topology import EC2_TRIGGERS
+from cml_workers.bus.topology import EC2_TRIGGERS, TRIGGERS_EXCHANGE
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, load
@@ -177,7 +176,7 @@ async def test_a_lost_trigger_is_made_up_for_by_a_reminder_and_by_nothing_else(r
     amqp = running.start()["amqp"]
     async with await aio_pika.connect(amqp) as connection:
         triggers = await (await connection.channel()).get_queue(EC2_TRIGGERS.name)
-        await triggers.unbind(EVENTS_EXCHANGE.name, LaunchRequested.TYPE)
+        await triggers.unbind(TRIGGERS_EXCHANGE.name, LaunchRequested.TYPE)
     replies = await Mailbox.opened(amqp)
     async with PlainAmqp(amqp, inside=True) as client:
         await client.publish(

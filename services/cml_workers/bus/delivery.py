@@ -10,7 +10,7 @@ from cml_workers.bus.port import NOT_THE_MESSAGES_FAULT, Ack, CallerRefusesError
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, RETRY_DELAYS, Queue
 
 MAX_FAULTS = 8
-"""Unexpected errors of a handler with one message before the message counts as poison."""
+"""Unexpected errors of a handler with one message before the message counts as poison; tries of a reply that its caller's queue does not accept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: in
             verdict = Retry()
         case CallerRefusesError():
             faults += 1
-            verdict = _fault(queue, faults, f"no reply: {ended}")
+            verdict = Retry() if queue.retries and faults < MAX_FAULTS else Ack()  # the reply is dropped
         case Exception():
             faults += 1
             verdict = _fault(queue, faults, f"handler failed: {ended!r}")

@@ -14,6 +14,10 @@ class BusUnavailableError(ConnectionError):
     """The broker did not confirm. The message may or may not have arrived: publish it again."""
 
 
+class NotTakenError(BusUnavailableError):
+    """A queue that the message goes to did not take it, as it is full or its node is down; the other queues have it."""
+
+
 class BusConfigurationError(ConfigurationError):
     """The broker does not let us in, or we do not trust it; says what to fix."""
 
@@ -83,7 +87,7 @@ class Publish(Protocol):
     """Hands a message to the broker and returns once the broker has confirmed it.
 
     Raises:
-        BusUnavailableError: not confirmed; repeat.
+        BusUnavailableError: not confirmed; repeat. NotTakenError, if one of several queues is the reason.
         UnroutableError: mandatory, and no queue takes it.
         CallerRefusesError: a reply, and the caller's queue refuses it.
     """

@@ -34,12 +34,17 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable queue; ``retries``: it has retry queues beside it, one for each of ``RETRY_DELAYS``."""
+    """A durable queue.
+
+    ``retries``: it has retry queues beside it, one for each of ``RETRY_DELAYS``. ``former``: bindings of earlier versions;
+    whoever publishes to their exchange takes them away, as it is the one that sends the same another way now.
+    """
 
     name: str
     bindings: tuple[Binding, ...] = ()
     arguments: Mapping[str, str | int | bool] = field(default_factory=dict)
     retries: bool = False
+    former: tuple[Binding, ...] = ()
 
     def retry_queue(self, delay: int) -> str:
         """The name of the queue in which messages wait ``delay`` seconds to come back to this one."""
@@ -47,6 +52,8 @@ class Queue:
 
 
 INTERNAL_EXCHANGE = Exchange("cml.internal")
+TRIGGERS_EXCHANGE = Exchange("cml.triggers")
+"""The events that are triggers, a second time: subscribers' queues are bound to ``cml.events``, where one can keep a confirm back."""
 DEAD_LETTER_EXCHANGE = Exchange("cml.dead-letters", kind="fanout")
 
 _QUORUM: Mapping[str, str | int | bool] = {"x-queue-type": "quorum"}
@@ -66,11 +73,12 @@ LIFECYCLE_REPORTS = Queue(
 EC2_TRIGGERS = Queue(
     "cml.ec2.wakes",
     (
-        *(Binding(EVENTS_EXCHANGE, event.TYPE) for event in TRIGGERS),
+        *(Binding(TRIGGERS_EXCHANGE, event.TYPE) for event in TRIGGERS),
         Binding(INTERNAL_EXCHANGE, Reminder.TYPE),
     ),
     {**_WORK, "x-single-active-consumer": True},
     retries=True,
+    former=tuple(Binding(EVENTS_EXCHANGE, event.TYPE) for event in TRIGGERS),
 )
 """Events after which AWS has to be acted on: an intent, an outcome others waited for, an unsettled state; reminders."""
 EC2_LOOKUPS = Queue("cml.ec2.lookups", (Binding(INTERNAL_EXCHANGE, "cml.lookup.#"),), _WORK, retries=True)
@@ -98,6 +106,7 @@ EXCHANGES = (
     QUERIES_EXCHANGE,
     EVENTS_EXCHANGE,
     INTERNAL_EXCHANGE,
+    TRIGGERS_EXCHANGE,
     DEAD_LETTER_EXCHANGE,
     OPERATOR_EXCHANGE,
 )

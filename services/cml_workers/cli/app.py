@@ -9,6 +9,7 @@ from cml_workers.cli import commands, queries, system
 from cml_workers.cli.deadletters import deadletters
 from cml_workers.cli.doctor import doctor
 from cml_workers.cli.rebuild import rebuild
+from cml_workers.cli.replay import replay
 from cml_workers.cli.terminal import show_version
 
 OPERATE = "Operate it"
@@ -53,4 +54,5 @@ for panel, of_panel in BY_PANEL.items():
         app.command(name, rich_help_panel=panel)(command)
 app.command("doctor", rich_help_panel=OPERATE)(doctor)
 app.command("rebuild", rich_help_panel=OPERATE)(rebuild)
+app.command("replay", rich_help_panel=OPERATE)(replay)
 app.add_typer(deadletters, rich_help_panel=OPERATE)

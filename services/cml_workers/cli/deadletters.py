@@ -259,14 +259,15 @@ def _conditions(
             type=message_type,
             cause=cause,
             reason_part=reason_part,
-            since=_time(since) if since else None,
+            since=moment(since) if since else None,
             state=state,
             limit=500,
         )
     )
 
 
-def _time(text: str) -> datetime:
+def moment(text: str) -> datetime:
+    """What ``--since`` says."""
     unit = {"m": "minutes", "h": "hours", "d": "days"}.get(text[-1])
     try:
         if unit:

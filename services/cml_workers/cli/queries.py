@@ -144,8 +144,7 @@ def watch(
     as_json: AsJson = False,
 ) -> None:
     """Print events as they happen, until Ctrl-C; also of a system that is started again meanwhile."""
-    if not any(_matches(pattern, event) for event in EVENTS):
-        fail(f"no event matches {pattern!r}; there are: {', '.join(EVENTS)}", USAGE)
+    known_pattern(pattern)
     settings = client_settings()
 
     async def show(client: WorkerClient) -> None:
@@ -175,7 +174,13 @@ def watch(
         raise typer.Exit(0) from None
 
 
-def _matches(pattern: str, event_type: str) -> bool:
+def known_pattern(pattern: str) -> None:
+    """End if no event matches it."""
+    if not any(matches(pattern, event) for event in EVENTS):
+        fail(f"no event matches {pattern!r}; there are: {', '.join(EVENTS)}", USAGE)
+
+
+def matches(pattern: str, event_type: str) -> bool:
     """As a topic exchange matches: ``*`` stands for one word, ``#`` for any number of them."""
     words = {"*": r"[^.]+\.", "#": r"([^.]+\.)*"}
     expression = "".join(words.get(word, re.escape(word) + r"\.") for word in pattern.split("."))

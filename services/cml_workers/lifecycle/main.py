@@ -30,7 +30,7 @@ async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
     bus.consume(LIFECYCLE_COMMANDS, handler.on_command, prefetch=given.settings.prefetch)
     bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=given.settings.prefetch)
     async with bus:
-        yield Running(LIFECYCLE.name, (bus.problem,), (bus.consuming,))
+        yield Running(LIFECYCLE.name, (bus.problem,), (bus.consuming,), counts=bus.counts)
 
 
 LIFECYCLE = Role(

@@ -112,6 +112,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
                 (bus.consuming, following, reminding),
                 runners[READ_MODELS[0].name].following,
                 archive.waiting,
+                bus.counts,
             )
     finally:
         await database.close()

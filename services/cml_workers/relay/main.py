@@ -6,6 +6,7 @@ from functools import partial
 from uuid import uuid4
 
 from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_workers.bus.topology import TRIGGERS_EXCHANGE
 from cml_workers.bus.usage import Usage
 from cml_workers.eventstore.following import Following, follow_from
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
@@ -20,6 +21,7 @@ from cml_workers.runtime.role import (
     Running,
     background,
     not_following,
+    utc_now,
 )
 from cml_workers.sql.earlier import EarlierCheckpoint
 
@@ -36,15 +38,17 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
     bus = given.bus(RELAY)
     publishing = Relay(
         publish=bus.publish,
+        load=checkpoint.load,
         save=checkpoint.save,
         source=f"/cml-workers/{given.settings.deployment}",
+        now=utc_now,
     )
 
     following = Following()
 
     async def follow() -> None:
         await follow_from(
-            given.store, checkpoint.load, publishing.handle, prefix=WORKER_STREAMS, following=following
+            given.store, publishing.begin, publishing.handle, prefix=WORKER_STREAMS, following=following
         )
 
     async with bus:
@@ -55,21 +59,24 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
             ):
                 yield Running(
                     RELAY.name,
-                    (bus.problem, checkpoint.problem, partial(not_following, following)),
+                    (bus.problem, checkpoint.problem, publishing.problem, partial(not_following, following)),
                     (task, saving),
                     following,
+                    counts=publishing.counts,
+                    warnings=(publishing.subscribers.warning,),
                 )
         finally:
+            await publishing.end()
             with suppress(ConnectionError):  # what is not saved is published again
                 await publishing.save()
 
 
 RELAY = Role(
     name="relay",
-    does="Publishes every event.",
+    does="Publishes every event, to subscribers and as a trigger.",
     compose=relay,
     needs=(Part.BUS, Part.STORE),
-    uses=Usage(publishes=(EVENTS_EXCHANGE,)),
+    uses=Usage(publishes=(EVENTS_EXCHANGE, TRIGGERS_EXCHANGE)),
     replicas=Replicas.ONE,
     secrets=(Part.DATABASE,),
 )

@@ -1,126 +1,147 @@
-"""Publishes every event, in the order of its worker and confirmed, from a saved checkpoint: at least once.
+"""Publishes every event, in the order of its worker, from a saved checkpoint: at least once.
 
-The store is the outbox: nothing else publishes events, and nothing that appends publishes.
+The store is the outbox: nothing else publishes events, and nothing that appends publishes. Events that are triggers go to our
+own exchange as well, where they are published until they are confirmed; subscribers cannot delay them (``subscribers.py``).
 """
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-
-import structlog
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 
 from cml_contracts.envelope import CLOUDEVENTS_JSON
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish
+from cml_workers.bus.topology import TRIGGERS_EXCHANGE
+from cml_workers.domain.operations import TRIGGERS
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, StoredEvent
 from cml_workers.eventstore.worker_streams import published
-from cml_workers.foundation.tasks import ended
+from cml_workers.foundation.tasks import Tasks
+from cml_workers.relay.in_order import Entry, InOrder
+from cml_workers.relay.progress import Progress
+from cml_workers.relay.subscribers import Subscribers
 
-log = structlog.get_logger(__name__)
-
-SAVE_EVERY = 200
-"""Events between two saved checkpoints while many come: what a crash publishes again at most."""
 SAVE_AFTER = 0.25
-"""Seconds after which the checkpoint is saved while few come."""
+"""Seconds after which what was published is saved: what a crash publishes again at most, beside what was under way."""
+TRIGGER_TYPES = frozenset(event.TYPE for event in TRIGGERS)
 
 
 class Relay:
-    """Turns stored events into messages; ``save`` keeps the position that all before has been confirmed."""
+    """Turns stored events into messages; ``save`` keeps the position that all before is out, and ``load`` finds it."""
 
     def __init__(
         self,
         *,
         publish: Publish,
+        load: Callable[[], Awaitable[str | None]],
         save: Callable[[str], Awaitable[None]],
         source: str,
+        now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._publish = publish
+        self._load = load
         self._save = save
         self._source = source
-        self._sleep = sleep
-        self._unsaved: str | None = None
-        self._published = 0
-        self._news = asyncio.Event()
+        self._tasks = Tasks(self._fail)
+        self.subscribers = Subscribers(self._confirmed, tasks=self._tasks, now=now, sleep=sleep)
+        self._triggers = InOrder(self._trigger, tasks=self._tasks, sleep=sleep)
+        self._progress = Progress()
+        self._taken = 0
+        self._saved: str | None = None
         self._saving = asyncio.Lock()
         self._not_saved: ConnectionError | None = None
+        self._failure: BaseException | None = None
+
+    async def begin(self) -> str | None:
+        """Forget what is under way; the position to follow from. Raises as ``load`` does."""
+        await self.end()
+        self._progress.clear()
+        self._saved = await self._load()
+        return self._saved
 
     async def handle(self, items: Sequence[StoredEvent | Checkpoint | CaughtUp]) -> None:
-        """Take the next items of the store's order. Raises ConnectionError: follow again from the saved checkpoint.
+        """Take the next items of the store's order; they are published in the background.
 
-        Workers do not wait for one another: of each worker, an event is published when the one before is confirmed.
+        Raises ConnectionError: follow again from where it begins.
         """
         if self._not_saved is not None:
             error, self._not_saved = self._not_saved, None
             raise error
-        streams: dict[str, list[StoredEvent]] = {}
         for item in items:
-            if isinstance(item, StoredEvent):
-                streams.setdefault(item.stream, []).append(item)
-        await self._publish_all(streams.values())
-        positions = [item.position for item in items if not isinstance(item, CaughtUp)]
-        if positions:
-            self._unsaved = positions[-1]
-        self._published += sum(map(len, streams.values()))
-        if self._published >= SAVE_EVERY or not isinstance(items[-1], StoredEvent):
-            await self.save()
-        else:
-            self._news.set()
+            await self._progress.room()
+            match item:
+                case StoredEvent():
+                    self._take(item)
+                case Checkpoint(position):
+                    self._progress.add(position, 0)
+                case CaughtUp():
+                    pass
 
     async def keep_saving(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """Save what is not saved yet soon after it was published, beside what is published then. Does not end."""
+        """Save what is not saved yet soon after it was published. Does not end; raises what publishing raised, but for outages."""
         while True:
-            await self._news.wait()
+            await self._progress.moved.wait()
             await sleep(SAVE_AFTER)
-            self._news.clear()
+            self._progress.moved.clear()
+            if self._failure is not None:
+                raise self._failure
             try:
                 await self.save()
             except ConnectionError as error:
                 self._not_saved = error  # what was saved must be read again
 
-    async def _publish_all(self, streams: Iterable[Sequence[StoredEvent]]) -> None:
-        """Return when every one is published. Raises BusUnavailableError if that is not sure."""
-        tasks = [asyncio.create_task(self._in_order(events)) for events in streams]
-        try:
-            if tasks:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        finally:
-            for task in tasks:
-                await ended(task)
-        for task in tasks:
-            if task.cancelled():  # by a library, as nobody else has it: its events are not out
-                raise BusUnavailableError("publishing was cut off")
-            task.result()
-
-    async def _in_order(self, events: Sequence[StoredEvent]) -> None:
-        for event in events:
-            await self._until_confirmed(event_message(self._source, event))
-
     async def save(self) -> None:
         """Save how far we are. Raises as ``save`` does."""
         async with self._saving:
-            position, published = self._unsaved, self._published
-            if position is None:
-                return
-            await self._save(position)
-            self._published -= published
-            if self._unsaved == position:
-                self._unsaved = None
+            position = self._progress.passed
+            if position is not None and position != self._saved:
+                await self._save(position)
+                self._saved = position
 
-    async def _until_confirmed(self, message: Outgoing) -> None:
-        """A worker's order is kept by never going on to its next event before this one is confirmed."""
-        pause = 0.1
-        while True:
-            try:
-                await self._publish(message)
-            except BusUnavailableError as error:
-                log.warning(
-                    "event not confirmed, trying again", event_id=message.message_id, cause=str(error)
-                )
-                await self._sleep(pause)
-                pause = min(pause * 2, 5.0)
-            else:
-                return
+    async def end(self) -> None:
+        """End what is under way: it is published again."""
+        await self._tasks.end()
+        self._triggers.clear()
+        await self.subscribers.end()
+
+    def problem(self) -> str | None:
+        """What is wrong: why events or triggers are not confirmed, by no subscriber's fault."""
+        failing = self._triggers.failing or self.subscribers.failing
+        return failing and f"events are not published: {failing}"
+
+    def counts(self) -> Mapping[str, int]:
+        """Events: those that are neither confirmed nor given up, and those given up since the start."""
+        return {"events_under_way": len(self._progress), "events_given_up": self.subscribers.given_up}
+
+    def _take(self, event: StoredEvent) -> None:
+        is_trigger = event.type in TRIGGER_TYPES
+        self._taken += 1
+        done = self._progress.add(event.position, 2 if is_trigger else 1)
+        entry = Entry(self._taken, event, event_message(self._source, event), done)
+        self.subscribers.put(entry)
+        if is_trigger:
+            trigger = replace(entry.message, exchange=TRIGGERS_EXCHANGE)
+            self._triggers.put(Entry(self._taken, event, trigger, done))
+
+    async def _trigger(self, entry: Entry) -> None:
+        await self._confirmed(entry.message)
+        entry.done()
+
+    async def _confirmed(self, message: Outgoing, /) -> None:
+        """See ``Publish``; where a library cancels us though nobody asked, the message is not confirmed."""
+        try:
+            await self._publish(message)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise BusUnavailableError("publishing was cut off") from None
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self._progress.moved.set()
 
 
 def event_message(source: str, stored: StoredEvent) -> Outgoing:

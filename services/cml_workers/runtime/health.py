@@ -6,6 +6,7 @@ For the probes of an orchestrator and nothing else: GET only, one small JSON ans
 import asyncio
 import contextlib
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,9 +22,9 @@ PING_TIMEOUT = 5.0
 
 
 async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, dict[str, Any]]:
-    """Whether all is well, and what is not; how far each follower has come; how many dead letters wait.
+    """Whether all is well, and what is not; how far each follower has come; what the roles have counted.
 
-    Dead letters are work for somebody, not a reason to be unready.
+    Dead letters, and a subscriber who does not take its events, are work for somebody, not a reason to be unready.
     """
     problems: dict[str, list[str]] = {}
     try:
@@ -31,12 +32,15 @@ async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, d
             await store.ping()
     except (ConnectionError, TimeoutError) as error:
         problems["event-store"] = [str(error) or "no answer"]
+    warnings = {}
     followers = {}
-    figures = {}
+    figures: Counter[str] = Counter()
     for role in running:
         found = [problem for check in role.checks if (problem := check()) is not None]
         if found:
             problems[role.name] = found
+        if said := [warning for look in role.warnings if (warning := look()) is not None]:
+            warnings[role.name] = said
         if role.following is not None:
             last = role.following.last_event_at
             followers[role.name] = {
@@ -45,11 +49,13 @@ async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, d
                 "last_event_at": last and last.isoformat(),
                 "failures_in_a_row": role.following.attempts,
             }
+        figures.update(role.counts())
         if role.dead_letters is not None:
             with contextlib.suppress(ConnectionError, TimeoutError):
                 async with asyncio.timeout(PING_TIMEOUT):
                     figures["dead_letters_waiting"] = await role.dead_letters()
-    return not problems, {"ready": not problems, "problems": problems, "followers": followers, **figures}
+    states = {"problems": problems, "warnings": warnings, "followers": followers}
+    return not problems, {"ready": not problems, **states, **figures}
 
 
 @asynccontextmanager

@@ -1,7 +1,7 @@
 """What a role is, what it is given, and how it runs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,7 +81,8 @@ class Running:
     """A role at work.
 
     ``checks`` say what is wrong, None if nothing is; ``tasks`` never end by themselves: one that does has
-    failed; ``following``: how far a role that follows the store has come; ``dead_letters``: how many wait.
+    failed; ``following``: how far a role that follows the store has come; ``dead_letters``: how many wait;
+    ``counts``: what it has counted since it started; ``warnings``: what somebody should look at, though it works.
     """
 
     name: str
@@ -89,6 +90,8 @@ class Running:
     tasks: tuple[asyncio.Task[None], ...] = ()
     following: Following | None = None
     dead_letters: Callable[[], Awaitable[int]] | None = None
+    counts: Callable[[], Mapping[str, int]] = dict
+    warnings: tuple[Callable[[], str | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

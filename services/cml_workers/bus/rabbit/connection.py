@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
@@ -177,6 +177,10 @@ class RabbitBus:
         if connection is None or not connection.connected.is_set():
             return "not connected to RabbitMQ"
         return self._dead_consumer()
+
+    def counts(self) -> Mapping[str, int]:
+        """What it has counted since it started."""
+        return {"replies_dropped": sum(consumer.replies_dropped for consumer in self._consumers)}
 
     def _dead_consumer(self) -> str | None:
         for subscriber in self._subscribers:

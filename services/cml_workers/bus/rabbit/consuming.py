@@ -52,6 +52,8 @@ class Consumer:
         self._roles = roles
         self._alone = asyncio.Lock()
         self.in_flight: set[asyncio.Task[object]] = set()
+        self.replies_dropped = 0
+        """Messages that are done although a caller's queue did not take its reply."""
 
     async def on_message(self, received: RabbitMessage) -> None:
         """Handle one delivery and settle it."""
@@ -74,6 +76,8 @@ class Consumer:
         try:
             await self._settle(message, headers, settlement.verdict)
             await received.ack()
+            if isinstance(ended, CallerRefusesError) and settlement.verdict == Ack():
+                self._dropped(message, ended)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message is delivered again
             log.warning(
                 "message not settled", queue=self._queue.name, message_id=message.message_id, cause=str(error)
@@ -116,6 +120,16 @@ class Consumer:
                 await self._publish(
                     to_dead_letters(message, headers, verdict, queue=self._queue, own_user=self._own_user)
                 )
+
+    def _dropped(self, message: Message, refused: CallerRefusesError) -> None:
+        """The result stays on record, so the message is done."""
+        self.replies_dropped += 1
+        log.warning(
+            "reply dropped",
+            queue=self._queue.name,
+            message_id=message.message_id,
+            cause=str(refused),
+        )
 
     def _log(self, message: Message, error: Exception) -> None:
         about = {"queue": self._queue.name, "message_id": message.message_id}

@@ -8,7 +8,13 @@ from faststream.rabbit import RabbitBroker, RabbitExchange
 
 from cml_contracts.amqp import outage
 from cml_contracts.topology import Exchange
-from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Outgoing, UnroutableError
+from cml_workers.bus.port import (
+    BusUnavailableError,
+    CallerRefusesError,
+    NotTakenError,
+    Outgoing,
+    UnroutableError,
+)
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
 
 CONFIRM_TIMEOUT = 15.0
@@ -40,7 +46,7 @@ class Publisher:
                 raise CallerRefusesError(
                     f"the caller's queue {message.routing_key!r} does not accept it"
                 ) from error
-            raise BusUnavailableError(f"not confirmed: {str(error) or type(error).__name__}") from error
+            raise NotTakenError(f"a queue does not take {message.routing_key}") from error
         except BusUnavailableError:
             raise
         except BaseException as error:

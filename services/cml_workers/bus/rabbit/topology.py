@@ -8,7 +8,7 @@ from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 
 
 async def declare_topology(where: Nodes | str, uses: Usage = EVERYTHING) -> None:
-    """Declare the exchanges, queues and bindings that are used; what exists already stays as it is.
+    """Declare the exchanges, queues and bindings that are used; what exists already stays as it is, but for former bindings.
 
     Raises:
         TopologyError: something exists with other arguments.
@@ -30,6 +30,9 @@ async def declare_topology(where: Nodes | str, uses: Usage = EVERYTHING) -> None
                 )
                 for binding in queue.bindings:
                     await declared.bind(binding.exchange.name, binding.routing_key)
+                for binding in queue.former:
+                    if binding.exchange in uses.publishes:
+                        await declared.unbind(binding.exchange.name, binding.routing_key)
                 for name, arguments in retry_queues(queue).items():
                     subject = f"queue {name!r}"
                     await channel.declare_queue(name, durable=True, arguments=dict(arguments))

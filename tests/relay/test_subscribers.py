@@ -1,0 +1,210 @@
+"""Subscribers whose queues do not take events: nobody else waits for them, and what they lack is said."""
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+from structlog.testing import capture_logs
+
+from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing
+from cml_workers.relay import subscribers
+from cml_workers.relay.subscribers import PAUSES, PROBE, TROUBLE
+from support.relaying import CREATED, Service, ids
+
+
+class Broker:
+    """A broker that routes to a healthy queue and to one that refuses or hangs; ``healthy``: what the first one has."""
+
+    def __init__(self) -> None:
+        self.healthy: list[str] = []
+        self.probes = 0
+        self.refuses = self.hangs = self.away = False
+        self.released = asyncio.Event()
+        self.lost: list[asyncio.Future[None]] = []
+
+    async def __call__(self, message: Outgoing, /) -> None:
+        assert message.exchange
+        if self.away:
+            raise BusUnavailableError("no connection")
+        if message is PROBE:
+            self.probes += 1
+            return
+        if message.exchange.name != "cml.events":
+            return
+        self.healthy.append(message.message_id)
+        await asyncio.sleep(0)
+        if self.refuses:
+            raise NotTakenError("a queue is full")
+        if self.hangs:
+            confirmed = asyncio.get_running_loop().create_future()
+            self.lost.append(confirmed)
+            await asyncio.wait((confirmed,))
+            confirmed.result()
+
+    def close(self) -> None:
+        """The connection is lost: whoever waits for a confirm learns it."""
+        self.away = True
+        for confirmed in self.lost:
+            if not confirmed.done():
+                confirmed.set_exception(BusUnavailableError("the connection was closed"))
+
+
+@pytest.fixture
+def broker(service: Service, monkeypatch: pytest.MonkeyPatch) -> Broker:
+    monkeypatch.setattr(subscribers, "PATIENCE", 0.02)
+    service.publish = broker = Broker()
+    return broker
+
+
+def firsts(found: list[str]) -> list[str]:
+    return list(dict.fromkeys(found))
+
+
+async def test_an_event_that_a_queue_refuses_is_tried_again_given_up_and_said(
+    service: Service, broker: Broker
+):
+    await service.happen(1)
+    created, started = await service.stored()
+    broker.refuses = True
+    with capture_logs() as logged:
+        await service.relay.handle([created])
+        await service.settled()
+    assert broker.healthy == ids([created]) * (1 + len(PAUSES))
+    assert service.pauses == list(PAUSES)
+    assert service.relay.counts() == {"events_under_way": 0, "events_given_up": 1}
+    (given_up,) = [each for each in logged if each["event"] == "event given up for a subscriber"]
+    assert (given_up["event_id"], given_up["revision"]) == (str(created.event_id), 0)
+    warning = service.relay.subscribers.warning() or ""
+    assert warning.startswith("1 events were given up since 2026-")
+    assert f"{CREATED.TYPE} of worker {given_up['worker_id']}, event {created.event_id}" in warning
+    assert service.relay.problem() is None  # it is no fault of ours
+
+    await service.relay.handle([started])  # by now it is known: one try is enough, and nobody waits
+    await service.settled()
+    assert broker.healthy[-2:] == ids([created, started])
+    assert service.pauses == list(PAUSES)
+    assert (service.relay.subscribers.warning() or "").startswith("2 events were given up")
+    await service.relay.save()
+    assert service.saved == [started.position]
+
+
+async def test_a_queue_that_refuses_for_a_moment_gets_everything_in_order(service: Service, broker: Broker):
+    await service.happen(2)
+    items = await service.stored()
+    broker.refuses = True
+    taken: list[str] = []
+
+    async def moment(message: Outgoing, /) -> None:
+        if len(service.pauses) >= 2:
+            broker.refuses = False
+        await broker(message)
+        if message.exchange and message.exchange.name == "cml.events":
+            taken.append(message.message_id)
+
+    service.publish = moment
+    await service.relay.handle(items)
+    await service.settled()
+    for stream in {each.stream for each in items}:
+        own = ids([each for each in items if each.stream == stream])
+        assert [each for each in taken if each in own] == own
+        assert [each for each in firsts(broker.healthy) if each in own] == own
+    assert service.relay.counts()["events_given_up"] == 0
+    assert service.relay.subscribers.warning() is None
+
+
+async def test_behind_an_event_that_one_queue_keeps_waiting_all_others_get_theirs(
+    service: Service, broker: Broker, monkeypatch: pytest.MonkeyPatch
+):
+    await service.happen(50)
+    items = await service.stored()
+    broker.hangs = True
+    await service.relay.handle(items)
+    async with asyncio.timeout(30):
+        while len(broker.healthy) < len(items):
+            await asyncio.sleep(0.001)
+    assert broker.probes >= 50
+    assert sorted(broker.healthy) == sorted(ids(items))  # each once
+    for stream in {each.stream for each in items}:
+        own = ids([each for each in items if each.stream == stream])
+        assert [each for each in broker.healthy if each in own] == own
+    await service.relay.save()
+    assert service.saved == []  # none is confirmed or given up
+    for confirmed in broker.lost:
+        confirmed.set_result(None)
+    await service.settled()
+    assert service.relay.counts()["events_given_up"] == 0
+    assert service.relay.subscribers.warning() is None
+
+
+async def test_an_event_that_stays_unconfirmed_is_given_up(
+    service: Service, broker: Broker, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(subscribers, "LATE", 0.05)
+    await service.happen(1)
+    broker.hangs = True
+    await service.catch_up()
+    assert service.relay.counts() == {"events_under_way": 0, "events_given_up": 2}
+    assert "not confirmed within 0.05 s" in (service.relay.subscribers.warning() or "")
+
+
+async def test_what_was_not_confirmed_when_the_connection_was_lost_is_published_again_in_order(
+    service: Service, broker: Broker
+):
+    """The queues that had it may have lost it with the broker."""
+    await service.happen(1)
+    items = await service.stored()
+    broker.hangs = True
+    await service.relay.handle(items)
+    async with asyncio.timeout(30):
+        while len(broker.healthy) < 2 or len(service.relay.subscribers._late) < 2:
+            await asyncio.sleep(0.001)
+    broker.close()
+    async with asyncio.timeout(30):
+        while service.relay.problem() is None:
+            await asyncio.sleep(0.001)
+    assert service.relay.counts() == {"events_under_way": 2, "events_given_up": 0}
+    broker.hangs = broker.away = False
+    await service.settled()
+    assert broker.healthy == ids(items) * 2
+
+
+async def test_a_broker_that_does_not_answer_is_no_subscribers_fault(service: Service, broker: Broker):
+    """The probe is not confirmed either, so nothing is given up, however long it takes."""
+    await service.happen(1)
+
+    async def frozen(_: Outgoing, /) -> None:
+        await asyncio.sleep(0.03)
+        raise BusUnavailableError("not confirmed within 15 s")
+
+    service.publish = frozen
+    await service.relay.handle(await service.stored())
+    async with asyncio.timeout(30):
+        while len(service.pauses) < 20:
+            await asyncio.sleep(0.001)
+    assert service.relay.counts() == {"events_under_way": 2, "events_given_up": 0}
+    assert service.relay.subscribers.warning() is None
+    assert service.relay.problem() is not None
+    service.publish = broker
+    await service.settled()
+    assert firsts(broker.healthy) == ids(await service.stored())
+
+
+async def test_what_is_taken_again_is_said_no_longer(service: Service, broker: Broker):
+    await service.happen(3)
+    items = await service.stored()
+    created = [each for each in items if each.type == CREATED.TYPE]
+    broker.refuses = True
+    await service.relay.handle(created[:1])
+    await service.settled()
+    broker.refuses = False
+    await service.relay.handle(created[1:2])
+    await service.settled()
+    assert service.relay.subscribers.warning()  # it may be a queue that takes one now and then
+    service.at += TROUBLE + timedelta(seconds=1)
+    await service.relay.handle([each for each in items if each not in created])
+    await service.settled()
+    assert service.relay.subscribers.warning()  # those were of another type
+    await service.relay.handle(created[2:])
+    await service.settled()
+    assert service.relay.subscribers.warning() is None
+    assert service.relay.counts()["events_given_up"] == 1
