@@ -4,6 +4,7 @@ https://www.rabbitmq.com/docs/direct-reply-to
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import aio_pika
@@ -36,7 +37,7 @@ async def test_direct_reply_to_reaches_the_asker_from_another_connection(
         await exchange.publish(answer, request.reply_to, mandatory=False)
         (got,) = await replies.until(1)
         assert (got.body, got.correlation_id) == (b"!", "c-1")
-        with pytest.raises(DeliveryError):  # not a queue: it comes back, although it arrived
+        with suppress(DeliveryError):  # not a queue: before RabbitMQ 4.2 it comes back, although it arrived
             await exchange.publish(answer, request.reply_to, mandatory=True)
         await replies.until(2)
         await asking.close()

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import aio_pika
+import pytest
 
 from cml_contracts.deadletters import (
     DeadLetterState,
@@ -13,12 +14,24 @@ from cml_contracts.deadletters import (
     RedriveDeadLetter,
 )
 from cml_contracts.tokens import TOKEN_HEADER
+from cml_workers.bus.port import Message, Retry, Verdict
 from cml_workers.bus.topology import DELIVERY_LIMIT, LIFECYCLE_COMMANDS
 from cml_workers.domain.policy import Access
 from support.dead_letter_service import CREATE, Service, types, until
 
 
-async def test_what_the_broker_dead_lettered_is_archived_and_redriven_with_cleared_counters(service: Service):
+async def test_what_the_broker_dead_lettered_is_archived_and_redriven_with_cleared_counters(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    """Also if the archive is down at first: the broker's own account of a death does not survive a retry."""
+    collected: list[Message] = []
+    collect = service.letters.collect
+
+    async def second(message: Message) -> Verdict:
+        collected.append(message)
+        return await collect(message) if message.attempt else Retry()
+
+    monkeypatch.setattr(service.letters, "collect", second)
     await service.send(
         {"worker_id": str(uuid4())},
         "poison",
@@ -30,10 +43,11 @@ async def test_what_the_broker_dead_lettered_is_archived_and_redriven_with_clear
             async with asyncio.timeout(60):
                 while (delivered := await queue.get(fail=False)) is None:
                     await asyncio.sleep(0.02)
-            await delivered.nack(requeue=True)
+            await delivered.reject(requeue=True)
     letter = await service.the_letter()
     assert (letter.queue, letter.cause, letter.user) == (LIFECYCLE_COMMANDS.name, "DeliveryLimit", "guest")
-    assert letter.deliveries == DELIVERY_LIMIT + 1
+    assert (letter.deliveries, letter.deaths) == (DELIVERY_LIMIT + 1, 1)
+    assert [(each.attempt, each.deliveries) for each in collected] == [(0, 1), (1, 1)]
     assert "made up" not in letter.reason
     assert "s3cret" not in letter.model_dump_json()
     await service.consume()

@@ -7,32 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from cml_workers.bus.headers import (
-    CAUSE_HEADER,
-    DEATH_HEADER,
-    DELIVERIES_HEADER,
-    FAULT_HEADER,
-    OWN_HEADERS,
-    QUEUE_HEADER,
-    REASON_HEADER,
-    REDRIVE_HEADER,
-    USER_HEADER,
-)
+from cml_workers.bus.deaths import count, death_of
+from cml_workers.bus.headers import FAULT_HEADER, OWN_HEADERS, REDRIVE_HEADER, USER_HEADER
 from cml_workers.bus.port import Message, Outgoing
-from cml_workers.bus.topology import DELIVERY_LIMIT, QUEUES
 from cml_workers.foundation.secrets import may_be_secret
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
 _OF_THE_BROKER = ("x-death", "x-first-death-", "x-last-death-")
-_BROKER_CAUSES: Mapping[str, tuple[str, str]] = {
-    "delivery_limit": (
-        "DeliveryLimit",
-        f"delivered {DELIVERY_LIMIT + 1} times and never settled: it kills its consumer, or the consumer was killed each time",
-    ),
-    "rejected": ("Rejected", "rejected by its consumer"),
-    "expired": ("Expired", "waited for too long"),
-    "maxlen": ("QueueFull", "its queue was full"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +45,11 @@ def letter_of(message: Message) -> Letter:
     is one that was redriven, also if it was edited.
     """
     headers = message.headers
-    queue, cause, reason, death, deliveries = _death(headers)
+    death = death_of(headers)
     redriven, _, number = str(headers.get(REDRIVE_HEADER, "")).partition("/")
     known = _uuid(redriven)
     identity = [
-        queue,
+        death.queue,
         message.message_id,
         message.type,
         message.user_id,
@@ -76,10 +57,10 @@ def letter_of(message: Message) -> Letter:
     ]
     return Letter(
         id=known or uuid5(_NAMESPACE, json.dumps(identity)),
-        death=f"{number if known else ''}/{death}",
-        queue=queue,
-        cause=cause,
-        reason=reason,
+        death=f"{number if known else ''}/{death.mark}",
+        queue=death.queue,
+        cause=death.cause,
+        reason=death.reason,
         type=message.type,
         body=message.body,
         message_id=message.message_id,
@@ -88,9 +69,9 @@ def letter_of(message: Message) -> Letter:
         content_type=message.content_type,
         user=message.user_id,
         headers={name: _plain(value) for name, value in headers.items() if _may_be_kept(name)},
-        deliveries=deliveries,
+        deliveries=death.deliveries,
         attempts=message.attempt,
-        faults=_count(headers.get(FAULT_HEADER)),
+        faults=count(headers.get(FAULT_HEADER)),
     )
 
 
@@ -112,29 +93,6 @@ def again(letter: Letter, number: int, own_user: str) -> Outgoing:
         headers={**kept, USER_HEADER: letter.user or "", REDRIVE_HEADER: f"{letter.id}/{number}"},
         user_id=own_user,
     )
-
-
-def _death(headers: Mapping[str, object]) -> tuple[str, str, str, str, int]:
-    """Queue, cause, reason, mark and deliveries: as the role wrote that dead-lettered it, or else the broker."""
-    if QUEUE_HEADER in headers:
-        return (
-            str(headers[QUEUE_HEADER]),
-            str(headers.get(CAUSE_HEADER, "Refused")),
-            str(headers.get(REASON_HEADER, "")),
-            str(headers.get(DEATH_HEADER, "")),
-            _count(headers.get(DELIVERIES_HEADER)),
-        )
-    deaths = headers.get("x-death")
-    queues = {queue.name for queue in QUEUES}
-    for death in deaths if isinstance(deaths, list) else ():  # the latest first; a retry queue is no death
-        if isinstance(death, dict) and death.get("queue") in queues:
-            cause, reason = _BROKER_CAUSES.get(
-                str(death.get("reason")), ("Unknown", str(death.get("reason")))
-            )
-            mark = f"{death.get('time')}/{death.get('count')}"
-            deliveries = DELIVERY_LIMIT + 1 if death.get("reason") == "delivery_limit" else 1
-            return str(death["queue"]), cause, reason, mark, deliveries
-    return "", "Unknown", "published to the dead letters by another program", "", 1
 
 
 def _uuid(text: str) -> UUID | None:
@@ -161,8 +119,3 @@ def _plain(value: object) -> Any:
             return value.decode(errors="backslashreplace")
         case _:
             return str(value)
-
-
-def _count(header: object) -> int:
-    """The count, within what an INTEGER of PostgreSQL holds, whatever a sender wrote."""
-    return max(0, min(header, 2**31 - 1)) if isinstance(header, int) else 0

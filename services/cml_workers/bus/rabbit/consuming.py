@@ -84,7 +84,9 @@ class Consumer:
             )
             await asyncio.sleep(UNSETTLED_PAUSE)
             with contextlib.suppress(Exception):
-                await received.nack(requeue=True)
+                await received.reject(
+                    requeue=True
+                )  # not `nack`, which RabbitMQ 4.3 leaves out of the delivery limit
 
     async def _handle(self, message: Message, headers: Mapping[str, object]) -> Verdict | Exception:
         """The handler's verdict, or what it raised."""

@@ -5,8 +5,10 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from uuid import uuid4
 
+from aio_pika import IncomingMessage
 from faststream.rabbit.message import RabbitMessage
 
+from cml_workers.bus.deaths import death_of
 from cml_workers.bus.headers import (
     ATTEMPT_HEADER,
     CAUSE_HEADER,
@@ -19,7 +21,7 @@ from cml_workers.bus.headers import (
     USER_HEADER,
 )
 from cml_workers.bus.port import DeadLetter, Message, Outgoing
-from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, Queue
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, DELIVERY_LIMIT, Queue
 from cml_workers.foundation.secrets import may_be_secret
 
 MAX_HEADER_NAME = 128
@@ -34,7 +36,7 @@ def delivered(received: RabbitMessage, roles: Collection[str]) -> Message:
     """The message for its handler; our own headers are believed only if a user of ``roles`` published it."""
     raw = received.raw_message
     headers: dict[str, object] = dict(raw.headers or {})
-    redeliveries = counter(headers.pop("x-delivery-count", 0))
+    redeliveries = _redeliveries(raw, headers)
     user: object = raw.user_id or None
     if user in roles and USER_HEADER in headers:
         user = headers.pop(USER_HEADER) or None
@@ -57,6 +59,23 @@ def delivered(received: RabbitMessage, roles: Collection[str]) -> Message:
     )
 
 
+def _redeliveries(raw: IncomingMessage, headers: dict[str, object]) -> int:
+    """How often it came back to this queue because its handling failed; removes what the broker counted.
+
+    With a message that was not redelivered this is what its sender wrote. From RabbitMQ 4.3 on, what the delivery limit
+    dead-lettered comes as redelivered, with the count it died of; and ``x-acquired-count`` has, besides, how often it was
+    given back without a failure.
+    """
+    count = counter(headers.pop("x-delivery-count", 0))
+    headers.pop("x-acquired-count", None)
+    if not raw.redelivered:
+        return 0
+    deaths = headers.get("x-death")
+    last = deaths[0] if isinstance(deaths, list) and deaths else None
+    died_of_it = isinstance(last, dict) and last.get("reason") == "delivery_limit"
+    return count - DELIVERY_LIMIT - 1 if died_of_it and count > DELIVERY_LIMIT else count
+
+
 def publishable(headers: Mapping[str, object]) -> dict[str, object]:
     """The headers to publish again: plain values; a table may not survive, so it becomes text."""
     return {
@@ -69,9 +88,11 @@ def publishable(headers: Mapping[str, object]) -> dict[str, object]:
 def to_retry_queue(
     message: Message, headers: Mapping[str, object], *, queue: Queue, delay: int, own_user: str
 ) -> Outgoing:
-    """The same message for the retry queue of ``delay`` seconds."""
+    """The same message for the retry queue of ``delay`` seconds; a dead letter keeps what is known of its death."""
+    died = death_of(message.headers).headers if queue is DEAD_LETTER_QUEUE else {}
     counted = {
         **headers,
+        **died,
         ATTEMPT_HEADER: message.attempt + 1,
         RECEIVED_HEADER: int(message.received_at.timestamp()) if message.received_at else 0,
     }
