@@ -4,14 +4,17 @@ from collections.abc import AsyncIterator
 
 import aio_pika
 import pytest
+from structlog.testing import capture_logs
+from yarl import URL
 
 from cml_contracts.topology import COMMANDS_EXCHANGE, EVENTS_EXCHANGE
 from cml_embedded.amqp_broker import AmqpBroker
-from cml_workers.bus.port import Message, Outgoing, TopologyError, Verdict
-from cml_workers.bus.rabbit import RabbitBus, declare_topology, verify_topology
+from cml_workers.bus.port import BusUnavailableError, Message, Outgoing, TopologyError, Verdict
+from cml_workers.bus.rabbit import RabbitBus, connection, declare_topology, topology, verify_topology
 from cml_workers.bus.topology import EC2_TRIGGERS, LIFECYCLE_COMMANDS, QUEUES, TRIGGERS_EXCHANGE
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.process.registry import ROLES
+from support.tcp_proxy import TcpProxy, Trap
 
 
 @pytest.fixture
@@ -28,6 +31,9 @@ async def exists(url: str, queue: str) -> bool:
         except aio_pika.exceptions.ChannelNotFoundEntity:
             return False
         return True
+
+
+async def nothing(*_: object) -> None: ...
 
 
 async def never(_message: Message) -> Verdict:
@@ -68,6 +74,62 @@ async def test_a_connection_uses_nothing_that_is_not_declared(url: str):
         command = Outgoing(COMMANDS_EXCHANGE, "cml.worker.stop.v1", b"{}", "cml.worker.stop.v1", "1")
         with pytest.raises(KeyError):
             await bus.publish(command)
+
+
+async def test_what_the_broker_does_not_answer_for_is_named_and_asked_for_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(topology, "ANSWER_TIMEOUT", 0.3)
+    monkeypatch.setattr(topology, "ASKS", 2)
+    await declare_topology(url, ROLES["lifecycle"].uses)
+    name = LIFECYCLE_COMMANDS.retry_queue(5)
+    async with TcpProxy(URL(url).port or 0) as proxy:
+        through = str(URL(url).with_port(proxy.port))
+        for silences, answered in ((1, True), (2, False)):
+            trap = proxy.arm(Trap(name.encode(), "server", "silence", seconds=60, times=silences))
+            with capture_logs() as logs:
+                if answered:
+                    await verify_topology(through, ROLES["lifecycle"].uses)
+                else:
+                    with pytest.raises(BusUnavailableError, match=f"does not answer for queue '{name}'"):
+                        await verify_topology(through, ROLES["lifecycle"].uses)
+            assert trap.left == 0
+            assert [log["what"] for log in logs] == [f"queue '{name}'"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "NOT_FOUND - failed to perform operation on queue 'x' in vhost '/' due to timeout",
+        "NOT_FOUND - home node 'rabbit@b' of durable queue 'x' in vhost '/' is down or inaccessible",
+    ],
+)
+async def test_what_is_on_a_node_that_is_down_is_not_said_to_be_missing(
+    url: str, said: str, monkeypatch: pytest.MonkeyPatch
+):
+    async def down(*_: object, **__: object) -> None:
+        raise aio_pika.exceptions.ChannelNotFoundEntity(said)
+
+    monkeypatch.setattr(topology, "ASKS", 1)
+    monkeypatch.setattr(aio_pika.Channel, "declare_queue", down)
+    with pytest.raises(BusUnavailableError, match=r"'cml\.lifecycle\.commands' \(.*may be down"):
+        await declare_topology(url, Usage((LIFECYCLE_COMMANDS,)))
+
+
+async def test_a_queue_that_does_not_let_itself_be_consumed_is_named(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connection, "START_TIMEOUT", 0.3)
+    uses = Usage((LIFECYCLE_COMMANDS,))
+    await declare_topology(url, uses)
+    async with TcpProxy(URL(url).port or 0) as proxy:
+        bus = RabbitBus(str(URL(url).with_port(proxy.port)), name="test", uses=uses, declare=False)
+        bus.consume(LIFECYCLE_COMMANDS, never, prefetch=1)
+        monkeypatch.setattr(connection, "verify_topology", nothing)
+        proxy.arm(Trap(LIFECYCLE_COMMANDS.name.encode(), "server", "silence", seconds=60))
+        with pytest.raises(BusUnavailableError, match=f"consume '{LIFECYCLE_COMMANDS.name}'"):
+            await bus.start()
+        proxy.heal()
 
 
 def test_every_queue_has_one_role_that_consumes_it():

@@ -262,7 +262,7 @@ class Stranger:
     def _nobody_there(self, number: int) -> dict[str, Any]:
         places = [
             *(None, "", f"gone-{number}", "\x00", "x" * 255, "amq.rabbitmq.reply-to.g1h2.x", "cml.commands"),
-            *("cml.lifecycle.reports", "cml.lifecycle.commands", "cml.ec2.wakes", "cml.projector.queries"),
+            *("cml.lifecycle.reports", "cml.lifecycle.commands", "cml.ec2.wakes", "cml.projector.queries.v2"),
         ]
         if self._patient and self._random.random() < 0.02:
             places = [self._full]

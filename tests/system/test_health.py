@@ -46,14 +46,17 @@ async def test_a_dead_consumer_makes_the_process_unready(running: RunningSystem,
     assert done.returncode == 0, done.stderr
 
     async with await aio_pika.connect(rabbitmq_url) as connection:
-        await (await connection.channel()).queue_delete("cml.projector.queries")
+        await (await connection.channel()).queue_delete("cml.projector.queries.v2")
     async with asyncio.timeout(60):
         while (answer := await asyncio.to_thread(ask, f"{health}/readyz"))[0] == 200:
             await asyncio.sleep(0.1)
-    assert answer == (503, {**answer[1], "problems": {"projector": ["no consumer on cml.projector.queries"]}})
+    assert answer == (
+        503,
+        {**answer[1], "problems": {"projector": ["no consumer on cml.projector.queries.v2"]}},
+    )
     done = await asyncio.to_thread(running.cli, "health", CML_HEALTH_PORT=port)
     assert done.returncode == 1
     assert "no consumer" in done.stderr
     assert running.process
     assert await asyncio.to_thread(running.process.wait, 60) == 1  # whoever supervises it starts it again
-    assert "no consumer on cml.projector.queries" in running.log().splitlines()[-1]
+    assert "no consumer on cml.projector.queries.v2" in running.log().splitlines()[-1]

@@ -14,8 +14,13 @@ from cml_contracts.client import NotSentError, WorkerClient
 from cml_contracts.commands import CreateCMLWorker, TerminateCMLWorker
 from cml_contracts.deadletters import RedriveDeadLetter
 from cml_contracts.tokens import sign
+from cml_contracts.topology import Exchange
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_tools.definitions import PERMISSIONS, definitions
+from cml_workers.bus.port import Message, TopologyError, Verdict
+from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.bus.usage import Usage
 from cml_workers.process.registry import ROLES, USERS
 from support.deadletters import dead_letters
 from support.plain_amqp import PlainAmqp
@@ -161,7 +166,7 @@ async def test_an_operator_redrives_in_the_senders_name_and_nobody_else_does(
     [
         ("cml-client", "cml.internal", "cml.lifecycle.commands"),
         ("cml-client", "cml.events", "cml.dead-letters"),
-        ("cml-client", "cml.operator", "cml.projector.operator"),
+        ("cml-client", "cml.operator", "cml.projector.operator.v2"),
         ("cml-operator", "cml.commands", "cml.dead-letters"),
         ("cml-relay", "cml.commands", "cml.lifecycle.commands"),
         ("cml-projector", "cml.commands", "cml.ec2.wakes"),
@@ -181,6 +186,31 @@ async def test_nobody_writes_or_reads_what_is_not_theirs(
         source = await reading.get_queue(queue, ensure=False)
         with pytest.raises(AMQPError):
             await source.get()
+
+
+async def never(_message: Message) -> Verdict:
+    raise AssertionError
+
+
+async def test_a_wrong_right_is_told_from_what_is_missing(rabbitmq: SpawnedRabbitMQ):
+    relay = url(rabbitmq, "cml-relay")
+    commands = Usage(consumes=(LIFECYCLE_COMMANDS,))
+    consuming = RabbitBus(relay, name="test", uses=commands, declare=False)
+    consuming.consume(LIFECYCLE_COMMANDS, never, prefetch=1)
+    with pytest.raises(
+        TopologyError, match=r"user 'cml-relay' has no right .*'cml\.\S+'.*must name the user"
+    ):
+        await consuming.start()
+    with pytest.raises(TopologyError, match=r"may not declare .* CML_DECLARE_TOPOLOGY=false"):
+        await RabbitBus(relay, name="test", uses=commands).start()
+    missing = RabbitBus(
+        url(rabbitmq, "cml-client"),
+        name="test",
+        uses=Usage(publishes=(Exchange("cml.subscribers.none"),)),
+        declare=False,
+    )
+    with pytest.raises(TopologyError, match=r"'cml\.subscribers\.none' is missing: import"):
+        await missing.start()
 
 
 def test_every_role_has_a_user_and_only_roles_are_believed():

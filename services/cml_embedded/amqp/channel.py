@@ -5,7 +5,7 @@ from pamqp.commands import Basic, Confirm, Exchange, Queue
 
 from cml_embedded.amqp.broker import Broker
 from cml_embedded.amqp.consuming import Consuming
-from cml_embedded.amqp.errors import AmqpError, Code, unsupported
+from cml_embedded.amqp.errors import AmqpError, Code, precondition_failed, unsupported
 from cml_embedded.amqp.publishing import Publishing
 from cml_embedded.amqp.wire import Wire
 
@@ -126,12 +126,14 @@ class ServerChannel:
             self._reply(reply, nowait=frame.nowait)
 
     def _delete_queue(self, frame: Queue.Delete) -> None:
-        if frame.if_unused or frame.if_empty:
-            raise unsupported("if-unused and if-empty")
         count = 0
         if frame.queue in self._broker.queues:
             queue = self._broker.queue(frame.queue, self._wire)
             count = len(queue)
+            if frame.if_unused and queue.consumers:
+                raise precondition_failed(f"{queue} in use")
+            if frame.if_empty and count:
+                raise precondition_failed(f"{queue} is not empty")
             self._broker.delete_queue(queue)
         self._changed(Queue.DeleteOk(message_count=count), nowait=frame.nowait)
 

@@ -37,7 +37,8 @@ class Queue:
     """A durable queue.
 
     ``retries``: it has retry queues beside it, one for each of ``RETRY_DELAYS``. ``former``: bindings of earlier versions;
-    whoever publishes to their exchange takes them away, as it is the one that sends the same another way now.
+    whoever publishes to their exchange takes them away, as it is the one that sends the same another way now. ``replaces``: the
+    queue of an earlier version that had its bindings; arguments cannot be changed, so other ones need another name.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Queue:
     arguments: Mapping[str, str | int | bool] = field(default_factory=dict)
     retries: bool = False
     former: tuple[Binding, ...] = ()
+    replaces: str | None = None
 
     def retry_queue(self, delay: int) -> str:
         """The name of the queue in which messages wait ``delay`` seconds to come back to this one."""
@@ -83,13 +85,24 @@ EC2_TRIGGERS = Queue(
 """Events after which AWS has to be acted on: an intent, an outcome others waited for, an unsettled state; reminders."""
 EC2_LOOKUPS = Queue("cml.ec2.lookups", (Binding(INTERNAL_EXCHANGE, "cml.lookup.#"),), _WORK, retries=True)
 
+_ASKED: Mapping[str, str | int | bool] = {
+    **_QUORUM,
+    "x-delivery-limit": DELIVERY_LIMIT,
+    "x-message-ttl": 60_000,
+}
 PROJECTOR_QUERIES = Queue(
-    "cml.projector.queries", (Binding(QUERIES_EXCHANGE, "#"),), {"x-message-ttl": 60_000}
+    "cml.projector.queries.v2",
+    (Binding(QUERIES_EXCHANGE, "#"),),
+    _ASKED,
+    replaces="cml.projector.queries",
 )
-"""An answer is of use only while its caller waits: no quorum, and old queries expire."""
+"""An answer is of use only while its caller waits: old queries expire."""
 
 PROJECTOR_OPERATOR = Queue(
-    "cml.projector.operator", (Binding(OPERATOR_EXCHANGE, "#"),), {"x-message-ttl": 60_000}
+    "cml.projector.operator.v2",
+    (Binding(OPERATOR_EXCHANGE, "#"),),
+    _ASKED,
+    replaces="cml.projector.operator",
 )
 """Likewise: a request of an operator who no longer waits has no late effect."""
 

@@ -140,6 +140,6 @@ async def test_broken_queries_are_answered_and_kept(system: System):
             assert (reply["outcome"], reply["problem"]["code"]) == ("rejected", "ValidationFailed")
         missing = await client.query("worker.get", worker_id=str(uuid4()))
         assert missing["problem"]["code"] == "WorkerNotFound"
-        letters = await kept(system, "cml.projector.queries", *marks)
+        letters = await kept(system, "cml.projector.queries.v2", *marks)
         client.dead_expected = len(broken)
     assert {letters[mark].cause for mark in marks} == {"ValidationFailed"}

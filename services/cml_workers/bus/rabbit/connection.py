@@ -29,7 +29,7 @@ from cml_workers.bus.rabbit.direct_replies import DirectReplies
 from cml_workers.bus.rabbit.properties import read_tolerantly
 from cml_workers.bus.rabbit.publishing import Publisher
 from cml_workers.bus.rabbit.restored_connection import connect
-from cml_workers.bus.rabbit.topology import declare_topology, verify_topology
+from cml_workers.bus.rabbit.topology import declare_topology, no_right, verify_topology
 from cml_workers.bus.topology import Queue
 from cml_workers.bus.usage import EVERYTHING, Usage
 from cml_workers.foundation.tasks import ended
@@ -39,8 +39,8 @@ log = structlog.get_logger(__name__)
 
 LOOKS_EVERY, DEAD_FOR = 5.0, 15.0
 """Seconds between two looks at the consumers; after how many without one it is not coming back by itself."""
-
-
+START_TIMEOUT = 30.0
+"""Seconds to begin to consume."""
 STOP_SECONDS = 5.0
 """How long the broker may take to end a consumer, or the connection."""
 
@@ -128,9 +128,9 @@ class RabbitBus:
         """Connect, declare and check the topology, then consume.
 
         Raises:
-            BusUnavailableError: the broker does not answer.
+            BusUnavailableError: the broker does not answer, or not for a queue.
             BusConfigurationError: it does not let us in, or we do not trust it.
-            TopologyError: a queue or exchange exists with other arguments, or does not exist.
+            TopologyError: a queue or exchange exists with other arguments, or does not exist, or we may not use it.
         """
         logging.getLogger("aio_pika").setLevel(logging.ERROR)
         logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # what it logs, it also raises
@@ -138,12 +138,11 @@ class RabbitBus:
         try:
             await (declare_topology if self._declare else verify_topology)(self._nodes, self._uses)
             await connect(self._broker, self._nodes)
-            await self._broker.start()
+            await self._consume()
         except ChannelAccessRefused as error:
-            raise TopologyError(
-                f"RabbitMQ does not allow user {self.user!r} what it needs ({error}); see "
-                "deploy/rabbitmq/definitions.json for the rights of each role"
-            ) from error
+            raise TopologyError(no_right(self.user, "what it consumes", str(error))) from error
+        except BusUnavailableError:
+            raise
         except BaseException as error:
             if (cause := outage(error)) is None:
                 raise
@@ -154,6 +153,19 @@ class RabbitBus:
         connection.close_callbacks.add(self._lost)
         connection.reconnect_callbacks.add(self._restored)
         self.consuming = asyncio.create_task(self._consume_on(), name=f"{self._broker_name}, consuming,")
+
+    async def _consume(self) -> None:
+        """Raises BusUnavailableError that names what the broker does not answer for."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                await self._broker.start()
+        except TimeoutError as error:
+            waits = [each.queue.name for each in self._subscribers if each._consumer_tag is None]  # noqa: SLF001 - see _dead_consumer
+            raise BusUnavailableError(
+                f"RabbitMQ does not let {self.user!r} consume {waits[0]!r}: the node that has it may be down"
+                if waits
+                else "RabbitMQ does not answer"
+            ) from error
 
     async def stop(self, *, grace: float = 2.0) -> None:
         """Stop consuming first, give handlers ``grace`` seconds to end, then disconnect.
