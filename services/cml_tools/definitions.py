@@ -74,7 +74,10 @@ PERMISSIONS: Mapping[str, Permission] = {
     **{role.user: _role(role.uses) for role in ROLES.values()},
     "cml-client": _client(COMMANDS_EXCHANGE, QUERIES_EXCHANGE),
     "cml-operator": _client(QUERIES_EXCHANGE, OPERATOR_EXCHANGE),
+    "cml-monitor": ("^$", "^$", "^$"),
 }
+TAGS = {"cml-monitor": "monitoring"}
+"""What is more than a right: the management API says nothing to a user without one, nor to one without any right."""
 
 
 def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
                 "name": user,
                 "password_hash": _hashed(passwords[user]) if user in passwords else "",
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
-                "tags": "",
+                "tags": TAGS.get(user, ""),
             }
             for user in PERMISSIONS
         ],

@@ -213,7 +213,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "doctor": Room(
         modules=_service("doctor"),
-        imports=("contracts", "domain", "ec2_adapter", "ec2_adapter.aws"),
+        imports=("contracts", "domain", "bus", "bus.rabbit", "runtime", "ec2_adapter", "ec2_adapter.aws"),
         packages=("botocore",),
     ),
     "process": Room(

@@ -11,8 +11,8 @@ from cml_workers.bus.rabbit.messages import delivered
 from cml_workers.bus.topology import DELIVERY_LIMIT
 from support.recorder import Recorder, outgoing
 
-BURIED = {"death": [{"reason": "delivery_limit", "queue": "cml.lifecycle.commands", "count": 1}]}
-DIED_OF = DELIVERY_LIMIT + 1
+DIED = {"death": [{"reason": "delivery_limit", "queue": "cml.lifecycle.commands", "count": 1}]}
+LIMIT_DELIVERIES = DELIVERY_LIMIT + 1
 
 
 def raw(*, redelivered: bool, **headers: Any) -> Any:
@@ -43,11 +43,11 @@ def test_what_failed_counts(message: Any, deliveries: int):
 @pytest.mark.parametrize(
     ("message", "deliveries"),
     [
-        (raw(redelivered=False, **BURIED), 1),
-        (raw(redelivered=True, delivery_count=1, **BURIED), 2),
-        (raw(redelivered=True, delivery_count=DIED_OF, **BURIED), 1),
-        (raw(redelivered=True, delivery_count=DIED_OF, acquired_count=DIED_OF, **BURIED), 1),
-        (raw(redelivered=True, delivery_count=DIED_OF + 2, acquired_count=2, **BURIED), 3),
+        (raw(redelivered=False, **DIED), 1),
+        (raw(redelivered=True, delivery_count=1, **DIED), 2),
+        (raw(redelivered=True, delivery_count=LIMIT_DELIVERIES, **DIED), 1),
+        (raw(redelivered=True, delivery_count=LIMIT_DELIVERIES, acquired_count=LIMIT_DELIVERIES, **DIED), 1),
+        (raw(redelivered=True, delivery_count=LIMIT_DELIVERIES + 2, acquired_count=2, **DIED), 3),
     ],
     ids=["3.10", "3.10, failed once", "4.0, of a lost consumer", "4.3", "4.3, failed twice"],
 )

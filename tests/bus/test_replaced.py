@@ -46,7 +46,7 @@ async def exists(url: str) -> bool:
 async def test_what_waited_in_it_is_handled_in_its_senders_name_and_it_is_gone(
     empty: str, channel: AbstractChannel, recorder: Recorder
 ):
-    forged = {"x-cml-user-id": "somebody-else", "mark": "x"}
+    forged: Any = {"x-cml-user-id": "somebody-else", "mark": "x"}
     message = aio_pika.Message(
         b"{}",
         message_id="m-1",

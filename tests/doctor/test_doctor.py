@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 from cml_embedded.ec2.requests import check
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_tools.ec2_calls import Sent
+from cml_workers.bus.usage import EVERYTHING
 from cml_workers.cli import terminal
 from cml_workers.cli.app import app
 from cml_workers.doctor.lines import MISSING, UNKNOWN
 from support.ec2 import SimulatorAdmin
 from support.ec2_calls import REGION, client, run
 from support.listed_calls import all_sent_by_doctor, listed, listed_of_doctor, not_listed
+from support.management_api import management_api
 
 OTHER = "us-west-2"
 TYPE = "c5.2xlarge"
@@ -536,6 +538,23 @@ def test_nobody_at_the_address_is_unknown(deployment: Deployment):
     deployment.configure(AWS_ENDPOINT_URL="http://127.0.0.1:9")
     (line,) = deployment.lines(UNKNOWN)
     assert "no answer" in line["problem"]
+
+
+def test_queues_that_are_not_on_all_nodes_are_said(deployment: Deployment):
+    with management_api({**dict.fromkeys(EVERYTHING.queues, 3), "cml.ec2.lookups": 1}) as api:
+        deployment.configure(RABBITMQ_URL="amqp://h/", RABBITMQ_MANAGEMENT_URL=api.url)
+        (line,) = deployment.lines(MISSING)
+        assert (line["region"], line["subject"], line["status"]) == ("", "queue", "missing")
+        assert line["problem"] == "fewer replicas than the 3 nodes of RabbitMQ: cml.ec2.lookups 1"
+        assert "rabbitmq-queues grow" in line["fix"]
+        api.queues["cml.ec2.lookups"] = 3
+        assert deployment.lines(0) == []
+        api.status = 401
+        (line,) = deployment.lines(UNKNOWN)
+        assert "has not the tag monitoring" in line["problem"]
+    deployment.configure(RABBITMQ_MANAGEMENT_URL="")
+    (line,) = deployment.lines(0)
+    assert (line["status"], line["fix"]) == ("note", "set RABBITMQ_MANAGEMENT_URL")
 
 
 def test_without_ec2_it_says_what_to_set(deployment: Deployment, tmp_path: Any):

@@ -192,7 +192,9 @@ async def never(_message: Message) -> Verdict:
     raise AssertionError
 
 
-async def test_a_wrong_right_is_told_from_what_is_missing(rabbitmq: SpawnedRabbitMQ):
+async def test_a_right_that_is_missing_and_a_queue_that_is_missing_have_each_their_advice(
+    rabbitmq: SpawnedRabbitMQ,
+):
     relay = url(rabbitmq, "cml-relay")
     commands = Usage(consumes=(LIFECYCLE_COMMANDS,))
     consuming = RabbitBus(relay, name="test", uses=commands, declare=False)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Status(StrEnum):
-    """``MISSING``: a launch, or a later operation, will fail. ``UNKNOWN``: it could not be asked. ``NOTE``: good to know."""
+    """``MISSING``: a launch, or a later operation, will fail, or wait while a node of RabbitMQ is lost. ``UNKNOWN``: it could not be asked. ``NOTE``: good to know."""
 
     MISSING = "missing"
     UNKNOWN = "unknown"

@@ -16,6 +16,7 @@ from cml_workers.process.folder import make_folder, published, sole_owner
 from cml_workers.process.registry import ROLES, USERS
 from cml_workers.runtime.endpoints import ENDPOINTS, amqp_url, database_url, ec2_endpoint, event_store_uri
 from cml_workers.runtime.health import probes
+from cml_workers.runtime.replicas import replicas_watched
 from cml_workers.runtime.role import Infrastructure, Part, Role, Running
 from cml_workers.runtime.settings import Settings
 from cml_workers.sql.database import open_database
@@ -52,6 +53,7 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
             roles = ROLES.values()
             given = await _open(roles, settings, endpoints["amqp"], endpoints.get("ec2"), stack)
             running = [*embedded, *[await stack.enter_async_context(role.compose(given)) for role in roles]]
+            running += await stack.enter_async_context(replicas_watched(settings, queues_of(roles)))
             port = await stack.enter_async_context(
                 probes(settings.health_port, running, given.store, settings.health_host)
             )
@@ -73,10 +75,16 @@ async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[R
         endpoint = ec2_endpoint(settings) if Part.EC2 in role.needs else None
         given = await _open([role], settings, amqp_url(settings), endpoint, stack)
         running = [await stack.enter_async_context(role.compose(given))]
+        running += await stack.enter_async_context(replicas_watched(settings, queues_of([role])))
         await stack.enter_async_context(
             probes(settings.health_port, running, given.store, settings.health_host)
         )
         yield running
+
+
+def queues_of(roles: Iterable[Role]) -> Sequence[str]:
+    """All that they consume."""
+    return [queue for role in roles for queue in role.uses.queues]
 
 
 async def until_one_fails(running: Sequence[Running]) -> None:

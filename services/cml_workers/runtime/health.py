@@ -24,7 +24,7 @@ PING_TIMEOUT = 5.0
 async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, dict[str, Any]]:
     """Whether all is well, and what is not; how far each follower has come; what the roles have counted.
 
-    Dead letters, and a subscriber who does not take its events, are work for somebody, not a reason to be unready.
+    Dead letters and warnings are work for somebody, not a reason to be unready.
     """
     problems: dict[str, list[str]] = {}
     try:

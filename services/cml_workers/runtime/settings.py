@@ -82,6 +82,11 @@ class Settings(BaseSettings):
 
     rabbitmq_url: Annotated[SecretStr | None, Field(validation_alias="RABBITMQ_URL")] = None
     """amqp:// or amqps:// URL, the hosts of a cluster separated by commas; unset: the embedded broker."""
+    rabbitmq_management_url: Annotated[
+        SecretStr | None, Field(validation_alias="RABBITMQ_MANAGEMENT_URL")
+    ] = None
+    """http:// or https:// URL of RabbitMQ's management API, with a user that has the tag monitoring: readiness and the doctor then say
+    which queues have fewer replicas than the cluster has nodes. Unset: they do not know."""
     kurrentdb_uri: Annotated[SecretStr | None, Field(validation_alias="KURRENTDB_URI")] = None
     """kurrentdb:// or esdb:// URI; unset: an SQLite file in the data folder."""
     database_url: Annotated[SecretStr | None, Field(validation_alias="DATABASE_URL")] = None
@@ -198,6 +203,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name, value, schemes in (
+            ("RABBITMQ_MANAGEMENT_URL", self.rabbitmq_management_url, ("http://", "https://")),
             ("KURRENTDB_URI", self.kurrentdb_uri, ("kurrentdb", "esdb")),
             ("DATABASE_URL", self.database_url, ("postgres", "sqlite://")),
         ):
