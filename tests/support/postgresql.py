@@ -15,7 +15,7 @@ from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]
 
-from cml_workers.sql.database import open_database
+from cml_workers.sql.database import migrate, open_database
 from support.children import tied
 from support.containers import container, docker_answers
 from support.rabbitmq import free_port
@@ -204,3 +204,10 @@ async def emptied(url: str) -> str:
         await connection.exec_driver_sql("CREATE SCHEMA public")
     await engine.dispose()
     return url
+
+
+async def make_schema(url: str) -> None:
+    """As the first of our processes does."""
+    engine = open_database(url)
+    await migrate(engine)
+    await engine.dispose()

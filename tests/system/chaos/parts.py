@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import assert_never
 
 from cml_workers.bus.rabbit import declare_topology
-from cml_workers.sql.database import migrate, open_database
 from support.children import module
 from support.ec2 import SimulatorAdmin
-from support.postgresql import private_postgresql
+from support.postgresql import make_schema, private_postgresql
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
 from support.roles import Roles
 from support.tcp_proxy import TcpProxy
@@ -226,7 +225,7 @@ async def system(folder: Path, store: Store, kills: int, plant: str | None = Non
 
         await declare_topology(rabbitmq.url)
         await subscribe(rabbitmq.url)
-        await _make_schema(postgresql.url)
+        await make_schema(postgresql.url)
         roles = Roles(
             folder,
             processes=PROCESSES,
@@ -248,12 +247,6 @@ async def system(folder: Path, store: Store, kills: int, plant: str | None = Non
             hands,
             wanted=kills,
         )
-
-
-async def _make_schema(url: str) -> None:
-    engine = open_database(url)
-    await migrate(engine)
-    await engine.dispose()
 
 
 def _bus(port: int) -> str:

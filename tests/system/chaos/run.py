@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import json
 import random
 import time
 import traceback
-from collections import Counter
 from collections.abc import AsyncIterator
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,22 +14,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from cml_contracts.client import WorkerClient
-from cml_contracts.envelope import EventEnvelope
-from cml_contracts.results import OperationResult
-from cml_workers.eventstore.opening import open_event_store
-from cml_workers.eventstore.port import EventStore
 from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.database import open_database, transaction
 from support.callers import Callers
-from support.canaries import CANARY
-from support.invariants import violations
-from support.load import Load, Manner
-from support.malformed import in_words
-from support.observed import Observed, observe
-from system.chaos.outcome import SUBSCRIBER, Outcome, dead_letters, taken
+from support.load import Load
+from system.chaos.outcome import Outcome
 from system.chaos.parts import System
 from system.chaos.schedule import CALLERS, PROCESSES, Broker, Fault, Store, schedule
+from system.judging import Places, Senders, judged
 
 STARTING = 2
 """Processes that may be on their way up when the next fault comes; with more, a busy machine leaves nothing to hit."""
@@ -43,10 +34,6 @@ FLEET = 5
 """Commands for each worker."""
 PATIENCE = 400.0
 """Seconds in which all must be answered and at rest once the faults are over."""
-STILL = 200.0
-"""Seconds after which an answer does not come any more where everything else is at rest. RabbitMQ itself holds a message in
-a retry queue back for three minutes, if it had no confirm of its own when the broker died or was frozen
-(``dead_letter_worker_publisher_confirm_timeout``, https://www.rabbitmq.com/docs/quorum-queues#dead-lettering)."""
 LANES = 2
 
 
@@ -71,22 +58,21 @@ class Chaos:
         self._pace = pace
         self._wave = wave
         self._must_meet = must_meet
-        self._loads: list[Load] = []
-        self._callers: list[Callers] = []
+        self._senders = Senders()
         self._began = time.monotonic()
         self._end = float("inf")
 
     @property
     def sent(self) -> int:
-        return sum(len(load.sent) for load in self._loads)
+        return self._senders.sent
 
     @property
     def answered(self) -> int:
-        return sum(load.answered for load in self._loads)
+        return self._senders.answered
 
     @property
     def repeated(self) -> int:
-        return sum(load.repeated for load in self._loads)
+        return self._senders.repeated
 
     async def run(self) -> Outcome:
         """Everything; bounded in time."""
@@ -95,7 +81,7 @@ class Chaos:
             await stack.enter_async_context(beside(self._look()))
             for lane in range(LANES):
                 callers = Callers(self.system.bus(CALLERS), f"chaos.callers.{lane}")
-                self._callers.append(await stack.enter_async_context(callers))
+                self._senders.callers.append(await stack.enter_async_context(callers))
             calling = [asyncio.create_task(self._call(lane)) for lane in range(LANES)]
             try:
                 await self._until_answered(4)
@@ -106,7 +92,7 @@ class Chaos:
                 self._end = time.monotonic() + PATIENCE
                 ended, _ = await asyncio.wait(calling, timeout=PATIENCE)
                 outcome = await self._judge()
-                outcome.violations += [line for each in ended for line in _ended_early(each)]
+                outcome.violations += [line for each in ended for line in ended_early(each)]
                 return outcome
             finally:
                 for lane_of_calls in calling:
@@ -120,14 +106,14 @@ class Chaos:
                 if self.stage == "quiet":
                     return
                 load = Load(
-                    self._callers[lane],
+                    self._senders.callers[lane],
                     client,
                     total=self._wave,
                     fleet=self._wave // FLEET,
                     seed=(self._seed * LANES + lane) * 10_000 + wave,
                     lanes=12,
                 )
-                self._loads.append(load)
+                self._senders.loads.append(load)
                 await load.run()
 
     async def _until_answered(self, number: int) -> None:
@@ -189,32 +175,14 @@ class Chaos:
             await engine.dispose()
 
     async def _judge(self) -> Outcome:
-        """What is broken still when patience ends, or nothing as soon as nothing is."""
-        store = open_event_store(self.system.store_uri)
-        published: list[EventEnvelope] = []
-        broken, since = [""], time.monotonic()
-        while True:
-            seen = await self._observe(store, published)
-            before, broken = broken, violations(seen) + self._unanswered_client()
-            if broken != before:
-                since = time.monotonic()
-            still = time.monotonic() - since > STILL and all(each.startswith("10:") for each in broken)
-            if not broken or still or time.monotonic() > self._end:
-                break
-            await asyncio.sleep(2)
-        await store.close()
-        unanswered = sum(each.startswith("10:") for each in broken)
-        broken += await dead_letters(self.system.rabbitmq.url)
-        broken += in_words(await asyncio.to_thread(self.system.admin.malformed))
-        broken += [
-            f"8: a secret in {log}"
-            for log in self.system.roles.logs.values()
-            if log.exists() and CANARY in log.read_text()
-        ]
-        broken += self.system.roles.tracebacks()
-        manners: Counter[Manner] = Counter()
-        for load in self._loads:
-            manners.update(load.manners)
+        places = Places(
+            self.system.rabbitmq.url,
+            self.system.store_uri,
+            self.system.database_url,
+            self.system.admin,
+            self.system.roles,
+        )
+        seen, broken = await judged(self._senders, places, end=self._end)
         return Outcome(
             seed=self._seed,
             kills=self.system.kills,
@@ -222,59 +190,19 @@ class Chaos:
             gave_up=self.system.gave_up,
             missed=self.system.missed,
             sent=self.sent,
-            manners=manners,
+            manners=self._senders.manners,
             awaited=len(seen.awaited),
-            unanswered=unanswered,
+            unanswered=sum(each.startswith("10:") for each in broken),
             repeated=self.repeated,
-            unconfirmed=sum(callers.unconfirmed for callers in self._callers),
+            unconfirmed=self._senders.unconfirmed,
             launched=len(seen.instances),
             events=len(seen.events),
             seconds=time.monotonic() - self._began,
             violations=broken,
         )
 
-    def _unanswered_client(self) -> list[str]:
-        """Those who repeat by our client must be answered too, though they prove less."""
-        return [
-            f"10: command {command_id} was not answered to a client that repeats it"
-            for load in self._loads
-            for command_id, results in load.of_client.items()
-            if not results
-        ]
 
-    async def _observe(self, store: EventStore, published: list[EventEnvelope]) -> Observed:
-        """``published``: what the subscriber got before; what came since is added."""
-        published += [
-            EventEnvelope.from_cloudevent(json.loads(each.body))
-            for each in await taken(self.system.rabbitmq.url, SUBSCRIBER)
-        ]
-        return await observe(
-            store,
-            self.system.admin,
-            self.system.database_url,
-            replies=self._replies(),
-            confirmed={
-                *(command_id for callers in self._callers for command_id in callers.confirmed),
-                *(command_id for load in self._loads for command_id, got in load.of_client.items() if got),
-            },
-            awaited={address: of for callers in self._callers for address, of in callers.awaited.items()},
-            answered={address for callers in self._callers for address in callers.answered},
-            published=published,
-            status_updates={each for load in self._loads for each in load.status_updates},
-        )
-
-    def _replies(self) -> dict[str, list[OperationResult]]:
-        replies: dict[str, list[OperationResult]] = {}
-        for known in (
-            *(callers.replies for callers in self._callers),
-            *(load.of_client for load in self._loads),
-        ):
-            for command_id, results in known.items():
-                replies.setdefault(command_id, []).extend(results)
-        return replies
-
-
-def _ended_early(calling: asyncio.Task[None]) -> list[str]:
+def ended_early(calling: asyncio.Task[Any]) -> list[str]:
     """Callers bear every outage; one that does not leaves its commands behind, and the rest unsent."""
     if calling.cancelled():
         return ["callers were cancelled by what they called"]
