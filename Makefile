@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test test-rabbitmq quick coverage chaos fleets fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
+.PHONY: help demo run test test-rabbitmq test-cluster quick coverage chaos fleets fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -40,6 +40,10 @@ ON_RABBITMQ := $(wildcard tests/conformance/test_broker_*.py) tests/bus tests/de
 test-rabbitmq: $(READY) ## the tests that the version of RabbitMQ matters to, on VERSION=4.0|4.3, which it makes once
 	@commands=$$(tests/support/debian-rabbitmq $(or $(VERSION),4.3)) && export TEST_RABBITMQ_SERVER=$$commands/rabbitmq-server && \
 		tests/support/ensure-services && $(BIN)/python -m pytest $(SUITE) -k "not embedded" $(ON_RABBITMQ) $(ARGS)
+
+test-cluster: $(READY) ## a cluster of three, its nodes killed, restarted, frozen and separated under load: VERSION=4.0|4.3 ONLY=..
+	@commands=$$(tests/support/debian-rabbitmq $(or $(VERSION),4.3)) && export TEST_RABBITMQ_SERVER=$$commands/rabbitmq-server && \
+		tests/support/ensure-services && cd tests && exec ../$(BIN)/python -m system.cluster $(if $(ONLY),--only "$(ONLY)")
 
 # One process more than cores: some of these tests wait.
 QUICK := -n 3 --dist loadscope --no-loadscope-reorder -m "not slow"

@@ -59,28 +59,39 @@ class SpawnedRabbitMQ:
         folder: Path,
         definitions: str | None = None,
         tls: tuple[Path, Path] | None = None,
+        *,
+        home: Path | None = None,
     ) -> None:
         self._script = script
         self._folder = folder
+        self._home = home or folder
         self.port = free_port()
-        self._dist_port, self._epmd_port = free_port(), free_port()
+        self.dist_port = free_port()
+        self.node = f"test{self.port}@localhost"
+        self.epmd_port: int | None = None
+        """Where one answers; without it the server gets one of its own."""
         self._epmd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "env.conf").touch()
         (folder / "plugins").write_text("[].")
-        configuration = [f"listeners.tcp.1 = 127.0.0.1:{self.port}", "raft.wal_max_size_bytes = 67108864"]
+        (folder / "rabbitmq.conf").touch()
+        self.configure(f"listeners.tcp.1 = 127.0.0.1:{self.port}", "raft.wal_max_size_bytes = 67108864")
         if definitions:
             (folder / "definitions.json").write_text(definitions)
-            configuration.append(f"load_definitions = {folder / 'definitions.json'}")
+            self.configure(f"load_definitions = {folder / 'definitions.json'}")
         self.tls_port = free_port()
         if tls:
-            configuration += [
+            self.configure(
                 f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
                 f"ssl_options.keyfile = {tls[0]}",
                 f"ssl_options.certfile = {tls[1]}",
-            ]
-        (folder / "rabbitmq.conf").write_text("\n".join([*configuration, ""]))
+            )
+
+    def configure(self, *lines: str) -> None:
+        """More lines of its rabbitmq.conf; before it starts."""
+        with (self._folder / "rabbitmq.conf").open("a") as configuration:
+            configuration.writelines(f"{line}\n" for line in lines)
 
     @property
     def url(self) -> str:
@@ -88,9 +99,34 @@ class SpawnedRabbitMQ:
 
     def start(self) -> None:
         """Start and wait until it speaks AMQP."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start, and do not wait: those of a cluster wait for each other."""
+        if self.epmd_port is None:
+            self.epmd_port = free_port()
+            # As a child of ours: one that the server starts by itself would stay behind.
+            epmd = next(path for path in (str(self._script.parent / "epmd"), *EPMD) if shutil.which(path))
+            self._epmd = subprocess.Popen(
+                tied(epmd, "-address", "127.0.0.1", "-port", str(self.epmd_port)),
+                env=self._environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        with (self._folder / "output.log").open("ab") as output:
+            self._server = subprocess.Popen(
+                tied(self._script),
+                env=self._environment(),
+                stdout=output,
+                stderr=output,
+                process_group=0,
+            )
+
+    def _environment(self) -> dict[str, str]:
         own = {
-            "HOME": self._folder,
-            "RABBITMQ_NODENAME": f"test{self.port}@localhost",
+            "HOME": self._home,
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_MNESIA_BASE": self._folder / "mnesia",
             "RABBITMQ_LOG_BASE": self._folder / "log",
             "RABBITMQ_CONFIG_FILE": self._folder / "rabbitmq.conf",
@@ -98,32 +134,27 @@ class SpawnedRabbitMQ:
             "RABBITMQ_GENERATED_CONFIG_DIR": self._folder / "generated",
             "RABBITMQ_ENABLED_PLUGINS_FILE": self._folder / "plugins",
             "RABBITMQ_PID_FILE": self._folder / "pid",
-            "RABBITMQ_DIST_PORT": self._dist_port,
-            "ERL_EPMD_PORT": self._epmd_port,
+            "RABBITMQ_DIST_PORT": self.dist_port,
+            "ERL_EPMD_PORT": self.epmd_port,
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         }
-        environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
-        if self._epmd is None:
-            # As a child of ours: one that the server starts by itself would stay behind.
-            epmd = next(path for path in (str(self._script.parent / "epmd"), *EPMD) if shutil.which(path))
-            self._epmd = subprocess.Popen(
-                tied(epmd, "-address", "127.0.0.1", "-port", str(self._epmd_port)),
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        with (self._folder / "output.log").open("ab") as output:
-            self._server = subprocess.Popen(
-                tied(self._script),
-                env=environment,
-                stdout=output,
-                stderr=output,
-                process_group=0,
-            )
-        self._wait()
+        return {**os.environ, **{name: str(value) for name, value in own.items()}}
 
-    def _wait(self) -> None:
+    def control(self, program: str, *arguments: str) -> str:
+        """What one of RabbitMQ's own commands prints of this node. Raises CalledProcessError."""
+        done = subprocess.run(
+            [self._script.parent / program, *arguments],
+            env=self._environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return done.stdout
+
+    def wait(self) -> None:
+        """Until it speaks AMQP. Raises NoRabbitMQError."""
         end = time.monotonic() + READY
         while time.monotonic() < end:
             if self._server is not None and self._server.poll() is not None:

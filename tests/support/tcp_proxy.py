@@ -47,19 +47,21 @@ class Armed:
 
 
 class TcpProxy:
-    """Passes bytes to ``port`` on loopback; in the running event loop.
+    """Passes bytes to a port on loopback; in the running event loop. Of several ``ports`` each connection goes to the next
+    one that lets it in, as by a load balancer.
 
     ``delay``: seconds that every piece of data takes longer, in both directions. ``closed``: new connections are
     refused as soon as they are made. ``fired``: how often traps did what.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, *ports: int) -> None:
         self.port = 0
         self.delay = 0.0
         self.closed = False
         self.cuts = 0
         self.fired: Counter[What] = Counter()
-        self._target = port
+        self._targets = ports
+        self._turn = 0
         self._server: asyncio.Server | None = None
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,7 +147,7 @@ class TcpProxy:
         try:
             if self.closed:
                 raise ConnectionRefusedError
-            server = await asyncio.open_connection("127.0.0.1", self._target)
+            server = await self._reach()
         except (OSError, asyncio.CancelledError) as error:
             client[1].transport.abort()
             if isinstance(error, OSError):
@@ -155,6 +157,17 @@ class TcpProxy:
         self._connections.add(connection)
         self._start(self._pass(connection, "server"))
         self._start(self._pass(connection, "client"))
+
+    async def _reach(self) -> _Stream:
+        """Raises the OSError of the last one if none lets us in."""
+        self._turn += 1
+        for tried in range(len(self._targets)):
+            port = self._targets[(self._turn + tried) % len(self._targets)]
+            try:
+                return await asyncio.open_connection("127.0.0.1", port)
+            except OSError as error:
+                refused = error
+        raise refused
 
     async def _pass(self, connection: "_Connection", towards: Towards) -> None:
         source, sink = connection.ends(towards)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from support.rabbitmq import free_port
 from support.tcp_proxy import TcpProxy, Trap
 
 BOUND = 20.0
@@ -196,3 +197,19 @@ async def test_others_connections_survive_a_trap(echo: Echo, proxy: TcpProxy, co
     client, other = await connect(), await connect()
     assert await client.ask(b"stop") == b""
     assert await other.ask(b"on") == b"answer:on"
+
+
+async def test_of_several_servers_each_connection_gets_the_next_that_lets_it_in(echo: Echo):
+    other = Echo()
+    server = await asyncio.start_server(other.serve, "127.0.0.1", 0)
+    async with TcpProxy(echo.port, free_port(), server.sockets[0].getsockname()[1]) as proxy:
+        for number in range(6):
+            _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(str(number).encode())
+            async with asyncio.timeout(BOUND):
+                while str(number).encode() not in echo.got + other.got:
+                    await asyncio.sleep(0.01)
+            writer.close()
+    server.close()
+    assert echo.got
+    assert other.got

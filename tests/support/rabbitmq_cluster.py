@@ -1,0 +1,141 @@
+"""Three nodes of RabbitMQ on loopback that are one cluster, as docs/deployment.md says to run it."""
+
+import asyncio
+import json
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from support.erlang_network import ErlangNetwork
+from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, installed
+
+SIZE = 3
+SETTINGS = (
+    f"cluster_formation.target_cluster_size_hint = {SIZE}",
+    "queue_leader_locator = balanced",
+    "cluster_partition_handling = pause_minority",
+)
+"""Queues that are imported at the first node's start have a replica on each node; leaders on all of them; and before RabbitMQ
+4.2 a node that is separated from the others serves nobody."""
+
+
+class RabbitMQCluster:
+    """Its nodes may be killed, stopped, started and frozen, and separated from each other."""
+
+    def __init__(self, nodes: Sequence[SpawnedRabbitMQ], network: ErlangNetwork) -> None:
+        self.nodes = nodes
+        self._network = network
+        self._hands = ThreadPoolExecutor(1)
+        """One thread: a server ends with the thread that started it."""
+
+    async def start(self, *numbers: int) -> None:
+        """Start these nodes, and wait until they speak AMQP."""
+        for number in numbers:
+            await self._by_hand(self.nodes[number].launch)
+        for number in numbers:
+            await self._by_hand(self.nodes[number].wait)
+
+    async def kill(self, *numbers: int) -> None:
+        """A crash, all at once."""
+        for number in numbers:
+            await self._by_hand(self.nodes[number].kill)
+
+    async def restart(self, number: int, seconds: float = 120.0) -> None:
+        """As docs/deployment.md says: when no queue loses its majority by it, stop it cleanly and start it."""
+        async with asyncio.timeout(seconds):
+            while not await self._by_hand(lambda: self._dispensable(number)):
+                await asyncio.sleep(1)
+        await self._by_hand(self.nodes[number].restart)
+
+    def _dispensable(self, number: int) -> bool:
+        try:
+            self.nodes[number].control("rabbitmq-queues", "-q", "check_if_node_is_quorum_critical")
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    async def separate(self, number: int, seconds: float) -> None:
+        """Keep it from the other nodes for a while; its clients reach it."""
+        await self._network.separate(_short(self.nodes[number]), seconds)
+
+    async def queues(self, asked: int = 0) -> dict[str, dict[str, Any]]:
+        """What node ``asked`` says of each quorum queue: leader, members, and which of these are online."""
+        listed = await self._by_hand(
+            lambda: self.nodes[asked].control(
+                "rabbitmqctl",
+                "-q",
+                "list_queues",
+                "name",
+                "type",
+                "leader",
+                "members",
+                "online",
+                "--formatter=json",
+            )
+        )
+        return {each["name"]: each for each in json.loads(listed) if each["type"] == "quorum"}
+
+    async def leader_of(self, queue: str) -> int:
+        """The node that leads a queue."""
+        leader = (await self.queues())[queue]["leader"]
+        return [node.node for node in self.nodes].index(leader)
+
+    async def until_complete(self, seconds: float) -> list[str]:
+        """Wait until every quorum queue has a leader, and a member online on each node; those that have not."""
+        end = time.monotonic() + seconds
+        while incomplete := [
+            name
+            for name, queue in (await self.queues()).items()
+            if not queue["leader"] or len(queue["online"]) < len(self.nodes)
+        ]:
+            if time.monotonic() > end:
+                break
+            await asyncio.sleep(1)
+        return incomplete
+
+    def close(self) -> None:
+        """End all nodes."""
+        for node in self.nodes:
+            node.close()
+        self._hands.shutdown()
+
+    async def _by_hand(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._hands, work)
+
+
+@asynccontextmanager
+async def rabbitmq_cluster(folder: Path, definitions: str) -> AsyncIterator[RabbitMQCluster]:
+    """A cluster of our own, running, whose nodes import these definitions. Raises NoRabbitMQError."""
+    script = installed()
+    if script is None:
+        raise NoRabbitMQError("no RabbitMQ to spawn")
+    folder.mkdir(parents=True, exist_ok=True)
+    cookie = folder / ".erlang.cookie"
+    cookie.write_text("ofthetests")
+    cookie.chmod(0o400)
+    nodes = [
+        SpawnedRabbitMQ(script, folder / str(number), definitions, home=folder) for number in range(SIZE)
+    ]
+    members = [
+        f"cluster_formation.classic_config.nodes.{number} = {node.node}"
+        for number, node in enumerate(nodes, 1)
+    ]
+    async with AsyncExitStack() as stack:
+        network = await stack.enter_async_context(
+            ErlangNetwork({_short(node): node.dist_port for node in nodes})
+        )
+        for node in nodes:
+            node.epmd_port = network.epmd_ports[_short(node)]
+            node.configure("cluster_formation.peer_discovery_backend = classic_config", *members, *SETTINGS)
+        cluster = RabbitMQCluster(nodes, network)
+        stack.callback(cluster.close)
+        await cluster.start(*range(SIZE))
+        yield cluster
+
+
+def _short(node: SpawnedRabbitMQ) -> str:
+    return node.node.partition("@")[0]

@@ -1,0 +1,108 @@
+"""Subscribers of all events of workers: with a queue of their connection, and with a durable one, classic and quorum."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import aio_pika
+
+from cml_contracts.client import WorkerClient
+from cml_contracts.envelope import EventEnvelope
+from cml_contracts.topology import EVENTS_EXCHANGE
+from system.cluster.waits import Waits
+
+PATTERN = "cml.worker.#"
+CLASSIC = {"x-queue-type": "classic"}
+OPENING = 10.0
+"""Seconds that connecting and declaring may take."""
+
+Opened = AbstractAsyncContextManager[AsyncIterator[EventEnvelope]]
+
+
+@dataclass
+class Subscriber:
+    """``keeps``: its queue keeps every event, whatever node is lost."""
+
+    kind: str
+    open: Callable[[], Opened]
+    keeps: bool = False
+    came: dict[UUID, EventEnvelope] = field(default_factory=dict)
+    """In the order in which they came first."""
+    repeated: int = 0
+    subscribed: asyncio.Event = field(default_factory=asyncio.Event)
+    """For the first time."""
+
+    async def follow(self, waits: Waits) -> None:
+        """Until cancelled: whatever fails, it subscribes again."""
+        since = time.monotonic()
+        while True:
+            try:
+                async with self.open() as events:
+                    self.subscribed.set()
+                    async for event in events:
+                        waits.over(self.kind, "", since)
+                        since = time.monotonic()
+                        self.repeated += event.id in self.came
+                        self.came.setdefault(event.id, event)
+            except asyncio.CancelledError:
+                if (task := asyncio.current_task()) and task.cancelling():
+                    raise
+            except Exception:  # noqa: BLE001 - the library raises a plain one, among others
+                pass
+            await asyncio.sleep(0.1)
+
+    def wrong(self, stored: set[UUID]) -> list[str]:
+        """Events that it should have got, and events of a worker that came in another order."""
+        missing = len(stored - self.came.keys())
+        found = [f"4: {self.kind} did not get {missing} events"] if self.keeps and missing else []
+        last: dict[UUID, int] = {}
+        for event in self.came.values():
+            if event.revision <= last.get(event.worker_id, -1):
+                found.append(
+                    f"4: {self.kind} got event {event.revision} of worker {event.worker_id} too late"
+                )
+            last[event.worker_id] = event.revision
+        return found
+
+
+def subscribers(url: str) -> list[Subscriber]:
+    """One of each kind."""
+    return [
+        Subscriber("exclusive, WorkerClient", lambda: _by_client(url)),
+        Subscriber("exclusive, aio-pika", lambda: _by_aio_pika(url)),
+        Subscriber("classic, aio-pika", lambda: _by_aio_pika(url, "cml.subscribers.classic")),
+        Subscriber("quorum, WorkerClient", lambda: _by_client(url, "cml.subscribers.quorum"), keeps=True),
+    ]
+
+
+@asynccontextmanager
+async def _by_client(url: str, queue: str | None = None) -> AsyncIterator[AsyncIterator[EventEnvelope]]:
+    async with WorkerClient(url) as client, client.events(PATTERN, queue=queue) as events:
+        yield events
+
+
+@asynccontextmanager
+async def _by_aio_pika(url: str, queue: str | None = None) -> AsyncIterator[AsyncIterator[EventEnvelope]]:
+    """Without a name, its queue gets another one each time, as one that is lost with its node stays locked."""
+    async with contextlib.AsyncExitStack() as stack:
+        async with asyncio.timeout(OPENING):
+            connection = await stack.enter_async_context(await aio_pika.connect(url))
+            channel = await connection.channel()
+            await channel.set_qos(prefetch_count=100)
+            declared = await channel.declare_queue(
+                queue, durable=bool(queue), exclusive=not queue, arguments=dict(CLASSIC)
+            )
+            await declared.bind(EVENTS_EXCHANGE.name, PATTERN)
+            messages = await stack.enter_async_context(declared.iterator())
+
+        async def decoded() -> AsyncIterator[EventEnvelope]:
+            async for message in messages:
+                yield EventEnvelope.from_cloudevent(json.loads(message.body))
+                await message.ack()
+
+        yield decoded()
