@@ -52,7 +52,7 @@ async def test_a_node_finds_another_behind_a_proxy_and_a_command_finds_it_direct
         writer.close()
 
 
-async def test_a_node_that_starts_again_is_told_from_its_former_life(network: ErlangNetwork) -> None:
+async def test_a_node_that_starts_again_is_distinguished_from_its_former_life(network: ErlangNetwork) -> None:
     first, writer = await register(network, "one", "one", 5001)
     writer.close()
     async with asyncio.timeout(60):

@@ -55,7 +55,7 @@ class ErlangNetwork:
         await self._opened.aclose()
 
     async def separate(self, node: str, seconds: float) -> None:
-        """Nothing passes between this node and the others, and nobody is told; then all of it does."""
+        """Nothing passes between this node and the others, and nobody knows; then all of it does."""
         await asyncio.gather(*(proxy.stall(seconds) for ends, proxy in self._proxies.items() if node in ends))
 
 
@@ -112,7 +112,7 @@ class _PortDaemon:
         """For as long as the connection lasts."""
         name = request[11 : 11 + int.from_bytes(request[9:11], "big")].decode()
         self._registered[name] = int.from_bytes(request[1:3], "big")
-        # Another number each time, by which a process of a node's former life is told from one of this life.
+        # Another number each time, by which a process of a node's former life is distinguished from one of this life.
         writer.write(bytes([_ALIVE_ANSWER, 0]) + next(self._lives).to_bytes(4, "big"))
         try:
             await reader.read()
