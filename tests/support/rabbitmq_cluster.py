@@ -32,6 +32,10 @@ class RabbitMQCluster:
         self._hands = ThreadPoolExecutor(1)
         """One thread: a server ends with the thread that started it."""
 
+    def url(self, user: str) -> str:
+        """With all hosts; the user's password is its name."""
+        return f"amqp://{user}:{user}@{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}/"
+
     async def start(self, *numbers: int) -> None:
         """Start these nodes, and wait until they speak AMQP."""
         for number in numbers:

@@ -33,7 +33,12 @@ class System:
 
     @property
     def url(self) -> str:
-        """For clients."""
+        """For clients who choose among all hosts."""
+        return self.cluster.url(CLIENT)
+
+    @property
+    def balanced_url(self) -> str:
+        """For clients who know one address only."""
         return _balanced(CLIENT, self.balancer)
 
 
@@ -54,7 +59,7 @@ async def system(folder: Path) -> AsyncIterator[System]:
         roles = Roles(
             folder,
             processes=PROCESSES,
-            each=lambda process: {"RABBITMQ_URL": _balanced(f"cml-{process.partition('.')[0]}", balancer)},
+            each=lambda process: {"RABBITMQ_URL": cluster.url(f"cml-{process.partition('.')[0]}")},
             CML_DECLARE_TOPOLOGY="false",
             DATABASE_URL=postgresql.url,
             AWS_ENDPOINT_URL=ec2_url,

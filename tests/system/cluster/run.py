@@ -147,7 +147,7 @@ class Run:
         self._out = out
         self._waits = Waits()
         self._senders = Senders()
-        self._subscribers = subscribers(system.url)
+        self._subscribers = subscribers(system.url, system.balanced_url)
         self._gave_up: Counter[str] = Counter()
         self._quiet = False
         self._broken: list[str] = []
@@ -163,10 +163,10 @@ class Run:
             async with asyncio.timeout(STARTING):
                 await asyncio.gather(*(each.subscribed.wait() for each in self._subscribers))
             self._senders.callers.append(
-                await stack.enter_async_context(Callers(system.url, "cml.replies.load"))
+                await stack.enter_async_context(Callers(system.balanced_url, "cml.replies.load"))
             )
             clients = [await stack.enter_async_context(WorkerClient(system.url)) for _ in range(CALLERS)]
-            alone = [await stack.enter_async_context(ByAioPika(system.url)) for _ in range(CALLERS)]
+            alone = [await stack.enter_async_context(ByAioPika(system.balanced_url)) for _ in range(CALLERS)]
             callers: list[Caller] = [*map(ByClient, clients), *alone]
             loading = asyncio.create_task(self._load())
             calling = [

@@ -70,12 +70,12 @@ class Subscriber:
         return found
 
 
-def subscribers(url: str) -> list[Subscriber]:
-    """One of each kind."""
+def subscribers(url: str, balanced_url: str) -> list[Subscriber]:
+    """One of each kind. ``balanced_url``: for who uses aio-pika alone."""
     return [
         Subscriber("exclusive, WorkerClient", lambda: _by_client(url)),
-        Subscriber("exclusive, aio-pika", lambda: _by_aio_pika(url)),
-        Subscriber("classic, aio-pika", lambda: _by_aio_pika(url, "cml.subscribers.classic")),
+        Subscriber("exclusive, aio-pika", lambda: _by_aio_pika(balanced_url)),
+        Subscriber("classic, aio-pika", lambda: _by_aio_pika(balanced_url, "cml.subscribers.classic")),
         Subscriber("quorum, WorkerClient", lambda: _by_client(url, "cml.subscribers.quorum"), keeps=True),
     ]
 
