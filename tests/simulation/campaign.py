@@ -97,9 +97,10 @@ def sweep(
     names: Sequence[str] | None = None,
     *,
     stride: int = sweeping.STRIDE,
+    seconds: float = float("inf"),
     report: Callable[[Campaign], object] = lambda _: None,
 ) -> Campaign:
-    """The scripts of these names, or all; see ``sweep.py``."""
+    """The scripts of these names, or all; as many points of all of them as there is time for. See ``sweep.py``."""
     campaign, began = Campaign(), time.monotonic()
     plan = sweeping.Plan.of(list(sweeping.scripts()) if names is None else names, stride)
     campaign.possible = plan.possible
@@ -112,9 +113,9 @@ def sweep(
         report(campaign)
 
     done(plan.calm)
-    size = max(CHUNK, 50)
-    chunks = (plan.points[start : start + size] for start in range(0, len(plan.points), size))
-    _each(sweeping.swept, chunks, float("inf"), done)
+    parts = -(-len(plan.points) // max(CHUNK, 50))
+    chunks = (plan.points[start::parts] for start in range(parts))  # some of every script
+    _each(sweeping.swept, chunks, began + seconds, done)
     return campaign
 
 
