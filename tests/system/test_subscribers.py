@@ -61,7 +61,9 @@ async def test_whatever_subscribers_do_everybody_else_has_all_events_and_what_on
             assert created["outcome"] == "succeeded", created
             worker_id = created["worker_id"]
             await client.until_status(worker_id, "RUNNING")
-            await client.until_event(worker_id, "cml.worker.instance_state_observed.v1", status="RUNNING")
+            await client.until_event(
+                worker_id, "cml.worker.instance_state_observed.v1", instance_state="running"
+            )
 
             async with asyncio.timeout(60):
                 while not (said := await asyncio.to_thread(readiness, health))["warnings"]:
