@@ -322,6 +322,9 @@ class MemoryBus:
     def problem(self) -> str | None:
         return None
 
+    def counts(self) -> dict[str, int]:
+        return {}
+
     async def __aenter__(self) -> Self:
         for queue, handler in self._consuming:
             self._broker.consume(self._role, queue, handler)

@@ -19,6 +19,7 @@ from support.secret_parts import everything_to
 
 URLS = {
     "RABBITMQ_URL": ("amqp://me:{secret}@127.0.0.1:{rabbitmq}/", "amqp:/me:{secret}@127.0.0.1", "{secret}"),
+    "RABBITMQ_MANAGEMENT_URL": ("http:/me:{secret}@127.0.0.1", "{secret}"),
     "KURRENTDB_URI": (
         "esdb://me:{secret}@127.0.0.1:{nothing}?TlsCaFile={authority}",
         "esdb://me:{secret}@127.0.0.1?TlsCaFile=/none.pem",
