@@ -34,7 +34,7 @@ ENVELOPE = EventEnvelope.model_validate_json(
 
 def event(message_id: str) -> Outgoing:
     body = json.dumps(ENVELOPE.to_cloudevent()).encode()
-    return Outgoing(EVENTS_EXCHANGE, ENVELOPE.type, body, ENVELOPE.type, message_id)
+    return Outgoing(EVENTS_EXCHANGE, ENVELOPE.type, body, ENVELOPE.type, message_id, mandatory=False)
 
 
 class Service:

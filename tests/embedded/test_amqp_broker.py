@@ -39,7 +39,7 @@ UNSUPPORTED: dict[str, Callable[[AbstractChannel], Awaitable[Any]]] = {
     "exclusive consumers": consume_alone,
     "Exchange.Bind": bind_exchanges,
     "for a whole channel": lambda channel: channel.set_qos(5, global_=True),
-    "if-unused": lambda channel: channel.queue_delete("q", if_unused=True),
+    "if-unused": lambda channel: channel.exchange_delete("e", if_unused=True),
 }
 
 

@@ -59,7 +59,7 @@ def not_published_again(patch: pytest.MonkeyPatch) -> None:
         with contextlib.suppress(BusUnavailableError):
             await self._publish(message)
 
-    patch.setattr(Relay, "_until_confirmed", once)
+    patch.setattr(Relay, "_confirmed", once)
 
 
 def not_decided_again(patch: pytest.MonkeyPatch) -> None:
