@@ -54,6 +54,11 @@ class Nodes(TransportFactory):
         self.addresses = len(self.hosts)
         """How many there are to try, as far as is known."""
 
+    @classmethod
+    def of(cls, where: "Nodes | str") -> "Nodes":
+        """Themselves, or those of a URL. Raises ValueError if it is none."""
+        return where if isinstance(where, Nodes) else cls(where)
+
     @property
     def user(self) -> str:
         """As whom we connect."""
@@ -127,7 +132,7 @@ async def connect(where: Nodes | str) -> AbstractConnection:
         AMQPError, OSError: the broker cannot be reached.
         ValueError: the URL is none.
     """
-    nodes = where if isinstance(where, Nodes) else Nodes(where)
+    nodes = Nodes.of(where)
     return await first(nodes, lambda: attempt(nodes))
 
 

@@ -11,7 +11,6 @@ command must be answered. About three minutes; exits with 1 if a ratio of median
 import argparse
 import asyncio
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from bench.medians import say, within_goal
 from cml_contracts.client import WorkerClient
 from cml_contracts.commands import CreateCMLWorker, StartCMLWorker, StopCMLWorker, WorkerCommand
 from support.children import module
@@ -35,8 +35,6 @@ TROUBLES: dict[str, dict[str, Any]] = {
     "eu-west-1": {"code": "RequestLimitExceeded", "status": 503},
     "eu-central-1": {"code": "AuthFailure", "status": 401},
 }
-GOAL = 1.2
-"""Of the medians, with trouble and without."""
 BEFORE = 3.0
 """Seconds of trouble before something is measured."""
 PATIENCE = 240.0
@@ -185,23 +183,8 @@ async def _measured(bench: Bench, workers: int, rounds: int) -> bool:
 
 def report(without: Seconds, with_trouble: Seconds) -> bool:
     """A line for each kind; whether the goal is met."""
-    met = True
-    for kind, quiet in without.items():
-        troubled = with_trouble[kind]
-        ratio = statistics.median(troubled) / statistics.median(quiet)
-        met &= ratio <= GOAL
-        say(
-            f"{kind:7} {len(quiet):3} and {len(troubled):3} times: median ms {1000 * statistics.median(quiet):6.1f} without, "
-            f"{1000 * statistics.median(troubled):6.1f} with trouble, ratio {ratio:.2f} (goal <= {GOAL}); "
-            f"slowest {1000 * max(quiet):.0f} and {1000 * max(troubled):.0f}"
-        )
-    return met
-
-
-def say(what: str) -> None:
-    """As it goes."""
-    sys.stdout.write(what + "\n")
-    sys.stdout.flush()
+    met = [within_goal(kind, quiet, with_trouble[kind]) for kind, quiet in without.items()]
+    return all(met)
 
 
 def main() -> None:

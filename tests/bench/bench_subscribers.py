@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from uuid import uuid4
 import aio_pika
 from aio_pika.abc import AbstractChannel, AbstractQueue
 
+from bench.medians import say, within_goal
 from cml_contracts.client import WorkerClient
 from cml_contracts.commands import CreateCMLWorker
 from support.children import module
@@ -34,8 +34,6 @@ from support.queues import Consumer, a_queue
 from support.rabbitmq import free_port, private_rabbitmq
 from support.roles import Roles
 
-GOAL = 1.2
-"""Of the medians, with such a subscriber and without."""
 REGION = "us-east-1"
 SETTLE = 3.0
 """Seconds that a subscriber is there before something is measured."""
@@ -172,23 +170,8 @@ async def run(folder: Path, *, rounds: int, creates: int) -> bool:
 
 def report(seconds: Mapping[str, list[float]]) -> bool:
     """A line for each kind; whether the goal is met."""
-    met = True
-    quiet = statistics.median(seconds["nobody"])
-    for kind in KINDS:
-        found = statistics.median(seconds[kind])
-        met &= found / quiet <= GOAL
-        say(
-            f"{kind:19} {len(seconds[kind]):3} creates: median ms {1000 * quiet:6.1f} without, {1000 * found:6.1f} with, "
-            f"ratio {found / quiet:.2f} (goal <= {GOAL}); slowest {1000 * max(seconds['nobody']):.0f} and "
-            f"{1000 * max(seconds[kind]):.0f}"
-        )
-    return met
-
-
-def say(what: str) -> None:
-    """As it goes."""
-    sys.stdout.write(what + "\n")
-    sys.stdout.flush()
+    met = [within_goal(kind, seconds["nobody"], seconds[kind]) for kind in KINDS]
+    return all(met)
 
 
 def main() -> None:

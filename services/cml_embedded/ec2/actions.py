@@ -37,7 +37,10 @@ class Actions:
     def act(
         self, environ: Environ, caller: tuple[str, str], form: dict[str, str], fault: Fault | None
     ) -> Answer:
-        """Carry one out for a ``caller``, an access key and the region it is used in; an instance may suffer from a fault that is planted. Raises Refusal."""
+        """Carry one out; an instance may suffer from a fault that is planted. Raises Refusal.
+
+        ``caller``: an access key, and the region it is used in.
+        """
         access_key, region = caller
         action = form.get("Action", "")
         self._account.authorize(region, f"ec2:{action}")

@@ -86,10 +86,14 @@ def entries(before: Worker, recorded: Recorded, after: Worker) -> Iterator[Entry
     for command_id, operation in after.operations.items():
         # The fold makes a new one of what changes.
         if before.operations.get(command_id) is not operation:
-            yield Entry(command_of(command_id), _command_type(operation), operation.requested, operation)
-    if isinstance(
-        recorded.event, WorkerImported
-    ):  # until the adoption, which is requested with it, has its outcome
+            yield Entry(
+                command_of(command_id),
+                _command_type(command_id, operation.kind),
+                operation.requested,
+                operation,
+            )
+    if isinstance(recorded.event, WorkerImported):
+        # Until the adoption, which is requested with it, has its outcome.
         yield Entry(recorded.event.operation_id, ImportCMLWorker.TYPE, recorded.metadata)
     yield from settled(before, recorded)
 
@@ -118,12 +122,11 @@ def settled(before: Worker, recorded: Recorded) -> Iterator[Entry]:
             )
         case _ if (failed := _FAILED.get(type(event))) is not None:
             failure: Any = event
-            adopting = is_adoption(failure.operation_id)
             yield _entry(
                 before,
                 recorded,
                 failure.operation_id,
-                ImportCMLWorker.TYPE if adopting else failed.command.TYPE,
+                _command_type(failure.operation_id, failed),
                 outcome="failed",
                 problem=failure.problem,
             )
@@ -135,9 +138,9 @@ def settled(before: Worker, recorded: Recorded) -> Iterator[Entry]:
             pass
 
 
-def _command_type(operation: Operation) -> str:
-    """The type of the command that it is of."""
-    return ImportCMLWorker.TYPE if is_adoption(operation.command_id) else operation.kind.command.TYPE
+def _command_type(operation_id: str, kind: Kind) -> str:
+    """The type of the command that an operation is of."""
+    return ImportCMLWorker.TYPE if is_adoption(operation_id) else kind.command.TYPE
 
 
 def _entry(

@@ -113,7 +113,7 @@ async def declare_topology(where: Nodes | str, uses: Usage = EVERYTHING) -> None
         BusUnavailableError: the broker does not answer for one of them.
         AMQPError, OSError: the broker cannot be reached.
     """
-    nodes = where if isinstance(where, Nodes) else Nodes(where)
+    nodes = Nodes.of(where)
 
     async def declare(asking: _Asking) -> None:
         bound = (binding.exchange for queue in uses.declares for binding in queue.bindings)
@@ -141,7 +141,7 @@ async def verify_topology(where: Nodes | str, uses: Usage) -> None:
         BusUnavailableError: the broker does not answer for one of them.
         AMQPError, OSError: the broker cannot be reached.
     """
-    nodes = where if isinstance(where, Nodes) else Nodes(where)
+    nodes = Nodes.of(where)
 
     async def verify(asking: _Asking) -> None:
         for exchange in uses.exchanges:
