@@ -319,6 +319,9 @@ class MemoryBus:
     async def publish(self, message: Outgoing) -> None:
         self._broker.route(self._role, message)
 
+    async def routed(self, _: Outgoing) -> bool:
+        return False  # what is published is confirmed
+
     def problem(self) -> str | None:
         return None
 

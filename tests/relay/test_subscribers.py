@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing
 from cml_workers.relay import subscribers
-from cml_workers.relay.subscribers import PAUSES, PROBE, TROUBLE
+from cml_workers.relay.subscribers import PAUSES, TROUBLE
 from support.relaying import CREATED, Service, ids
 
 
@@ -17,20 +17,20 @@ class Broker:
 
     def __init__(self) -> None:
         self.healthy: list[str] = []
-        self.probes = 0
         self.refuses = self.hangs = self.away = False
-        self.released = asyncio.Event()
+        self.asked = 0
+        self.writes = asyncio.Event()
+        """Clear while the connection takes nothing, as its buffer is full."""
+        self.writes.set()
         self.lost: list[asyncio.Future[None]] = []
 
     async def __call__(self, message: Outgoing, /) -> None:
         assert message.exchange
         if self.away:
             raise BusUnavailableError("no connection")
-        if message is PROBE:
-            self.probes += 1
-            return
         if message.exchange.name != "cml.events":
             return
+        await self.writes.wait()
         self.healthy.append(message.message_id)
         await asyncio.sleep(0)
         if self.refuses:
@@ -40,6 +40,13 @@ class Broker:
             self.lost.append(confirmed)
             await asyncio.wait((confirmed,))
             confirmed.result()
+
+    async def routed(self, message: Outgoing, /) -> bool:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if self.away:
+            raise BusUnavailableError("no connection")
+        return message.message_id in self.healthy
 
     def close(self) -> None:
         """The connection is lost: whoever waits for a confirm learns it."""
@@ -53,6 +60,7 @@ class Broker:
 def broker(service: Service, monkeypatch: pytest.MonkeyPatch) -> Broker:
     monkeypatch.setattr(subscribers, "PATIENCE", 0.02)
     service.publish = broker = Broker()
+    service.routed = broker.routed
     return broker
 
 
@@ -120,9 +128,9 @@ async def test_behind_an_event_that_one_queue_keeps_waiting_all_others_get_their
     broker.hangs = True
     await service.relay.handle(items)
     async with asyncio.timeout(30):
-        while len(broker.healthy) < len(items):
+        while len(broker.lost) < len(items):
             await asyncio.sleep(0.001)
-    assert broker.probes >= 50
+    assert broker.asked >= 50
     assert sorted(broker.healthy) == sorted(ids(items))  # each once
     for stream in {each.stream for each in items}:
         own = ids([each for each in items if each.stream == stream])
@@ -134,6 +142,34 @@ async def test_behind_an_event_that_one_queue_keeps_waiting_all_others_get_their
     await service.settled()
     assert service.relay.counts()["events_given_up"] == 0
     assert service.relay.subscribers.warning() is None
+
+
+@pytest.mark.parametrize("troubled", [False, True])
+async def test_no_event_is_sent_behind_one_that_has_not_reached_the_broker(
+    service: Service, broker: Broker, monkeypatch: pytest.MonkeyPatch, *, troubled: bool
+):
+    """An event that is published is not on its way yet: its connection may take nothing, or its process stand."""
+    monkeypatch.setattr(subscribers, "ASKED_AGAIN", 0.001)
+    await service.happen(2)
+    items = await service.stored()
+    if troubled:
+        broker.refuses = True
+        await service.relay.handle(items[2:])
+        await service.settled()
+        broker.refuses = False
+        broker.healthy.clear()
+    broker.hangs = True
+    broker.writes.clear()
+    await service.relay.handle(items[:2])
+    async with asyncio.timeout(30):
+        while broker.asked < 20:
+            await asyncio.sleep(0.001)
+    assert broker.healthy == []
+    broker.writes.set()
+    async with asyncio.timeout(30):
+        while len(broker.healthy) < 2:
+            await asyncio.sleep(0.001)
+    assert broker.healthy == ids(items[:2])
 
 
 async def test_an_event_that_stays_unconfirmed_is_given_up(
@@ -169,24 +205,25 @@ async def test_what_was_not_confirmed_when_the_connection_was_lost_is_published_
 
 
 async def test_a_broker_that_does_not_answer_is_no_subscribers_fault(service: Service, broker: Broker):
-    """The probe is not confirmed either, so nothing is given up, however long it takes."""
+    """It does not say what it has routed either, so nothing is given up, however long it takes."""
     await service.happen(1)
 
-    thawed, unanswered = False, 0
+    thawed = False
+
+    async def answers() -> None:
+        if not thawed:
+            await asyncio.sleep(0.03)
+            raise BusUnavailableError("not confirmed within 15 s")
 
     async def frozen(message: Outgoing, /) -> None:
-        nonlocal unanswered
-        if thawed and not unanswered:  # as a connection: what it did not answer fails before it is restored
-            await broker(message)
-            return
-        unanswered += 1
-        try:
-            await asyncio.sleep(0.03)
-        finally:
-            unanswered -= 1
-        raise BusUnavailableError("not confirmed within 15 s")
+        await answers()
+        await broker(message)
 
-    service.publish = frozen
+    async def routed(message: Outgoing, /) -> bool:
+        await answers()
+        return await broker.routed(message)
+
+    service.publish, service.routed = frozen, routed
     await service.relay.handle(await service.stored())
     async with asyncio.timeout(30):
         while len(service.pauses) < 20:

@@ -247,6 +247,15 @@ class BusOfProcess:
         self._process = process
         self._world = process.world
         self._broker = broker
+        self._routed: set[str] = set()
+        """The ids of what was routed and is not confirmed."""
+
+    async def routed(self, message: Outgoing) -> bool:
+        """See ``Routed``."""
+        await self._process.step("asks whether it was routed")
+        if not self._process.connected:
+            raise BusUnavailableError("no connection")
+        return message.message_id in self._routed
 
     async def __call__(self, message: Outgoing, /) -> None:
         kind = message.exchange.name if message.exchange else "reply"
@@ -259,7 +268,11 @@ class BusOfProcess:
             raise UnroutableError(message.routing_key)
         if self._world.happens("taken, not confirmed", "publish"):
             raise BusUnavailableError("not confirmed")
-        await self._process.step(f"published to {kind}")
+        self._routed.add(message.message_id)
+        try:
+            await self._process.step(f"published to {kind}")
+        finally:
+            self._routed.discard(message.message_id)
 
     async def confirmed(self, what: str) -> None:
         """A message of the bus's own."""

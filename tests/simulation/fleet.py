@@ -181,8 +181,10 @@ class Fleet:
             self.world.nets[nets.PUBLISHED_AGAIN, "relay"] += 1
             await process.sleep(seconds)
 
+        bus = BusOfProcess(process, self.broker)
         relay = Relay(
-            publish=BusOfProcess(process, self.broker),
+            publish=bus,
+            routed=bus.routed,
             load=checkpoint.load,
             save=checkpoint.save,
             source=SOURCE,

@@ -21,6 +21,7 @@ from simulation.planted_faults import FAULTS
 from simulation.planted_launches import LAUNCHES, dead_at_birth_ignored
 from simulation.planted_losses import (
     event_missing_in_one_queue,
+    event_out_of_order,
     reply_forgotten_by_a_report,
     reply_forgotten_by_a_status_update,
     reply_forgotten_of_a_rejection,
@@ -76,6 +77,7 @@ PLANTED: Mapping[str, Planted] = {
         reply_forgotten_by_a_status_update, SWEEP, "terminate, update_status when it is called"
     ),
     "event_missing_in_one_queue": Planted(event_missing_in_one_queue, CALM_RUNS),
+    "event_out_of_order": Planted(event_out_of_order, SWEEP, "stop, terminate, terminate"),
     "not_watched": Planted(not_watched, CALM_RUNS),
     "waits_in_memory_only": Planted(waits_in_memory_only, SWEEP, "create, stop when it is settled"),
     "not_rechecked": Planted(not_rechecked, SWEEP, "update_tags, update_tags when it is"),

@@ -1,4 +1,4 @@
-"""A reply that is forgotten on one path, an event that one queue never gets, a trigger that is no trigger."""
+"""A reply that is forgotten on one path, an event that one queue never gets or gets too soon, a trigger that is no trigger."""
 
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -12,12 +12,13 @@ from cml_contracts.events import (
     InstanceStarting,
     WorkerEvent,
 )
-from cml_workers.bus.port import Ack, Outgoing, Verdict
+from cml_workers.bus.port import Ack, Outgoing, Publish, Routed, Verdict
 from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.domain.ledger import Entry
 from cml_workers.eventstore import worker_streams as stream
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.lifecycle.transactions import Transactions
+from cml_workers.relay.subscribers import Subscribers
 from simulation.bus import Broker
 from support.planting import Plant
 
@@ -108,6 +109,20 @@ def event_missing_in_one_queue(patch: pytest.MonkeyPatch) -> None:
             original(self, message)
 
     patch.setattr(Broker, "to_subscriber", to_subscriber)
+
+
+def event_out_of_order(patch: pytest.MonkeyPatch) -> None:
+    """The relay takes an event for routed as soon as the broker answers it (found by the sweep)."""
+    original = Subscribers.__init__
+
+    def init(self: Subscribers, publish: Publish, routed: Routed, **more: Any) -> None:
+        async def answers(message: Outgoing, /) -> bool:
+            await routed(message)
+            return True
+
+        original(self, publish, answers, **more)
+
+    patch.setattr(Subscribers, "__init__", init)
 
 
 def without_trigger(event: type[WorkerEvent]) -> Plant:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from cml_contracts.events import StartRequested
-from cml_workers.bus.port import Publish
+from cml_workers.bus.port import Outgoing, Publish, Routed
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
@@ -17,13 +17,18 @@ from support.given import NOW, created, recorded
 CREATED = created()
 
 
+async def no_longer_under_way(_: Outgoing, /) -> bool:
+    return False
+
+
 class Service:
-    """``publish``: what the relay publishes by, the outbox unless a test replaces it."""
+    """``publish``: what the relay publishes by, the outbox unless a test replaces it; ``routed``: likewise."""
 
     def __init__(self, store: SqliteEventStore) -> None:
         self.store = store
         self.outbox = Outbox()
         self.publish: Publish = self.outbox
+        self.routed: Routed = no_longer_under_way
         self.saved: list[str] = []
         self.pauses: list[float] = []
         self.at = NOW
@@ -42,11 +47,20 @@ class Service:
             self.pauses.append(seconds)
             await asyncio.sleep(0)
 
-        async def publish(message: object, /) -> None:
-            await self.publish(message)  # type: ignore[arg-type]
+        async def publish(message: Outgoing, /) -> None:
+            await self.publish(message)
+
+        async def routed(message: Outgoing, /) -> bool:
+            return await self.routed(message)
 
         self.relay = Relay(
-            publish=publish, load=load, save=save, source="/test", now=lambda: self.at, sleep=sleep
+            publish=publish,
+            routed=routed,
+            load=load,
+            save=save,
+            source="/test",
+            now=lambda: self.at,
+            sleep=sleep,
         )
         return self.relay
 
@@ -91,7 +105,8 @@ class Service:
 
     @property
     def triggers(self) -> list[str]:
-        return [message.message_id for message in self.outbox.on("cml.triggers")]
+        """The ids of the events that were published as triggers."""
+        return [message.message_id.removesuffix(".trigger") for message in self.outbox.on("cml.triggers")]
 
 
 def ids(events: Sequence[StoredEvent]) -> list[str]:

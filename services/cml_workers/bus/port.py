@@ -95,6 +95,17 @@ class Publish(Protocol):
     async def __call__(self, message: Outgoing, /) -> None: ...
 
 
+class Routed(Protocol):
+    """Whether the broker has routed a message that is published and not confirmed yet. False: it may not have reached the broker.
+
+    When this is True, whatever is published from now on comes behind the message in every queue that has both.
+
+    Raises BusUnavailableError: the broker does not answer.
+    """
+
+    async def __call__(self, message: Outgoing, /) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ack:
     """The message is handled."""

@@ -38,6 +38,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
     bus = given.bus(RELAY)
     publishing = Relay(
         publish=bus.publish,
+        routed=bus.routed,
         load=checkpoint.load,
         save=checkpoint.save,
         source=f"/cml-workers/{given.settings.deployment}",

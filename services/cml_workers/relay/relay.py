@@ -12,7 +12,7 @@ from datetime import datetime
 
 from cml_contracts.envelope import CLOUDEVENTS_JSON
 from cml_contracts.topology import EVENTS_EXCHANGE
-from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish
+from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish, Routed
 from cml_workers.bus.topology import TRIGGERS_EXCHANGE
 from cml_workers.domain.operations import TRIGGERS
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, StoredEvent
@@ -34,6 +34,7 @@ class Relay:
         self,
         *,
         publish: Publish,
+        routed: Routed,
         load: Callable[[], Awaitable[str | None]],
         save: Callable[[str], Awaitable[None]],
         source: str,
@@ -45,7 +46,7 @@ class Relay:
         self._save = save
         self._source = source
         self._tasks = Tasks(self._fail)
-        self.subscribers = Subscribers(self._confirmed, tasks=self._tasks, now=now, sleep=sleep)
+        self.subscribers = Subscribers(self._confirmed, routed, tasks=self._tasks, now=now, sleep=sleep)
         self._triggers = InOrder(self._trigger, tasks=self._tasks, sleep=sleep)
         self._progress = Progress()
         self._taken = 0
@@ -122,7 +123,9 @@ class Relay:
         entry = Entry(self._taken, event, event_message(self._source, event), done)
         self.subscribers.put(entry)
         if is_trigger:
-            trigger = replace(entry.message, exchange=TRIGGERS_EXCHANGE)
+            trigger = replace(
+                entry.message, exchange=TRIGGERS_EXCHANGE, message_id=f"{event.event_id}.trigger"
+            )
             self._triggers.put(Entry(self._taken, event, trigger, done))
 
     async def _trigger(self, entry: Entry) -> None:

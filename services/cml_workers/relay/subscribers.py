@@ -13,9 +13,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from cml_contracts.envelope import JSON
-from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing, Publish
-from cml_workers.bus.topology import TRIGGERS_EXCHANGE
+from cml_workers.bus.port import BusUnavailableError, NotTakenError, Publish, Routed
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.foundation.tasks import Tasks, ended
@@ -27,16 +25,13 @@ PAUSES = (0.2, 0.5, 1.3)
 """Seconds between the tries of an event that a queue does not take. The worker's next event waits for them, so that a queue which
 takes nothing for a moment keeps its order, too."""
 PATIENCE = 1.0
-"""Seconds after which it is asked whether the event is on its way, as it is not confirmed."""
+"""Seconds after which it is asked whether the broker has routed the event, as it is not confirmed."""
+ASKED_AGAIN = 0.05
+"""Seconds until it is asked again."""
 LATE = 5.0
-"""Seconds after which an event that is on its way, and not confirmed, is given up."""
+"""Seconds after which an event that was routed, and is not confirmed, is given up."""
 TROUBLE = timedelta(seconds=60)
 """How long an event that was given up keeps others from being tried more than once."""
-
-PROBE = Outgoing(
-    TRIGGERS_EXCHANGE, "cml.probe", b"{}", "cml.probe", "probe", content_type=JSON, mandatory=False
-)
-"""Goes to no queue, so a broker that works confirms it at once; and it has then routed all that was published before it."""
 
 
 @dataclass(slots=True)
@@ -56,12 +51,14 @@ class Subscribers:
     def __init__(
         self,
         publish: Publish,
+        routed: Routed,
         *,
         tasks: Tasks,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._publish = publish
+        self._routed = routed
         self._tasks = tasks
         self._now = now
         self._sleep = sleep
@@ -70,7 +67,7 @@ class Subscribers:
         """Events since the process started."""
         self._given_up: dict[str, GivenUp] = {}
         self._late: set[asyncio.Task[None]] = set()
-        """What is on its way and not confirmed."""
+        """What was routed and is not confirmed."""
 
     @property
     def failing(self) -> str | None:
@@ -123,15 +120,15 @@ class Subscribers:
                 return
 
     async def _try(self, entry: Entry) -> None:
-        """Once; if it is on its way and not confirmed, the rest goes on in the background."""
+        """Once; if it was routed and is not confirmed, the rest goes on in the background."""
         publishing = asyncio.create_task(
             self._publish(entry.message), name=f"publishes {entry.message.message_id}"
         )
         late = False
         try:
             await asyncio.wait((publishing,), timeout=0 if self._troubled else PATIENCE)
-            if not publishing.done():
-                await self._publish(PROBE)
+            while not publishing.done() and not await self._routed(entry.message):
+                await asyncio.wait((publishing,), timeout=ASKED_AGAIN)
             late = not publishing.done()
             if late:
                 self._late.add(publishing)

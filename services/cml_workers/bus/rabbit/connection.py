@@ -97,6 +97,10 @@ class RabbitBus:
         """See ``Publish``."""
         await self._publisher(message)
 
+    async def routed(self, message: Outgoing) -> bool:
+        """See ``Routed``."""
+        return await self._publisher.routed(message)
+
     def consume(self, queue: Queue, handler: Handler, *, prefetch: int) -> None:
         """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``."""
         if queue not in self._uses.consumes:

@@ -1,6 +1,7 @@
 """Publishing: each message is persistent and confirmed, or an error says that it may not have arrived."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 from aiormq.exceptions import DeliveryError, PublishError
@@ -16,9 +17,13 @@ from cml_workers.bus.port import (
     UnroutableError,
 )
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
+from cml_workers.bus.topology import TRIGGERS_EXCHANGE
 
 CONFIRM_TIMEOUT = 15.0
 """Seconds to wait for a publisher confirm before it counts as missing."""
+
+PROBE = "cml.probe"
+"""A routing key that no queue is bound by."""
 
 _DEFAULT_EXCHANGE = RabbitExchange()
 
@@ -37,17 +42,40 @@ class Publisher:
 
     async def __call__(self, message: Outgoing, /) -> None:
         """See ``Publish``. A direct reply that would end the connection is dropped: no caller can await it."""
+        with self._outages():
+            try:
+                await self._publish(message)
+            except PublishError as error:
+                raise UnroutableError(f"no queue takes {message.routing_key}") from error
+            except DeliveryError as error:
+                if message.exchange is None and not message.mandatory:
+                    raise CallerRefusesError(
+                        f"the caller's queue {message.routing_key!r} does not accept it"
+                    ) from error
+                raise NotTakenError(f"a queue does not take {message.routing_key}") from error
+
+    async def routed(self, message: Outgoing) -> bool:
+        """See ``Routed``. Asked by a probe, a message that goes to no queue, so that a broker that works confirms it at once.
+
+        A channel's messages are routed in the order in which they were written, and the library writes them in the order in
+        which it notes their ids; so the probe must take the very channel that has noted the message's.
+        """
+        with self._outages():
+            exchange = await self._broker.declare_exchange(self._exchanges[TRIGGERS_EXCHANGE.name])
+            channel = cast("Any", await exchange.channel.get_underlay_channel())
+            if message.message_id not in channel.message_id_delivery_tag:
+                return False
+            await channel.basic_publish(
+                b"", exchange=TRIGGERS_EXCHANGE.name, routing_key=PROBE, timeout=CONFIRM_TIMEOUT
+            )
+            return True
+
+    @contextmanager
+    def _outages(self) -> Iterator[None]:
+        """Raises BusUnavailableError for what the libraries raise when the connection is lost."""
         try:
-            await self._publish(message)
-        except PublishError as error:
-            raise UnroutableError(f"no queue takes {message.routing_key}") from error
-        except DeliveryError as error:
-            if message.exchange is None and not message.mandatory:
-                raise CallerRefusesError(
-                    f"the caller's queue {message.routing_key!r} does not accept it"
-                ) from error
-            raise NotTakenError(f"a queue does not take {message.routing_key}") from error
-        except BusUnavailableError:
+            yield
+        except (BusUnavailableError, UnroutableError, CallerRefusesError):
             raise
         except BaseException as error:
             if (cause := outage(error)) is None:
