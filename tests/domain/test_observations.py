@@ -114,6 +114,26 @@ def test_a_create_whose_answer_came_when_the_instance_had_died_had_succeeded(sho
     assert worker.status is WorkerStatus.FAILED
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [None, instance(InstanceState.TERMINATED), instance(InstanceState.TERMINATED, state_reason=BY_USER)],
+)
+@pytest.mark.parametrize("launched", [True, False])
+def test_the_reason_of_its_end_outlasts_what_comes_later(shown: Ec2Instance | None, *, launched: bool):
+    """Somebody terminates it once more, or nobody looks for longer than EC2 shows it."""
+    ending = instance(InstanceState.SHUTTING_DOWN, state_reason=BROKEN)
+    history = (
+        (*LAUNCHING, InstanceLaunched(operation_id="create", instance=ending))
+        if launched
+        else (*IS_PENDING, ENDING)
+    )
+    problem = never_ran(ProblemCode.EC2_INSTANCE_CREATION, BROKEN, InstanceState.TERMINATED, retryable=True)
+    given(*history).reported(seen(shown)).then(LaunchFailed(operation_id="create", problem=problem))
+    given(*IS_RUNNING, ENDING).reported(seen(shown)).then(
+        WorkerTerminated(reason=ending.reason, state_reason=BROKEN)
+    )
+
+
 def test_what_is_pending_when_the_instance_dies_at_its_birth_fails_for_that_reason():
     problem = never_ran(ProblemCode.EC2_INSTANCE_CREATION, BROKEN, InstanceState.TERMINATED, retryable=True)
     given(*IS_PENDING, TAGS_REQUESTED, STOP_REQUESTED).reported(

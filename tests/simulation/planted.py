@@ -69,7 +69,7 @@ PLANTED: Mapping[str, Planted] = {
         reply_forgotten_while_pending, SWEEP, "start, terminate when it is requested"
     ),
     "reply_forgotten_when_settled": Planted(
-        reply_forgotten_when_settled, SWEEP, "start, terminate when it is requested"
+        reply_forgotten_when_settled, SWEEP, "start, terminate when it is"
     ),
     "reply_forgotten_by_a_report": Planted(reply_forgotten_by_a_report, SWEEP, "stop, terminate, terminate"),
     "reply_forgotten_of_a_rejection": Planted(reply_forgotten_of_a_rejection, CALM_RUNS),

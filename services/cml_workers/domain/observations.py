@@ -52,9 +52,10 @@ def observe(worker: Worker, instance: Ec2Instance | None) -> list[WorkerEvent]:
         return []
     if instance is None or instance.state is InstanceState.TERMINATED:
         terminations = worker.pending(TerminationRequested)
-        if instance is not None and not terminations and (died := died_at_birth(worker, instance)):
+        ended = _ended(recorded, instance)
+        if ended is not None and not terminations and (died := died_at_birth(worker, ended)):
             return died
-        return end(worker, terminations[0].command_id if terminations else None, instance=instance)
+        return end(worker, terminations[0].command_id if terminations else None, instance=ended)
     known, shown = _shown(recorded), _shown(instance)
     changed = tuple(name for name in known if known[name] != shown[name])
     if instance.instance_status_check is None:
@@ -69,6 +70,19 @@ def observe(worker: Worker, instance: Ec2Instance | None) -> list[WorkerEvent]:
         *fallen_back(worker, instance),
         InstanceStateObserved(**given, changed=changed, drift=_is_drift(worker, instance)),
     ]
+
+
+def _ended(recorded: Ec2Instance, shown: Ec2Instance | None) -> Ec2Instance | None:
+    """The instance at its end, with EC2's own reason if it was ever shown: somebody's later call replaces it, and time hides it."""
+    was_ending = recorded.state in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED)
+    if not was_ending or not _is_of_ec2(recorded) or (shown is not None and _is_of_ec2(shown)):
+        return shown
+    first = {name: getattr(recorded, name) for name in _REASONS}
+    return (shown or recorded).model_copy(update={"state": InstanceState.TERMINATED, **first})
+
+
+def _is_of_ec2(instance: Ec2Instance) -> bool:
+    return instance.state_reason is not None and instance.state_reason.is_of_ec2
 
 
 def died_at_birth(worker: Worker, instance: Ec2Instance) -> list[WorkerEvent]:
