@@ -15,7 +15,7 @@ from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.process.registry import ROLES
 from cml_workers.process.system import queues_of
 from cml_workers.runtime.health import report
-from cml_workers.runtime.replicas import ReplicaWatch, replicas_watched
+from cml_workers.runtime.replicas import ReplicaWatch, described, replicas_watched
 from cml_workers.runtime.settings import Settings
 from support.management_api import PASSWORD, ManagementApi, management_api
 
@@ -42,6 +42,18 @@ async def test_queues_on_all_nodes_are_fine(api: ManagementApi) -> None:
 async def test_a_queue_with_fewer_replicas_is_found(api: ManagementApi, replicas: int, counted: int) -> None:
     api.queues[LOOKUPS] = replicas
     assert (await cluster(api.url, "/")).short(EVERYTHING.queues) == {LOOKUPS: counted}
+
+
+@pytest.mark.parametrize(("idle", "counted"), [(1, {LOOKUPS: 1}), (0, {}), (None, {})])
+async def test_a_replica_that_does_not_work_is_found(
+    api: ManagementApi, idle: int | None, counted: dict[str, int]
+) -> None:
+    api.idle[LOOKUPS] = idle
+    seen = await cluster(api.url, "/")
+    assert seen.idle([*EVERYTHING.queues, "gone"]) == counted
+    assert seen.short(EVERYTHING.queues) == {}
+    said = f"replicas that do not work: {LOOKUPS} 1" if counted else None
+    assert described(seen, EVERYTHING.queues) == said
 
 
 async def test_a_queue_that_is_not_there_has_none(api: ManagementApi) -> None:

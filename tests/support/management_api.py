@@ -13,10 +13,11 @@ PASSWORD = "s3cret"
 
 
 class ManagementApi:
-    """``queues``: how many replicas each has; 0: a classic queue."""
+    """``queues``: how many replicas each has; 0: a classic queue. ``idle``: how many of them do not work; None: not known yet."""
 
     def __init__(self, queues: Mapping[str, int]) -> None:
         self.queues = dict(queues)
+        self.idle: dict[str, int | None] = {}
         self.status = 200
         """Another one is all that it answers."""
         self.asked: list[str] = []
@@ -35,7 +36,11 @@ class ManagementApi:
                 return 404, {"error": "not_found", "reason": "Not Found"}
 
     def _queue(self, name: str, replicas: int) -> dict[str, Any]:
-        return {"name": name, **({"members": NODES[:replicas]} if replicas else {})}
+        if not replicas:
+            return {"name": name}
+        idle = self.idle.get(name, 0)
+        online = {} if idle is None else {"online": NODES[: replicas - idle]}
+        return {"name": name, "members": NODES[:replicas], **online}
 
 
 @contextmanager

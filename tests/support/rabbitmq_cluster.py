@@ -14,13 +14,7 @@ from support.erlang_network import ErlangNetwork
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, installed
 
 SIZE = 3
-SETTINGS = (
-    f"cluster_formation.target_cluster_size_hint = {SIZE}",
-    "queue_leader_locator = balanced",
-    "cluster_partition_handling = pause_minority",
-)
-"""Queues that are imported at the first node's start have a replica on each node; leaders on all of them; and before RabbitMQ
-4.2 a node that is separated from the others serves nobody."""
+SHIPPED = Path(__file__).parents[2] / "deploy" / "rabbitmq" / "cluster.conf"
 
 
 class RabbitMQCluster:
@@ -134,7 +128,9 @@ async def rabbitmq_cluster(folder: Path, definitions: str) -> AsyncIterator[Rabb
         )
         for node in nodes:
             node.epmd_port = network.epmd_ports[_short(node)]
-            node.configure("cluster_formation.peer_discovery_backend = classic_config", *members, *SETTINGS)
+            node.configure(
+                "cluster_formation.peer_discovery_backend = classic_config", *members, SHIPPED.read_text()
+            )
         cluster = RabbitMQCluster(nodes, network)
         stack.callback(cluster.close)
         await cluster.start(*range(SIZE))

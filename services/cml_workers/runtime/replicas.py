@@ -1,7 +1,7 @@
-"""Which queues have fewer replicas than RabbitMQ's cluster has nodes: said by readiness and by the log, as long as it is so."""
+"""Which queues have fewer replicas than RabbitMQ's cluster has nodes, or some that do not work: said by readiness and log."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import unquote, urlsplit
 
@@ -15,7 +15,10 @@ log = structlog.get_logger(__name__)
 
 LOOKS_EVERY = 60.0
 """Seconds between two looks."""
-REMEDY = "rabbitmq-queues grow NODE all, for each node (docs/deployment.md)"
+REMEDY = (
+    "rabbitmq-queues grow NODE all, for each node; where a replica does not work, start its node, or start it once more "
+    "(docs/deployment.md)"
+)
 
 
 async def seen_cluster(settings: Settings) -> Cluster | None:
@@ -27,10 +30,18 @@ async def seen_cluster(settings: Settings) -> Cluster | None:
     return await cluster(settings.rabbitmq_management_url.get_secret_value(), vhost)
 
 
-def described(nodes: int, short: Mapping[str, int]) -> str:
-    """What is wrong with these queues, of which it has the replicas."""
-    listed = ", ".join(f"{queue} {replicas}" for queue, replicas in sorted(short.items()))
-    return f"fewer replicas than the {nodes} nodes of RabbitMQ: {listed}"
+def described(seen: Cluster, queues: Iterable[str]) -> str | None:
+    """What is wrong with these queues; None if nothing is."""
+    of = tuple(queues)
+    found = (
+        (f"fewer replicas than the {seen.nodes} nodes of RabbitMQ", seen.short(of)),
+        ("replicas that do not work", seen.idle(of)),
+    )
+    return "; ".join(f"{what}: {_listed(counted)}" for what, counted in found if counted) or None
+
+
+def _listed(counted: Mapping[str, int]) -> str:
+    return ", ".join(f"{queue} {count}" for queue, count in sorted(counted.items()))
 
 
 class ReplicaWatch:
@@ -55,8 +66,7 @@ class ReplicaWatch:
         """Look once."""
         try:
             seen = await seen_cluster(self._settings)
-            short = seen.short(self._queues) if seen else {}
-            warning = described(seen.nodes, short) if seen and short else None
+            warning = described(seen, self._queues) if seen else None
         except ManagementError as error:
             warning = str(error)
         if warning and warning != self._warning:

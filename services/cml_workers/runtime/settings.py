@@ -86,7 +86,7 @@ class Settings(BaseSettings):
         SecretStr | None, Field(validation_alias="RABBITMQ_MANAGEMENT_URL")
     ] = None
     """http:// or https:// URL of RabbitMQ's management API, with a user that has the tag monitoring: readiness and the doctor then say
-    which queues have fewer replicas than the cluster has nodes. Unset: they do not know."""
+    which queues have fewer replicas than the cluster has nodes, or some that do not work. Unset: they do not know."""
     kurrentdb_uri: Annotated[SecretStr | None, Field(validation_alias="KURRENTDB_URI")] = None
     """kurrentdb:// or esdb:// URI; unset: an SQLite file in the data folder."""
     database_url: Annotated[SecretStr | None, Field(validation_alias="DATABASE_URL")] = None

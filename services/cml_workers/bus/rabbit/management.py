@@ -29,15 +29,21 @@ class ManagementError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """``nodes``: all that belong to it, whether they run or not; ``replicas``: of each queue."""
+    """``nodes``: all that belong to it, whether they run or not; ``replicas``: of each queue; ``online``: those that work now."""
 
     nodes: int
     replicas: Mapping[str, int]
+    online: Mapping[str, int]
 
     def short(self, queues: Iterable[str]) -> dict[str, int]:
         """The replicas of those queues that have fewer than there are nodes; one that is not there has 0."""
         found = {queue: self.replicas.get(queue, 0) for queue in queues}
         return {queue: replicas for queue, replicas in found.items() if replicas < self.nodes}
+
+    def idle(self, queues: Iterable[str]) -> dict[str, int]:
+        """The replicas that do not work, of those queues that have any: their node is down, or they did not start with it."""
+        found = {queue: self.replicas[queue] - self.online[queue] for queue in queues if queue in self.online}
+        return {queue: idle for queue, idle in found.items() if idle}
 
 
 class _NoRedirect(HTTPRedirectHandler):
@@ -55,9 +61,14 @@ async def cluster(url: str, vhost: str) -> Cluster:
 def _cluster(url: str, vhost: str) -> Cluster:
     try:
         nodes = _get(URL(url), "nodes?columns=name")
-        queues = _get(URL(url), f"queues/{quote(vhost, safe='')}?columns=name,members")
-        # A classic queue has no members: it is on one node.
-        return Cluster(len(nodes), {queue["name"]: len(queue.get("members", "1")) for queue in queues})
+        queues = _get(URL(url), f"queues/{quote(vhost, safe='')}?columns=name,members,online")
+        # A classic queue has no members: it is on one node. Which members work is not known in a queue's first seconds.
+        members = {queue["name"]: queue.get("members", ["one"]) for queue in queues}
+        return Cluster(
+            len(nodes),
+            {name: len(found) for name, found in members.items()},
+            {queue["name"]: len(queue.get("online", members[queue["name"]])) for queue in queues},
+        )
     except HTTPError as error:
         with error:
             raise ManagementError(f"RABBITMQ_MANAGEMENT_URL: {_said(error, vhost)}") from error
