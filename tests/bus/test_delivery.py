@@ -12,14 +12,14 @@ from cml_workers.bus.port import (
     UnroutableError,
     Verdict,
 )
-from cml_workers.bus.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, QUEUES
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, HANDLED, LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
 from cml_workers.foundation.failures import ConfigurationError
 
 WORK, QUERIES = LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
 BROKEN = DeadLetter("no JSON", "ValidationFailed")
 
 
-@pytest.mark.parametrize("queue", QUEUES, ids=lambda queue: queue.name)
+@pytest.mark.parametrize("queue", HANDLED, ids=lambda queue: queue.name)
 @pytest.mark.parametrize("verdict", [Ack(), BROKEN])
 def test_a_final_verdict_stands(queue, verdict: Verdict):
     assert settle(queue, verdict, attempt=3, faults=2).verdict == verdict

@@ -11,7 +11,7 @@ from cml_contracts.topology import COMMANDS_EXCHANGE, EVENTS_EXCHANGE
 from cml_embedded.amqp_broker import AmqpBroker
 from cml_workers.bus.port import BusUnavailableError, Message, Outgoing, TopologyError, Verdict
 from cml_workers.bus.rabbit import RabbitBus, connection, declare_topology, topology, verify_topology
-from cml_workers.bus.topology import EC2_TRIGGERS, LIFECYCLE_COMMANDS, QUEUES, TRIGGERS_EXCHANGE
+from cml_workers.bus.topology import EC2_TRIGGERS, HANDLED, LIFECYCLE_COMMANDS, TRIGGERS_EXCHANGE
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.process.registry import ROLES
 from support.tcp_proxy import TcpProxy, Trap
@@ -134,4 +134,4 @@ async def test_a_queue_that_does_not_let_itself_be_consumed_is_named(
 
 def test_every_queue_has_one_role_that_consumes_it():
     consumed = [queue for role in ROLES.values() for queue in role.uses.consumes]
-    assert sorted(queue.name for queue in consumed) == sorted(queue.name for queue in QUEUES)
+    assert sorted(queue.name for queue in consumed) == sorted(queue.name for queue in HANDLED)

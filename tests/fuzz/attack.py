@@ -20,7 +20,7 @@ from cml_contracts.queries import GetCMLWorker
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_workers.bus.rabbit import declare_topology
 from cml_workers.bus.rabbit.properties import read_tolerantly
-from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, QUEUES, RETRY_DELAYS
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, HANDLED, RETRY_DELAYS
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import decode
 from fuzz.books import Books, Outcome, command_of, is_of_no_effect
@@ -41,7 +41,7 @@ PROMPT, PATIENCE = 5.0, 30.0
 """Seconds that half of the valid commands among the hostile ones, and each of them, may take on a busy machine."""
 ENOUGH_FOR_MEMORY = 20_000
 """Messages below which a process has hardly reached its size."""
-INBOUND = [queue for queue in QUEUES if queue is not DEAD_LETTER_QUEUE]
+INBOUND = [queue for queue in HANDLED if queue is not DEAD_LETTER_QUEUE]
 
 
 class Attack:
@@ -64,7 +64,7 @@ class Attack:
             connection = await aiormq.connect(self._url)
             stack.push_async_callback(connection.close)
             self._watching = await connection.channel()
-            for queue in QUEUES:
+            for queue in HANDLED:
                 for name in (
                     queue.name,
                     *(queue.retry_queue(delay) for delay in RETRY_DELAYS if queue.retries),

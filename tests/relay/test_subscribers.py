@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing
 from cml_workers.relay import subscribers
-from cml_workers.relay.subscribers import PAUSES, TROUBLE
+from cml_workers.relay.subscribers import PAUSES, PROBE, TROUBLE
 from support.relaying import CREATED, Service, ids
 
 
@@ -17,7 +17,7 @@ class Broker:
 
     def __init__(self) -> None:
         self.healthy: list[str] = []
-        self.refuses = self.hangs = self.away = False
+        self.refuses = self.hangs = self.away = self.minority = False
         self.asked = 0
         self.writes = asyncio.Event()
         """Clear while the connection takes nothing, as its buffer is full."""
@@ -28,6 +28,8 @@ class Broker:
         assert message.exchange
         if self.away:
             raise BusUnavailableError("no connection")
+        if message is PROBE and self.minority:
+            raise BusUnavailableError("not confirmed within 15 s")
         if message.exchange.name != "cml.events":
             return
         await self.writes.wait()
@@ -181,6 +183,30 @@ async def test_an_event_that_stays_unconfirmed_is_given_up(
     await service.catch_up()
     assert service.relay.counts() == {"events_under_way": 0, "events_given_up": 2}
     assert "not confirmed within 0.05 s" in (service.relay.subscribers.warning() or "")
+
+
+@pytest.mark.parametrize("how", ["refuses", "hangs"])
+async def test_nothing_is_given_up_while_the_cluster_has_no_majority(
+    service: Service, broker: Broker, monkeypatch: pytest.MonkeyPatch, how: str
+):
+    """No queue takes anything then, of whatever kind; and what the node that we are connected to keeps for them may be lost with it."""
+    monkeypatch.setattr(subscribers, "LATE", 0.01)
+    await service.happen(1)
+    setattr(broker, how, True)
+    broker.minority = True
+    await service.relay.handle(await service.stored())
+    async with asyncio.timeout(30):
+        while len(broker.healthy) < 10:
+            await asyncio.sleep(0.001)
+    assert service.relay.counts() == {"events_under_way": 2, "events_given_up": 0}
+    assert service.relay.subscribers.warning() is None
+    broker.refuses = broker.hangs = False
+    for confirmed in broker.lost:
+        if not confirmed.done():
+            confirmed.set_result(None)
+    broker.minority = False
+    await service.settled()
+    assert service.relay.counts()["events_given_up"] == 0
 
 
 async def test_what_was_not_confirmed_when_the_connection_was_lost_is_published_again_in_order(

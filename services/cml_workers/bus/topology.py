@@ -114,6 +114,9 @@ DEAD_LETTER_QUEUE = Queue(
 )
 """Dead letters on their way into the archive."""
 
+PROBES = Queue("cml.probes", (Binding(TRIGGERS_EXCHANGE, "cml.probe"),), {**_QUORUM, "x-message-ttl": 1000})
+"""Shows the relay whether RabbitMQ takes messages at all: nobody reads it, and what is in it expires."""
+
 EXCHANGES = (
     COMMANDS_EXCHANGE,
     QUERIES_EXCHANGE,
@@ -123,7 +126,7 @@ EXCHANGES = (
     DEAD_LETTER_EXCHANGE,
     OPERATOR_EXCHANGE,
 )
-QUEUES = (
+HANDLED = (
     LIFECYCLE_COMMANDS,
     LIFECYCLE_REPORTS,
     EC2_TRIGGERS,
@@ -132,6 +135,8 @@ QUEUES = (
     PROJECTOR_OPERATOR,
     DEAD_LETTER_QUEUE,
 )
+"""The queues that are read."""
+QUEUES = (*HANDLED, PROBES)
 
 
 def retry_arguments(queue: Queue, delay: int) -> dict[str, str | int | bool]:

@@ -10,6 +10,7 @@ from cml_contracts.topology import Exchange
 from cml_workers.bus.topology import (
     DEAD_LETTER_EXCHANGE,
     EXCHANGES,
+    HANDLED,
     QUEUES,
     RETRY_DELAYS,
     Queue,
@@ -48,7 +49,7 @@ class Usage:
         )
 
 
-EVERYTHING = Usage(consumes=QUEUES, publishes=EXCHANGES)
+EVERYTHING = Usage(consumes=HANDLED, publishes=EXCHANGES)
 
 
 def retry_queues(queue: Queue) -> Mapping[str, Mapping[str, str | int | bool]]:
