@@ -19,6 +19,9 @@ def outage(error: BaseException) -> str | None:
             return None if task is not None and task.cancelling() else "the connection was closed"
         case StopAsyncIteration():
             return "the connection was closed while it was being opened"
+        case BaseExceptionGroup():  # of FastStream, which stops its subscribers one after the other
+            causes = [outage(each) for each in error.exceptions]
+            return None if None in causes else causes[0]
         case AMQPError() | OSError() | RuntimeError():
             return str(error) or type(error).__name__
         case _:

@@ -21,10 +21,10 @@ from cml_contracts.results import OperationResult
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.codec import reply, reply_address
 from cml_workers.bus.port import Ack, BusUnavailableError, Message, Outgoing, Verdict
-from cml_workers.bus.rabbit import RabbitBus, restored_connection
-from cml_workers.bus.topology import LIFECYCLE_COMMANDS, PROJECTOR_QUERIES
+from cml_workers.bus.rabbit import RabbitBus, connection, restored_connection
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS, PROJECTOR_QUERIES
 from support.buses import emptied
-from support.tcp_proxy import TcpProxy
+from support.tcp_proxy import TcpProxy, Trap
 
 STOP = StopCMLWorker(worker_id=uuid4())
 ENVELOPE = EventEnvelope.model_validate_json(
@@ -150,8 +150,8 @@ async def test_events_of_a_durable_queue_are_kept_while_the_connection_is_lost(
         network.heal()
         async with asyncio.timeout(60):
             assert [await anext(events), await anext(events)] == [ENVELOPE] * 2, "the first comes again"
-    async with await aio_pika.connect(rabbitmq_url) as connection:
-        await (await connection.channel()).queue_delete(queue)
+    async with await aio_pika.connect(rabbitmq_url) as direct:
+        await (await direct.channel()).queue_delete(queue)
 
 
 async def test_a_silent_network_cancels_nobody(network: TcpProxy, service: Service):
@@ -186,6 +186,57 @@ async def test_a_silent_network_cancels_nobody(network: TcpProxy, service: Servi
             await asyncio.gather(*calls)
         assert bus.problem() is None
         assert client._sessions.trouble == ""
+
+
+def restoring() -> list[asyncio.Task[Any]]:
+    """The tasks of aio-pika that restore connections: cancelled alone, they go on."""
+    return [each for each in asyncio.all_tasks() if "connection_factory" in str(each.get_coro())]
+
+
+async def test_a_bus_that_was_stopped_while_its_broker_hung_is_not_restored(
+    network: TcpProxy, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """It would take messages, and nobody would handle them."""
+    monkeypatch.setattr(connection, "STOP_SECONDS", 0.2)
+    bus = RabbitBus(through(network), name="test")
+
+    async def take(_: Message) -> Verdict:
+        return Ack()
+
+    bus.consume(LIFECYCLE_COMMANDS, take, prefetch=1)
+    others = restoring()
+    await bus.start()
+    assert len(restoring()) == len(others) + 1
+    network.pause()
+    await bus.stop()
+    assert restoring() == others
+    network.heal()
+    async with asyncio.timeout(30):
+        while network.connected:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_bus_that_cannot_consume_when_it_starts_is_not_restored(
+    network: TcpProxy, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The node of a queue may be down: others of its queues are consumed already then."""
+    monkeypatch.setattr(connection, "START_TIMEOUT", 1.0)
+    monkeypatch.setattr(connection, "STOP_SECONDS", 0.2)
+    bus = RabbitBus(through(network), name="test")
+
+    async def take(_: Message) -> Verdict:
+        return Ack()
+
+    for queue in (LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS):
+        bus.consume(queue, take, prefetch=1)
+    others = restoring()
+    network.arm(Trap(b"ctag3.", "server", "silence", 3.0))
+    with pytest.raises(BusUnavailableError, match="does not let 'guest' consume"):
+        await bus.start()
+    assert restoring() == others
+    async with asyncio.timeout(30):
+        while network.connected:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_role_goes_on_where_a_node_answers_when_the_next_one_hangs(

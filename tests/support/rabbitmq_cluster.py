@@ -14,7 +14,7 @@ from support.erlang_network import ErlangNetwork
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, installed
 
 SIZE = 3
-SHIPPED = Path(__file__).parents[2] / "deploy" / "rabbitmq" / "cluster.conf"
+DEPLOY = Path(__file__).parents[2] / "deploy" / "rabbitmq"
 
 
 class RabbitMQCluster:
@@ -129,12 +129,22 @@ async def rabbitmq_cluster(folder: Path, definitions: str) -> AsyncIterator[Rabb
         for node in nodes:
             node.epmd_port = network.epmd_ports[_short(node)]
             node.configure(
-                "cluster_formation.peer_discovery_backend = classic_config", *members, SHIPPED.read_text()
+                "cluster_formation.peer_discovery_backend = classic_config", *members, *_settings(script)
             )
         cluster = RabbitMQCluster(nodes, network)
         stack.callback(cluster.close)
         await cluster.start(*range(SIZE))
         yield cluster
+
+
+def _settings(script: Path) -> list[str]:
+    """Those that are shipped for its version."""
+    said = subprocess.run(
+        [script.parent / "rabbitmqctl", "version"], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+    version = tuple(int(part) for part in said.strip().rpartition(" ")[2].split(".")[:2])
+    files = ("cluster.conf", "cluster-4.3.conf") if version >= (4, 3) else ("cluster.conf",)
+    return [(DEPLOY / name).read_text() for name in files]
 
 
 def _short(node: SpawnedRabbitMQ) -> str:

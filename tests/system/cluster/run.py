@@ -38,7 +38,7 @@ SETTLING = 90.0
 """Seconds in which everybody must be served again when a fault is over."""
 PATIENCE = 300.0
 """Seconds in which all must be answered and at rest once the last fault is over."""
-CALLERS, LANES, WAVE, FLEET = 3, 3, 40, 8
+CALLERS, LANES, WAVE, FLEET = 3, 2, 40, 8
 """Of each kind of caller; and the load beside them: commands at once, in all before its callers turn to new workers, and
 how many of these they create."""
 
@@ -210,10 +210,10 @@ class Run:
         )
 
     async def _until_served(self) -> None:
-        """Every kind of caller and subscriber has had something."""
-        kinds = 4 + len(self._subscribers)
+        """Every caller has had an answer to a command and to a query, and every subscriber an event."""
+        everybody = 2 * 2 * CALLERS + len(self._subscribers)
         async with asyncio.timeout(STARTING):
-            while len(self._waits.longest.get(self._waits.phase, {})) < kinds:
+            while self._waits.served < everybody:
                 await asyncio.sleep(0.2)
             await self._waits.all_since(time.monotonic(), STARTING)
 

@@ -21,6 +21,11 @@ class Waits:
         of_phase[kind] = max(time.monotonic() - began, of_phase.get(kind, 0.0))
         self._ended[kind, who] = began
 
+    @property
+    def served(self) -> int:
+        """How many callers, for commands and for queries, and subscribers have had anything yet."""
+        return len(self._ended)
+
     async def all_since(self, moment: float, seconds: float) -> list[str]:
         """Wait until everybody has had what they began to wait for later than that; those who have not."""
         end = time.monotonic() + seconds

@@ -142,7 +142,11 @@ class RabbitBus:
         try:
             await (declare_topology if self._declare else verify_topology)(self._nodes, self._uses)
             await connect(self._broker, self._nodes)
-            await self._consume()
+            try:
+                await self._consume()
+            except BaseException:
+                await self._disconnect()
+                raise
         except ChannelAccessRefused as error:
             raise TopologyError(no_right(self.user, "what it consumes", str(error))) from error
         except BusUnavailableError:
@@ -182,7 +186,14 @@ class RabbitBus:
         in_flight = [task for consumer in self._consumers for task in consumer.in_flight]
         if in_flight:
             await asyncio.wait(in_flight, timeout=grace)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        """Whatever else hangs, end the connection: it would be restored without us, and take messages that nobody handles."""
+        connection = self._connection
         await _in_time(self._broker.stop())
+        if connection is not None:
+            await _in_time(connection.close())
 
     def problem(self) -> str | None:
         """What is wrong with the connection or a consumer; None if nothing is.
