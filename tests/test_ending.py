@@ -95,3 +95,37 @@ asyncio.run(serve())
     assert done.returncode == 1
     assert "did not end cleanly" in done.stdout + done.stderr
     assert "asyncio/locks.py" in done.stdout + done.stderr
+
+
+STAYS = """
+import asyncio, sys
+from cml_workers.cli import terminal
+from cml_workers.foundation.failures import RoleFailedError
+
+terminal.LATEST_END = 0.5
+
+async def stays():
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+async def work():
+    task = asyncio.create_task(stays())
+    await asyncio.sleep(0)
+    if "fails" in sys.argv:
+        raise RoleFailedError("the relay ended")
+
+terminal.run_to_end(work())
+"""
+
+
+@pytest.mark.parametrize(("how", "said"), [("fails", "the relay ended"), ("is done", "ended")])
+def test_it_ends_and_says_why_though_a_librarys_task_stays(how: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STAYS, how], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert "a task of a library did not end" in done.stderr
