@@ -82,6 +82,13 @@ class RabbitMQCluster:
         leader = (await self.queues())[queue]["leader"]
         return [node.node for node in self.nodes].index(leader)
 
+    async def busiest(self) -> int:
+        """The node with the most connections."""
+        listed = await self._by_hand(
+            lambda: self.nodes[0].control("rabbitmqctl", "-q", "list_connections", "pid")
+        )
+        return max(range(len(self.nodes)), key=lambda number: listed.count(self.nodes[number].node))
+
     async def until_complete(self, seconds: float) -> list[str]:
         """Wait until every quorum queue has a leader, and a member online on each node; those that have not."""
         end = time.monotonic() + seconds

@@ -71,7 +71,7 @@ class Subscribers:
         self.given_up = 0
         """Events since the process started."""
         self._given_up: dict[str, GivenUp] = {}
-        self._late: set[asyncio.Task[None]] = set()
+        self._late: dict[asyncio.Task[None], Entry] = {}
         """What was routed and is not confirmed."""
 
     @property
@@ -127,6 +127,7 @@ class Subscribers:
 
     async def _try(self, entry: Entry) -> None:
         """Once; if it was routed and is not confirmed, the rest goes on in the background."""
+        await self._follows(entry)
         publishing = asyncio.create_task(
             self._publish(entry.message), name=f"publishes {entry.message.message_id}"
         )
@@ -137,7 +138,7 @@ class Subscribers:
                 await asyncio.wait((publishing,), timeout=ASKED_AGAIN)
             late = not publishing.done()
             if late:
-                self._late.add(publishing)
+                self._late[publishing] = entry
                 self._tasks.start(self._await_late(entry, publishing), f"awaits {entry.message.message_id}")
             else:
                 publishing.result()
@@ -145,6 +146,21 @@ class Subscribers:
         finally:
             if not late:
                 await ended(publishing)
+
+    async def _follows(self, entry: Entry) -> None:
+        """Raises BusUnavailableError if what was routed before it, of its worker, may be lost with the connection, and comes first."""
+        before = [each for each in self._late.items() if each[1].event.stream == entry.event.stream]
+        if not before:
+            return
+        publishing, last = max(before, key=lambda each: each[1].number)
+        if publishing.done():
+            lost = isinstance(publishing.exception(), BusUnavailableError)
+        else:
+            lost = not await self._routed(last.message) and not publishing.done()
+        if lost:
+            raise BusUnavailableError(
+                "the connection was lost, and with it perhaps the event before this one"
+            )
 
     async def _await_late(self, entry: Entry, publishing: asyncio.Task[None]) -> None:
         try:
@@ -161,7 +177,7 @@ class Subscribers:
         except BusUnavailableError:
             self._in_order.put(entry)  # the connection was lost, and with it perhaps what other queues had
         finally:
-            self._late.discard(publishing)
+            self._late.pop(publishing, None)
             await ended(publishing)
 
     def _taken(self, entry: Entry) -> None:

@@ -64,14 +64,14 @@ async def restarted_in_turn(system: System) -> None:
 
 
 async def frozen(system: System) -> None:
-    node = system.cluster.nodes[1]
+    node = system.cluster.nodes[await system.cluster.busiest()]
     node.signal(signal.SIGSTOP)
     await asyncio.sleep(FROZEN)
     node.signal(signal.SIGCONT)
 
 
 async def separated(system: System) -> None:
-    await system.cluster.separate(2, SEPARATED)
+    await system.cluster.separate(await system.cluster.busiest(), SEPARATED)
 
 
 async def nothing(_system: System) -> None:
@@ -188,8 +188,8 @@ class Run:
             self._broken += ended_early(loading) if loading.done() else ["10: the load did not end"]
             loading.cancel()
             seen, broken = await judged(self._senders, system.places, end=end)
-            stored = {each.event_id for each in seen.events}
-            await self._until_all_came(stored)
+            stored = {each.event_id: each.recorded_at for each in seen.events}
+            await self._until_all_came({*stored})
         creates = len(callers) + sum(
             kind == CreateCMLWorker.TYPE for load in self._senders.loads for kind in load.sent.values()
         )

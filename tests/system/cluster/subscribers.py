@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from uuid import UUID
 
 import aio_pika
@@ -16,7 +18,7 @@ from cml_contracts.envelope import EventEnvelope
 from cml_contracts.topology import EVENTS_EXCHANGE
 from system.cluster.waits import Waits
 
-PATTERN = "cml.worker.#"
+PATTERN = "#"
 CLASSIC = {"x-queue-type": "classic"}
 OPENING = 10.0
 """Seconds that connecting and declaring may take."""
@@ -56,10 +58,11 @@ class Subscriber:
                 pass
             await asyncio.sleep(0.1)
 
-    def wrong(self, stored: set[UUID]) -> list[str]:
-        """Events that it should have got, and events of a worker that came in another order."""
-        missing = len(stored - self.came.keys())
-        found = [f"4: {self.kind} did not get {missing} events"] if self.keeps and missing else []
+    def wrong(self, stored: Mapping[UUID, datetime]) -> list[str]:
+        """Events that it should have got, and events of a worker that came in another order; ``stored``: when each was recorded."""
+        missing = Counter(f"{at:%H:%M:%S}" for event_id, at in stored.items() if event_id not in self.came)
+        listed = ", ".join(f"{number} of {second}" for second, number in sorted(missing.items()))
+        found = [f"4: {self.kind} did not get these events: {listed}"] if self.keeps and missing else []
         last: dict[UUID, int] = {}
         for event in self.came.values():
             if event.revision <= last.get(event.worker_id, -1):

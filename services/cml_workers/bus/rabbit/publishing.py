@@ -17,10 +17,13 @@ from cml_workers.bus.port import (
     UnroutableError,
 )
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
-from cml_workers.bus.topology import PROBES
+from cml_workers.bus.topology import TRIGGERS_EXCHANGE
 
 CONFIRM_TIMEOUT = 15.0
 """Seconds to wait for a publisher confirm before it counts as missing."""
+
+NOWHERE = "cml.nowhere"
+"""A routing key that no queue is bound by: a broker that works confirms what has it at once."""
 
 _DEFAULT_EXCHANGE = RabbitExchange()
 
@@ -52,19 +55,18 @@ class Publisher:
                 raise NotTakenError(f"a queue does not take {message.routing_key}") from error
 
     async def routed(self, message: Outgoing) -> bool:
-        """See ``Routed``. Asked by a probe, a message to a queue of our own, so that a broker that works confirms it at once.
+        """See ``Routed``. Asked by a probe, a message that goes to no queue, so that a broker that works confirms it at once.
 
         A channel's messages are routed in the order in which they were written, and the library writes them in the order in
         which it notes their ids; so the probe must take the very channel that has noted the message's.
         """
         with self._outages():
-            (probe,) = PROBES.bindings
-            exchange = await self._broker.declare_exchange(self._exchanges[probe.exchange.name])
+            exchange = await self._broker.declare_exchange(self._exchanges[TRIGGERS_EXCHANGE.name])
             channel = cast("Any", await exchange.channel.get_underlay_channel())
             if message.message_id not in channel.message_id_delivery_tag:
                 return False
             await channel.basic_publish(
-                b"", exchange=probe.exchange.name, routing_key=probe.routing_key, timeout=CONFIRM_TIMEOUT
+                b"", exchange=TRIGGERS_EXCHANGE.name, routing_key=NOWHERE, timeout=CONFIRM_TIMEOUT
             )
             return True
 
