@@ -24,6 +24,7 @@ from cml_workers.bus.port import Ack, BusUnavailableError, Message, Outgoing, Ve
 from cml_workers.bus.rabbit import RabbitBus, connection, restored_connection
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS, PROJECTOR_QUERIES
 from support.buses import emptied
+from support.recorder import Recorder
 from support.tcp_proxy import TcpProxy, Trap
 
 STOP = StopCMLWorker(worker_id=uuid4())
@@ -193,6 +194,12 @@ def restoring() -> list[asyncio.Task[Any]]:
     return [each for each in asyncio.all_tasks() if "connection_factory" in str(each.get_coro())]
 
 
+async def until_disconnected(network: TcpProxy) -> None:
+    async with asyncio.timeout(30):
+        while network.connected:
+            await asyncio.sleep(0.05)
+
+
 async def test_a_bus_that_was_stopped_while_its_broker_hung_is_not_restored(
     network: TcpProxy, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -200,10 +207,7 @@ async def test_a_bus_that_was_stopped_while_its_broker_hung_is_not_restored(
     monkeypatch.setattr(connection, "STOP_SECONDS", 0.2)
     bus = RabbitBus(through(network), name="test")
 
-    async def take(_: Message) -> Verdict:
-        return Ack()
-
-    bus.consume(LIFECYCLE_COMMANDS, take, prefetch=1)
+    bus.consume(LIFECYCLE_COMMANDS, Recorder(), prefetch=1)
     others = restoring()
     await bus.start()
     assert len(restoring()) == len(others) + 1
@@ -211,9 +215,7 @@ async def test_a_bus_that_was_stopped_while_its_broker_hung_is_not_restored(
     await bus.stop()
     assert restoring() == others
     network.heal()
-    async with asyncio.timeout(30):
-        while network.connected:
-            await asyncio.sleep(0.05)
+    await until_disconnected(network)
 
 
 async def test_a_bus_that_cannot_consume_when_it_starts_is_not_restored(
@@ -224,19 +226,14 @@ async def test_a_bus_that_cannot_consume_when_it_starts_is_not_restored(
     monkeypatch.setattr(connection, "STOP_SECONDS", 0.2)
     bus = RabbitBus(through(network), name="test")
 
-    async def take(_: Message) -> Verdict:
-        return Ack()
-
     for queue in (LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS):
-        bus.consume(queue, take, prefetch=1)
+        bus.consume(queue, Recorder(), prefetch=1)
     others = restoring()
     network.arm(Trap(b"ctag3.", "server", "silence", 3.0))
     with pytest.raises(BusUnavailableError, match="does not let 'guest' consume"):
         await bus.start()
     assert restoring() == others
-    async with asyncio.timeout(30):
-        while network.connected:
-            await asyncio.sleep(0.05)
+    await until_disconnected(network)
 
 
 async def test_a_role_goes_on_where_a_node_answers_when_the_next_one_hangs(
