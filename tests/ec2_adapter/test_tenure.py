@@ -55,13 +55,13 @@ async def test_who_was_paused_reads_the_stream_again_before_acting(
 async def test_who_takes_over_leaves_older_operations_alone_for_a_moment(given: Given):
     adapter = given()
     await adapter.happened(*REQUESTED)
-    adapter.takeover = timedelta(seconds=3)
+    adapter.takeover = timedelta(seconds=2.5)
     await adapter.passes(1)
     await adapter.restarted()
     assert await adapter.triggered() == WAITS
-    await adapter.passes(2.5)
+    await adapter.passes(2.4)
     assert adapter.called("launch") == 0
-    await adapter.passes(2)
+    await adapter.passes(0.2)
     assert adapter.called("launch") == 1
 
 
@@ -89,8 +89,20 @@ async def test_who_lost_the_broker_while_reading_the_stream_does_not_trust_it_ei
         return await read(stream, after=after, limit=limit)
 
     monkeypatch.setattr(adapter.store, "read", interrupted)
-    assert await adapter.handles(message) == WAITS
+    assert await adapter.handles(message) == Retry(1)
     assert adapter.reports(OperationFailed) == []
+
+
+async def test_a_trigger_that_comes_before_the_connection_is_wholly_there_comes_again_soon(given: Given):
+    """What is not remembered here must not wait for as long as what is."""
+    adapter = given()
+    await adapter.happened(*REQUESTED)
+    adapter.executor.disconnected()
+    assert await adapter.triggered() == Retry(1)
+    assert adapter.ec2.calls == []
+    adapter.executor.connected()
+    await adapter.triggered()
+    assert adapter.called("launch") == 1
 
 
 async def test_what_waits_in_memory_ends_with_the_connection(given: Given):
@@ -101,7 +113,35 @@ async def test_what_waits_in_memory_ends_with_the_connection(given: Given):
     assert adapter.called("launch") == 1
 
 
-@pytest.mark.parametrize("history", [(*REQUESTED,), PENDING], ids=["an operation that waits", "a watch"])
+IN_MEMORY = pytest.mark.parametrize(
+    "history", [(*REQUESTED,), PENDING], ids=["an operation that waits", "a watch"]
+)
+
+
+@IN_MEMORY
+async def test_who_is_connected_again_reminds_the_leader_of_what_it_forgot(
+    given: Given, history: Sequence[WorkerEvent]
+):
+    adapter = given(*history).observed(instance(InstanceState.PENDING)).refusing("launch", UNKNOWN)
+    await adapter.triggered()
+    before = len(adapter.outbox.sent)
+    adapter.executor.disconnected()
+    adapter.outbox.broken = 1
+    adapter.executor.connected()
+    await adapter.passes()
+    assert len(adapter.outbox.sent) == before  # it was not confirmed, and is not forgotten
+    for _ in range(2):
+        adapter.executor.disconnected()
+        adapter.executor.connected()
+        await adapter.passes()
+    (reminder,) = adapter.outbox.sent[before:]
+    adapter.ec2.settle()
+    await adapter.handles(delivered(reminder))
+    await adapter.passes(2)
+    assert len([each for each in adapter.all_reports if not isinstance(each, AttemptDelayed)]) == 1
+
+
+@IN_MEMORY
 async def test_who_leaves_hands_over_what_is_in_memory(given: Given, history: Sequence[WorkerEvent]):
     adapter = given(*history).observed(instance(InstanceState.PENDING)).refusing("launch", UNKNOWN)
     message = await adapter.triggered()

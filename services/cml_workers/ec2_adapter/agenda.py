@@ -45,8 +45,7 @@ class Agenda(Generic[K]):
         """Ring after a pause, which grows from time to time until ``done``; when that will be."""
         tried = self._tried.get(key, 0)
         self._tried[key] = tried + 1
-        self.ring_in(key, pause(tried, self._random()))
-        return datetime.fromtimestamp(self._timers[key].due, UTC)
+        return self.ring_in(key, pause(tried, self._random()))
 
     def done(self, key: K) -> None:
         """Do not ring, and begin with short pauses the next time."""
@@ -55,19 +54,20 @@ class Agenda(Generic[K]):
         if timer is not None:
             timer.task.cancel()
 
-    def ring_in(self, key: K, seconds: float) -> None:
-        """Ring after so many seconds, or earlier if that is due already."""
+    def ring_in(self, key: K, seconds: float) -> datetime:
+        """Ring after so many seconds, or earlier if that is due already; when that will be."""
         due = self._now().timestamp() + seconds
         timer = self._timers.get(key)
         if timer is not None:
             if timer.due <= due:
-                return
+                return datetime.fromtimestamp(timer.due, UTC)
             timer.task.cancel()
         # Without the context of whoever is handled now: what rings belongs to no message.
         task = asyncio.get_running_loop().create_task(self._later(key, seconds), context=Context())
         self._timers[key] = _Timer(due, task)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        return datetime.fromtimestamp(due, UTC)
 
     def clear(self) -> None:
         """Forget everything that is not rung yet."""

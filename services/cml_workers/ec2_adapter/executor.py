@@ -7,7 +7,7 @@ what is watched, in case this process dies (decision 17).
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Context
 from datetime import datetime, timedelta
 from functools import partial
@@ -41,6 +41,7 @@ from cml_workers.ec2_adapter.visits import Places, Visit, Visits
 from cml_workers.ec2_adapter.watching import Poller
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, Workers
+from cml_workers.foundation.tasks import Tasks
 
 NOT_SEEN = -2
 """No revision of an event."""
@@ -82,6 +83,9 @@ class Executor:
         self._poller = Poller(self._here, self._moved, now=now, sleep=sleep, random=random)
         self._seen: dict[UUID, tuple[int, Ec2Instance | None]] = {}
         """Instances that have moved since the event of that revision, None: gone; their workers are on the agenda."""
+        self._left: set[UUID] = set()
+        """Workers whose visits and waits were forgotten here; whoever is the leader is to be reminded of them."""
+        self._reminding = Tasks(self._not_reminded)
         self._leaving = False
         self._lookups = Lookups(calls, self._reports, sleep, Places(places))
         self.on_lookup = self._lookups.on_lookup
@@ -95,6 +99,7 @@ class Executor:
     def disconnected(self) -> None:
         """The broker has lost this process, and another may act: what is known here may be superseded."""
         self._tenure.lose()
+        self._left.update(self._in_memory())
         self._attempts.clear()
         self._visits.clear()
         self._agenda.clear()
@@ -102,20 +107,34 @@ class Executor:
         self._seen.clear()
 
     def connected(self) -> None:
-        """The next trigger shows that this process is the leader."""
+        """The next trigger shows that this process is the leader; it, or who is, goes on with what was forgotten."""
         self._tenure.regain()
+        self._reminding.start(self._remind(), "reminders of what was forgotten")
 
     async def hand_over(self) -> None:
         """Leave to the next leader what is in memory: publish a reminder of it, and handle nothing any more."""
         self._leaving = True
-        left = {*self._visits.workers, *self._agenda.keys, *self._poller.workers}
+        self._left.update(self._in_memory())
         await self._visits.leave(LEAVING)
         if self._tenure.held:
-            for worker_id in left:
-                await self._reports.remind(worker_id)
+            await self._remind()
+
+    def _in_memory(self) -> Iterable[UUID]:
+        return (*self._visits.workers, *self._agenda.keys, *self._poller.workers)
+
+    async def _remind(self) -> None:
+        """Raises BusUnavailableError: the rest of it comes back with its messages, or after the next connection."""
+        for worker_id in tuple(self._left):
+            await self._reports.remind(worker_id)
+            self._left.discard(worker_id)
+
+    def _not_reminded(self, error: BaseException) -> None:
+        if not isinstance(error, ConnectionError):
+            _unexpected("a reminder of what was forgotten failed", error)
 
     async def close(self) -> None:
         """End what is under way in memory."""
+        await self._reminding.end()
         await self._visits.close()
         await self._lookups.close()
         await self._agenda.close()
@@ -128,6 +147,10 @@ class Executor:
         if self._leaving:
             return Retry(1)
         self._tenure.begin()
+        if not self._tenure.held:
+            return Retry(
+                1
+            )  # nothing could be remembered here: the connection is lost, or not wholly there again
         try:
             trigger = read_trigger(message)
         except BadMessageError as error:
@@ -140,7 +163,7 @@ class Executor:
                     return Retry()  # whether it is done nobody would know
                 visit = self._asked(trigger, message)
                 if not has_place:
-                    return _handed_on(trigger)
+                    return self._handed_on(trigger)
                 if not await visit.end():
                     return Retry(1)
                 return self._verdict(visit, trigger, message)
@@ -171,8 +194,7 @@ class Executor:
             visit.rechecks[trigger.recheck_since] = False
         return visit
 
-    @staticmethod
-    def _verdict(visit: Visit, trigger: Trigger, message: Message) -> Verdict:
+    def _verdict(self, visit: Visit, trigger: Trigger, message: Message) -> Verdict:
         """What becomes of a message that has waited for the visit."""
         if trigger.event is not None and visit.revision < trigger.event.revision:
             if message.attempt < UNSEEN_ATTEMPTS:
@@ -183,7 +205,13 @@ class Executor:
             )
         if trigger.recheck_since is not None and not visit.rechecks[trigger.recheck_since]:
             return Retry()
-        return _handed_on(trigger) if visit.waits else Ack()
+        return self._handed_on(trigger) if visit.waits else Ack()
+
+    def _handed_on(self, trigger: Trigger) -> Verdict:
+        """What waits in memory goes on there; its message comes back in case this process dies."""
+        if not self._tenure.held:
+            return Retry(1)  # the connection was lost meanwhile, and what waited was forgotten
+        return Retry(HANDED_ON) if trigger.is_durable else Ack()
 
     def _moved(self, worker: Worker, instance: Ec2Instance | None) -> None:
         """The poller has seen that the instance is not as it was."""
@@ -198,9 +226,7 @@ class Executor:
     def _failed(self, worker_id: UUID, error: Exception) -> None:
         """A visit for which no message waits is made again. A part that is unavailable has been logged by its port."""
         if not isinstance(error, ConnectionError):
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": f"a visit to worker {worker_id} failed", "exception": error}
-            )
+            _unexpected(f"a visit to worker {worker_id} failed", error)
         if self._tenure.held:
             self._agenda.again(worker_id)
 
@@ -274,10 +300,13 @@ class Executor:
             self._poller.watch(worker, watched)
         else:
             self._poller.unwatch(worker)
-        if waits:
-            return self._agenda.again(worker.id)
-        self._agenda.done(worker.id)
-        return None
+        if not waits:
+            self._agenda.done(worker.id)
+            return None
+        again_at = self._agenda.again(worker.id)
+        if self._tenure.is_young:
+            return self._agenda.ring_in(worker.id, self._tenure.young_for)
+        return again_at
 
     async def _observe(self, worker: Worker, instance: Ec2Instance | None) -> None:
         """Report how the instance has moved; it is watched until the event of that shows it settled."""
@@ -288,10 +317,9 @@ class Executor:
             self._poller.watch(worker, instance)
 
 
-def _handed_on(trigger: Trigger) -> Verdict:
-    """What waits in memory goes on there; its message comes back in case this process dies."""
-    return Retry(HANDED_ON) if trigger.is_durable else Ack()
-
-
 def _has_pending(worker: Worker) -> bool:
     return any(isinstance(action, Act) for action in next_actions(worker))
+
+
+def _unexpected(what: str, error: BaseException) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error})

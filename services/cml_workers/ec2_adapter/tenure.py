@@ -4,6 +4,7 @@ RabbitMQ does not say who the active consumer is: the first trigger since the co
 leader any more does not always know: what was read from the store may be acted on for a while only.
 """
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -70,7 +71,14 @@ class Tenure:
     @property
     def is_young(self) -> bool:
         """Whether it is too early to act on requests from before it."""
-        return self._since is None or self._now() - self._since < self._takeover
+        return self.young_for > 0
+
+    @property
+    def young_for(self) -> float:
+        """Seconds until it is not too early any more; infinite for who is not the leader."""
+        if self._since is None or self._since is _NEVER:
+            return math.inf
+        return (self._since + self._takeover - self._now()).total_seconds()
 
     def lease(self, newest: "Newest | None" = None) -> "Lease":
         """For what is read from the stream from now on; ``newest`` reads it, and again when that is too old."""

@@ -111,8 +111,8 @@ class Visits:
 
     @property
     def workers(self) -> Collection[UUID]:
-        """Those that are visited."""
-        return list(self._under_way)
+        """Those that are visited, or will be."""
+        return {*self._under_way, *self._next}
 
     def clear(self) -> None:
         """Forget what has not begun."""
