@@ -313,7 +313,7 @@ class MemoryBus:
         assert prefetch
         self._consuming.append((queue, handler))
 
-    def watch_connection(self, *, lost: Callable[[], None], back: Callable[[], None]) -> None:
+    def watch_consumer(self, queue: Queue, *, lost: Callable[[], None], back: Callable[[], None]) -> None:
         """It is never lost."""
 
     async def publish(self, message: Outgoing) -> None:

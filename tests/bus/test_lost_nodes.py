@@ -1,6 +1,7 @@
 """Nodes that die, hang or come back late: callers and roles go on at the next one, under names of their own."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -10,7 +11,7 @@ from uuid import uuid4
 
 import aio_pika
 import pytest
-from aiormq.exceptions import ChannelLockedResource
+from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 from yarl import URL
 
 from cml_contracts.client import WorkerClient
@@ -256,3 +257,35 @@ async def test_a_role_goes_on_where_a_node_answers_when_the_next_one_hangs(
             await sender.publish(Outgoing(None, LIFECYCLE_COMMANDS.name, b"{}", STOP.TYPE, "one"))
             assert await taken.get() == "one"
             assert (here.connected, bus.problem()) == (1, None)
+
+
+@pytest.mark.parametrize("what", ["its channel", "the connection"])
+async def test_a_watched_consumer_is_known_to_be_lost_and_back(
+    network: TcpProxy, rabbitmq_url: str, what: str
+):
+    """Another process may be the active consumer meanwhile."""
+    seen: asyncio.Queue[str] = asyncio.Queue()
+
+    async def take(message: Message) -> Verdict:
+        seen.put_nowait(str(message.message_id))
+        return Ack()
+
+    bus = RabbitBus(through(network), name="test")
+    bus.consume(LIFECYCLE_COMMANDS, take, prefetch=1)
+    bus.watch_consumer(
+        LIFECYCLE_COMMANDS, lost=lambda: seen.put_nowait("lost"), back=lambda: seen.put_nowait("back")
+    )
+    async with asyncio.timeout(60), bus, RabbitBus(rabbitmq_url, name="sender") as sender:
+        assert seen.empty()
+        if what == "its channel":
+            with contextlib.suppress(ChannelNotFoundEntity):
+                await bus._channel_of(LIFECYCLE_COMMANDS).get_queue("cml.no-such-queue")
+        else:
+            network.cut()
+        said = [await seen.get()]
+        while said[-1] == "lost":
+            said.append(await seen.get())
+        assert (set(said[:-1]), said[-1]) == ({"lost"}, "back")
+        await sender.publish(Outgoing(None, LIFECYCLE_COMMANDS.name, b"{}", STOP.TYPE, "one"))
+        assert await seen.get() == "one"
+        assert (seen.qsize(), bus.problem()) == (0, None)

@@ -27,6 +27,7 @@ from cml_workers.ec2_adapter.acting import Acting
 from cml_workers.ec2_adapter.agenda import Agenda
 from cml_workers.ec2_adapter.attempts import Attempts, Turn
 from cml_workers.ec2_adapter.calls import Calls
+from cml_workers.ec2_adapter.handover import Handover
 from cml_workers.ec2_adapter.instances import Instances, InTransition
 from cml_workers.ec2_adapter.limits import AWS_LIMITS, Bucket, Limits
 from cml_workers.ec2_adapter.lookups import Lookups
@@ -41,7 +42,6 @@ from cml_workers.ec2_adapter.visits import Places, Visit, Visits
 from cml_workers.ec2_adapter.watching import Poller
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, Workers
-from cml_workers.foundation.tasks import Tasks
 
 NOT_SEEN = -2
 """No revision of an event."""
@@ -83,9 +83,7 @@ class Executor:
         self._poller = Poller(self._here, self._moved, now=now, sleep=sleep, random=random)
         self._seen: dict[UUID, tuple[int, Ec2Instance | None]] = {}
         """Instances that have moved since the event of that revision, None: gone; their workers are on the agenda."""
-        self._left: set[UUID] = set()
-        """Workers whose visits and waits were forgotten here; whoever is the leader is to be reminded of them."""
-        self._reminding = Tasks(self._not_reminded)
+        self._handover = Handover(self._reports.remind, sleep)
         self._leaving = False
         self._lookups = Lookups(calls, self._reports, sleep, Places(places))
         self.on_lookup = self._lookups.on_lookup
@@ -99,7 +97,7 @@ class Executor:
     def disconnected(self) -> None:
         """The broker has lost this process, and another may act: what is known here may be superseded."""
         self._tenure.lose()
-        self._left.update(self._in_memory())
+        self._handover.add(self._in_memory())
         self._attempts.clear()
         self._visits.clear()
         self._agenda.clear()
@@ -109,32 +107,22 @@ class Executor:
     def connected(self) -> None:
         """The next trigger shows that this process is the leader; it, or who is, goes on with what was forgotten."""
         self._tenure.regain()
-        self._reminding.start(self._remind(), "reminders of what was forgotten")
+        self._handover.start()
 
     async def hand_over(self) -> None:
         """Leave to the next leader what is in memory: publish a reminder of it, and handle nothing any more."""
         self._leaving = True
-        self._left.update(self._in_memory())
+        self._handover.add(self._in_memory())
         await self._visits.leave(LEAVING)
         if self._tenure.held:
-            await self._remind()
+            await self._handover.publish()
 
     def _in_memory(self) -> Iterable[UUID]:
         return (*self._visits.workers, *self._agenda.keys, *self._poller.workers)
 
-    async def _remind(self) -> None:
-        """Raises BusUnavailableError: the rest of it comes back with its messages, or after the next connection."""
-        for worker_id in tuple(self._left):
-            await self._reports.remind(worker_id)
-            self._left.discard(worker_id)
-
-    def _not_reminded(self, error: BaseException) -> None:
-        if not isinstance(error, ConnectionError):
-            _unexpected("a reminder of what was forgotten failed", error)
-
     async def close(self) -> None:
         """End what is under way in memory."""
-        await self._reminding.end()
+        await self._handover.close()
         await self._visits.close()
         await self._lookups.close()
         await self._agenda.close()
@@ -147,10 +135,10 @@ class Executor:
         if self._leaving:
             return Retry(1)
         self._tenure.begin()
-        if not self._tenure.held:
-            return Retry(
-                1
-            )  # nothing could be remembered here: the connection is lost, or not wholly there again
+        if (
+            not self._tenure.held
+        ):  # the connection is lost, or not wholly restored: nothing is remembered here
+            return Retry(1)
         try:
             trigger = read_trigger(message)
         except BadMessageError as error:
@@ -226,7 +214,9 @@ class Executor:
     def _failed(self, worker_id: UUID, error: Exception) -> None:
         """A visit for which no message waits is made again. A part that is unavailable has been logged by its port."""
         if not isinstance(error, ConnectionError):
-            _unexpected(f"a visit to worker {worker_id} failed", error)
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"a visit to worker {worker_id} failed", "exception": error}
+            )
         if self._tenure.held:
             self._agenda.again(worker_id)
 
@@ -319,7 +309,3 @@ class Executor:
 
 def _has_pending(worker: Worker) -> bool:
     return any(isinstance(action, Act) for action in next_actions(worker))
-
-
-def _unexpected(what: str, error: BaseException) -> None:
-    asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error})

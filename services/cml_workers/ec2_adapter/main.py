@@ -41,8 +41,8 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
             fresh=fresh_for(bus.heartbeat),
             places=prefetch,
         )
-        bus.watch_connection(lost=executor.disconnected, back=executor.connected)
         bus.consume(EC2_TRIGGERS, executor.on_trigger, prefetch=prefetch)
+        bus.watch_consumer(EC2_TRIGGERS, lost=executor.disconnected, back=executor.connected)
         bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=prefetch)
         try:
             async with bus:

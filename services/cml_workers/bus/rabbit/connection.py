@@ -84,8 +84,7 @@ class RabbitBus:
         self._broker_name = name
         self.consuming: asyncio.Task[None]
         """Never ends by itself, or fails because a consumer does not come back; once started."""
-        self._on_loss: list[Callable[[], None]] = []
-        self._on_return: list[Callable[[], None]] = []
+        self._watched: list[tuple[Queue, Callable[[], None], Callable[[], None]]] = []
 
     @property
     def heartbeat(self) -> timedelta:
@@ -123,10 +122,12 @@ class RabbitBus:
         self._consumers.append(consumer)
         self._subscribers.append(subscriber)
 
-    def watch_connection(self, *, lost: Callable[[], None], back: Callable[[], None]) -> None:
-        """Have ``lost`` called when the connection is lost, and ``back`` when it is restored; before ``start``."""
-        self._on_loss.append(lost)
-        self._on_return.append(back)
+    def watch_consumer(self, queue: Queue, *, lost: Callable[[], None], back: Callable[[], None]) -> None:
+        """Have ``lost`` called, once or more, when the queue's consumer is lost with its channel, alone or with the connection.
+
+        ``back`` is called once when it is restored. Before ``start``.
+        """
+        self._watched.append((queue, lost, back))
 
     async def start(self) -> None:
         """Connect, declare and check the topology, then consume.
@@ -158,8 +159,11 @@ class RabbitBus:
         connection = self._connection
         assert connection is not None  # noqa: S101 - it has started
         self._direct_replies.connected(_server_properties(connection))
-        connection.close_callbacks.add(self._lost)
         connection.reconnect_callbacks.add(self._restored)
+        for queue, lost, back in self._watched:
+            channel = self._channel_of(queue)
+            channel.close_callbacks.add(lambda *_, lost=lost: lost())
+            channel.reopen_callbacks.add(lambda *_, back=back: back())
         self.consuming = asyncio.create_task(self._consume_on(), name=f"{self._broker_name}, consuming,")
 
     async def _consume(self) -> None:
@@ -248,16 +252,17 @@ class RabbitBus:
         connection: AbstractRobustConnection | None = self._broker._connection  # noqa: SLF001 - FastStream offers no more than `ping`
         return connection
 
-    def _lost(self, *_: object) -> None:
-        for notify in self._on_loss:
-            notify()
+    def _channel_of(self, queue: Queue) -> Any:
+        """The one that the queue is consumed on."""
+        return next(
+            each._queue_obj.channel  # noqa: SLF001 - see _dead_consumer
+            for each in self._subscribers
+            if each._queue_obj is not None and each.queue.name == queue.name  # noqa: SLF001
+        )
 
     def _restored(self, connection: Any, *_: object) -> None:
-        self._direct_replies.connected(
-            _server_properties(connection)
-        )  # it may be another node, of another version
-        for notify in self._on_return:
-            notify()
+        # It may be another node, of another version.
+        self._direct_replies.connected(_server_properties(connection))
 
 
 async def _in_time(work: Awaitable[None]) -> None:
