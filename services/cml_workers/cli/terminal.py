@@ -5,9 +5,7 @@ import getpass
 import logging
 import os
 import sys
-import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TextIO, TypeVar
 
@@ -23,8 +21,6 @@ from cml_workers.runtime.endpoints import amqp_url
 from cml_workers.runtime.logs import configure_logging
 from cml_workers.runtime.settings import Settings, load_settings
 
-LATEST_END = 10.0
-"""Seconds until a process ends when its work is over."""
 NOT_DONE, USAGE, UNREACHABLE, NO_RESULT_YET = 1, 2, 3, 4
 """Exit codes; the first: rejected or failed."""
 
@@ -79,14 +75,8 @@ def client_settings() -> Settings:
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end; an expected error becomes one line and an exit code."""
     try:
-        with (
-            _ended_at_last() as ending,
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
-            try:
-                return runner.run(work)
-            finally:
-                ending()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
     except ConfigurationError as error:
         fail(str(error), USAGE)
     except NoAnswerError as error:
@@ -101,35 +91,6 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         fail(f"{error.object!r} is not UTF-8", USAGE)
     except ValueError as error:
         fail(str(error), USAGE)
-
-
-@contextmanager
-def _ended_at_last() -> Iterator[Callable[[], None]]:
-    """Call the result when all is done: if the event loop is not closed soon after, the process ends all the same.
-
-    aio-pika's task that restores a connection does not let itself be cancelled, unless the connection is closed: a process that
-    is over would go on taking messages.
-    """
-
-    def give_up(cause: BaseException | None) -> None:
-        err.print(
-            f"[red]cml-workers:[/red] {escape(str(cause or 'ended'))} (a task of a library did not end)"
-        )
-        os._exit(NOT_DONE)
-
-    timers: list[threading.Timer] = []
-
-    def ending() -> None:
-        timer = threading.Timer(LATEST_END, give_up, (sys.exception(),))
-        timer.daemon = True
-        timer.start()
-        timers.append(timer)
-
-    try:
-        yield ending
-    finally:
-        for timer in timers:
-            timer.cancel()
 
 
 def show_version(wanted: bool) -> None:

@@ -1,8 +1,9 @@
-"""How a process ends: cleanly, when a signal asks for it."""
+"""How a process ends: cleanly, when a signal asks for it or its work is over; but it ends."""
 
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import CoroutineType
@@ -13,14 +14,16 @@ import structlog
 log = structlog.get_logger(__name__)
 
 ENDING = 20.0
-"""Seconds in which a process ends cleanly. Then it is aborted: the next one goes on as after any crash."""
+"""Seconds in which a process ends cleanly, from the signal on, and again from the end of its work. Then it is aborted: the next one
+goes on as after any crash."""
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """SIGINT or SIGTERM ends what runs within, also while it still starts; a second one adds nothing.
 
-    Cleanly if that can be done within ``ENDING`` seconds.
+    What runs within is the work of the process. However that ends, the process does within ``ENDING`` seconds: a task of a library
+    may not let itself be cancelled (aio-pika's that restores a connection), and would go on taking messages.
     """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - we are in a coroutine
@@ -32,7 +35,7 @@ def ended_by_signals() -> Iterator[None]:
         if not received:
             received = True
             task.cancel()
-            loop.call_later(ENDING, _abort)
+            loop.call_later(ENDING, _abort, None)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end)
@@ -42,10 +45,14 @@ def ended_by_signals() -> Iterator[None]:
         if not received:
             raise
         task.uncancel()
+    finally:
+        loop.call_later(ENDING, _abort, sys.exception())
 
 
-def _abort() -> None:
-    log.error("did not end cleanly", seconds=ENDING, stuck=[_place(task) for task in asyncio.all_tasks()])
+def _abort(cause: BaseException | None) -> None:
+    """``cause``: why the work was over, where it failed."""
+    stuck = [_place(task) for task in asyncio.all_tasks()]
+    log.error("did not end cleanly", seconds=ENDING, cause=cause and str(cause), stuck=stuck)
     os._exit(1)
 
 
