@@ -10,6 +10,7 @@ import random
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from copy import copy
 from itertools import count
 from typing import Any, TypeVar
 
@@ -58,6 +59,12 @@ class Nodes(TransportFactory):
     def of(cls, where: "Nodes | str") -> "Nodes":
         """Themselves, or those of a URL. Raises ValueError if it is none."""
         return where if isinstance(where, Nodes) else cls(where)
+
+    def beside(self) -> "Nodes":
+        """For a connection beside another: it tries first what that one would try next, and changes nothing there."""
+        other = copy(self)
+        other._turns = dict(self._turns)  # noqa: SLF001 - its own class
+        return other
 
     @property
     def user(self) -> str:

@@ -22,7 +22,7 @@ from cml_contracts.results import OperationResult
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.codec import reply, reply_address
 from cml_workers.bus.port import Ack, BusUnavailableError, Message, Outgoing, Verdict
-from cml_workers.bus.rabbit import RabbitBus, connection, restored_connection
+from cml_workers.bus.rabbit import RabbitBus, connection, restored_connection, serving
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS, PROJECTOR_QUERIES
 from support.buses import emptied
 from support.recorder import Recorder
@@ -289,3 +289,52 @@ async def test_a_watched_consumer_is_known_to_be_lost_and_back(
         await sender.publish(Outgoing(None, LIFECYCLE_COMMANDS.name, b"{}", STOP.TYPE, "one"))
         assert await seen.get() == "one"
         assert (seen.qsize(), bus.problem()) == (0, None)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "SILENT", 0.5)
+    monkeypatch.setattr(connection, "LOOKS_EVERY", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_role_leaves_a_node_that_serves_nobody_for_one_that_does(
+    network: TcpProxy, rabbitmq_url: str
+):
+    """A node that is separated from the others lets its clients connect, and answers their heartbeats."""
+    taken: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def take(message: Message) -> Verdict:
+        taken.put_nowait(message.message_id)
+        return Ack()
+
+    async with TcpProxy(URL(rabbitmq_url).port or 5672) as another, asyncio.timeout(60):
+        bus = RabbitBus(through(network, another.port), name="test")
+        bus.consume(LIFECYCLE_COMMANDS, take, prefetch=1)
+        async with bus, RabbitBus(rabbitmq_url, name="sender") as sender:
+            here, there = (network, another) if network.connected else (another, network)
+            silence = here.arm(Trap(b"cml.probe", "server", "silence", 3600.0))
+            await silence.fired.wait()
+            while not there.connected or bus.problem():
+                await asyncio.sleep(0.05)
+            here.cut()  # or the broker, which is one here, would go on delivering there
+            await sender.publish(Outgoing(None, LIFECYCLE_COMMANDS.name, b"{}", STOP.TYPE, "one"))
+            assert await taken.get() == "one"
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_role_stays_at_a_node_that_serves_it_or_while_none_does(network: TcpProxy, rabbitmq_url: str):
+    async with (
+        asyncio.timeout(60),
+        TcpProxy(URL(rabbitmq_url).port or 5672) as another,
+        RabbitBus(through(network, another.port), name="test") as bus,
+    ):
+        here, there = (network, another) if network.connected else (another, network)
+        probed = here.arm(Trap(b"cml.probe", "server", "silence", 0.2))
+        await probed.fired.wait()
+        there.pause()
+        await here.arm(Trap(b"cml.probe", "server", "silence", 2.0)).fired.wait()
+        while not there.connected:  # it is asked
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(2)
+        assert (here.connected, bus.problem()) == (1, None)

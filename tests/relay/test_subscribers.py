@@ -7,8 +7,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing
+from cml_workers.bus.probes import PROBE
 from cml_workers.relay import subscribers
-from cml_workers.relay.subscribers import PAUSES, PROBE, TROUBLE
+from cml_workers.relay.subscribers import PAUSES, TROUBLE
 from support.relaying import CREATED, Service, ids
 
 

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing, Publish, Routed
-from cml_workers.bus.topology import PROBES
+from cml_workers.bus.port import BusUnavailableError, NotTakenError, Publish, Routed
+from cml_workers.bus.probes import PROBE
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.foundation.tasks import Tasks, ended
@@ -33,10 +33,6 @@ LATE = 5.0
 """Seconds after which an event that was routed, and is not confirmed, is given up."""
 TROUBLE = timedelta(seconds=60)
 """How long an event that was given up keeps others from being tried more than once."""
-
-_PROBES = PROBES.bindings[0]
-PROBE = Outgoing(_PROBES.exchange, _PROBES.routing_key, b"{}", _PROBES.routing_key, "probe", mandatory=False)
-"""RabbitMQ works if it confirms this one, as its queue has a replica on each node: then what it does not confirm is the subscriber's fault."""
 
 
 @dataclass(slots=True)

@@ -5,10 +5,9 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import structlog
-from aio_pika.abc import AbstractRobustConnection
 from aiormq.exceptions import AuthenticationError, ChannelAccessRefused, ProbableAuthenticationError
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
@@ -24,11 +23,13 @@ from cml_workers.bus.port import (
     Outgoing,
     TopologyError,
 )
+from cml_workers.bus.probes import probe_of
 from cml_workers.bus.rabbit.consuming import Consumer
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
 from cml_workers.bus.rabbit.properties import read_tolerantly
 from cml_workers.bus.rabbit.publishing import Publisher
-from cml_workers.bus.rabbit.restored_connection import connect
+from cml_workers.bus.rabbit.restored_connection import RestoredConnection, connect
+from cml_workers.bus.rabbit.serving import Serving
 from cml_workers.bus.rabbit.topology import declare_topology, no_right, verify_topology
 from cml_workers.bus.topology import Queue
 from cml_workers.bus.usage import EVERYTHING, Usage
@@ -79,6 +80,7 @@ class RabbitBus:
         )
         self._direct_replies = DirectReplies(self._nodes)
         self._publisher = Publisher(self._broker, uses.exchanges, self._direct_replies)
+        self._serving = Serving(self._nodes, self.publish, probe_of(uses))
         self._consumers: list[Consumer] = []
         self._subscribers: list[RabbitSubscriber] = []
         self._broker_name = name
@@ -95,6 +97,7 @@ class RabbitBus:
     async def publish(self, message: Outgoing) -> None:
         """See ``Publish``."""
         await self._publisher(message)
+        self._serving.sign()
 
     async def routed(self, message: Outgoing) -> bool:
         """See ``Routed``."""
@@ -109,6 +112,7 @@ class RabbitBus:
         )
 
         async def undecoded(received: RabbitMessage) -> RabbitMessage:
+            self._serving.sign()
             return received
 
         subscriber = self._broker.subscriber(
@@ -221,12 +225,19 @@ class RabbitBus:
         return None
 
     async def _consume_on(self) -> None:
-        """Return never. Raises TopologyError when a consumer stays away though the broker is there: its queue was deleted."""
+        """Return never. Raises TopologyError when a consumer stays away though the broker is there: its queue was deleted.
+
+        A node that does not serve, while another one does, is left.
+        """
         since: float | None = None
         while True:
             await asyncio.sleep(LOOKS_EVERY)
             connection = self._connection
             connected = connection is not None and connection.connected.is_set()
+            if connection is not None and connected and await self._serving.another_serves():
+                log.warning("the node confirms and delivers nothing, another one does; connecting there")
+                await connection.give_up()
+                continue
             dead = self._dead_consumer() if connected else None
             now = asyncio.get_running_loop().time()
             since = (now if since is None else since) if dead else None
@@ -248,9 +259,8 @@ class RabbitBus:
         await self.stop()
 
     @property
-    def _connection(self) -> AbstractRobustConnection | None:
-        connection: AbstractRobustConnection | None = self._broker._connection  # noqa: SLF001 - FastStream offers no more than `ping`
-        return connection
+    def _connection(self) -> RestoredConnection | None:
+        return cast("RestoredConnection | None", self._broker._connection)  # noqa: SLF001 - FastStream offers no more than `ping`
 
     def _channel_of(self, queue: Queue) -> Any:
         """The one that the queue is consumed on."""
@@ -262,6 +272,7 @@ class RabbitBus:
 
     def _restored(self, connection: Any, *_: object) -> None:
         # It may be another node, of another version.
+        self._serving.sign()
         self._direct_replies.connected(_server_properties(connection))
 
 

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import aio_pika
+from aio_pika.abc import UnderlayConnection
 from faststream.rabbit import RabbitBroker
 from yarl import URL
 
@@ -19,15 +20,17 @@ CLOSE_SECONDS = 5.0
 async def connect(broker: RabbitBroker, nodes: Nodes) -> None:
     """Connect the broker, and have it reconnect, by ``nodes``. Raises as ``cml_contracts.broker.connect``."""
 
-    def make(url: URL, **options: Any) -> _RestoredConnection:
-        return _RestoredConnection(url, nodes=nodes, **options)
+    def make(url: URL, **options: Any) -> RestoredConnection:
+        return RestoredConnection(url, nodes=nodes, **options)
 
     options = broker._connection_kwargs  # noqa: SLF001 - FastStream has no other way
     options.update(connection_class=make, timeout=CONNECT_SECONDS)
     await first(nodes, broker.connect)
 
 
-class _RestoredConnection(aio_pika.RobustConnection):
+class RestoredConnection(aio_pika.RobustConnection):
+    """Restored at whichever node answers."""
+
     def __init__(self, url: URL, *, nodes: Nodes, **options: Any) -> None:
         super().__init__(url, **options)
         self.kwargs["transport_factory"] = nodes
@@ -47,8 +50,16 @@ class _RestoredConnection(aio_pika.RobustConnection):
             async with asyncio.timeout(RESTORE_SECONDS):
                 await super()._on_connected()
         except BaseException:
-            if transport is not None:  # otherwise the library takes it for restored
-                with despite_outage():
-                    async with asyncio.timeout(CLOSE_SECONDS):
-                        await transport.connection.close()
+            await _closed(transport)  # otherwise the library takes it for restored
             raise
+
+    async def give_up(self) -> None:
+        """Leave this node: the library connects to the next one."""
+        await _closed(self.transport)
+
+
+async def _closed(transport: UnderlayConnection | None) -> None:
+    if transport is not None:
+        with despite_outage():
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await transport.connection.close()
