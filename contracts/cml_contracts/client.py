@@ -52,6 +52,9 @@ from cml_contracts.topology import (
 
 T = TypeVar("T")
 
+CONFIRM_SECONDS = 10.0
+"""How long a confirm is waited for before the message is published again, at another node if this one has confirmed nothing at all."""
+
 
 class NoResultYetError(TimeoutError):
     """No result within the deadline. The command stands: query its operation by ``command_id``."""
@@ -277,12 +280,17 @@ class WorkerClient:
         waiting.confirmed = True
 
     async def _published(self, session: Session, waiting: _Waiting) -> bool:
-        """Whether the broker confirmed it; otherwise the session is lost. Raises NotSentError."""
+        """Whether the broker confirmed it; otherwise it is to be published again. Raises NotSentError."""
         if waiting.awaits_reply:
             waiting.message.reply_to = session.reply_to
+        began = asyncio.get_running_loop().time()
         try:
             exchange = await session.channel.get_exchange(waiting.exchange.name, ensure=False)
-            await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
+            async with asyncio.timeout(CONFIRM_SECONDS):
+                await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
+        except TimeoutError:
+            session.give_up_if_silent_since(began)
+            return False
         except (AMQPChannelError, DeliveryError, ConnectionFrameError, ConnectionSyntaxError) as error:
             raise NotSentError(
                 f"{waiting.routing_key} was not accepted: {outage(error)}", waiting.message.message_id
@@ -292,6 +300,7 @@ class WorkerClient:
                 raise
             session.lost.set()
             return False
+        session.confirm()
         return True
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:

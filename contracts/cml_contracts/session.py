@@ -25,12 +25,28 @@ CLOSE_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Session:
-    """One connection, until it is ``lost``: a channel to publish, and the address of the replies."""
+    """One connection, until it is ``lost``: a channel to publish, and the address of the replies.
+
+    ``confirmed_at``: when the broker last confirmed a message, by the event loop's clock. ``is_silent``: it is lost as it has not for
+    too long.
+    """
 
     connection: AbstractConnection
     channel: AbstractChannel
     reply_to: str
     lost: asyncio.Event
+    confirmed_at: float = 0.0
+    is_silent: bool = False
+
+    def confirm(self) -> None:
+        """The broker has confirmed a message."""
+        self.confirmed_at = asyncio.get_running_loop().time()
+
+    def give_up_if_silent_since(self, moment: float) -> None:
+        """Its node may be separated from the others: then it answers heartbeats, and confirms nothing."""
+        if self.confirmed_at < moment:
+            self.is_silent = True
+            self.lost.set()
 
 
 class ClosedError(ConnectionError):
@@ -103,7 +119,7 @@ class Sessions:
         connection = lost.connection
         while True:
             try:
-                if connection.connected.is_set():
+                if connection.connected.is_set() and not (connection is lost.connection and lost.is_silent):
                     await closed(lost.channel)
                 else:
                     await closed(connection)

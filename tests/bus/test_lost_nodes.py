@@ -14,6 +14,7 @@ import pytest
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 from yarl import URL
 
+from cml_contracts import client as client_module
 from cml_contracts.client import WorkerClient
 from cml_contracts.commands import StopCMLWorker
 from cml_contracts.envelope import EventEnvelope
@@ -338,3 +339,46 @@ async def test_a_role_stays_at_a_node_that_serves_it_or_while_none_does(network:
             await asyncio.sleep(0.05)
         await asyncio.sleep(2)
         assert (here.connected, bus.problem()) == (1, None)
+
+
+async def test_a_caller_leaves_a_node_that_confirms_nothing(
+    network: TcpProxy, rabbitmq_url: str, service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(client_module, "CONFIRM_SECONDS", 0.5)
+    service.answers.set()
+    async with (
+        asyncio.timeout(60),
+        TcpProxy(URL(rabbitmq_url).port or 5672) as another,
+        WorkerClient(through(network, another.port, heartbeat=0)) as client,
+    ):
+        here, there = (network, another) if network.connected else (another, network)
+        here.arm(Trap(b"cml.commands", "server", "silence", 3600.0))
+        assert (await client.send(STOP)).outcome == "succeeded"
+        assert there.connected == 1
+
+
+async def test_a_caller_whose_one_message_is_not_confirmed_stays_where_others_are(
+    network: TcpProxy, service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(client_module, "CONFIRM_SECONDS", 0.5)
+    service.answers.set()
+    publish = aio_pika.Exchange.publish
+    held_back: list[Any] = []
+
+    async def hold_back(self: Any, message: Any, routing_key: str, **options: Any) -> Any:
+        confirmation = await publish(self, message, routing_key, **options)
+        if message.type == STOP.TYPE and not held_back:
+            held_back.append(message)
+            await asyncio.Event().wait()
+        return confirmation
+
+    monkeypatch.setattr(aio_pika.Exchange, "publish", hold_back)
+    async with asyncio.timeout(60), WorkerClient(through(network)) as client:
+        sent = asyncio.create_task(client.send(STOP, command_id="c-1"))
+        await service.until_asked(1)
+        while not sent.done():
+            assert (await client.query(ListCMLWorkers())).outcome == "succeeded"
+        assert (await sent).outcome == "succeeded"
+        assert held_back
+        addresses = {message.reply_to for message in service.asked}
+        assert len(addresses) == 1
