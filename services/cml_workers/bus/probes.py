@@ -14,9 +14,10 @@ _BY_NAME = Outgoing(None, PROBES.name, b"{}", PROBE.type, "probe", mandatory=Fal
 
 
 def probe_of(uses: Usage) -> Outgoing | None:
-    """The probe of who has these rights; None for who has none to it."""
+    """The probe of who has these rights; None for who has none to it.
+
+    Whoever consumes publishes replies and retries through the default exchange.
+    """
     if PROBE.exchange in uses.exchanges:
         return PROBE
-    return (
-        _BY_NAME if uses.consumes else None
-    )  # whoever consumes replies and retries through the default exchange
+    return _BY_NAME if uses.consumes else None

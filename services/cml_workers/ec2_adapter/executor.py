@@ -135,10 +135,8 @@ class Executor:
         if self._leaving:
             return Retry(1)
         self._tenure.begin()
-        if (
-            not self._tenure.held
-        ):  # the connection is lost, or not wholly restored: nothing is remembered here
-            return Retry(1)
+        if not self._tenure.held:
+            return Retry(1)  # the connection is lost, or not wholly restored: nothing is remembered here
         try:
             trigger = read_trigger(message)
         except BadMessageError as error:

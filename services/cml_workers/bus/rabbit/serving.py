@@ -7,13 +7,10 @@ A node that is separated from the others lets its clients in and answers their h
 import asyncio
 
 import aio_pika
-import structlog
 
 from cml_contracts.amqp import outage
 from cml_contracts.broker import Nodes, connect
 from cml_workers.bus.port import BusUnavailableError, CallerRefusesError, Outgoing, Publish
-
-log = structlog.get_logger(__name__)
 
 SILENT = 5.0
 """Seconds without a confirm and without a delivery, after which a probe is sent; and for which it is waited for, here and elsewhere."""
