@@ -16,6 +16,7 @@ import json
 import os
 import ssl
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, urlsplit
@@ -36,28 +37,35 @@ USERS = {
 
 
 def create_user(uri: str, name: str, group: str, password: str) -> None:
-    """Create the user over the server's HTTP API; one that is there is left as it is."""
-    parsed = urlsplit(uri)
-    options = {key.lower(): values[-1] for key, values in parse_qs(parsed.query).items()}
-    secure = options.get("tls", "true") != "false"
+    """Create the user over the server's HTTP API; one that is there with another password gets this one."""
     user = {"loginName": name, "fullName": name, "groups": [group], "password": password}
-    request = Request(  # noqa: S310 - the scheme is ours
-        f"http{'s' if secure else ''}://{parsed.hostname}:{parsed.port or 2113}/users/",
-        json.dumps(user).encode(),
-        {
-            "Content-Type": "application/json",
-            "Authorization": "Basic "
-            + base64.b64encode(f"{parsed.username}:{parsed.password}".encode()).decode(),
-        },
-    )
-    context = ssl.create_default_context(cafile=options.get("tlscafile")) if secure else None
     try:
-        with urlopen(request, timeout=10, context=context):  # noqa: S310 - likewise
-            print(f"user {name} created")
+        _post(uri, "/users/", user)
+        print(f"user {name} is there")
     except HTTPError as error:
         if error.code != 409:
             sys.exit(f"user {name} could not be created: {error.code} {error.reason}")
-        print(f"user {name} is there already")
+        try:
+            _post(uri, f"/users/{name}/command/reset-password", {"newPassword": password})
+        except HTTPError as error:
+            sys.exit(f"user {name} is there, and its password could not be set: {error.code} {error.reason}")
+        print(f"user {name} is there; its password is a new one")
+
+
+def _post(uri: str, path: str, content: Mapping[str, object]) -> None:
+    """Raises HTTPError."""
+    parsed = urlsplit(uri)
+    options = {key.lower(): values[-1] for key, values in parse_qs(parsed.query).items()}
+    secure = options.get("tls", "true") != "false"
+    credentials = base64.b64encode(f"{parsed.username}:{parsed.password}".encode()).decode()
+    request = Request(  # noqa: S310 - the scheme is ours
+        f"http{'s' if secure else ''}://{parsed.hostname}:{parsed.port or 2113}{path}",
+        json.dumps(content).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Basic {credentials}"},
+    )
+    context = ssl.create_default_context(cafile=options.get("tlscafile")) if secure else None
+    with urlopen(request, timeout=10, context=context):  # noqa: S310 - likewise
+        pass
 
 
 async def set_default_acl(uri: str, acl: str) -> None:
@@ -78,7 +86,7 @@ async def describe_relay_stream(uri: str, metadata: str) -> None:
 
 
 def main() -> None:
-    """Create the users, then restrict everybody else. Done again, it brings an earlier version's up to date."""
+    """Create the users, then restrict everybody else. Done again, it brings an earlier version's up to date, and sets other passwords."""
     missing = [
         name
         for name in ("KURRENTDB_URI", *(variable for _, variable in USERS.values()))

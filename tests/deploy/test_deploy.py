@@ -1,11 +1,16 @@
 """What is deployed is what the settings, the topology and the adapter say."""
 
+import base64
 import importlib.util
 import json
 import re
+import ssl
 import subprocess
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from types import ModuleType
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
@@ -233,13 +238,65 @@ def test_the_database_is_reached_by_those_who_have_something_in_it():
     assert 5432 not in {each["port"] for each in everybody["ports"]}
 
 
-async def test_the_default_access_lists_go_into_the_settings_stream():
-    acl = (ROOT / "deploy/kurrentdb/default-acl.json").read_text()
+@pytest.fixture
+def restrict() -> ModuleType:
+    """The script."""
     spec = importlib.util.spec_from_file_location("restrict", ROOT / "deploy/kurrentdb/restrict.py")
     assert spec is not None
     assert spec.loader is not None
-    restrict = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(restrict)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+class Users(BaseHTTPRequestHandler):
+    """The users of a store, as EventStoreDB 23.10 answers: who is there already is created again with the same password only."""
+
+    passwords: ClassVar[dict[str, str]] = {}
+
+    def do_POST(self) -> None:
+        content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        status = 404
+        if self.headers["Authorization"] != "Basic " + base64.b64encode(b"admin:changeit").decode():
+            status = 401
+        elif self.path == "/users/":
+            name = content["loginName"]
+            status = (
+                201 if self.passwords.setdefault(name, content["password"]) == content["password"] else 409
+            )
+        elif (
+            name := self.path.removeprefix("/users/").removesuffix("/command/reset-password")
+        ) in self.passwords:
+            self.passwords[name] = content["newPassword"]
+            status = 200
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Not to the terminal."""
+
+
+def test_users_of_the_store_are_created_and_get_other_passwords(restrict: ModuleType):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Users) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            address = f"127.0.0.1:{server.server_port}?tls=false"
+            for password in ("first", "first", "second"):
+                restrict.create_user(
+                    f"esdb://admin:changeit@{address}", "cml-writer", "cml-writers", password
+                )
+                assert Users.passwords == {"cml-writer": password}
+            with pytest.raises(SystemExit, match="cml-writer could not be created: 401"):
+                restrict.create_user(f"esdb://admin:other@{address}", "cml-writer", "cml-writers", "third")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def test_the_default_access_lists_go_into_the_settings_stream(restrict: ModuleType):
+    acl = (ROOT / "deploy/kurrentdb/default-acl.json").read_text()
     node = KurrentDbStandIn()
     await node.start()
     await restrict.set_default_acl(node.uri, acl)
@@ -311,3 +368,17 @@ def test_the_secrets_are_made_once_and_readable_by_nobody_else(tmp_path: Path):
     assert (secrets / "ca.key").stat().st_mode & 0o077 == 0
     users = json.loads((secrets / "definitions.json").read_text())["users"]
     assert all(user["password_hash"] for user in users)
+    for server in ("rabbitmq", "kurrentdb", "postgresql"):
+        certificate, key = secrets / f"{server}.pem", secrets / f"{server}.key"
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        openssl("verify", "-CAfile", str(secrets / "ca.pem"), "-verify_hostname", server, str(certificate))
+    openssl("rsa", "-in", str(secrets / "kurrentdb.key"), "-check", "-noout")  # it reads no other kind
+    subject = openssl("x509", "-in", str(secrets / "kurrentdb.pem"), "-noout", "-subject")
+    assert "eventstoredb-node" in subject
+
+
+def openssl(*arguments: str) -> str:
+    """What it says; it must succeed."""
+    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
