@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from uuid import uuid4
 
 import aio_pika
@@ -101,3 +102,31 @@ async def test_a_message_is_not_known_by_the_connection_after_its_own(given: Giv
     again = asyncio.create_task(given.bus.publish(event()))
     assert not await given.bus.routed(message)
     await again
+
+
+async def test_what_must_not_come_before_another_is_published_on_its_connection_only(given: Given):
+    """A lost connection is restored, and whoever publishes waits for that."""
+    first, second = event("first"), replace(event("second"), behind="first")
+    given.network.pause()
+    publishing = asyncio.create_task(given.bus.publish(first))
+    await asyncio.sleep(0.05)
+    following = asyncio.create_task(given.bus.publish(second))
+    await asyncio.sleep(0.05)
+    given.network.heal()
+    await asyncio.gather(publishing, following)
+    assert await given.arrived() == ["first", "second"]
+
+    given.network.pause()
+    publishing = asyncio.create_task(given.bus.publish(first))
+    await asyncio.sleep(0.05)
+    given.network.cut()
+    given.network.heal()
+    with pytest.raises(BusUnavailableError):
+        await publishing
+    async with asyncio.timeout(30):
+        while given.bus.problem():
+            await asyncio.sleep(0.02)
+    with pytest.raises(BusUnavailableError, match="comes first"):
+        await given.bus.publish(second)
+    await given.bus.publish(event("third"))
+    assert await given.arrived() == ["first", "second", "third"]

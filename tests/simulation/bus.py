@@ -262,6 +262,8 @@ class BusOfProcess:
         await self._process.step(f"publishes to {kind}")
         if not self._process.connected:
             raise BusUnavailableError("no connection")
+        if message.behind and message.behind not in self._routed:
+            raise BusUnavailableError("the message before it may be lost")
         if self._world.happens("dropped, not confirmed", "publish"):
             raise BusUnavailableError("not confirmed")
         if not self._broker.route(message) and message.mandatory:

@@ -67,7 +67,8 @@ class Message:
 class Outgoing:
     """A message to publish; persistent, confirmed, and returned if no queue takes it.
 
-    ``exchange`` None is the default exchange, whose routing key is a queue's name.
+    ``exchange`` None is the default exchange, whose routing key is a queue's name. ``behind``: the id of a message that is published and not
+    confirmed, which it must not come before; it is not published, and BusUnavailableError is raised, where that one may be lost.
     """
 
     exchange: Exchange | None
@@ -81,6 +82,7 @@ class Outgoing:
     headers: Mapping[str, object] = field(default_factory=dict)
     user_id: str | None = None
     mandatory: bool = True
+    behind: str | None = None
 
 
 class Publish(Protocol):

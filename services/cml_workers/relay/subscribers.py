@@ -8,12 +8,12 @@ tried once.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
 
-from cml_workers.bus.port import BusUnavailableError, NotTakenError, Publish, Routed
+from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing, Publish, Routed
 from cml_workers.bus.probes import PROBE
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import worker_of
@@ -123,15 +123,16 @@ class Subscribers:
 
     async def _try(self, entry: Entry) -> None:
         """Once; if it was routed and is not confirmed, the rest goes on in the background."""
-        await self._follows(entry)
-        publishing = asyncio.create_task(
-            self._publish(entry.message), name=f"publishes {entry.message.message_id}"
-        )
+        message = self._behind_others(entry)
+        publishing = asyncio.create_task(self._publish(message), name=f"publishes {message.message_id}")
         late = False
         try:
             await asyncio.wait((publishing,), timeout=0 if self._troubled else PATIENCE)
-            while not publishing.done() and not await self._routed(entry.message):
+            while not publishing.done() and not await self._routed(message):
                 await asyncio.wait((publishing,), timeout=ASKED_AGAIN)
+            if not publishing.done():
+                # Where queues have lost their majority, one may keep the next event and lose this one with our connection.
+                await self._publish(PROBE)
             late = not publishing.done()
             if late:
                 self._late[publishing] = entry
@@ -143,20 +144,20 @@ class Subscribers:
             if not late:
                 await ended(publishing)
 
-    async def _follows(self, entry: Entry) -> None:
-        """Raises BusUnavailableError if what was routed before it, of its worker, may be lost with the connection, and comes first."""
+    def _behind_others(self, entry: Entry) -> Outgoing:
+        """The event's message, behind what was routed before it, of its worker, and is not confirmed.
+
+        Raises BusUnavailableError if that may be lost with the connection: it comes first.
+        """
         before = [each for each in self._late.items() if each[1].event.stream == entry.event.stream]
         if not before:
-            return
+            return entry.message
         publishing, last = max(before, key=lambda each: each[1].number)
-        if publishing.done():
-            lost = isinstance(publishing.exception(), BusUnavailableError)
-        else:
-            lost = not await self._routed(last.message) and not publishing.done()
-        if lost:
-            raise BusUnavailableError(
-                "the connection was lost, and with it perhaps the event before this one"
-            )
+        if not publishing.done():
+            return replace(entry.message, behind=last.message.message_id)
+        if not publishing.cancelled() and isinstance(publishing.exception(), BusUnavailableError):
+            raise BusUnavailableError("the event before this one may be lost with its connection")
+        return entry.message
 
     async def _await_late(self, entry: Entry, publishing: asyncio.Task[None]) -> None:
         try:

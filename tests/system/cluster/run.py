@@ -29,7 +29,7 @@ from system.judging import Senders, judged
 DOWN = 15.0
 """Seconds that a node stays away."""
 FROZEN, SEPARATED = 60.0, 90.0
-"""Seconds. Erlang gives a connection between nodes up when it was silent for 45 to 75 (``net_ticktime``)."""
+"""Seconds. The nodes give one up that was silent for 15 to 25, by the ``net_ticktime`` that is shipped."""
 LIMIT = 5.0
 """Seconds that a caller may wait when one node is lost."""
 STARTING = 180.0

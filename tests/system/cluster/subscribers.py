@@ -96,6 +96,9 @@ async def _by_aio_pika(url: str, queue: str | None = None) -> AsyncIterator[Asyn
         async with asyncio.timeout(OPENING):
             connection = await stack.enter_async_context(await aio_pika.connect(url))
             channel = await connection.channel()
+            # The broker cancels the consumer of a queue whose node is lost, and the library's iterator goes on waiting.
+            underlay = await channel.get_underlay_channel()
+            underlay.on_consumer_cancel_callbacks.add(lambda *_: asyncio.ensure_future(connection.close()))
             await channel.set_qos(prefetch_count=100)
             declared = await channel.declare_queue(
                 queue, durable=bool(queue), exclusive=not queue, arguments=dict(CLASSIC)

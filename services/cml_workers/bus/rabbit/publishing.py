@@ -61,14 +61,18 @@ class Publisher:
         which it notes their ids; so the probe must take the very channel that has noted the message's.
         """
         with self._outages():
-            exchange = await self._broker.declare_exchange(self._exchanges[TRIGGERS_EXCHANGE.name])
-            channel = cast("Any", await exchange.channel.get_underlay_channel())
+            channel = await self._channel()
             if message.message_id not in channel.message_id_delivery_tag:
                 return False
             await channel.basic_publish(
                 b"", exchange=TRIGGERS_EXCHANGE.name, routing_key=NOWHERE, timeout=CONFIRM_TIMEOUT
             )
             return True
+
+    async def _channel(self) -> Any:
+        """The one that is published on now; waits until there is one."""
+        exchange = await self._broker.declare_exchange(self._exchanges[TRIGGERS_EXCHANGE.name])
+        return await exchange.channel.get_underlay_channel()
 
     @contextmanager
     def _outages(self) -> Iterator[None]:
@@ -89,6 +93,9 @@ class Publisher:
                 raise UnroutableError(f"no caller is at {message.routing_key}")
             return
         exchange = self._exchanges[message.exchange.name] if message.exchange else _DEFAULT_EXCHANGE
+        # From here to the library's lock on this very channel nothing waits.
+        if message.behind and message.behind not in (await self._channel()).message_id_delivery_tag:
+            raise BusUnavailableError(f"{message.behind} may be lost with its connection, and comes first")
         confirmation = await self._broker.publish(
             message.body,
             exchange=exchange,
