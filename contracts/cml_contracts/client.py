@@ -52,9 +52,6 @@ from cml_contracts.topology import (
 
 T = TypeVar("T")
 
-CONFIRM_SECONDS = 10.0
-"""How long a confirm is waited for before the message is published again, at another node if this one has confirmed nothing at all."""
-
 
 class NoResultYetError(TimeoutError):
     """No result within the deadline. The command stands: query its operation by ``command_id``."""
@@ -283,13 +280,13 @@ class WorkerClient:
         """Whether the broker confirmed it; otherwise it is to be published again. Raises NotSentError."""
         if waiting.awaits_reply:
             waiting.message.reply_to = session.reply_to
-        began = asyncio.get_running_loop().time()
         try:
             exchange = await session.channel.get_exchange(waiting.exchange.name, ensure=False)
-            async with asyncio.timeout(CONFIRM_SECONDS):
+            async with asyncio.timeout_at(session.ask()):
                 await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
         except TimeoutError:
-            session.give_up_if_silent_since(began)
+            if session.is_silent:
+                session.lost.set()
             return False
         except (AMQPChannelError, DeliveryError, ConnectionFrameError, ConnectionSyntaxError) as error:
             raise NotSentError(

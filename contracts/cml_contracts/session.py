@@ -17,6 +17,9 @@ from cml_contracts.broker import Nodes, attempt, connect
 
 PAUSE = 0.5
 """Seconds between two attempts to connect."""
+CONFIRM_SECONDS, LEAST_CONFIRM_SECONDS = 10.0, 2.0
+"""How long a node may confirm nothing, across calls, and how long each call waits at least, as nobody may have seen the confirm of the one
+before."""
 SETUP_SECONDS = 10.0
 """How long a broker may take to open a channel, and to declare and consume a queue."""
 CLOSE_SECONDS = 5.0
@@ -27,26 +30,31 @@ CLOSE_SECONDS = 5.0
 class Session:
     """One connection, until it is ``lost``: a channel to publish, and the address of the replies.
 
-    ``confirmed_at``: when the broker last confirmed a message, by the event loop's clock. ``is_silent``: it is lost as it has not for
-    too long.
+    ``asked_at``: since when a confirm is missing and none has come, by the event loop's clock; None: it is not.
     """
 
     connection: AbstractConnection
     channel: AbstractChannel
     reply_to: str
     lost: asyncio.Event
-    confirmed_at: float = 0.0
-    is_silent: bool = False
+    asked_at: float | None = None
+
+    def ask(self) -> float:
+        """A message is published: until when it is to be confirmed."""
+        now = asyncio.get_running_loop().time()
+        if self.asked_at is None:
+            self.asked_at = now
+        return max(self.asked_at + CONFIRM_SECONDS, now + LEAST_CONFIRM_SECONDS)
 
     def confirm(self) -> None:
         """The broker has confirmed a message."""
-        self.confirmed_at = asyncio.get_running_loop().time()
+        self.asked_at = None
 
-    def give_up_if_silent_since(self, moment: float) -> None:
+    @property
+    def is_silent(self) -> bool:
         """Its node may be separated from the others: then it answers heartbeats, and confirms nothing."""
-        if self.confirmed_at < moment:
-            self.is_silent = True
-            self.lost.set()
+        now = asyncio.get_running_loop().time()
+        return self.asked_at is not None and now >= self.asked_at + CONFIRM_SECONDS
 
 
 class ClosedError(ConnectionError):
