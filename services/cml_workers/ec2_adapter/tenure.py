@@ -15,7 +15,7 @@ from cml_workers.domain.worker import Worker
 FRESH = timedelta(seconds=20)
 """How long what was read from the stream may be acted on, at most. It must be shorter than the broker takes to give up
 a paused process (two heartbeats or more; one is 10 seconds, and where it is shorter than this it counts), after which another one acts."""
-TAKEOVER = timedelta(seconds=3)
+TAKEOVER = timedelta(seconds=2)
 """How long a new leader leaves older operations alone: what the leader before it reported last must be seen, also where
 a store that changes its own leader shows an old state for a moment."""
 
