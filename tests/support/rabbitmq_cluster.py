@@ -92,15 +92,22 @@ class RabbitMQCluster:
     async def until_complete(self, seconds: float) -> list[str]:
         """Wait until every quorum queue has a leader, and a member online on each node; those that have not."""
         end = time.monotonic() + seconds
-        while incomplete := [
-            name
-            for name, queue in (await self.queues()).items()
-            if not queue["leader"] or len(queue["online"]) < len(self.nodes)
-        ]:
+        while incomplete := await self._incomplete():
             if time.monotonic() > end:
                 break
             await asyncio.sleep(1)
         return incomplete
+
+    async def _incomplete(self) -> list[str]:
+        try:
+            queues = await self.queues()
+        except subprocess.CalledProcessError:  # it starts again after a separation, before RabbitMQ 4.2
+            return [f"all that {self.nodes[0].node} has"]
+        return [
+            name
+            for name, queue in queues.items()
+            if not queue["leader"] or len(queue["online"]) < len(self.nodes)
+        ]
 
     def close(self) -> None:
         """End all nodes."""
