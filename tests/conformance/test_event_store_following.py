@@ -9,10 +9,11 @@ from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
     Checkpoint,
+    Item,
     StoreConfigurationError,
     StoredEvent,
 )
-from support.event_stores import ODD_NAMES, Item, caught_up, count, event, events, followed, ids
+from support.event_stores import ODD_NAMES, caught_up, count, event, events, followed, ids
 
 
 async def test_a_follower_gets_all_streams_in_the_order_of_commit(store, ours):

@@ -9,17 +9,14 @@ from uuid import UUID, uuid4
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.port import (
     CaughtUp,
-    Checkpoint,
     EventStore,
+    Item,
     NewEvent,
     StoredEvent,
 )
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from support.kurrentdb import may_be_had
 from support.kurrentdb_standin import KurrentDbStandIn
-
-Item = StoredEvent | Checkpoint | CaughtUp
-
 
 KINDS = ["sqlite", "kurrentdb-standin", *(["kurrentdb"] if may_be_had() else [])]
 

@@ -42,6 +42,8 @@ class Faults:
     """Send appends away to the leader at this host and port."""
     forget_ids: bool = False
     """Answer a repeated append with a conflict."""
+    leave_out: frozenset[tuple[str, int]] = frozenset()
+    """Events, by stream and revision, that subscriptions do not deliver."""
 
 
 class KurrentDbStandIn:
@@ -168,7 +170,7 @@ class KurrentDbStandIn:
                     record = self.log.records[index]
                     index += 1
                     looked_at += 1
-                    if matches(record):
+                    if matches(record) and (record.stream, record.revision) not in self.faults.leave_out:
                         yield read_event(record)
                     if looked_at % interval == 0:
                         yield ReadResponse(

@@ -122,7 +122,7 @@ class KurrentDbEventStore(EventStore):
     async def follow(
         self, *, after: str | None, prefix: str = ""
     ) -> AsyncGenerator[StoredEvent | Checkpoint | CaughtUp, None]:
-        place = self._place(after)
+        place = None if after is None else self._place(after)
         client = self._new_client()
         self._following.add(client)
         try:
@@ -150,6 +150,9 @@ class KurrentDbEventStore(EventStore):
             await close(client)
         if not self._closed:
             raise StoreUnavailableError(f"KurrentDB at {self._address} ended the subscription")
+
+    def is_after(self, position: str, other: str) -> bool:
+        return self._place(position) > self._place(other)
 
     async def ping(self) -> None:
         # Any user may ask for a stream that is not there; reading $all takes a permission.
@@ -250,9 +253,7 @@ class KurrentDbEventStore(EventStore):
                 include_caught_up=True,
             )
 
-    def _place(self, position: str | None) -> int | None:
-        if position is None:
-            return None
+    def _place(self, position: str) -> int:
         if match := _POSITION.fullmatch(position):
             return int(match[1])
         raise StoreConfigurationError(
