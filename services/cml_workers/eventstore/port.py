@@ -79,6 +79,12 @@ Item = StoredEvent | Checkpoint | CaughtUp
 """What a follower gets."""
 
 
+def traced(correlation_id: str | None, causation_id: str | None) -> dict[str, str]:
+    """For an event's metadata: the names by which KurrentDB's own projections and tools find what belongs together."""
+    ids = {"$correlationId": correlation_id, "$causationId": causation_id}
+    return {name: each for name, each in ids.items() if each is not None}
+
+
 def check_append(stream: str, events: Sequence[NewEvent], expected: int) -> None:
     """Raise for what no store accepts.
 
