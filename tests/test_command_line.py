@@ -23,6 +23,7 @@ from cml_workers.cli.app import app
 from cml_workers.cli.resolving import resolve
 from cml_workers.cli.show import as_text
 from cml_workers.cli.terminal import err, run_to_end
+from cml_workers.eventstore.sqlite import SqliteEventStore
 from support.running import COMMAND, unconfigured
 
 INTERRUPTED = """
@@ -99,6 +100,37 @@ def test_a_data_folder_that_cannot_be_is_said_in_a_line(
     assert isinstance(done.exception, SystemExit)
     assert "CML_DATA_DIR" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The data folder of whoever uses a system that runs elsewhere."""
+    for name in os.environ.keys() - unconfigured().keys():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RABBITMQ_URL", "amqp://127.0.0.1:1/")
+    monkeypatch.setenv("CML_DATA_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [["history", str(uuid4())], ["replay", "queue"], ["rebuild"]])
+def test_without_an_event_store_it_is_said_what_to_set_and_none_is_made(
+    elsewhere: Path, command: list[str]
+) -> None:
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 2
+    assert "no event store: set KURRENTDB_URI" in done.stderr
+    assert list(elsewhere.iterdir()) == []
+
+
+async def test_a_worker_without_a_history_is_said_to_have_none_in_that_store(elsewhere: Path) -> None:
+    """It may be another system's."""
+    file = elsewhere / "events.sqlite3"
+    store = SqliteEventStore(file)
+    await store.ping()
+    await store.close()
+    done = await asyncio.to_thread(CliRunner().invoke, app, ["history", str(uuid4())])
+    assert done.exit_code == 1
+    assert f"has no history in sqlite:///{file}" in done.stderr
 
 
 @pytest.fixture

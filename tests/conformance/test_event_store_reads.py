@@ -111,7 +111,7 @@ async def test_any_appends_end_as_in_a_plain_list(kind, calls, prefix):
     log: list[tuple[str, UUID]] = []
     with TemporaryDirectory() as folder:
         async with AsyncExitStack() as resources:
-            store = await Place(kind, Path(folder), resources).opened()
+            store = await Place(kind, Path(folder), resources, shared=False).opened()
             live = asyncio.create_task(
                 followed(store, lambda seen: ids(seen)[-1:] == [UUID(int=99)], prefix=prefix)
             )

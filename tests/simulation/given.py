@@ -10,7 +10,7 @@ from cml_workers.domain.creation import launch_token
 from cml_workers.domain.history import EventMetadata
 from cml_workers.eventstore.port import NO_STREAM, NewEvent
 from cml_workers.eventstore.relay_stream import RELAY_STREAM, SAVED
-from cml_workers.eventstore.worker_streams import stream_of
+from cml_workers.eventstore.worker_streams import encode, stream_of
 from cml_workers.relay.relay import event_message
 from simulation.fleet import POLICY, SOURCE, Fleet
 from simulation.scripts import FOUND, IMAGE, REGION
@@ -73,5 +73,5 @@ def _stored(fleet: Fleet, event: WorkerEvent, command_id: str) -> NewEvent:
         metadata.event_id,
         event.TYPE,
         event.model_dump_json(exclude_none=True).encode(),
-        metadata.model_dump_json(exclude_none=True).encode(),
+        encode(metadata),
     )

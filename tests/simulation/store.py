@@ -184,6 +184,9 @@ class StoreOfProcess(EventStore):
                     await self._log.changed()
                 await self._process.living()
 
+    def is_after(self, position: str, other: str) -> bool:
+        return int(position) > int(other)
+
     async def ping(self) -> None:
         await self._process.step("ping")
 

@@ -1,33 +1,46 @@
 """Every event store that the conformance suite runs on, and events for it."""
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.port import (
     CaughtUp,
-    Checkpoint,
     EventStore,
+    Item,
     NewEvent,
     StoredEvent,
 )
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.runtime.role import background
 from support.kurrentdb import may_be_had
 from support.kurrentdb_standin import KurrentDbStandIn
-
-Item = StoredEvent | Checkpoint | CaughtUp
-
 
 KINDS = ["sqlite", "kurrentdb-standin", *(["kurrentdb"] if may_be_had() else [])]
 
 
-class Place:
-    """Where events are kept; every ``opened`` store looks at the same ones."""
+OTHERS, OTHERS_EVERY = 1_000, 0.005
+"""Events of others' that a stand-in has from the start, and seconds between two that come: checkpoints come before the end is reached."""
 
-    def __init__(self, kind: str, folder: Path, resources: AsyncExitStack, server: str | None = None) -> None:
+
+class Place:
+    """Where events are kept; every ``opened`` store looks at the same ones. ``shared``: others use a stand-in, too, as any server."""
+
+    def __init__(
+        self,
+        kind: str,
+        folder: Path,
+        resources: AsyncExitStack,
+        server: str | None = None,
+        *,
+        shared: bool = True,
+    ) -> None:
+        self._shared = shared
         self._kind = kind
         self._server = server
         self._folder = folder
@@ -48,10 +61,21 @@ class Place:
                     self._node = KurrentDbStandIn()
                     await self._node.start()
                     self._resources.push_async_callback(self._node.stop)
+                    if self._shared:
+                        others = partial(_others, self._node)
+                        await self._resources.enter_async_context(background(others, "others"))
                 return KurrentDbEventStore(self._node.uri)
             case _:
                 assert self._server is not None
                 return KurrentDbEventStore(self._server)
+
+
+async def _others(node: KurrentDbStandIn) -> None:
+    for number in itertools.count():
+        node.log.append_system(f"others-{number % 7}", "Happened", b"{}")
+        if number >= OTHERS:
+            node.notify()
+            await asyncio.sleep(OTHERS_EVERY)
 
 
 def event(

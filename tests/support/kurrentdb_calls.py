@@ -1,5 +1,6 @@
 """The gRPC calls of the KurrentDB stand-in, as kurrentdbclient makes them."""
 
+import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -57,11 +58,32 @@ class Streams(streams_pb2_grpc.StreamsServicer):
         await self._node.send_to_leader(context)
         # The client sends each append whole, as one final request.
         async for request in requests:
-            response = self._append(request)
+            ids = {event.id.string for event in request.proposed_messages}
+            if ids & self._node.ids_under_way:  # as EventStoreDB 23.10 does
+                await asyncio.sleep(self._node.faults.hold_seconds)
+                yield _error(request, shared_pb2.Timeout())
+                continue
+            self._node.ids_under_way |= ids
+            task = asyncio.create_task(self._append_later(request, ids))
+            self._node.appending.add(task)
+            task.add_done_callback(self._node.appending.discard)
+            response = await asyncio.shield(task)
             if self._node.faults.lose_replies > 0:
                 self._node.faults.lose_replies -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+            if self._node.faults.time_out > 0:
+                self._node.faults.time_out -= 1
+                response = _error(request, shared_pb2.Timeout())
             yield response
+
+    async def _append_later(
+        self, request: streams_pb2.BatchAppendReq, ids: set[str]
+    ) -> streams_pb2.BatchAppendResp:
+        try:
+            await asyncio.sleep(self._node.faults.commit_seconds)
+            return self._append(request)
+        finally:
+            self._node.ids_under_way -= ids
 
     def _append(self, request: streams_pb2.BatchAppendReq) -> streams_pb2.BatchAppendResp:
         log, options = self._node.log, request.options

@@ -32,10 +32,12 @@ async def until(condition: Callable[[], object]) -> None:
 class Tail:
     """A follower for as long as the test lasts."""
 
-    def __init__(self, store: EventStore, prefix: str = "") -> None:
+    def __init__(self, store: EventStore, prefix: str = "", saved: str | None = None) -> None:
         self.following = Following()
         self.positions: list[str] = []
-        self.saved: str | None = None
+        self.places: list[tuple[str, int]] = []
+        """Streams and revisions."""
+        self.saved = saved
         self.task = asyncio.create_task(
             follow_from(
                 store,
@@ -54,6 +56,7 @@ class Tail:
         for item in items:
             if isinstance(item, StoredEvent):
                 self.positions.append(item.position)
+                self.places.append((item.stream, item.revision))
             if not isinstance(item, CaughtUp):
                 self.saved = item.position
 

@@ -33,6 +33,8 @@ class Faults:
 
     lose_replies: int = 0
     """Commit the append, then break the connection's call instead of answering."""
+    time_out: int = 0
+    """Answer the append with a time-out, whatever became of it."""
     unavailable: int = 0
     """Fail the call, whatever it is."""
     hang: bool = False
@@ -42,6 +44,12 @@ class Faults:
     """Send appends away to the leader at this host and port."""
     forget_ids: bool = False
     """Answer a repeated append with a conflict."""
+    commit_seconds: float = 0.001
+    """How long an append takes; it is committed though its caller has gone."""
+    hold_seconds: float = 2.0
+    """After which a repetition of an append that is under way is answered with a time-out."""
+    leave_out: frozenset[tuple[str, int]] = frozenset()
+    """Events, by stream and revision, that subscriptions do not deliver."""
 
 
 class KurrentDbStandIn:
@@ -61,6 +69,8 @@ class KurrentDbStandIn:
         """Append calls received, failed ones included."""
         self.subscriptions = 0
         """Open now."""
+        self.appending: set[asyncio.Task[object]] = set()
+        self.ids_under_way: set[str] = set()
         self._allowed = {
             "Basic " + base64.b64encode(f"{user}:{word}".encode()).decode()
             for user, word in (users or {}).items()
@@ -100,6 +110,8 @@ class KurrentDbStandIn:
             server, self._server = self._server, None
             self._stopping.set()
             self.drop_subscriptions()
+            for task in self.appending:
+                task.cancel()
             await server.stop(
                 grace=0.5
             )  # handlers end by themselves; one that is cancelled is logged by grpc
@@ -168,7 +180,7 @@ class KurrentDbStandIn:
                     record = self.log.records[index]
                     index += 1
                     looked_at += 1
-                    if matches(record):
+                    if matches(record) and (record.stream, record.revision) not in self.faults.leave_out:
                         yield read_event(record)
                     if looked_at % interval == 0:
                         yield ReadResponse(

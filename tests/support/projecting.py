@@ -18,8 +18,7 @@ from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, Wo
 from cml_contracts.results import OperationResult
 from cml_workers.bus.port import Ack, Message
 from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.port import CaughtUp, StoredEvent
-from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, append, load
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.generation import Generation
@@ -79,7 +78,7 @@ async def a_database(kind: str, folder: Path, postgresql_url: str | None = None)
 class Projected:
     """Workers' streams, followed into a read model; and its queries."""
 
-    def __init__(self, store: SqliteEventStore, database: Database, model: ReadModel = WORKERS_VIEW) -> None:
+    def __init__(self, store: EventStore, database: Database, model: ReadModel = WORKERS_VIEW) -> None:
         self.store = store
         self.database = database
         self.generations = Generations(model, database)

@@ -7,8 +7,7 @@ from uuid import uuid4
 from cml_contracts.events import StartRequested
 from cml_workers.bus.port import Outgoing, Publish, Routed
 from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.port import CaughtUp, StoredEvent
-from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
 from cml_workers.eventstore.worker_streams import append, load
 from cml_workers.relay.relay import Relay
 from support.buses import Outbox
@@ -24,7 +23,7 @@ async def no_longer_under_way(_: Outgoing, /) -> bool:
 class Service:
     """``publish``: what the relay publishes by, the outbox unless a test replaces it; ``routed``: likewise."""
 
-    def __init__(self, store: SqliteEventStore) -> None:
+    def __init__(self, store: EventStore) -> None:
         self.store = store
         self.outbox = Outbox()
         self.publish: Publish = self.outbox

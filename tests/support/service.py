@@ -20,7 +20,7 @@ from cml_workers.domain.messages import (
 )
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.port import StoredEvent
+from cml_workers.eventstore.port import EventStore, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import load
 from cml_workers.lifecycle.handler import Lifecycle
@@ -34,7 +34,7 @@ CREATE = create(worker_id=WORKER, reason="week 3")
 class Service:
     """The lifecycle role with its store and what it has sent."""
 
-    def __init__(self, store: SqliteEventStore) -> None:
+    def __init__(self, store: EventStore) -> None:
         self.store = store
         self.outbox = Outbox()
         self.publish: Publish = self.outbox

@@ -30,7 +30,8 @@ from cml_workers.cli.terminal import (
 )
 from cml_workers.eventstore.port import StreamNotFoundError
 from cml_workers.eventstore.worker_streams import published, stream_of
-from cml_workers.runtime.endpoints import amqp_url, event_store_uri
+from cml_workers.foundation.urls import redacted
+from cml_workers.runtime.endpoints import amqp_url, existing_event_store_uri
 from cml_workers.runtime.settings import Settings, SettingsError
 
 SHOWN_FOR = timedelta(days=1)
@@ -116,16 +117,17 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
     settings = client_settings()
 
     async def read() -> list[EventEnvelope]:
+        uri = existing_event_store_uri(settings)
         try:
             worker_id = UUID(worker)
         except ValueError:
             async with WorkerClient(amqp_url(settings), deadline=10) as client:
                 worker_id = await resolve(client, worker)
-        store = open_event_store(event_store_uri(settings))
+        store = open_event_store(uri)
         try:
             stored = await store.read(stream_of(worker_id))
         except StreamNotFoundError:
-            fail(f"worker {worker} has no history", NOT_DONE)
+            fail(f"worker {worker} has no history in {redacted(uri)}", NOT_DONE)
         finally:
             await store.close()
         return [published(f"/cml-workers/{settings.deployment}", each) for each in stored]

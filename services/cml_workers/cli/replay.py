@@ -14,7 +14,7 @@ from cml_workers.cli.queries import known_pattern, matches
 from cml_workers.cli.terminal import NOT_DONE, USAGE, client_settings, fail, out, run_to_end
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, stream_of
-from cml_workers.runtime.endpoints import amqp_url, event_store_uri
+from cml_workers.runtime.endpoints import amqp_url, existing_event_store_uri
 from cml_workers.runtime.settings import Settings
 
 
@@ -58,7 +58,7 @@ async def _replayed(
     from cml_workers.relay.relay import event_message  # noqa: PLC0415 - likewise
 
     replayed = 0
-    store = open_event_store(event_store_uri(settings))
+    store = open_event_store(existing_event_store_uri(settings))
     try:
         async with RabbitBus(
             amqp_url(settings), name="cml-workers-replay", uses=Usage(), declare=False

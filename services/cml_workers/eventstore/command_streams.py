@@ -18,6 +18,7 @@ from cml_workers.eventstore.port import (
     StoreUnavailableError,
     StreamNotFoundError,
     WrongExpectedVersionError,
+    traced,
 )
 
 COMMAND_STREAMS = "cml_command-"
@@ -58,7 +59,8 @@ async def bind(store: EventStore, message: CommandMessage, event_id: UUID) -> bo
         "fingerprint": fingerprint(message.command),
         **({"user": message.user, "actor": message.actor} if message.user else {}),
     }
-    event = NewEvent(event_id, BOUND, json.dumps(body).encode(), b"{}")
+    metadata = traced(message.correlation_id, message.command_id)
+    event = NewEvent(event_id, BOUND, json.dumps(body).encode(), json.dumps(metadata).encode())
     try:
         await store.append(stream_of_command(message.command_id), [event], expected=NO_STREAM)
     except WrongExpectedVersionError:

@@ -9,10 +9,12 @@ from datetime import datetime
 
 import structlog
 
+from cml_workers.eventstore.gaps import Gaps
 from cml_workers.eventstore.port import (
     CaughtUp,
     Checkpoint,
     EventStore,
+    Item,
     StoredEvent,
 )
 from cml_workers.foundation.tasks import ended
@@ -46,9 +48,6 @@ def backoff(attempt: int, *, spread: Callable[[], float] = random.random) -> flo
     return pause * (0.5 + 0.5 * spread())
 
 
-Item = StoredEvent | Checkpoint | CaughtUp
-
-
 async def follow_from(
     store: EventStore,
     saved: Callable[[], Awaitable[str | None]],
@@ -62,8 +61,8 @@ async def follow_from(
 ) -> None:
     """Hand every item behind the ``saved`` position to ``handle``; return when the store is closed.
 
-    Whatever is at hand when ``handle`` returns is handed over together, at most ``most`` items: one at a time while
-    little happens, many while it catches up. ``saved`` is asked again after each failure, so what was handled but not
+    Whatever is at hand when ``handle`` returns is handed over together, at most ``most`` items and what the store
+    has left out before them: one at a time while little happens, many while it catches up. ``saved`` is asked again after each failure, so what was handled but not
     saved is handled again.
 
     Raises:
@@ -74,10 +73,13 @@ async def follow_from(
     following = following or Following()
     while True:
         try:
-            async with aclosing(_at_hand(store, await saved(), prefix, most)) as batches:
+            after = await saved()
+            gaps = Gaps(store, after)
+            async with aclosing(_at_hand(store, after, prefix, most)) as batches:
                 async for batch in batches:
-                    await handle(batch)
-                    for item in batch:
+                    items = await gaps.filled(batch)
+                    await handle(items)
+                    for item in items:
                         _advance(following, item)
             return
         except ConnectionError as error:

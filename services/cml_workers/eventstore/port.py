@@ -50,7 +50,7 @@ class StoredEvent:
     """An event as the store keeps it.
 
     ``revision``: its place in its stream, from 0, without gaps. ``position``: its place in the store;
-    opaque, only to be given back to ``follow``.
+    opaque, only to be given back to ``follow`` and ``is_after``.
     """
 
     event_id: UUID
@@ -73,6 +73,16 @@ class Checkpoint:
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
     """The follower has seen all there is for now; this may come many times."""
+
+
+Item = StoredEvent | Checkpoint | CaughtUp
+"""What a follower gets."""
+
+
+def traced(correlation_id: str | None, causation_id: str | None) -> dict[str, str]:
+    """For an event's metadata: the names by which KurrentDB's own projections and tools find what belongs together."""
+    ids = {"$correlationId": correlation_id, "$causationId": causation_id}
+    return {name: each for name, each in ids.items() if each is not None}
 
 
 def check_append(stream: str, events: Sequence[NewEvent], expected: int) -> None:
@@ -157,9 +167,7 @@ class EventStore(Protocol):
         """
         ...
 
-    def follow(
-        self, *, after: str | None, prefix: str = ""
-    ) -> AsyncGenerator[StoredEvent | Checkpoint | CaughtUp, None]:
+    def follow(self, *, after: str | None, prefix: str = "") -> AsyncGenerator[Item, None]:
         """Every event of the streams whose name begins with ``prefix``, in the order of commit, then live.
 
         Starts behind position ``after`` (None: at the beginning) and ends only by cancellation, by closing
@@ -169,6 +177,13 @@ class EventStore(Protocol):
         Raises:
             StoreUnavailableError: the subscription broke; follow again from the saved position.
             StoreConfigurationError: ``after`` is no position of this store.
+        """
+        ...
+
+    def is_after(self, position: str, other: str) -> bool:
+        """Whether a position lies behind another one in the order of commit.
+
+        Raises StoreConfigurationError for what is no position of this kind of store.
         """
         ...
 

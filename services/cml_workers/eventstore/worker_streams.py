@@ -20,6 +20,7 @@ from cml_workers.eventstore.port import (
     StoredEvent,
     StoreUnavailableError,
     StreamNotFoundError,
+    traced,
 )
 
 WORKER_STREAMS = "cml_worker-"
@@ -57,6 +58,13 @@ def decode(stored: StoredEvent) -> Recorded:
         event=decode_event(stored.type, stored.data),
         metadata=EventMetadata.model_validate_json(stored.metadata),
     )
+
+
+def encode(metadata: EventMetadata) -> bytes:
+    """As it is stored. The ids that KurrentDB's tools look for are there twice: earlier versions read them by our names."""
+    ours = metadata.model_dump(mode="json", exclude_none=True)
+    body = ours | traced(metadata.correlation_id, metadata.causation_id)
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def published(source: str, stored: StoredEvent) -> EventEnvelope:
@@ -118,7 +126,7 @@ async def append(
                 event_id=metadata.event_id,
                 type=event.TYPE,
                 data=event.model_dump_json(exclude_none=True).encode(),
-                metadata=metadata.model_dump_json(exclude_none=True).encode(),
+                metadata=encode(metadata),
             )
             for event, metadata in events
         ],

@@ -8,11 +8,12 @@ from functools import partial
 
 import structlog
 
-from cml_workers.eventstore.following import Item, backoff, follow_from
+from cml_workers.eventstore.following import backoff, follow_from
 from cml_workers.eventstore.port import (
     CaughtUp,
     Checkpoint,
     EventStore,
+    Item,
     StoreConfigurationError,
     StoreUnavailableError,
 )

@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from cml_workers.eventstore.following import Following, Item, backoff, follow_from
-from cml_workers.eventstore.port import EventStore
+from cml_workers.eventstore.following import Following, backoff, follow_from
+from cml_workers.eventstore.port import EventStore, Item
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.readmodels.generation import Generation
 from cml_workers.readmodels.generations import Generations

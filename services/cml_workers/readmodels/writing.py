@@ -5,8 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from uuid import UUID
 
 from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.following import Item
-from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
+from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, Item, StoredEvent
 from cml_workers.readmodels.changes import Change
 from cml_workers.readmodels.folding import Folding, Step
 from cml_workers.readmodels.generation import Generation

@@ -18,7 +18,22 @@ def event_store_uri(settings: Settings) -> str:
     """The configured event store, or the file in the data folder."""
     if settings.kurrentdb_uri:
         return settings.kurrentdb_uri.get_secret_value()
-    return f"sqlite:///{(settings.data_dir / 'events.sqlite3').absolute()}"
+    return f"sqlite:///{_event_file(settings)}"
+
+
+def existing_event_store_uri(settings: Settings) -> str:
+    """The same for whoever reads what is there already. Raises SettingsError where there is no such file, as a store would make an empty one."""
+    file = _event_file(settings)
+    if not settings.kurrentdb_uri and not file.exists():
+        raise SettingsError(
+            f"no event store: set KURRENTDB_URI, or use the folder of `cml-workers run` (there is no {file.name} in "
+            f"{file.parent}; CML_DATA_DIR names another folder)"
+        )
+    return event_store_uri(settings)
+
+
+def _event_file(settings: Settings) -> Path:
+    return (settings.data_dir / "events.sqlite3").absolute()
 
 
 def database_url(settings: Settings) -> str:

@@ -9,6 +9,7 @@ import grpc  # type: ignore[import-untyped]  # it ships no types
 import grpc.aio  # type: ignore[import-untyped]
 from kurrentdbclient.exceptions import (
     AccessDeniedError,
+    DeadlineExceededError,
     DiscoveryFailedError,
     InvalidCommitPositionError,
     KurrentDBClientError,
@@ -27,6 +28,11 @@ from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailabl
 _TLS_IS_MISCONFIGURED = re.compile(
     "CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|security handshaker|empty address list", re.IGNORECASE
 )
+
+
+def timed_out(error: StoreUnavailableError) -> bool:
+    """Whether it says that an answer did not come in time, or that the server itself had waited for too long."""
+    return isinstance(error.__cause__, TimeoutError | DeadlineExceededError)
 
 
 @contextlib.asynccontextmanager

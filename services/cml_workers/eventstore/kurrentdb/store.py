@@ -8,12 +8,15 @@ The hazards, found by running kurrentdbclient 1.3.5 and by reading its source:
   closing of the channel. So it is never cancelled; its caller just stops waiting.
 - When it reconnects, it closes the old channel and all calls on it, and the awaiting tasks get a
   CancelledError that nobody asked for. So every follower has a client of its own.
+- It repeats an append also after its deadline, while the first one may be under way.
 - A read that is under way then ends as if the stream ended there: what it returns may be only the stream's beginning.
 - A subscription ends with the connection, sometimes without an error, and does not resume.
 - A read or subscription without keep-alive waits without end on a connection that died silently.
 
 And of the server, found by running EventStoreDB 23.10: a subscription from a position whose record was scavenged away leaves out
-the record behind it. A read from there does not, so it comes first.
+the record behind it. A read from there does not, so it comes first. An append of event ids that are being appended is held, and
+answered with a time-out after two seconds or three, though the first one was committed at once; and a server that was frozen
+commits what has timed out. So after a time-out the stream is read before the append counts as failed.
 """
 
 import asyncio
@@ -34,7 +37,7 @@ from kurrentdbclient.exceptions import (
 )
 
 from cml_workers.eventstore.kurrentdb.client import Client, close, kept_alive
-from cml_workers.eventstore.kurrentdb.errors import port_errors
+from cml_workers.eventstore.kurrentdb.errors import port_errors, timed_out
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -53,6 +56,8 @@ from cml_workers.eventstore.port import (
 
 CALL_SECONDS = 10.0
 """How long the server may take for a call, unless the address sets DefaultDeadline (seconds)."""
+READ_BACK_SECONDS = 2.0
+"""How long it may take to find out whether an append that timed out was committed."""
 CLOSE_SECONDS = 5.0
 """How long closing waits for appends under way."""
 SOFT_DELETED = 2**63 - 1
@@ -122,7 +127,7 @@ class KurrentDbEventStore(EventStore):
     async def follow(
         self, *, after: str | None, prefix: str = ""
     ) -> AsyncGenerator[StoredEvent | Checkpoint | CaughtUp, None]:
-        place = self._place(after)
+        place = None if after is None else self._place(after)
         client = self._new_client()
         self._following.add(client)
         try:
@@ -150,6 +155,9 @@ class KurrentDbEventStore(EventStore):
             await close(client)
         if not self._closed:
             raise StoreUnavailableError(f"KurrentDB at {self._address} ended the subscription")
+
+    def is_after(self, position: str, other: str) -> bool:
+        return self._place(position) > self._place(other)
 
     async def ping(self) -> None:
         # Any user may ask for a stream that is not there; reading $all takes a permission.
@@ -194,6 +202,14 @@ class KurrentDbEventStore(EventStore):
                 f"{stream} is at revision {NO_STREAM if there is StreamState.NO_STREAM else there},"
                 f" expected was {expected}"
             ) from None
+        except StoreUnavailableError as error:
+            holds = await self._read_back(stream, events, expected) if timed_out(error) else None
+            if holds is None:
+                raise
+            if not holds:
+                raise WrongExpectedVersionError(
+                    f"{stream} has others' events behind revision {expected}"
+                ) from error
         except StreamIsDeletedError:
             raise StreamDeletedError(f"{stream} has a tombstone and takes no more events") from None
         except MaximumAppendSizeExceededError as error:
@@ -207,13 +223,24 @@ class KurrentDbEventStore(EventStore):
             stream, stream_position=first, limit=limit, timeout=self._seconds
         )
 
-    async def _holds(self, stream: str, events: Sequence[NewEvent], expected: int) -> bool:
-        """Whether exactly these events follow revision ``expected``."""
+    async def _read_back(self, stream: str, events: Sequence[NewEvent], expected: int) -> bool | None:
+        """See ``_holds``; None also if that cannot be read now."""
+        with contextlib.suppress(StoreUnavailableError, TimeoutError):
+            async with asyncio.timeout(READ_BACK_SECONDS):
+                return await self._holds(stream, events, expected)
+        return None
+
+    async def _holds(self, stream: str, events: Sequence[NewEvent], expected: int) -> bool | None:
+        """Whether exactly these events follow revision ``expected``; None: nothing does."""
         try:
             stored = await self.read(stream, after=expected, limit=len(events))
         except (StreamNotFoundError, StreamDeletedError):
-            return False
-        return [event.event_id for event in stored] == [event.event_id for event in events]
+            return None
+        return (
+            None
+            if not stored
+            else [event.event_id for event in stored] == [event.event_id for event in events]
+        )
 
     @contextlib.asynccontextmanager
     async def _stream_errors(self, stream: str) -> AsyncIterator[None]:
@@ -250,9 +277,7 @@ class KurrentDbEventStore(EventStore):
                 include_caught_up=True,
             )
 
-    def _place(self, position: str | None) -> int | None:
-        if position is None:
-            return None
+    def _place(self, position: str) -> int:
         if match := _POSITION.fullmatch(position):
             return int(match[1])
         raise StoreConfigurationError(

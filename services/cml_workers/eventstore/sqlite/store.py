@@ -116,6 +116,9 @@ class SqliteEventStore(EventStore):
         finally:
             self._followers.discard(news)
 
+    def is_after(self, position: str, other: str) -> bool:
+        return self._number(position) > self._number(other)
+
     async def ping(self) -> None:
         await self._reading(lambda connection: connection.execute("SELECT 1 FROM events LIMIT 1").fetchone())
 
@@ -161,13 +164,19 @@ class SqliteEventStore(EventStore):
                 self._idle.append(connection)
 
     def _place(self, connection: sqlite3.Connection, position: str | None) -> int:
-        """The number behind an opaque position, if it can be one of this file's."""
-        if position is None:
-            return 0
-        number = int(position) if position.isascii() and position.isdigit() else None
-        if number is None or number > last_position(connection):
-            raise StoreConfigurationError(
-                f"position {position!r} is not one of {self._file.path}: the checkpoint was saved with another "
-                "event store; put that store back, or rebuild what was derived from it"
-            )
+        """The number behind a position, if it can be one of this file's."""
+        number = 0 if position is None else self._number(position)
+        if number > last_position(connection):
+            raise self._elsewhere(position)
         return number
+
+    def _number(self, position: str) -> int:
+        if position.isascii() and position.isdigit():
+            return int(position)
+        raise self._elsewhere(position)
+
+    def _elsewhere(self, position: str | None) -> StoreConfigurationError:
+        return StoreConfigurationError(
+            f"position {position!r} is not one of {self._file.path}: the checkpoint was saved with another "
+            "event store; put that store back, or rebuild what was derived from it"
+        )
