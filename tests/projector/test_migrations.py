@@ -19,12 +19,12 @@ from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import TABLES, VERSION, WORKERS
 from cml_workers.sql.database import (
-    DatabaseConfigurationError,
     _upgrade,
     migrate,
     open_database,
 )
 from cml_workers.sql.earlier import EarlierCheckpoint
+from cml_workers.sql.errors import DatabaseConfigurationError
 from cml_workers.sql.schema import CHECKPOINTS, METADATA
 from support.postgresql import emptied
 from support.projecting import opened

@@ -21,7 +21,7 @@ from cml_workers.readmodels.model import active
 from cml_workers.readmodels.rebuild import Progress, Rebuild, SupersededError
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
-from cml_workers.sql.database import DatabaseUnavailableError
+from cml_workers.sql.errors import DatabaseUnavailableError
 from cml_workers.sql.port import Database, T, Work
 from support.projecting import CREATED, LAUNCH, LAUNCHED, Projected
 

@@ -21,7 +21,7 @@ from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.readmodels.writing import changes_of
-from cml_workers.sql.database import DatabaseUnavailableError
+from cml_workers.sql.errors import DatabaseUnavailableError
 from cml_workers.sql.port import Database, T, Work
 from simulation.world import Process
 

@@ -69,8 +69,10 @@ class SpawnedPostgreSQL:
     def url(self) -> str:
         return f"postgresql://cml@127.0.0.1:{self.port}/postgres"
 
-    def start(self) -> None:
-        """Start and wait until it answers."""
+    def start(self, *settings: str, standby: bool = False) -> None:
+        """Start and wait until it answers, if only that it lets nobody in; as a ``standby`` it is read-only until promoted."""
+        if standby:
+            self._place("data/standby.signal", "")
         with (self._folder / "output.log").open("ab") as output:
             self._server = subprocess.Popen(
                 tied(
@@ -78,6 +80,7 @@ class SpawnedPostgreSQL:
                     *("-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", ""),
                     *("-c", "fsync=off"),
                     *self._secured,
+                    *(part for setting in settings for part in ("-c", setting)),
                     user=self._user,
                 ),
                 cwd=self._folder,
@@ -88,7 +91,8 @@ class SpawnedPostgreSQL:
         end = time.monotonic() + READY
         while time.monotonic() < end and self._server.poll() is None:
             ready = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-            if subprocess.run(ready, check=False).returncode == 0:
+            answer = subprocess.run(ready, check=False).returncode
+            if answer == 0 or (answer == 1 and "hot_standby=off" in settings):
                 return
             time.sleep(0.1)
         raise NoPostgreSQLError(f"PostgreSQL did not start; see {self._folder / 'output.log'}")

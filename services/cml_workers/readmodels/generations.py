@@ -85,10 +85,7 @@ class Generations:
 
     async def compare(self, generation: Generation, copy: Generation) -> Sequence[Difference] | None:
         """How it differs from a copy; None if the two are not at the same position, or the copy is gone."""
-        try:
-            return await self._database.snapshot(partial(self._compare, generation, copy))
-        except ProgrammingError:  # dropped between two statements, of which each sees the tables there are
-            return None
+        return await self._database.snapshot(partial(self._compare, generation, copy))
 
     async def switch(self, generation: Generation, over: Generation | None, *, behind: bool = False) -> bool:
         """Make it the active generation, if both are still the ones that were seen; whether that was so.
@@ -216,9 +213,12 @@ class Generations:
         if there is None or here is None or there.position != here.position:
             return None
         there_tables, here_tables = self._tables(there.number), self._tables(here.number)
-        found = [
-            difference(connection, name, table, here_tables[name]) for name, table in there_tables.items()
-        ]
+        try:
+            found = [
+                difference(connection, name, table, here_tables[name]) for name, table in there_tables.items()
+            ]
+        except ProgrammingError:  # dropped between two statements, of which each sees the tables there are
+            return None
         return [each for each in found if each.missing or each.added]
 
     def _switch(

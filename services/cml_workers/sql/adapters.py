@@ -16,7 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cml_workers.foundation.batching import Batcher
-from cml_workers.sql.database import explained, open_database, open_sqlite
+from cml_workers.sql.database import open_database, open_sqlite
+from cml_workers.sql.errors import explained
 from cml_workers.sql.port import ByKey, Database, Row, T, Work
 
 READERS = 4

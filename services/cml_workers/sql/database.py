@@ -1,10 +1,10 @@
-"""The SQL database: its engine, its errors, and its schema."""
+"""The SQL database: its engine, and its schema."""
 
 import asyncio
 import sqlite3
 import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,24 +14,16 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.foundation.private_file import make_private
 from cml_workers.foundation.sqlite_files import write_ahead
+from cml_workers.sql.errors import DatabaseConfigurationError, explained
 from cml_workers.sql.schema import alone
 
 SQLITE_BUSY_SECONDS = 20
 """How long one process waits for the others that use an SQLite file."""
-
-
-class DatabaseUnavailableError(ConnectionError):
-    """The database did not answer; try again."""
-
-
-class DatabaseConfigurationError(ConfigurationError):
-    """The database cannot be used as configured; says what to fix."""
 
 
 _DRIVERS = {
@@ -151,50 +143,6 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
             yield connection
 
 
-@contextmanager
-def explained(engine: AsyncEngine | sa.Engine) -> Iterator[None]:
-    """Errors of the database as ours.
-
-    Raises:
-        DatabaseUnavailableError: it does not answer; try again.
-        DatabaseConfigurationError: it does not let us in, or we do not trust it.
-    """
-    try:
-        yield
-    except ssl.SSLCertVerificationError as error:
-        raise DatabaseConfigurationError(
-            f"no trusted connection to {_where(engine)}: sslrootcert in DATABASE_URL must name the certificate "
-            f"authority of its server ({error.verify_message})"
-        ) from error
-    except (OperationalError, OSError) as error:
-        raise DatabaseUnavailableError(f"no answer from {_where(engine)} (DATABASE_URL): {error}") from error
-    except (DBAPIError, sqlite3.DatabaseError) as error:
-        original = error.orig if isinstance(error, DBAPIError) else error
-        if getattr(original, "sqlite_errorcode", None) in _DAMAGED:
-            raise DatabaseConfigurationError(
-                f"{_where(engine)} is damaged or no SQLite file ({original}): restore it from a backup, or move it away: "
-                "read models are made again from the events, the archive of dead letters is not"
-            ) from error
-        if not isinstance(error, DBAPIError):
-            raise
-        if str(getattr(error.orig, "sqlstate", "")).startswith(_NOT_LET_IN):
-            raise DatabaseConfigurationError(
-                f"{_where(engine)} does not let us in: {error.orig}; fix DATABASE_URL"
-            ) from error
-        if error.connection_invalidated:
-            raise DatabaseUnavailableError(f"the connection to {_where(engine)} broke: {error}") from error
-        raise
-
-
-def _where(engine: AsyncEngine | sa.Engine) -> str:
-    return f"the database at {engine.url.set(drivername=engine.dialect.name).render_as_string()}"
-
-
-_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-_NOT_LET_IN = ("28", "3D")
-"""Classes of SQLSTATE: invalid authorization, and no such database."""
-
-
 async def migrate(engine: AsyncEngine) -> None:
     """Bring the schema up to date; processes that start together wait for one another.
 
@@ -215,7 +163,7 @@ async def migrate(engine: AsyncEngine) -> None:
         ) from error
     except ProgrammingError as error:
         raise DatabaseConfigurationError(
-            f"the database user may not change the schema: {error.orig}"
+            f"the schema of the database cannot be changed: {error.orig}"
         ) from error
 
 
