@@ -139,7 +139,7 @@ ROOMS: Mapping[str, Room] = {
     "sql": Room(
         modules=_service("sql"),
         imports=("foundation", "sql.port"),
-        packages=("alembic", "sqlalchemy"),
+        packages=("alembic", "asyncpg", "sqlalchemy"),
         library=ANYTHING,
     ),
     "readmodels.changes": Room(modules=_service("readmodels.changes"), library=PURE),

@@ -19,7 +19,7 @@ from cml_workers.runtime.health import probes
 from cml_workers.runtime.replicas import replicas_watched
 from cml_workers.runtime.role import Infrastructure, Part, Role, Running
 from cml_workers.runtime.settings import Settings
-from cml_workers.sql.database import open_database
+from cml_workers.sql.database import open_database, shown
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
             elif not settings.aws:
                 settings, endpoints["ec2"] = await embed_ec2(settings, stack)
             endpoints["event_store"] = redacted(event_store_uri(settings))
-            endpoints["read_model"] = redacted(database_url(settings))
+            endpoints["read_model"] = shown(database_url(settings))
             roles = ROLES.values()
             given = await _open(roles, settings, endpoints["amqp"], endpoints.get("ec2"), stack)
             running = [*embedded, *[await stack.enter_async_context(role.compose(given)) for role in roles]]

@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
@@ -19,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from cml_workers.foundation.private_file import make_private
 from cml_workers.foundation.sqlite_files import write_ahead
+from cml_workers.sql.address import SCHEMES, Address
 from cml_workers.sql.errors import DatabaseConfigurationError, explained
 from cml_workers.sql.schema import alone
 
@@ -26,15 +26,8 @@ SQLITE_BUSY_SECONDS = 20
 """How long one process waits for the others that use an SQLite file."""
 
 
-_DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
-    "postgresql": "postgresql+asyncpg",
-    "postgres": "postgresql+asyncpg",
-}
-
-
 def open_database(url: str, *, durable: bool = False, reader: bool = False) -> AsyncEngine:
-    """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``.
+    """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``, which ``Address`` understands.
 
     ``reader``: for single statements that change nothing: each is a transaction of its own, and a pooled connection is not asked
     whether it still works before it is used; both are round trips on PostgreSQL.
@@ -42,33 +35,40 @@ def open_database(url: str, *, durable: bool = False, reader: bool = False) -> A
     ``durable``: for what cannot be rebuilt from the event store: what is committed outlives the machine, in SQLite
     too. That costs an fsync for each transaction, so what can be rebuilt goes without.
 
-    For PostgreSQL, ``?sslmode=verify-full&sslrootcert=ca.pem`` and ``sslcert``, ``sslkey`` mean what they mean to
-    libpq (https://www.postgresql.org/docs/current/libpq-ssl.html).
-
     Raises:
         DatabaseConfigurationError: another kind of URL, or an option or file that there is not.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise DatabaseConfigurationError(f"DATABASE_URL is not a database URL: {error}") from error
-    driver = _DRIVERS.get(parsed.drivername, parsed.drivername)
-    if driver not in _DRIVERS.values():
-        raise DatabaseConfigurationError(
-            f"DATABASE_URL must begin with sqlite:/// or postgresql://, not {parsed.drivername}://"
-        )
-    if driver == "sqlite+aiosqlite":
-        if parsed.database and not parsed.database.startswith((":memory:", "file:")):
-            _make_file(Path(parsed.database))
-        engine = create_async_engine(parsed.set(drivername=driver))
+    address = _address(url)
+    if address.url.drivername == "sqlite":
+        path = address.url.database
+        if path and not path.startswith((":memory:", "file:")):
+            _make_file(Path(path))
+        engine = create_async_engine(address.url.set(drivername="sqlite+aiosqlite"))
         sa.event.listen(engine.sync_engine, "connect", partial(_tune_sqlite, durable=durable))
         return engine
     return create_async_engine(
-        parsed.set(drivername=driver, query={}),
+        address.url,
         pool_pre_ping=not reader,
-        connect_args={"ssl": _tls(parsed)},
+        connect_args=dict(address.arguments),
         **({"isolation_level": "AUTOCOMMIT"} if reader else {}),
     )
+
+
+def shown(url: str) -> str:
+    """The URL as it may be shown: without password and options. Raises DatabaseConfigurationError."""
+    found = _address(url).url
+    return found.set(drivername=found.get_backend_name()).render_as_string()
+
+
+def _address(url: str) -> Address:
+    try:
+        if url.startswith("sqlite:"):
+            return Address(make_url(url), {})
+        if not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+            raise ValueError("must begin with sqlite:/// or postgresql://")  # noqa: TRY301 - said as the others
+        return Address.of(url)
+    except (ValueError, ArgumentError) as error:
+        raise DatabaseConfigurationError(f"DATABASE_URL {error}") from None
 
 
 def open_sqlite(url: URL) -> sa.Engine:
@@ -89,34 +89,6 @@ def _make_file(path: Path) -> None:
         make_private(path)
     except OSError as error:
         raise DatabaseConfigurationError(f"DATABASE_URL: {path} cannot be made: {error.strerror}") from error
-
-
-def _tls(url: URL) -> str | ssl.SSLContext:
-    """How to secure the connection. The driver takes libpq's modes by name, but the files only as a context."""
-    options = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
-    unknown = options.keys() - {"sslmode", "sslrootcert", "sslcert", "sslkey"}
-    if unknown:
-        raise DatabaseConfigurationError(
-            f"DATABASE_URL has options that are not known: {', '.join(sorted(unknown))}; known are sslmode, "
-            "sslrootcert, sslcert and sslkey"
-        )
-    mode = options.get("sslmode", "verify-full" if "sslrootcert" in options else "prefer")
-    if mode in ("disable", "allow", "prefer", "require"):
-        return mode
-    if mode not in ("verify-ca", "verify-full"):
-        raise DatabaseConfigurationError(
-            f"DATABASE_URL: sslmode {mode!r} is none of disable, allow, prefer, require, verify-ca, verify-full"
-        )
-    try:
-        context = ssl.create_default_context(cafile=options.get("sslrootcert"))
-        context.check_hostname = mode == "verify-full"
-        if "sslcert" in options:
-            context.load_cert_chain(options["sslcert"], options.get("sslkey"))
-    except OSError as error:
-        raise DatabaseConfigurationError(
-            f"DATABASE_URL: sslrootcert, sslcert or sslkey cannot be read: {error}"
-        ) from error
-    return context
 
 
 def _tune_sqlite(connection: Any, _record: Any, *, durable: bool) -> None:
