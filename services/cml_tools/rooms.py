@@ -175,7 +175,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "runtime": Room(
         modules=_service("runtime"),
-        imports=(*CORE, "contracts.client", "bus.rabbit", "eventstore.following"),
+        imports=(*CORE, "contracts.client", "bus.rabbit", "eventstore.following", "sql.port"),
         packages=("pydantic", "pydantic_core", "pydantic_settings", "sqlalchemy", "structlog"),
         library=ANYTHING,
     ),

@@ -139,13 +139,13 @@ class Dying(Database):
         await self._call()
         return await self.database.read(work)
 
-    async def snapshot(self, work: Work[T]) -> T:
+    async def snapshot(self, work: Work[T], *, lasting: bool = False) -> T:
         await self._call()
-        return await self.database.snapshot(work)
+        return await self.database.snapshot(work, lasting=lasting)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, lasting: bool = False) -> T:
         await self._call()
-        return await self.database.write(work)
+        return await self.database.write(work, lasting=lasting)
 
     async def close(self) -> None:
         """It is somebody else's."""

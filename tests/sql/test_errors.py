@@ -171,6 +171,20 @@ async def test_what_passes_is_tried_again(
     await execute(engine, "SELECT 1")
 
 
+async def test_a_connection_to_what_has_become_a_standby_is_not_used_again(engine: AsyncEngine):
+    """It may stay open while the name of the primary leads elsewhere."""
+
+    async def used() -> int:
+        async with transaction(engine) as connection:
+            return int((await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one())
+
+    before = await used()
+    assert await used() == before
+    with pytest.raises(DatabaseUnavailableError):
+        await a_read_only_database(engine)
+    assert await used() != before
+
+
 async def test_what_the_schema_and_its_rights_lack_is_configuration(engine: AsyncEngine):
     await migrate(engine)
     await execute(engine, "DROP ROLE IF EXISTS stranger", "CREATE ROLE stranger LOGIN PASSWORD 'x'")

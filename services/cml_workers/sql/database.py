@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,27 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from cml_workers.foundation.private_file import make_private
 from cml_workers.foundation.sqlite_files import write_ahead
 from cml_workers.sql.address import SCHEMES, Address
-from cml_workers.sql.errors import DatabaseConfigurationError, explained
+from cml_workers.sql.errors import (
+    READ_ONLY,
+    DatabaseConfigurationError,
+    DatabaseUnavailableError,
+    explained,
+)
+from cml_workers.sql.port import DatabaseOptions
 from cml_workers.sql.schema import alone
 
 SQLITE_BUSY_SECONDS = 20
 """How long one process waits for the others that use an SQLite file."""
+LASTING = 60
+"""How many times as long as others a call may take that works on whole tables, or waits for one."""
+_SECONDS = "cml_call_seconds"
+"""The execution option of an engine that says how long a call may take."""
 
 
-def open_database(url: str, *, durable: bool = False, reader: bool = False) -> AsyncEngine:
-    """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``, which ``Address`` understands.
+def open_database(
+    options: DatabaseOptions | str, *, durable: bool = False, reader: bool = False
+) -> AsyncEngine:
+    """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``, with these options or the default ones.
 
     ``reader``: for single statements that change nothing: each is a transaction of its own, and a pooled connection is not asked
     whether it still works before it is used; both are round trips on PostgreSQL.
@@ -38,7 +50,8 @@ def open_database(url: str, *, durable: bool = False, reader: bool = False) -> A
     Raises:
         DatabaseConfigurationError: another kind of URL, or an option or file that there is not.
     """
-    address = _address(url)
+    given = DatabaseOptions(options) if isinstance(options, str) else options
+    address = _address(given.url)
     if address.url.drivername == "sqlite":
         path = address.url.database
         if path and not path.startswith((":memory:", "file:")):
@@ -46,12 +59,23 @@ def open_database(url: str, *, durable: bool = False, reader: bool = False) -> A
         engine = create_async_engine(address.url.set(drivername="sqlite+aiosqlite"))
         sa.event.listen(engine.sync_engine, "connect", partial(_tune_sqlite, durable=durable))
         return engine
-    return create_async_engine(
+    engine = create_async_engine(
         address.url,
         pool_pre_ping=not reader,
         connect_args=dict(address.arguments),
+        execution_options={_SECONDS: given.call_seconds},
         **({"isolation_level": "AUTOCOMMIT"} if reader else {}),
     )
+    sa.event.listen(engine.sync_engine, "handle_error", _distrust)
+    return engine
+
+
+def _distrust(context: sa.ExceptionContext) -> None:
+    """Which connections are not used again, besides those that are closed."""
+    if isinstance(context.original_exception, asyncio.CancelledError):
+        context.invalidate_pool_on_disconnect = True  # what is pooled may be as silent as this one
+    elif getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True  # the primary may be elsewhere by now
 
 
 def shown(url: str) -> str:
@@ -108,11 +132,37 @@ def _write_ahead(path: str) -> None:
 
 
 @asynccontextmanager
-async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction, committed at the end. Raises as ``explained`` does."""
+async def answered(engine: AsyncEngine) -> AsyncIterator[None]:
+    """A call that is given up when it takes too long. Raises as ``explained`` does."""
+    seconds = engine.get_execution_options().get(_SECONDS)
     with explained(engine):
-        async with engine.begin() as connection:
-            yield connection
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                yield
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise TimeoutError(f"it took longer than {seconds:g} s") from error
+
+
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction, committed at the end. Raises as ``answered`` does."""
+    async with answered(engine), engine.begin() as connection:
+        yield connection
+
+
+def patient(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine for what takes long: work on whole tables, and what waits for it."""
+    seconds = engine.get_execution_options().get(_SECONDS)
+    return engine.execution_options(**{_SECONDS: seconds and seconds * LASTING})
+
+
+async def dispose(engine: AsyncEngine) -> None:
+    """Close its connections; those that do not answer end with the process."""
+    with suppress(DatabaseUnavailableError):
+        async with answered(engine):
+            await engine.dispose()
 
 
 async def migrate(engine: AsyncEngine) -> None:
@@ -123,7 +173,9 @@ async def migrate(engine: AsyncEngine) -> None:
         DatabaseConfigurationError: a newer version of the system owns the schema, or we may not change it.
     """
     try:
-        async with transaction(engine) as connection:
+        async with transaction(engine):
+            pass  # it answers; then the others, and the tables, may take their time
+        async with transaction(patient(engine)) as connection:
             if connection.dialect.name == "sqlite":
                 await asyncio.to_thread(_write_ahead, engine.url.database or "")
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -38,9 +38,11 @@ def _fix(advice: str) -> Meaning:
     return Meaning(DatabaseConfigurationError, advice)
 
 
+READ_ONLY = "25006"
+
 MEANINGS: Mapping[str, Meaning] = {
     "08": _AGAIN,  # the connection
-    "25006": Meaning(
+    READ_ONLY: Meaning(
         DatabaseUnavailableError, "it is read-only, as a standby is: DATABASE_URL must name the primary"
     ),
     "25P03": _AGAIN,  # a transaction was idle, or
@@ -87,7 +89,9 @@ def explained(engine: AsyncEngine | sa.Engine) -> Iterator[None]:
             f"authority of its server ({error.verify_message})"
         ) from error
     except (OperationalError, OSError, PoolTimeoutError) as error:
-        raise DatabaseUnavailableError(f"no answer from {_where(engine)} (DATABASE_URL): {error}") from error
+        raise DatabaseUnavailableError(
+            f"no answer from {_where(engine)} (DATABASE_URL): {str(error) or type(error).__name__}"
+        ) from error
     except (DBAPIError, sqlite3.DatabaseError) as error:
         original = error.orig if isinstance(error, DBAPIError) else error
         if getattr(original, "sqlite_errorcode", None) in _DAMAGED:
