@@ -2,7 +2,7 @@
 
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -12,26 +12,26 @@ import pytest
 from cml_workers.sql.database import open_database, shown, transaction
 from cml_workers.sql.errors import DatabaseConfigurationError, DatabaseUnavailableError
 from support.certificates import Certificates
-from support.postgresql import SpawnedPostgreSQL, private_postgresql
+from support.postgresql import SpawnedPostgreSQL
 from support.rabbitmq import free_port
 
+Spawn = Callable[..., SpawnedPostgreSQL]
 PASSWORD = "p@55/w0rd?x=1&y#100%:z"
 ESCAPED = quote(PASSWORD, safe="")
 
 
 @pytest.fixture(scope="module")
-def server(certificates: Certificates) -> Iterator[SpawnedPostgreSQL]:
+def server(spawn: Spawn, certificates: Certificates) -> SpawnedPostgreSQL:
     pems = [path.read_text() for path in (certificates.key, certificates.certificate, certificates.authority)]
-    with private_postgresql(password=PASSWORD, tls=(*pems,)) as server:
-        yield server
+    return spawn(password=PASSWORD, tls=(*pems,))
 
 
 @pytest.fixture(scope="module")
-def standby() -> Iterator[SpawnedPostgreSQL]:
-    with private_postgresql(password=PASSWORD) as server:
-        server.stop()
-        server.start(standby=True)
-        yield server
+def standby(spawn: Spawn) -> SpawnedPostgreSQL:
+    server = spawn(password=PASSWORD)
+    server.stop()
+    server.start(standby=True)
+    return server
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import sqlalchemy as sa
@@ -17,7 +17,7 @@ from cml_workers.sql.database import dispose, migrate, open_database, transactio
 from cml_workers.sql.earlier import EarlierCheckpoint
 from cml_workers.sql.errors import DatabaseUnavailableError
 from cml_workers.sql.port import ByKey, Database, DatabaseOptions
-from support.postgresql import SpawnedPostgreSQL, private_postgresql
+from support.postgresql import SpawnedPostgreSQL
 from support.tcp_proxy import TcpProxy, Trap
 
 SECONDS = 1.0
@@ -26,12 +26,6 @@ AT_MOST = SECONDS + 2.5
 BY_ID = ByKey(active(WORKERS).c.id, active(WORKERS).c.name)
 PID = sa.text("SELECT pg_backend_pid()")
 SLEEP = sa.text("SELECT pg_sleep(2)")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[SpawnedPostgreSQL]:
-    with private_postgresql() as server:
-        yield server
 
 
 @pytest.fixture

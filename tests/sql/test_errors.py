@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from uuid import uuid4
 
@@ -26,17 +26,11 @@ from cml_workers.sql.errors import (
 )
 from cml_workers.sql.port import Database
 from support.buses import Outbox
-from support.postgresql import SpawnedPostgreSQL, emptied, private_postgresql
+from support.postgresql import SpawnedPostgreSQL, emptied
 from support.projecting import opened
 
 SLOW = "SELECT pg_sleep(30)"
 THINGS = "SELECT * FROM things"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[SpawnedPostgreSQL]:
-    with private_postgresql() as server:
-        yield server
 
 
 @pytest.fixture

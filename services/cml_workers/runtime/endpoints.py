@@ -31,7 +31,11 @@ def database_url(settings: Settings) -> str:
 
 def database_options(settings: Settings) -> DatabaseOptions:
     """The same, and how it is used."""
-    return DatabaseOptions(database_url(settings), call_seconds=settings.database_call_seconds)
+    return DatabaseOptions(
+        database_url(settings),
+        call_seconds=settings.database_call_seconds,
+        transaction_pooling=settings.database_transaction_pooling,
+    )
 
 
 def known_endpoints(settings: Settings) -> dict[str, str]:

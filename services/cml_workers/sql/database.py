@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,14 @@ LASTING = 60
 _SECONDS = "cml_call_seconds"
 """The execution option of an engine that says how long a call may take."""
 
+_UNPREPARED: Mapping[str, Any] = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: "",
+}
+"""Arguments of the driver for a session that may be another one for each transaction: every statement is the unnamed one, which is
+sent again with its parameters and leaves nothing behind."""
+
 
 def open_database(
     options: DatabaseOptions | str, *, durable: bool = False, reader: bool = False
@@ -62,7 +70,7 @@ def open_database(
     engine = create_async_engine(
         address.url,
         pool_pre_ping=not reader,
-        connect_args=dict(address.arguments),
+        connect_args={**address.arguments, **(_UNPREPARED if given.transaction_pooling else {})},
         execution_options={_SECONDS: given.call_seconds},
         **({"isolation_level": "AUTOCOMMIT"} if reader else {}),
     )

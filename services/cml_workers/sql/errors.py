@@ -32,6 +32,9 @@ class Meaning:
 
 
 _AGAIN = Meaning(DatabaseUnavailableError)
+_POOLED = (
+    "behind a pooler in transaction mode, as PgBouncer's may be, set CML_DATABASE_TRANSACTION_POOLING=true"
+)
 
 
 def _fix(advice: str) -> Meaning:
@@ -47,6 +50,8 @@ MEANINGS: Mapping[str, Meaning] = {
     ),
     "25P03": _AGAIN,  # a transaction was idle, or
     "25P04": _AGAIN,  # took too long
+    "26000": _fix(_POOLED),  # a prepared statement is not there, or
+    "42P05": _fix(_POOLED),  # is there already: another session prepared it
     "28": _fix("it does not let us in: fix user and password in DATABASE_URL"),
     "3D000": _fix("fix DATABASE_URL"),
     "3F000": _fix("the search_path of DATABASE_URL and its user must name a schema that there is"),
@@ -69,6 +74,16 @@ _OF_THE_DRIVER = (
     AsyncAdapt_asyncpg_dbapi.InternalClientError,
 )
 """Without an SQLSTATE: a plan that the schema has outdated, no host that is as asked for; try again."""
+
+_OF_POOLERS: Mapping[str, Meaning] = {
+    "statement pooling mode": _fix("let PgBouncer pool transactions or sessions"),
+    "unsupported startup parameter": _fix(
+        "say it by ALTER ROLE ... SET instead of in DATABASE_URL, as PgBouncer does not pass it on"
+    ),
+    "bouncer config error": _fix("PgBouncer must know the database that DATABASE_URL names"),
+    "no such database": _fix("PgBouncer must know the database that DATABASE_URL names"),
+}
+"""What PgBouncer says of a configuration, in its words: their SQLSTATE is that of a lost connection."""
 
 _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
@@ -109,7 +124,12 @@ def explained(engine: AsyncEngine | sa.Engine) -> Iterator[None]:
 def _meaning(error: DBAPIError) -> Meaning | None:
     state = getattr(error.orig, "sqlstate", None) or ""
     again = error.connection_invalidated or isinstance(error.orig, _OF_THE_DRIVER)
-    return MEANINGS.get(state) or MEANINGS.get(state[:2]) or (_AGAIN if again else None)
+    of_pooler = (
+        meaning for words, meaning in _OF_POOLERS.items() if state[:2] == "08" and words in str(error.orig)
+    )
+    return (
+        next(of_pooler, None) or MEANINGS.get(state) or MEANINGS.get(state[:2]) or (_AGAIN if again else None)
+    )
 
 
 def _where(engine: AsyncEngine | sa.Engine) -> str:
