@@ -1,6 +1,5 @@
 """The brokers that tests run on: the embedded one and a real RabbitMQ."""
 
-import os
 import re
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ from support.children import module
 from support.containers import NoContainerError
 from support.kurrentdb import any_kurrentdb
 from support.malformed import MalformedRequests, malformed_requests
+from support.missing import missing
 from support.postgresql import NoPostgreSQLError, any_postgresql
 from support.rabbitmq import NoRabbitMQError, any_rabbitmq
 from support.used import USED
@@ -24,7 +24,7 @@ PARTS = re.compile(r"\[(sqlite|kurrentdb|server|postgresql|embedded|rabbitmq|rea
 """What one suite runs on, one after the other, in the names of its tests."""
 SERVERS = {"server", "postgresql", "rabbitmq", "real"}
 """Those of them that have to be started, as have what these fixtures give."""
-OF_SERVERS = {"rabbitmq_url", "postgresql_url", "kurrentdb_uri"}
+OF_SERVERS = {"rabbitmq_url", "postgresql_url", "kurrentdb_uri", "spawn"}
 SLOW = (
     *("simulation", "system", "bench", "fuzz", "test_command_line.py", "test_ending.py"),
     "doctor/test_doctor.py::test_a_right",
@@ -91,12 +91,6 @@ def _suite(nodeid: str) -> str:
     return f"{place} on {part[1]}" if part else place
 
 
-def _missing(error: Exception) -> None:
-    if os.environ.get("CI") == "true":
-        pytest.fail(str(error))
-    pytest.skip(str(error))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _all_malformed_requests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MalformedRequests]:
     """Also what a process has sent whose test was over."""
@@ -120,7 +114,7 @@ def rabbitmq_url(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.
             pytestconfig.stash[USED]["RabbitMQ"] = how
             yield url
     except (NoRabbitMQError, NoContainerError) as error:
-        _missing(error)
+        missing(error)
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +125,7 @@ def postgresql_url(pytestconfig: pytest.Config) -> Iterator[str]:
             pytestconfig.stash[USED]["PostgreSQL"] = how
             yield url
     except (NoPostgreSQLError, NoContainerError) as error:
-        _missing(error)
+        missing(error)
 
 
 @pytest.fixture(scope="session")

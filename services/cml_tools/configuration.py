@@ -21,7 +21,8 @@ _FOOTER = """
 The EC2 adapter takes its AWS credentials as the AWS SDKs do (`AWS_ACCESS_KEY_ID`, `AWS_PROFILE`, a service account's
 role, ...): <https://boto3.amazonaws.com/v1/documentation/api/latest/guide/credentials.html>.
 
-`DATABASE_URL` takes libpq's `sslmode`, `sslrootcert`, `sslcert` and `sslkey`; `RABBITMQ_URL` (amqps) takes `cafile`,
+`DATABASE_URL` means what it means to libpq, also several hosts and Unix sockets: [deployment.md](deployment.md#postgresql);
+`RABBITMQ_URL` (amqps) takes `cafile`,
 `certfile` and `keyfile`, several hosts separated by commas (`amqps://user:password@one:5671,two:5671/vhost`), and `heartbeat` in
 seconds, 10 if it is not given; `KURRENTDB_URI` takes `TlsCaFile` and the other options of KurrentDB's connection strings.
 """

@@ -139,7 +139,7 @@ ROOMS: Mapping[str, Room] = {
     "sql": Room(
         modules=_service("sql"),
         imports=("foundation", "sql.port"),
-        packages=("alembic", "sqlalchemy"),
+        packages=("alembic", "asyncpg", "sqlalchemy"),
         library=ANYTHING,
     ),
     "readmodels.changes": Room(modules=_service("readmodels.changes"), library=PURE),
@@ -175,7 +175,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "runtime": Room(
         modules=_service("runtime"),
-        imports=(*CORE, "contracts.client", "bus.rabbit", "eventstore.following"),
+        imports=(*CORE, "contracts.client", "bus.rabbit", "eventstore.following", "sql.port"),
         packages=("pydantic", "pydantic_core", "pydantic_settings", "sqlalchemy", "structlog"),
         library=ANYTHING,
     ),

@@ -11,7 +11,8 @@ from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.port import Message
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.deadletters.archive import DEAD_LETTERS, OUTCOMES
-from cml_workers.sql.database import DatabaseUnavailableError, open_database, transaction
+from cml_workers.sql.database import open_database, transaction
+from cml_workers.sql.errors import DatabaseUnavailableError
 from support.dead_letter_service import START, Service
 
 

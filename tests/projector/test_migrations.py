@@ -19,12 +19,13 @@ from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import TABLES, VERSION, WORKERS
 from cml_workers.sql.database import (
-    DatabaseConfigurationError,
     _upgrade,
     migrate,
     open_database,
 )
 from cml_workers.sql.earlier import EarlierCheckpoint
+from cml_workers.sql.errors import DatabaseConfigurationError
+from cml_workers.sql.port import DatabaseOptions
 from cml_workers.sql.schema import CHECKPOINTS, METADATA
 from support.postgresql import emptied
 from support.projecting import opened
@@ -72,7 +73,7 @@ async def test_the_read_model_of_before_goes_on_where_it_was(engine: AsyncEngine
         assert adopted == Generation(1, 1, State.ACTIVE, "17", 5)
         shown = await database.read(lambda seen: seen.scalars(sa.select(active(WORKERS).c.name)).all())
     assert shown == ["a"]
-    assert await EarlierCheckpoint(url).load() == "16"
+    assert await EarlierCheckpoint(DatabaseOptions(url)).load() == "16"
 
 
 async def test_an_empty_database_begins_with_the_version_of_the_code(engine: AsyncEngine, url: str):

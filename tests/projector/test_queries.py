@@ -11,7 +11,8 @@ from cml_contracts.results import ProblemCode
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.projector.queries import ANSWERED_BY, Queries
 from cml_workers.readmodels.registry import READ_MODELS
-from cml_workers.sql.database import DatabaseUnavailableError, migrate, open_database
+from cml_workers.sql.database import migrate, open_database
+from cml_workers.sql.errors import DatabaseUnavailableError
 from support.projecting import Projected, a_database
 
 

@@ -21,7 +21,7 @@ from cml_workers.readmodels.model import active
 from cml_workers.readmodels.rebuild import Progress, Rebuild, SupersededError
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
-from cml_workers.sql.database import DatabaseUnavailableError
+from cml_workers.sql.errors import DatabaseUnavailableError
 from cml_workers.sql.port import Database, T, Work
 from support.projecting import CREATED, LAUNCH, LAUNCHED, Projected
 
@@ -139,13 +139,13 @@ class Dying(Database):
         await self._call()
         return await self.database.read(work)
 
-    async def snapshot(self, work: Work[T]) -> T:
+    async def snapshot(self, work: Work[T], *, lasting: bool = False) -> T:
         await self._call()
-        return await self.database.snapshot(work)
+        return await self.database.snapshot(work, lasting=lasting)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, lasting: bool = False) -> T:
         await self._call()
-        return await self.database.write(work)
+        return await self.database.write(work, lasting=lasting)
 
     async def close(self) -> None:
         """It is somebody else's."""

@@ -27,6 +27,7 @@ from cml_workers.eventstore.worker_streams import append
 from cml_workers.relay.checkpoint import FIRST_LOOKS, LOOKS_AGAIN, LOST, TRIM_EVERY, RelayCheckpoint
 from cml_workers.sql.database import migrate, open_database
 from cml_workers.sql.earlier import EarlierCheckpoint
+from cml_workers.sql.port import DatabaseOptions
 from cml_workers.sql.schema import CHECKPOINTS
 from support.given import NOW, created, recorded
 from support.kurrentdb_standin import KurrentDbStandIn
@@ -246,14 +247,17 @@ async def test_the_checkpoint_of_an_earlier_version_is_taken_over_once(place: Pl
     row = {"follower": "relay", "position": events[2].position}
     async with engine.begin() as connection:
         await connection.execute(sa.insert(CHECKPOINTS), row)
-    taking = place.checkpoint(earlier=EarlierCheckpoint(database_url))
+    taking = place.checkpoint(earlier=EarlierCheckpoint(DatabaseOptions(database_url)))
     assert await taking.load() == events[2].position
     await taking.save(events[4].position)
-    assert await place.checkpoint(earlier=EarlierCheckpoint(database_url)).load() == events[4].position
+    assert (
+        await place.checkpoint(earlier=EarlierCheckpoint(DatabaseOptions(database_url))).load()
+        == events[4].position
+    )
     await engine.dispose()
     await place.lose()
     with pytest.raises(Asks):  # the old one would publish again what was published since
-        await place.checkpoint(earlier=EarlierCheckpoint(database_url)).load()
+        await place.checkpoint(earlier=EarlierCheckpoint(DatabaseOptions(database_url))).load()
 
 
 async def test_a_database_without_a_checkpoint_is_neither_made_nor_an_error(
@@ -261,5 +265,5 @@ async def test_a_database_without_a_checkpoint_is_neither_made_nor_an_error(
 ):
     await place.happen(1)
     with pytest.raises(Asks):
-        await place.checkpoint(earlier=EarlierCheckpoint(database_url)).load()
+        await place.checkpoint(earlier=EarlierCheckpoint(DatabaseOptions(database_url))).load()
     assert list(tmp_path.glob("read-model*")) == []

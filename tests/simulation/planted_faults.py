@@ -79,7 +79,7 @@ def checkpoint_before_rows(patch: pytest.MonkeyPatch) -> None:
     """The position is saved first, the rows in a transaction of their own."""
     original = DatabaseOfProcess.write
 
-    async def write(self: DatabaseOfProcess, work: Any) -> Any:
+    async def write(self: DatabaseOfProcess, work: Any, *, lasting: bool = False) -> Any:
         if getattr(work, "func", None) is not None and work.func.__name__ == "_write":
             generations, (generation, rows, position, events) = work.func.__self__, work.args
             generation = await original(self, partial(generations._write, generation, {}, position, events))

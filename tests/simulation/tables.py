@@ -21,7 +21,7 @@ from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.readmodels.writing import changes_of
-from cml_workers.sql.database import DatabaseUnavailableError
+from cml_workers.sql.errors import DatabaseUnavailableError
 from cml_workers.sql.port import Database, T, Work
 from simulation.world import Process
 
@@ -68,10 +68,10 @@ class MemoryDatabase(Database):
     async def read(self, work: Work[T]) -> T:
         return self.seen(work)
 
-    async def snapshot(self, work: Work[T]) -> T:
+    async def snapshot(self, work: Work[T], *, lasting: bool = False) -> T:
         return self.seen(work)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, lasting: bool = False) -> T:
         return self.change(work)
 
     async def close(self) -> None:
@@ -145,10 +145,10 @@ class DatabaseOfProcess(Database):
         await self._begin("query")
         return self.tables.database.seen(work)
 
-    async def snapshot(self, work: Work[T]) -> T:
+    async def snapshot(self, work: Work[T], *, lasting: bool = False) -> T:
         return await self.read(work)
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, lasting: bool = False) -> T:
         await self._begin("rows")
         result = self.tables.database.change(work)
         await self._end("rows")

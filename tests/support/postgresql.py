@@ -43,10 +43,10 @@ class SpawnedPostgreSQL:
     """A server process of our own; ``stop``, ``kill`` and ``start`` it again as you like."""
 
     def __init__(
-        self, programs: Path, folder: Path, *, password: str | None = None, tls: tuple[str, str] | None = None
+        self, programs: Path, folder: Path, *, password: str | None = None, tls: tuple[str, ...] | None = None
     ) -> None:
         self._programs = programs
-        self._folder = folder
+        self.folder = folder
         self.port = free_port()
         self._server: subprocess.Popen[bytes] | None = None
         # The server refuses to run as root.
@@ -64,23 +64,29 @@ class SpawnedPostgreSQL:
             self._place("data/server.key", tls[0])
             self._place("data/server.crt", tls[1])
             self._secured = ("-c", "ssl=on")
+        if tls and tls[2:]:
+            self._place("data/clients.crt", tls[2])
+            self._secured += ("-c", "ssl_ca_file=clients.crt")
 
     @property
     def url(self) -> str:
         return f"postgresql://cml@127.0.0.1:{self.port}/postgres"
 
-    def start(self) -> None:
-        """Start and wait until it answers."""
-        with (self._folder / "output.log").open("ab") as output:
+    def start(self, *settings: str, standby: bool = False) -> None:
+        """Start and wait until it answers, if only that it lets nobody in; as a ``standby`` it is read-only until promoted."""
+        if standby:
+            self._place("data/standby.signal", "")
+        with (self.folder / "output.log").open("ab") as output:
             self._server = subprocess.Popen(
                 tied(
                     self._programs / "postgres",
-                    *("-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", ""),
+                    *("-D", "data", "-p", str(self.port), "-h", "127.0.0.1", "-k", str(self.folder)),
                     *("-c", "fsync=off"),
                     *self._secured,
+                    *(part for setting in settings for part in ("-c", setting)),
                     user=self._user,
                 ),
-                cwd=self._folder,
+                cwd=self.folder,
                 user=None if tied() else self._user,
                 stdout=output,
                 stderr=output,
@@ -88,10 +94,11 @@ class SpawnedPostgreSQL:
         end = time.monotonic() + READY
         while time.monotonic() < end and self._server.poll() is None:
             ready = [str(self._programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
-            if subprocess.run(ready, check=False).returncode == 0:
+            answer = subprocess.run(ready, check=False).returncode
+            if answer == 0 or (answer == 1 and "hot_standby=off" in settings):
                 return
             time.sleep(0.1)
-        raise NoPostgreSQLError(f"PostgreSQL did not start; see {self._folder / 'output.log'}")
+        raise NoPostgreSQLError(f"PostgreSQL did not start; see {self.folder / 'output.log'}")
 
     def stop(self, number: int = signal.SIGINT) -> None:
         """End the server at once; SIGKILL for a crash."""
@@ -116,7 +123,7 @@ class SpawnedPostgreSQL:
         self.start()
 
     def _place(self, name: str, content: str) -> None:
-        path = self._folder / name
+        path = self.folder / name
         path.touch(mode=0o600)
         path.write_text(content)
         if self._user:
@@ -125,7 +132,7 @@ class SpawnedPostgreSQL:
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
             [self._programs / program, *arguments],
-            cwd=self._folder,
+            cwd=self.folder,
             user=self._user,
             capture_output=True,
             text=True,
@@ -137,9 +144,12 @@ class SpawnedPostgreSQL:
 
 @contextmanager
 def private_postgresql(
-    *, password: str | None = None, tls: tuple[str, str] | None = None
+    *, password: str | None = None, tls: tuple[str, ...] | None = None
 ) -> Iterator[SpawnedPostgreSQL]:
-    """A server of our own that may be stopped. ``tls``: key and certificate, PEM. Raises NoPostgreSQLError."""
+    """A server of our own that may be stopped. Raises NoPostgreSQLError.
+
+    ``tls``: key and certificate, PEM, and perhaps the authority of certificates that clients may show.
+    """
     programs = installed()
     if programs is None or (os.geteuid() == 0 and not _exists("postgres")):
         raise NoPostgreSQLError(

@@ -28,7 +28,7 @@ from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.writing import Writer
 from cml_workers.sql.adapters import connect
 from cml_workers.sql.database import migrate, open_database
-from cml_workers.sql.port import Database
+from cml_workers.sql.port import Database, DatabaseOptions
 from simulation.tables import Tables
 from support.buses import Outbox
 from support.given import NOW, instance, launch, recorded
@@ -48,12 +48,12 @@ TAGS = (
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    """The database at this URL, migrated."""
-    engine = open_database(url)
+async def opened(options: DatabaseOptions | str) -> AsyncIterator[Database]:
+    """The database, migrated."""
+    engine = open_database(options)
     await migrate(engine)
     await engine.dispose()
-    database = connect(url)
+    database = connect(options)
     try:
         yield database
     finally:

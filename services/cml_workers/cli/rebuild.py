@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cml_workers.cli.show import print_json
 from cml_workers.cli.terminal import NOT_DONE, USAGE, AsJson, configured, err, fail, out, run_to_end
-from cml_workers.runtime.endpoints import database_url, existing_event_store_uri
+from cml_workers.runtime.endpoints import database_options, existing_event_store_uri
 from cml_workers.runtime.settings import Settings
 
 if TYPE_CHECKING:  # slow to load, of no use to a client
@@ -62,11 +62,11 @@ async def _rebuilt(settings: Settings, model: "ReadModel", *, verify: bool) -> "
     from cml_workers.sql.database import migrate, open_database  # noqa: PLC0415
 
     uri = existing_event_store_uri(settings)
-    engine = open_database(database_url(settings))
+    engine = open_database(database_options(settings))
     await migrate(engine)
     await engine.dispose()
     store = open_event_store(uri)
-    database = connect(database_url(settings))
+    database = connect(database_options(settings))
     try:
         generations = Generations(model, database)
         active = await generations.active()

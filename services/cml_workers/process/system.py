@@ -14,12 +14,19 @@ from cml_workers.lifecycle.main import LIFECYCLE
 from cml_workers.process.embedded import embed_broker, embed_ec2
 from cml_workers.process.folder import make_folder, published, sole_owner
 from cml_workers.process.registry import ROLES, USERS
-from cml_workers.runtime.endpoints import ENDPOINTS, amqp_url, database_url, ec2_endpoint, event_store_uri
+from cml_workers.runtime.endpoints import (
+    ENDPOINTS,
+    amqp_url,
+    database_options,
+    database_url,
+    ec2_endpoint,
+    event_store_uri,
+)
 from cml_workers.runtime.health import probes
 from cml_workers.runtime.replicas import replicas_watched
 from cml_workers.runtime.role import Infrastructure, Part, Role, Running
 from cml_workers.runtime.settings import Settings
-from cml_workers.sql.database import open_database
+from cml_workers.sql.database import dispose, open_database, shown
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +56,7 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
             elif not settings.aws:
                 settings, endpoints["ec2"] = await embed_ec2(settings, stack)
             endpoints["event_store"] = redacted(event_store_uri(settings))
-            endpoints["read_model"] = redacted(database_url(settings))
+            endpoints["read_model"] = shown(database_url(settings))
             roles = ROLES.values()
             given = await _open(roles, settings, endpoints["amqp"], endpoints.get("ec2"), stack)
             running = [*embedded, *[await stack.enter_async_context(role.compose(given)) for role in roles]]
@@ -114,9 +121,9 @@ async def _open(
         await store.ping()
         given = replace(given, store=store)
     if Part.DATABASE in needed:
-        url = database_url(settings)
-        database, archive = open_database(url), open_database(url, durable=True)
+        options = database_options(settings)
+        database, archive = open_database(options), open_database(options, durable=True)
         for engine in (database, archive):
-            stack.push_async_callback(engine.dispose)
+            stack.push_async_callback(dispose, engine)
         given = replace(given, database=database, archive=archive)
     return given

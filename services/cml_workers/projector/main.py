@@ -27,7 +27,7 @@ from cml_workers.readmodels.registry import READ_MODELS
 from cml_workers.readmodels.runner import Runner
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.reminders.reminders import Reminders
-from cml_workers.runtime.endpoints import database_url
+from cml_workers.runtime.endpoints import database_options
 from cml_workers.runtime.role import (
     Infrastructure,
     Part,
@@ -49,7 +49,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     """Run the role until the context ends. Raises BusUnavailableError, TopologyError, DatabaseUnavailableError."""
     await migrate(given.database)
     bus = given.bus(PROJECTOR)
-    database = connect(database_url(given.settings))
+    database = connect(database_options(given.settings))
     runners = {model.name: Runner(model=model, store=given.store, database=database) for model in READ_MODELS}
 
     def unavailable(model: ReadModel) -> str | None:

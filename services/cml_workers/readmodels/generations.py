@@ -61,7 +61,7 @@ class Generations:
 
         Raises NewerReadModelError.
         """
-        return await self._database.write(partial(self._begin, temporary=temporary))
+        return await self._database.write(partial(self._begin, temporary=temporary), lasting=True)
 
     async def write(
         self, generation: Generation, changes: Changes, position: str | None, events: int = 0
@@ -81,14 +81,11 @@ class Generations:
 
     async def copy(self) -> Generation | None:
         """A temporary copy of the active generation as it is now, to compare another one with; None if there is none."""
-        return await self._database.write(self._copy)
+        return await self._database.write(self._copy, lasting=True)
 
     async def compare(self, generation: Generation, copy: Generation) -> Sequence[Difference] | None:
         """How it differs from a copy; None if the two are not at the same position, or the copy is gone."""
-        try:
-            return await self._database.snapshot(partial(self._compare, generation, copy))
-        except ProgrammingError:  # dropped between two statements, of which each sees the tables there are
-            return None
+        return await self._database.snapshot(partial(self._compare, generation, copy), lasting=True)
 
     async def switch(self, generation: Generation, over: Generation | None, *, behind: bool = False) -> bool:
         """Make it the active generation, if both are still the ones that were seen; whether that was so.
@@ -96,13 +93,15 @@ class Generations:
         ``behind``: even if it has fewer events than the one that it replaces. Who follows the store goes on from where the
         new one is.
         """
-        return await self._database.write(partial(self._switch, generation, over, behind=behind))
+        return await self._database.write(
+            partial(self._switch, generation, over, behind=behind), lasting=True
+        )
 
     async def drop(self, *more: Generation) -> Sequence[int]:
         """Drop the tables of those that are retired, and of these, unless one is active; their numbers."""
         numbers = await self._database.read(partial(self._to_drop, more))
         for number in numbers:
-            await self._database.write(partial(self._drop, number))
+            await self._database.write(partial(self._drop, number), lasting=True)
         return numbers
 
     # -- within a transaction -----------------------------------------------------------------------------
@@ -216,9 +215,12 @@ class Generations:
         if there is None or here is None or there.position != here.position:
             return None
         there_tables, here_tables = self._tables(there.number), self._tables(here.number)
-        found = [
-            difference(connection, name, table, here_tables[name]) for name, table in there_tables.items()
-        ]
+        try:
+            found = [
+                difference(connection, name, table, here_tables[name]) for name, table in there_tables.items()
+            ]
+        except ProgrammingError:  # dropped between two statements, of which each sees the tables there are
+            return None
         return [each for each in found if each.missing or each.added]
 
     def _switch(

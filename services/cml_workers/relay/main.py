@@ -12,7 +12,7 @@ from cml_workers.eventstore.following import Following, follow_from
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.relay.checkpoint import RelayCheckpoint
 from cml_workers.relay.relay import Relay
-from cml_workers.runtime.endpoints import database_url
+from cml_workers.runtime.endpoints import database_options
 from cml_workers.runtime.role import (
     Infrastructure,
     Part,
@@ -33,7 +33,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
         given.store,
         new_id=uuid4,
         begins=given.settings.relay_begin,
-        earlier=EarlierCheckpoint(database_url(given.settings)),
+        earlier=EarlierCheckpoint(database_options(given.settings)),
     )
     bus = given.bus(RELAY)
     publishing = Relay(

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from cml_workers.runtime.settings import Settings, SettingsError
+from cml_workers.sql.port import DatabaseOptions
 
 ENDPOINTS = "endpoints.json"
 LOCK = "lock"
@@ -41,6 +42,15 @@ def database_url(settings: Settings) -> str:
     if settings.database_url:
         return settings.database_url.get_secret_value()
     return f"sqlite:///{(settings.data_dir / 'read-model.sqlite3').absolute()}"
+
+
+def database_options(settings: Settings) -> DatabaseOptions:
+    """The same, and how it is used."""
+    return DatabaseOptions(
+        database_url(settings),
+        call_seconds=settings.database_call_seconds,
+        transaction_pooling=settings.database_transaction_pooling,
+    )
 
 
 def known_endpoints(settings: Settings) -> dict[str, str]:

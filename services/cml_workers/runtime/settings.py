@@ -91,6 +91,10 @@ class Settings(BaseSettings):
     """kurrentdb:// or esdb:// URI; unset: an SQLite file in the data folder."""
     database_url: Annotated[SecretStr | None, Field(validation_alias="DATABASE_URL")] = None
     """postgresql:// URL; unset: an SQLite file in the data folder."""
+    database_call_seconds: Annotated[float, Field(ge=1, le=300)] = 5
+    """How long a call to PostgreSQL may take until it counts as not answered; work on whole tables, as a rebuild does, 60 times as long."""
+    database_transaction_pooling: bool = False
+    """DATABASE_URL leads to a pooler in transaction mode, as PgBouncer's is: no statement stays prepared."""
     aws_endpoint_url: Annotated[AnyUrl | None, Field(validation_alias="AWS_ENDPOINT_URL")] = None
     """URL of an EC2 API other than AWS's own."""
     aws: bool = False

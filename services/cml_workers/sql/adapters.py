@@ -16,8 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cml_workers.foundation.batching import Batcher
-from cml_workers.sql.database import explained, open_database, open_sqlite
-from cml_workers.sql.port import ByKey, Database, Row, T, Work
+from cml_workers.sql.database import answered, dispose, open_database, open_sqlite, patient, transaction
+from cml_workers.sql.errors import explained
+from cml_workers.sql.port import ByKey, Database, DatabaseOptions, Row, T, Work
 
 READERS = 4
 """Queries that SQLite answers side by side."""
@@ -27,12 +28,12 @@ TOGETHER = 0.002
 """Seconds after such a query in which keys are collected for the next one."""
 
 
-def connect(url: str) -> Database:
-    """The database at a URL as ``open_database`` takes it. Raises DatabaseConfigurationError."""
-    engine = open_database(url)
+def connect(options: DatabaseOptions | str) -> Database:
+    """The database that ``open_database`` opens. Raises DatabaseConfigurationError."""
+    engine = open_database(options)
     if engine.dialect.name == "sqlite":
         return SqliteDatabase(open_sqlite(engine.url))
-    return PostgresqlDatabase(writer=engine, reader=open_database(url, reader=True))
+    return PostgresqlDatabase(writer=engine, reader=open_database(options, reader=True))
 
 
 class SqliteDatabase(Database):
@@ -50,10 +51,10 @@ class SqliteDatabase(Database):
     async def find(self, rows: ByKey, key: Hashable) -> Row | None:
         return self._plain(lambda connection: connection.execute(rows.one, {"key": key}).first())
 
-    async def snapshot(self, work: Work[T]) -> T:
+    async def snapshot(self, work: Work[T], *, lasting: bool = False) -> T:  # noqa: ARG002 - a file answers
         return await self._run(self._readers, partial(self._transaction, work, "DEFERRED"))
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, lasting: bool = False) -> T:  # noqa: ARG002 - likewise
         # One that reads before it writes would be refused where another process has written meanwhile.
         return await self._run(self._writer, partial(self._transaction, work, "IMMEDIATE"))
 
@@ -108,22 +109,21 @@ class PostgresqlDatabase(Database):
         found = await self.read(lambda connection: connection.execute(rows.some, {"keys": keys}).all())
         return {row[-1]: row for row in found}
 
-    async def snapshot(self, work: Work[T]) -> T:
-        return await _again(self._frozen, work)
+    async def snapshot(self, work: Work[T], *, lasting: bool = False) -> T:
+        return await _again(patient(self._frozen) if lasting else self._frozen, work)
 
-    async def write(self, work: Work[T]) -> T:
-        with explained(self._writer):
-            async with self._writer.begin() as connection:
-                return await connection.run_sync(work)
+    async def write(self, work: Work[T], *, lasting: bool = False) -> T:
+        async with transaction(patient(self._writer) if lasting else self._writer) as connection:
+            return await connection.run_sync(work)
 
     async def close(self) -> None:
-        await self._reader.dispose()
-        await self._writer.dispose()
+        await dispose(self._reader)
+        await dispose(self._writer)
 
 
 async def _again(engine: AsyncEngine, work: Work[T]) -> T:
     """Run it, a second time if the pooled connection turned out to be gone; with it goes the rest of the pool."""
-    with explained(engine):
+    async with answered(engine):
         try:
             async with engine.connect() as connection:
                 return await connection.run_sync(work)

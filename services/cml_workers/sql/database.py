@@ -1,10 +1,9 @@
-"""The SQL database: its engine, its errors, and its schema."""
+"""The SQL database: its engine, and its schema."""
 
 import asyncio
 import sqlite3
-import ssl
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,35 +13,41 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import ArgumentError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.foundation.private_file import make_private
 from cml_workers.foundation.sqlite_files import write_ahead
+from cml_workers.sql.address import SCHEMES, Address
+from cml_workers.sql.errors import (
+    READ_ONLY,
+    DatabaseConfigurationError,
+    DatabaseUnavailableError,
+    explained,
+)
+from cml_workers.sql.port import DatabaseOptions
 from cml_workers.sql.schema import alone
 
 SQLITE_BUSY_SECONDS = 20
 """How long one process waits for the others that use an SQLite file."""
+LASTING = 60
+"""How many times as long as others a call may take that works on whole tables, or waits for one."""
+_SECONDS = "cml_call_seconds"
+"""The execution option of an engine that says how long a call may take."""
 
-
-class DatabaseUnavailableError(ConnectionError):
-    """The database did not answer; try again."""
-
-
-class DatabaseConfigurationError(ConfigurationError):
-    """The database cannot be used as configured; says what to fix."""
-
-
-_DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
-    "postgresql": "postgresql+asyncpg",
-    "postgres": "postgresql+asyncpg",
+_UNPREPARED: Mapping[str, Any] = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: "",
 }
+"""Arguments of the driver for a session that may be another one for each transaction: every statement is the unnamed one, which is
+sent again with its parameters and leaves nothing behind."""
 
 
-def open_database(url: str, *, durable: bool = False, reader: bool = False) -> AsyncEngine:
-    """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``.
+def open_database(
+    options: DatabaseOptions | str, *, durable: bool = False, reader: bool = False
+) -> AsyncEngine:
+    """The engine for ``sqlite:///path`` or ``postgresql://user:password@host/name``, with these options or the default ones.
 
     ``reader``: for single statements that change nothing: each is a transaction of its own, and a pooled connection is not asked
     whether it still works before it is used; both are round trips on PostgreSQL.
@@ -50,33 +55,52 @@ def open_database(url: str, *, durable: bool = False, reader: bool = False) -> A
     ``durable``: for what cannot be rebuilt from the event store: what is committed outlives the machine, in SQLite
     too. That costs an fsync for each transaction, so what can be rebuilt goes without.
 
-    For PostgreSQL, ``?sslmode=verify-full&sslrootcert=ca.pem`` and ``sslcert``, ``sslkey`` mean what they mean to
-    libpq (https://www.postgresql.org/docs/current/libpq-ssl.html).
-
     Raises:
         DatabaseConfigurationError: another kind of URL, or an option or file that there is not.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise DatabaseConfigurationError(f"DATABASE_URL is not a database URL: {error}") from error
-    driver = _DRIVERS.get(parsed.drivername, parsed.drivername)
-    if driver not in _DRIVERS.values():
-        raise DatabaseConfigurationError(
-            f"DATABASE_URL must begin with sqlite:/// or postgresql://, not {parsed.drivername}://"
-        )
-    if driver == "sqlite+aiosqlite":
-        if parsed.database and not parsed.database.startswith((":memory:", "file:")):
-            _make_file(Path(parsed.database))
-        engine = create_async_engine(parsed.set(drivername=driver))
+    given = DatabaseOptions(options) if isinstance(options, str) else options
+    address = _address(given.url)
+    if address.url.drivername == "sqlite":
+        path = address.url.database
+        if path and not path.startswith((":memory:", "file:")):
+            _make_file(Path(path))
+        engine = create_async_engine(address.url.set(drivername="sqlite+aiosqlite"))
         sa.event.listen(engine.sync_engine, "connect", partial(_tune_sqlite, durable=durable))
         return engine
-    return create_async_engine(
-        parsed.set(drivername=driver, query={}),
+    engine = create_async_engine(
+        address.url,
         pool_pre_ping=not reader,
-        connect_args={"ssl": _tls(parsed)},
+        connect_args={**address.arguments, **(_UNPREPARED if given.transaction_pooling else {})},
+        execution_options={_SECONDS: given.call_seconds},
         **({"isolation_level": "AUTOCOMMIT"} if reader else {}),
     )
+    sa.event.listen(engine.sync_engine, "handle_error", _distrust)
+    return engine
+
+
+def _distrust(context: sa.ExceptionContext) -> None:
+    """Which connections are not used again, besides those that are closed."""
+    if isinstance(context.original_exception, asyncio.CancelledError):
+        context.invalidate_pool_on_disconnect = True  # what is pooled may be as silent as this one
+    elif getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True  # the primary may be elsewhere by now
+
+
+def shown(url: str) -> str:
+    """The URL as it may be shown: without password and options. Raises DatabaseConfigurationError."""
+    found = _address(url).url
+    return found.set(drivername=found.get_backend_name()).render_as_string()
+
+
+def _address(url: str) -> Address:
+    try:
+        if url.startswith("sqlite:"):
+            return Address(make_url(url), {})
+        if not url.startswith(tuple(f"{scheme}://" for scheme in SCHEMES)):
+            raise ValueError("must begin with sqlite:/// or postgresql://")  # noqa: TRY301 - said as the others
+        return Address.of(url)
+    except (ValueError, ArgumentError) as error:
+        raise DatabaseConfigurationError(f"DATABASE_URL {error}") from None
 
 
 def open_sqlite(url: URL) -> sa.Engine:
@@ -99,34 +123,6 @@ def _make_file(path: Path) -> None:
         raise DatabaseConfigurationError(f"DATABASE_URL: {path} cannot be made: {error.strerror}") from error
 
 
-def _tls(url: URL) -> str | ssl.SSLContext:
-    """How to secure the connection. The driver takes libpq's modes by name, but the files only as a context."""
-    options = {name: value if isinstance(value, str) else value[-1] for name, value in url.query.items()}
-    unknown = options.keys() - {"sslmode", "sslrootcert", "sslcert", "sslkey"}
-    if unknown:
-        raise DatabaseConfigurationError(
-            f"DATABASE_URL has options that are not known: {', '.join(sorted(unknown))}; known are sslmode, "
-            "sslrootcert, sslcert and sslkey"
-        )
-    mode = options.get("sslmode", "verify-full" if "sslrootcert" in options else "prefer")
-    if mode in ("disable", "allow", "prefer", "require"):
-        return mode
-    if mode not in ("verify-ca", "verify-full"):
-        raise DatabaseConfigurationError(
-            f"DATABASE_URL: sslmode {mode!r} is none of disable, allow, prefer, require, verify-ca, verify-full"
-        )
-    try:
-        context = ssl.create_default_context(cafile=options.get("sslrootcert"))
-        context.check_hostname = mode == "verify-full"
-        if "sslcert" in options:
-            context.load_cert_chain(options["sslcert"], options.get("sslkey"))
-    except OSError as error:
-        raise DatabaseConfigurationError(
-            f"DATABASE_URL: sslrootcert, sslcert or sslkey cannot be read: {error}"
-        ) from error
-    return context
-
-
 def _tune_sqlite(connection: Any, _record: Any, *, durable: bool) -> None:
     """NORMAL may lose the last transactions with the machine, never corrupt (https://sqlite.org/pragma.html).
 
@@ -144,55 +140,37 @@ def _write_ahead(path: str) -> None:
 
 
 @asynccontextmanager
-async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    """A transaction, committed at the end. Raises as ``explained`` does."""
+async def answered(engine: AsyncEngine) -> AsyncIterator[None]:
+    """A call that is given up when it takes too long. Raises as ``explained`` does."""
+    seconds = engine.get_execution_options().get(_SECONDS)
     with explained(engine):
-        async with engine.begin() as connection:
-            yield connection
+        try:
+            async with asyncio.timeout(seconds) as deadline:
+                yield
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise TimeoutError(f"it took longer than {seconds:g} s") from error
 
 
-@contextmanager
-def explained(engine: AsyncEngine | sa.Engine) -> Iterator[None]:
-    """Errors of the database as ours.
-
-    Raises:
-        DatabaseUnavailableError: it does not answer; try again.
-        DatabaseConfigurationError: it does not let us in, or we do not trust it.
-    """
-    try:
-        yield
-    except ssl.SSLCertVerificationError as error:
-        raise DatabaseConfigurationError(
-            f"no trusted connection to {_where(engine)}: sslrootcert in DATABASE_URL must name the certificate "
-            f"authority of its server ({error.verify_message})"
-        ) from error
-    except (OperationalError, OSError) as error:
-        raise DatabaseUnavailableError(f"no answer from {_where(engine)} (DATABASE_URL): {error}") from error
-    except (DBAPIError, sqlite3.DatabaseError) as error:
-        original = error.orig if isinstance(error, DBAPIError) else error
-        if getattr(original, "sqlite_errorcode", None) in _DAMAGED:
-            raise DatabaseConfigurationError(
-                f"{_where(engine)} is damaged or no SQLite file ({original}): restore it from a backup, or move it away: "
-                "read models are made again from the events, the archive of dead letters is not"
-            ) from error
-        if not isinstance(error, DBAPIError):
-            raise
-        if str(getattr(error.orig, "sqlstate", "")).startswith(_NOT_LET_IN):
-            raise DatabaseConfigurationError(
-                f"{_where(engine)} does not let us in: {error.orig}; fix DATABASE_URL"
-            ) from error
-        if error.connection_invalidated:
-            raise DatabaseUnavailableError(f"the connection to {_where(engine)} broke: {error}") from error
-        raise
+@asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A transaction, committed at the end. Raises as ``answered`` does."""
+    async with answered(engine), engine.begin() as connection:
+        yield connection
 
 
-def _where(engine: AsyncEngine | sa.Engine) -> str:
-    return f"the database at {engine.url.set(drivername=engine.dialect.name).render_as_string()}"
+def patient(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine for what takes long: work on whole tables, and what waits for it."""
+    seconds = engine.get_execution_options().get(_SECONDS)
+    return engine.execution_options(**{_SECONDS: seconds and seconds * LASTING})
 
 
-_DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
-_NOT_LET_IN = ("28", "3D")
-"""Classes of SQLSTATE: invalid authorization, and no such database."""
+async def dispose(engine: AsyncEngine) -> None:
+    """Close its connections; those that do not answer end with the process."""
+    with suppress(DatabaseUnavailableError):
+        async with answered(engine):
+            await engine.dispose()
 
 
 async def migrate(engine: AsyncEngine) -> None:
@@ -203,7 +181,9 @@ async def migrate(engine: AsyncEngine) -> None:
         DatabaseConfigurationError: a newer version of the system owns the schema, or we may not change it.
     """
     try:
-        async with transaction(engine) as connection:
+        async with transaction(engine):
+            pass  # it answers; then the others, and the tables, may take their time
+        async with transaction(patient(engine)) as connection:
             if connection.dialect.name == "sqlite":
                 await asyncio.to_thread(_write_ahead, engine.url.database or "")
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -215,7 +195,7 @@ async def migrate(engine: AsyncEngine) -> None:
         ) from error
     except ProgrammingError as error:
         raise DatabaseConfigurationError(
-            f"the database user may not change the schema: {error.orig}"
+            f"the schema of the database cannot be changed: {error.orig}"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """A database as its users see it: work is a plain function of a connection, and an adapter runs it."""
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -9,6 +10,19 @@ from sqlalchemy.dialects import postgresql
 T = TypeVar("T")
 Work = Callable[[sa.Connection], T]
 Row = sa.Row[*tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseOptions:
+    """Where a database is, as ``Address`` understands it, and how it is used.
+
+    ``call_seconds``: how long a call to PostgreSQL may take until it counts as not answered. ``transaction_pooling``: each
+    transaction may be another session's, so that nothing is left in one.
+    """
+
+    url: str
+    call_seconds: float = 5.0
+    transaction_pooling: bool = False
 
 
 class ByKey:
@@ -27,6 +41,8 @@ class ByKey:
 class Database(Protocol):
     """Safe for many concurrent callers of one event loop. ``work`` runs at once, and does not wait for anything else.
 
+    A call that takes too long is given up, one that is ``lasting``, as on whole tables, only after much longer.
+
     Raises DatabaseUnavailableError (try again) and DatabaseConfigurationError (trying again is of no use).
     """
 
@@ -38,11 +54,11 @@ class Database(Protocol):
         """The row with that key; None if there is none."""
         return await self.read(lambda connection: connection.execute(rows.one, {"key": key}).first())
 
-    async def snapshot(self, work: Work[T]) -> T:
+    async def snapshot(self, work: Work[T], *, lasting: bool = False) -> T:
         """Run statements that change nothing and all see the same moment."""
         ...
 
-    async def write(self, work: Work[T]) -> T:
+    async def write(self, work: Work[T], *, lasting: bool = False) -> T:
         """Run ``work`` in a transaction, which is committed when it returns and rolled back when it raises.
 
         If the answer is lost (DatabaseUnavailableError), it may or may not have been committed.
