@@ -9,7 +9,7 @@ from cml_workers.bus.port import Ack
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.kurrentdb import store as kurrentdb_store
 from cml_workers.eventstore.port import NO_STREAM, StoreUnavailableError, WrongExpectedVersionError
-from support.kurrentdb_followers import events
+from support.kurrentdb_followers import events, until
 from support.kurrentdb_standin import KurrentDbStandIn
 from support.service import CREATE, Service
 
@@ -95,3 +95,17 @@ async def test_what_a_frozen_server_commits_late_is_not_done_twice(
     await late
     assert await service.command(CREATE, "create") == Ack()
     assert await service.types() == ["worker.created", "worker.launch_requested"]
+
+
+async def test_what_is_under_way_when_the_server_stops_is_unavailable(
+    node: KurrentDbStandIn, impatient: KurrentDbEventStore
+):
+    node.faults.commit_seconds = 60
+    appending = asyncio.create_task(impatient.append("a", same := events(), expected=NO_STREAM))
+    await until(lambda: node.appending)
+    await node.stop()
+    with pytest.raises(StoreUnavailableError):
+        await appending
+    node.faults.commit_seconds = 0.001
+    await node.start()
+    assert await impatient.append("a", same, expected=NO_STREAM) == 0

@@ -63,11 +63,11 @@ class Streams(streams_pb2_grpc.StreamsServicer):
                 await asyncio.sleep(self._node.faults.hold_seconds)
                 yield _error(request, shared_pb2.Timeout())
                 continue
-            self._node.ids_under_way |= ids
-            task = asyncio.create_task(self._append_later(request, ids))
-            self._node.appending.add(task)
-            task.add_done_callback(self._node.appending.discard)
-            response = await asyncio.shield(task)
+            task = self._begun(request, ids)
+            await asyncio.wait((task,))  # it goes on if the caller goes
+            if task.cancelled():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Server Is Stopping")
+            response = task.result()
             if self._node.faults.lose_replies > 0:
                 self._node.faults.lose_replies -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
@@ -76,14 +76,22 @@ class Streams(streams_pb2_grpc.StreamsServicer):
                 response = _error(request, shared_pb2.Timeout())
             yield response
 
-    async def _append_later(
+    def _begun(
         self, request: streams_pb2.BatchAppendReq, ids: set[str]
-    ) -> streams_pb2.BatchAppendResp:
-        try:
+    ) -> asyncio.Task[streams_pb2.BatchAppendResp]:
+        async def work() -> streams_pb2.BatchAppendResp:
             await asyncio.sleep(self._node.faults.commit_seconds)
             return self._append(request)
-        finally:
+
+        def ended(task: asyncio.Task[streams_pb2.BatchAppendResp]) -> None:
+            self._node.appending.discard(task)
             self._node.ids_under_way -= ids
+
+        task = asyncio.create_task(work())
+        self._node.appending.add(task)
+        self._node.ids_under_way |= ids
+        task.add_done_callback(ended)
+        return task
 
     def _append(self, request: streams_pb2.BatchAppendReq) -> streams_pb2.BatchAppendResp:
         log, options = self._node.log, request.options
