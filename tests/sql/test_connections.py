@@ -1,7 +1,6 @@
 """How many connections a process opens, and that queries leave the writer its own."""
 
 import asyncio
-import time
 
 import sqlalchemy as sa
 
@@ -24,20 +23,25 @@ async def limited(server: SpawnedPostgreSQL, connections: int) -> DatabaseOption
         await connection.exec_driver_sql("DROP ROLE IF EXISTS limited")
         await connection.exec_driver_sql(f"CREATE ROLE limited LOGIN CONNECTION LIMIT {connections}")
     await dispose(engine)
-    return DatabaseOptions(server.url.replace("cml@", "limited@"), connections=QUERIES)
+    return DatabaseOptions(server.url.replace("cml@", "limited@"), call_seconds=30, connections=QUERIES)
 
 
 async def test_slow_queries_leave_the_writer_its_connections(server: SpawnedPostgreSQL):
     database = connect(await limited(server, ALL))
-    asking = asyncio.gather(*(database.read(lambda each: each.execute(SLOW)) for _ in range(4 * QUERIES)))
+    other = open_database(server.url)
+    blocked = sa.text("SELECT pg_advisory_xact_lock_shared(1)")
     try:
-        await asyncio.sleep(0.1)
-        began = time.monotonic()
-        await database.write(lambda connection: connection.execute(sa.text("SELECT 1")))
-        assert time.monotonic() - began < 0.3
-        assert not asking.done()
+        async with transaction(other) as connection:
+            await connection.exec_driver_sql("SELECT pg_advisory_xact_lock(1)")
+            asking = asyncio.gather(
+                *(database.read(lambda each: each.execute(blocked)) for _ in range(4 * QUERIES))
+            )
+            await asyncio.sleep(0.1)
+            await database.write(lambda each: each.execute(sa.text("SELECT 1")))
+            assert not asking.done()
         await asking
     finally:
+        await dispose(other)
         await database.close()
 
 

@@ -1,7 +1,7 @@
 """A database as its users see it: work is a plain function of a connection, and an adapter runs it."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -20,7 +20,7 @@ class DatabaseOptions:
     use at once. ``transaction_pooling``: each transaction may be another session's, so that nothing is left in one.
     """
 
-    url: str
+    url: str = field(repr=False)  # with a password
     call_seconds: float = 5.0
     connections: int = 15
     transaction_pooling: bool = False
