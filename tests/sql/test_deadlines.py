@@ -21,8 +21,8 @@ from support.postgresql import SpawnedPostgreSQL
 from support.tcp_proxy import TcpProxy, Trap
 
 SECONDS = 1.0
-AT_MOST = SECONDS + 2.5
-"""A connection that is given up may take two seconds to close."""
+AT_MOST = SECONDS + 4
+"""A connection that is given up may take two seconds to close, and the machine may be busy."""
 BY_ID = ByKey(active(WORKERS).c.id, active(WORKERS).c.name)
 PID = sa.text("SELECT pg_backend_pid()")
 SLEEP = sa.text("SELECT pg_sleep(2)")

@@ -49,6 +49,7 @@ def database_options(settings: Settings) -> DatabaseOptions:
     return DatabaseOptions(
         database_url(settings),
         call_seconds=settings.database_call_seconds,
+        connections=settings.database_connections,
         transaction_pooling=settings.database_transaction_pooling,
     )
 

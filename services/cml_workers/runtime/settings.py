@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     """postgresql:// URL; unset: an SQLite file in the data folder."""
     database_call_seconds: Annotated[float, Field(ge=1, le=300)] = 5
     """How long a call to PostgreSQL may take until it counts as not answered; work on whole tables, as a rebuild does, 60 times as long."""
+    database_connections: Annotated[int, Field(ge=1, le=200)] = 15
+    """How many connections to PostgreSQL queries may use at once; the projector opens up to nine more, which queries cannot take."""
     database_transaction_pooling: bool = False
     """DATABASE_URL leads to a pooler in transaction mode, as PgBouncer's is: no statement stays prepared."""
     aws_endpoint_url: Annotated[AnyUrl | None, Field(validation_alias="AWS_ENDPOINT_URL")] = None

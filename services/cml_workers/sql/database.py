@@ -32,6 +32,10 @@ SQLITE_BUSY_SECONDS = 20
 """How long one process waits for the others that use an SQLite file."""
 LASTING = 60
 """How many times as long as others a call may take that works on whole tables, or waits for one."""
+KEPT = 5
+"""How many connections for queries stay open when nothing is asked."""
+OWN = 3
+"""How many connections each of the others has: the writer's, the archive's and the migrations'. They seldom need more than one."""
 _SECONDS = "cml_call_seconds"
 """The execution option of an engine that says how long a call may take."""
 
@@ -70,6 +74,8 @@ def open_database(
     engine = create_async_engine(
         address.url,
         pool_pre_ping=not reader,
+        pool_size=min(given.connections, KEPT) if reader else OWN,
+        max_overflow=max(given.connections - KEPT, 0) if reader else 0,
         connect_args={**address.arguments, **(_UNPREPARED if given.transaction_pooling else {})},
         execution_options={_SECONDS: given.call_seconds},
         **({"isolation_level": "AUTOCOMMIT"} if reader else {}),

@@ -1,7 +1,7 @@
 """A database as its users see it: work is a plain function of a connection, and an adapter runs it."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
@@ -16,12 +16,13 @@ Row = sa.Row[*tuple[Any, ...]]
 class DatabaseOptions:
     """Where a database is, as ``Address`` understands it, and how it is used.
 
-    ``call_seconds``: how long a call to PostgreSQL may take until it counts as not answered. ``transaction_pooling``: each
-    transaction may be another session's, so that nothing is left in one.
+    ``call_seconds``: how long a call to PostgreSQL may take until it counts as not answered. ``connections``: how many queries may
+    use at once. ``transaction_pooling``: each transaction may be another session's, so that nothing is left in one.
     """
 
-    url: str
+    url: str = field(repr=False)  # with a password
     call_seconds: float = 5.0
+    connections: int = 15
     transaction_pooling: bool = False
 
 
