@@ -16,7 +16,7 @@ from cml_workers.bus.port import (
     UnroutableError,
     Verdict,
 )
-from cml_workers.bus.topology import EC2_TRIGGERS, QUEUES, Queue
+from cml_workers.bus.topology import EC2_TRIGGERS, PROBES, QUEUES, Queue
 from cml_workers.domain.messages import LookupRequested, Reminder
 from simulation import nets
 from simulation.delivery import HANDLED, Consumer, Delivery, QueueState, took_effect
@@ -37,7 +37,7 @@ class Broker:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.queues = {queue.name: QueueState(queue) for queue in QUEUES}
+        self.queues = {queue.name: QueueState(queue) for queue in QUEUES if queue is not PROBES}
         self.on_reply: Callable[[Outgoing], object] = lambda _: None
         self.on_event: Callable[[Outgoing], object] = lambda _: None
         self.on_lookup: Callable[[Outgoing], object] = lambda _: None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,6 +38,15 @@ class Chances:
 
 CALM = Chances()
 
+SELDOM: Mapping[str, float] = dict.fromkeys(
+    (
+        "asks whether it was routed",
+        *("start", "start begins", "start ends"),
+        *("terminate", "terminate begins", "terminate ends"),
+    ),
+    5.0,
+)
+"""How much more often something happens to operations and at steps that come seldom."""
 CRASH, HOST_LOST, DISCONNECTED = "crash", "lost with its host", "disconnected"
 """A process is killed, which the broker notices at once, or only when it has been silent for too long; or is cut off."""
 PAUSES = {
@@ -175,7 +184,7 @@ class World:
         """Every run has its own habits: where everything happens equally, rare sequences never come about."""
         if (fault, operation) not in self._weights:
             self._weights[fault, operation] = self._habits.choice((0.0, 0.3, 1.0, 1.0, 6.0))
-        return self._weights[fault, operation]
+        return self._weights[fault, operation] * SELDOM.get(operation, 1.0)
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run beside everything else. What never ends is forgotten with the run."""
