@@ -125,9 +125,10 @@ class Sessions:
     async def _successor(self, lost: Session) -> Session:
         """Another session, on the same connection if only its channel was closed."""
         connection = lost.connection
+        serves = connection.connected.is_set() and not lost.is_silent
         while True:
             try:
-                if connection.connected.is_set() and not (connection is lost.connection and lost.is_silent):
+                if serves:
                     await closed(lost.channel)
                 else:
                     await closed(connection)
@@ -138,6 +139,8 @@ class Sessions:
                 if cause is None and not isinstance(error, Exception):
                     raise
                 self.trouble = f": {cause or error!r}"
+            # The library takes one for connected that was closed while it was opened: none is tried twice.
+            serves = False
             await asyncio.sleep(PAUSE)
 
     async def _opened(self, connection: AbstractConnection) -> Session:

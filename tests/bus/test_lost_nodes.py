@@ -389,3 +389,28 @@ async def test_a_caller_whose_one_message_is_not_confirmed_stays_where_others_ar
         assert held_back
         addresses = {message.reply_to for message in service.asked}
         assert len(addresses) == 1
+
+
+async def test_a_connection_that_is_closed_while_it_is_opened_is_not_tried_again(
+    network: TcpProxy, service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    """As by a node that stops or starts. The library takes it for connected then, and no moment of it can be met from outside."""
+    service.answers.set()
+    opened = aio_pika.Connection._on_connected
+
+    async def closed_meanwhile(connection: aio_pika.Connection) -> None:
+        if "closed" not in happened:
+            happened.append("closed")
+            network.cut()
+            assert connection.transport is not None
+            await asyncio.wait((connection.transport.connection.closing,))
+            await asyncio.sleep(0.1)
+        await opened(connection)
+
+    happened: list[str] = []
+    async with asyncio.timeout(60), WorkerClient(through(network)) as client:
+        monkeypatch.setattr(aio_pika.Connection, "_on_connected", closed_meanwhile)
+        network.cut()
+        while not happened:
+            await asyncio.sleep(0.01)
+        assert (await client.send(STOP)).outcome == "succeeded"
