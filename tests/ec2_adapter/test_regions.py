@@ -476,8 +476,8 @@ async def test_credentials_are_read_again_seldom_however_many_are_refused(deploy
     ("heartbeat", "grace", "seconds"),
     [
         (60, 300, LONGEST_CALL.total_seconds()),
-        (2, 20, 15),
-        (2, 15, LEAST_CALL.total_seconds()),
+        (2, 20, 16),
+        (2, 14, LEAST_CALL.total_seconds()),
         (60, 3, LONGEST_CALL.total_seconds()),
     ],
 )
@@ -487,7 +487,7 @@ def test_a_call_may_take_as_long_as_what_depends_on_it_allows(heartbeat: float, 
 
 
 @pytest.mark.parametrize(
-    ("heartbeat", "grace", "most"), [(60, 300, 37), (10, 300, 47), (2, 20, 15), (3600, 45, 22)]
+    ("heartbeat", "grace", "most"), [(60, 300, 38), (10, 300, 48), (2, 20, 16), (3600, 45, 23)]
 )
 def test_a_time_out_that_is_longer_than_what_depends_on_it_is_refused(
     heartbeat: float, grace: float, most: float

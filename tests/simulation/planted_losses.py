@@ -13,6 +13,7 @@ from cml_contracts.events import (
     WorkerEvent,
 )
 from cml_workers.bus.port import Ack, Outgoing, Publish, Routed, Verdict
+from cml_workers.bus.probes import PROBE
 from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.domain.ledger import Entry
 from cml_workers.eventstore import worker_streams as stream
@@ -112,7 +113,7 @@ def event_missing_in_one_queue(patch: pytest.MonkeyPatch) -> None:
 
 
 def event_out_of_order(patch: pytest.MonkeyPatch) -> None:
-    """The relay takes an event for routed as soon as the broker answers it (found by the sweep)."""
+    """The relay takes an event for routed as soon as the broker answers it (found by the sweep), and sends the next one at once."""
     original = Subscribers.__init__
 
     def init(self: Subscribers, publish: Publish, routed: Routed, **more: Any) -> None:
@@ -120,9 +121,14 @@ def event_out_of_order(patch: pytest.MonkeyPatch) -> None:
             await routed(message)
             return True
 
-        original(self, publish, answers, **more)
+        async def without_probe(message: Outgoing, /) -> None:
+            if message is not PROBE:
+                await publish(message)
+
+        original(self, without_probe, answers, **more)
 
     patch.setattr(Subscribers, "__init__", init)
+    patch.setattr(Subscribers, "_behind_others", lambda _, entry: entry.message)
 
 
 def without_trigger(event: type[WorkerEvent]) -> Plant:
