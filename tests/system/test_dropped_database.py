@@ -42,18 +42,26 @@ async def subscribe(amqp: str) -> None:
 
 
 async def taken(amqp: str, *until: str) -> list[tuple[str, str]]:
-    """Id and type of the events that came, until there is one of each of these types and no other at hand."""
+    """Id and type of the events that came, until there is one of each of these types and no other at hand.
+
+    None of them comes again when the broker is killed: it keeps that they were taken before it confirms what is published after that.
+    """
     found: list[tuple[str, str]] = []
     async with await aio_pika.connect(amqp) as connection, asyncio.timeout(60):
-        queue = await (await connection.channel()).get_queue(AUDIT)
+        channel = await connection.channel()
+        queue = await channel.get_queue(AUDIT)
         while True:
             message = await queue.get(fail=False, no_ack=True)
             if message is not None:
                 found.append((str(message.message_id), str(message.type)))
             elif set(until) <= {kind for _, kind in found}:
-                return found
+                break
             else:
                 await asyncio.sleep(0.1)
+        after = await channel.declare_queue("after", durable=True)
+        kept = aio_pika.Message(b"", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await channel.default_exchange.publish(kept, after.name)
+        return found
 
 
 def problems(endpoints: dict[str, str]) -> dict[str, Any]:
