@@ -17,6 +17,7 @@ from cml_contracts.client import WorkerClient
 from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.database import open_database, transaction
+from cml_workers.sql.errors import DatabaseUnavailableError
 from support.callers import Callers
 from support.load import Load
 from system.chaos.outcome import Outcome
@@ -167,9 +168,14 @@ class Chaos:
         engine = open_database(self.system.database_url)
         try:
             while True:
-                async with transaction(engine) as connection:
-                    self.launched = await connection.scalar(_how_many(active(WORKERS), '"instance":{')) or 0
-                    self.open = await connection.scalar(_how_many(active(OPERATIONS), '"result":null')) or 0
+                with contextlib.suppress(DatabaseUnavailableError):  # it is among what is stopped
+                    async with transaction(engine) as connection:
+                        self.launched = (
+                            await connection.scalar(_how_many(active(WORKERS), '"instance":{')) or 0
+                        )
+                        self.open = (
+                            await connection.scalar(_how_many(active(OPERATIONS), '"result":null')) or 0
+                        )
                 await asyncio.sleep(2)
         finally:
             await engine.dispose()
