@@ -267,22 +267,23 @@ class WorkerClient:
         )
 
     async def _until_confirmed(self, waiting: _Waiting) -> None:
-        """Publish on this session or, if it is lost meanwhile, on the next. Raises NotSentError, ClosedError."""
+        """Publish on this session, on it again or, if it is lost meanwhile, on the next. Raises NotSentError, ClosedError."""
         waiting.publishing = True
+        tries = 0
         try:
-            while not await self._published(await self._sessions.current(), waiting):
-                pass
+            while not await self._published(await self._sessions.current(), waiting, tries):
+                tries += 1
         finally:
             waiting.publishing = False
         waiting.confirmed = True
 
-    async def _published(self, session: Session, waiting: _Waiting) -> bool:
+    async def _published(self, session: Session, waiting: _Waiting, tries: int) -> bool:
         """Whether the broker confirmed it; otherwise it is to be published again. Raises NotSentError."""
         if waiting.awaits_reply:
             waiting.message.reply_to = session.reply_to
         try:
             exchange = await session.channel.get_exchange(waiting.exchange.name, ensure=False)
-            async with asyncio.timeout_at(session.ask()):
+            async with asyncio.timeout_at(session.ask(tries)):
                 await exchange.publish(waiting.message, waiting.routing_key, mandatory=True)
         except TimeoutError:
             if session.is_silent:

@@ -20,6 +20,10 @@ PAUSE = 0.5
 CONFIRM_SECONDS, LEAST_CONFIRM_SECONDS = 10.0, 2.0
 """How long a node may confirm nothing, across calls, and how long each call waits at least, as nobody may have seen the confirm of the one
 before."""
+AGAIN_SECONDS = 2.5
+"""How long a message waits for its confirm until it is published again on the same connection; then twice as long. A channel whose
+quorum queue was without a leader when the message came keeps it, and sends it on when the queue confirms the next one
+(``rabbit_fifo_client``, which has no time-out for it)."""
 SETUP_SECONDS = 10.0
 """How long a broker may take to open a channel, and to declare and consume a queue."""
 CLOSE_SECONDS = 5.0
@@ -39,12 +43,13 @@ class Session:
     lost: asyncio.Event
     asked_at: float | None = None
 
-    def ask(self) -> float:
-        """A message is published: until when it is to be confirmed."""
+    def ask(self, tries: int = 0) -> float:
+        """A message is published, after so many ``tries``: until when it is to be confirmed."""
         now = asyncio.get_running_loop().time()
         if self.asked_at is None:
             self.asked_at = now
-        return max(self.asked_at + CONFIRM_SECONDS, now + LEAST_CONFIRM_SECONDS)
+        until = max(self.asked_at + CONFIRM_SECONDS, now + LEAST_CONFIRM_SECONDS)
+        return min(until, now + AGAIN_SECONDS * 2.0 ** min(tries, 30))
 
     def confirm(self) -> None:
         """The broker has confirmed a message."""

@@ -391,6 +391,29 @@ async def test_a_caller_whose_one_message_is_not_confirmed_stays_where_others_ar
         assert len(addresses) == 1
 
 
+async def test_a_message_that_a_queue_keeps_back_is_published_again_on_the_same_connection(
+    network: TcpProxy, service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    """As a quorum queue may that loses its leader: until the next one comes, which here is the third."""
+    monkeypatch.setattr(session, "CONFIRM_SECONDS", 3600.0)
+    monkeypatch.setattr(session, "AGAIN_SECONDS", 0.2)
+    service.answers.set()
+    publish = aio_pika.Exchange.publish
+    kept_back: list[Any] = []
+
+    async def keep_back(self: Any, message: Any, routing_key: str, **options: Any) -> Any:
+        if message.type == ListCMLWorkers.TYPE and len(kept_back) < 2:
+            kept_back.append(message)
+            await asyncio.Event().wait()
+        return await publish(self, message, routing_key, **options)
+
+    monkeypatch.setattr(aio_pika.Exchange, "publish", keep_back)
+    async with asyncio.timeout(60), WorkerClient(through(network), deadline=3600.0) as client:
+        assert (await client.query(ListCMLWorkers())).outcome == "succeeded"
+    addresses = {message.reply_to for message in (*kept_back, *service.asked)}
+    assert (len(kept_back), len(service.asked), len(addresses)) == (2, 1, 1)
+
+
 async def test_a_connection_that_is_closed_while_it_is_opened_is_not_tried_again(
     network: TcpProxy, service: Service, monkeypatch: pytest.MonkeyPatch
 ):
