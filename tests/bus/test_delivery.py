@@ -2,7 +2,7 @@
 
 import pytest
 
-from cml_workers.bus.delivery import MAX_FAULTS, settle
+from cml_workers.bus.delivery import MAX_FAULTS, Requeue, Settlement, settle
 from cml_workers.bus.port import (
     Ack,
     BusUnavailableError,
@@ -77,8 +77,9 @@ def test_a_reply_that_its_caller_refuses_is_tried_again_and_then_dropped():
     assert settle(QUERIES, CallerRefusesError("full"), attempt=0, faults=0).verdict == Ack()
 
 
-def test_what_cannot_wait_is_dropped_or_kept_at_once():
-    assert settle(QUERIES, ConnectionError(), attempt=0, faults=0).verdict == Ack()
+def test_what_has_no_retry_queue_goes_back_to_its_own_or_is_kept_at_once():
+    for cause in (ConnectionError(), BusUnavailableError("its reply was not confirmed"), Retry(30)):
+        assert settle(QUERIES, cause, attempt=0, faults=0) == Settlement(Requeue(), 0)
     assert isinstance(settle(QUERIES, RuntimeError(), attempt=0, faults=0).verdict, DeadLetter)
 
 

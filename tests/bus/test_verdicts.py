@@ -202,15 +202,21 @@ async def test_a_verdict_that_cannot_be_carried_out_is_a_redelivery(
     assert not failing
 
 
-async def test_a_query_that_cannot_be_answered_now_is_dropped(empty: str, recorder: Recorder):
-    async def later(_message: Message) -> Verdict:
-        return Retry()
+async def test_a_query_whose_answer_is_not_confirmed_is_answered_again(
+    empty: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+):
+    """When a connection is restored, consumers may be there before the channel for answers is."""
+    monkeypatch.setattr(consuming, "UNSETTLED_PAUSE", 0.01)
 
-    recorder.answer = later
+    async def answer(message: Message) -> Verdict:
+        if not message.redelivered:
+            raise BusUnavailableError("the channel is closed")
+        return Ack()
+
+    recorder.answer = answer
     bus = RabbitBus(empty, name="test")
     bus.consume(PROJECTOR_QUERIES, recorder, prefetch=5)
     async with bus:
-        await bus.publish(outgoing(exchange=QUERIES_EXCHANGE, routing_key="cml.worker.get.v1"))
-        await recorder.until(1)
-        await asyncio.sleep(0.3)
-    assert len(recorder.seen) == 1
+        await bus.publish(outgoing("q-1", exchange=QUERIES_EXCHANGE, routing_key="cml.worker.get.v1"))
+        seen = await recorder.until(2)
+    assert [(each.message_id, each.redelivered) for each in seen] == [("q-1", False), ("q-1", True)]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from cml_contracts.topology import EVENTS_EXCHANGE
-from cml_workers.bus.delivery import settle
+from cml_workers.bus.delivery import Requeue, settle
 from cml_workers.bus.port import (
     Ack,
     BusUnavailableError,
@@ -16,6 +16,7 @@ from cml_workers.bus.port import (
     UnroutableError,
     Verdict,
 )
+from cml_workers.bus.rabbit.consuming import UNSETTLED_PAUSE
 from cml_workers.bus.topology import EC2_TRIGGERS, PROBES, QUEUES, Queue
 from cml_workers.domain.messages import LookupRequested, Reminder
 from simulation import nets
@@ -157,6 +158,9 @@ class Broker:
             ended = error
         settlement = settle(state.queue, ended, attempt=delivery.message.attempt, faults=delivery.faults)
         verdict, delivery.faults = settlement.verdict, settlement.faults
+        if isinstance(verdict, Requeue):
+            self.world.loop.call_later(UNSETTLED_PAUSE, self._give_back, state, consumer, delivery)
+            return
         try:
             await self._settle(state, delivery, verdict, bus)
         except BusUnavailableError:
@@ -212,7 +216,8 @@ class Broker:
         consumer.holding -= 1
         delivery.deliveries += 1
         if delivery.deliveries > DELIVERY_LIMIT:
-            self.dead.append((state.queue.name, delivery.message, "delivery limit"))
+            if "x-dead-letter-exchange" in state.queue.arguments:
+                self.dead.append((state.queue.name, delivery.message, "delivery limit"))
             return
         delivery.message = replace(delivery.message, redelivered=True)
         self.world.seen["redelivered", state.queue.name] += 1

@@ -14,20 +14,26 @@ MAX_FAULTS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Requeue:
+    """Give the message back to its queue, which counts its deliveries."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settlement:
     """How a delivery is settled; ``faults``: how many times handlers have failed with the message by now.
 
     ``Ack``: acknowledge it. ``Retry``: to the retry queue of that delay, one of ``RETRY_DELAYS``. ``DeadLetter``: to the dead
-    letters. The latter two are acknowledged when the broker has confirmed what takes their place.
+    letters. The latter two are acknowledged when the broker has confirmed what takes their place. ``Requeue``: instead of a
+    retry, where the queue has no retry queues.
     """
 
-    verdict: Verdict
+    verdict: Verdict | Requeue
     faults: int
 
 
 def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: int) -> Settlement:
     """``ended``: the handler's verdict, or what it raised; ``attempt``: how often the message was retried before."""
-    verdict: Verdict
+    verdict: Verdict | Requeue
     match ended:
         case _ if isinstance(ended, NOT_THE_MESSAGES_FAULT):
             verdict = Retry()
@@ -40,7 +46,7 @@ def settle(queue: Queue, ended: Verdict | Exception, *, attempt: int, faults: in
         case Ack() | Retry() | DeadLetter():
             verdict = ended
     if isinstance(verdict, Retry):
-        verdict = Retry(retry_delay(verdict.seconds, attempt)) if queue.retries else Ack()
+        verdict = Retry(retry_delay(verdict.seconds, attempt)) if queue.retries else Requeue()
     return Settlement(verdict, faults)
 
 

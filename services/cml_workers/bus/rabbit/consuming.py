@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 import structlog
 from faststream.rabbit.message import RabbitMessage
 
-from cml_workers.bus.delivery import settle
+from cml_workers.bus.delivery import Requeue, settle
 from cml_workers.bus.headers import FAULT_HEADER
 from cml_workers.bus.port import (
     NOT_THE_MESSAGES_FAULT,
@@ -32,7 +32,7 @@ from cml_workers.bus.topology import DEAD_LETTER_QUEUE, Queue
 log = structlog.get_logger(__name__)
 
 UNSETTLED_PAUSE = 1.0
-"""Seconds before a message that could not be settled goes back: no hot loop."""
+"""Seconds before a message goes back to its queue: no hot loop."""
 SUSPECT = 3
 """Deliveries from which a message is suspected to kill the process, as two deaths in a row are no coincidence."""
 SUSPENSE = 1.0
@@ -73,6 +73,9 @@ class Consumer:
         settlement = settle(self._queue, ended, attempt=message.attempt, faults=faults)
         if settlement.faults:
             headers[FAULT_HEADER] = settlement.faults
+        if isinstance(settlement.verdict, Requeue):
+            await self._give_back(received)
+            return
         try:
             await self._settle(message, headers, settlement.verdict)
             await received.ack()
@@ -82,11 +85,13 @@ class Consumer:
             log.warning(
                 "message not settled", queue=self._queue.name, message_id=message.message_id, cause=str(error)
             )
-            await asyncio.sleep(UNSETTLED_PAUSE)
-            with contextlib.suppress(Exception):
-                await received.reject(
-                    requeue=True
-                )  # not `nack`, which RabbitMQ 4.3 leaves out of the delivery limit
+            await self._give_back(received)
+
+    async def _give_back(self, received: RabbitMessage) -> None:
+        await asyncio.sleep(UNSETTLED_PAUSE)
+        with contextlib.suppress(Exception):
+            # Not `nack`, which RabbitMQ 4.3 leaves out of the delivery limit.
+            await received.reject(requeue=True)
 
     async def _handle(self, message: Message, headers: Mapping[str, object]) -> Verdict | Exception:
         """The handler's verdict, or what it raised."""
