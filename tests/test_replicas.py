@@ -17,7 +17,7 @@ from cml_workers.process.system import queues_of
 from cml_workers.runtime.health import report
 from cml_workers.runtime.replicas import ReplicaWatch, described, replicas_watched
 from cml_workers.runtime.settings import Settings
-from support.management_api import PASSWORD, ManagementApi, management_api
+from support.management_api import NODES, PASSWORD, ManagementApi, management_api
 
 LOOKUPS = "cml.ec2.lookups"
 
@@ -54,6 +54,14 @@ async def test_a_replica_that_does_not_work_is_found(
     assert seen.short(EVERYTHING.queues) == {}
     said = f"replicas that do not work: {LOOKUPS} 1" if counted else None
     assert described(seen, EVERYTHING.queues) == said
+
+
+async def test_a_partition_is_found(api: ManagementApi) -> None:
+    assert described(await cluster(api.url, "/"), EVERYTHING.queues) is None
+    one, two, _ = NODES
+    api.partitions = {one: [two]}
+    said = described(await cluster(api.url, "/"), EVERYTHING.queues)
+    assert said == f"nodes that are partitioned from others: {one}"
 
 
 async def test_a_queue_that_is_not_there_has_none(api: ManagementApi) -> None:

@@ -18,6 +18,8 @@ class ManagementApi:
     def __init__(self, queues: Mapping[str, int]) -> None:
         self.queues = dict(queues)
         self.idle: dict[str, int | None] = {}
+        self.partitions: dict[str, list[str]] = {}
+        """Of nodes: from which others they are partitioned."""
         self.status = 200
         """Another one is all that it answers."""
         self.asked: list[str] = []
@@ -29,7 +31,7 @@ class ManagementApi:
             case _ if self.status != 200:
                 return self.status, {"error": "not_authorised", "reason": "Not monitor user"}
             case ["nodes"]:
-                return 200, [{"name": name} for name in NODES]
+                return 200, [{"name": name, "partitions": self.partitions.get(name, [])} for name in NODES]
             case ["queues", "%2F"]:
                 return 200, [self._queue(name, count) for name, count in self.queues.items()]
             case _:

@@ -37,6 +37,12 @@ class RabbitMQCluster:
         for number in numbers:
             await self._by_hand(self.nodes[number].wait)
 
+    async def enable(self, flag: str) -> None:
+        """A feature that all nodes have; they keep it."""
+        await self._by_hand(
+            lambda: self.nodes[0].control("rabbitmqctl", "enable_feature_flag", "--opt-in", flag)
+        )
+
     async def kill(self, *numbers: int) -> None:
         """A crash, all at once."""
         for number in numbers:
@@ -136,6 +142,7 @@ async def rabbitmq_cluster(folder: Path, definitions: str) -> AsyncIterator[Rabb
         f"cluster_formation.classic_config.nodes.{number} = {node.node}"
         for number, node in enumerate(nodes, 1)
     ]
+    version = _version(script)
     async with AsyncExitStack() as stack:
         network = await stack.enter_async_context(
             ErlangNetwork({_short(node): node.dist_port for node in nodes})
@@ -143,20 +150,25 @@ async def rabbitmq_cluster(folder: Path, definitions: str) -> AsyncIterator[Rabb
         for node in nodes:
             node.epmd_port = network.epmd_ports[_short(node)]
             node.configure(
-                "cluster_formation.peer_discovery_backend = classic_config", *members, *_settings(script)
+                "cluster_formation.peer_discovery_backend = classic_config", *members, *_settings(version)
             )
         cluster = RabbitMQCluster(nodes, network)
         stack.callback(cluster.close)
         await cluster.start(*range(SIZE))
+        if version < (4, 2):
+            await cluster.enable("khepri_db")
         yield cluster
 
 
-def _settings(script: Path) -> list[str]:
-    """Those that are shipped for its version."""
+def _version(script: Path) -> tuple[int, ...]:
     said = subprocess.run(
         [script.parent / "rabbitmqctl", "version"], check=True, capture_output=True, text=True, timeout=60
     ).stdout
-    version = tuple(int(part) for part in said.strip().rpartition(" ")[2].split(".")[:2])
+    return tuple(int(part) for part in said.strip().rpartition(" ")[2].split(".")[:2])
+
+
+def _settings(version: tuple[int, ...]) -> list[str]:
+    """Those that are shipped for it."""
     files = ("cluster.conf", "cluster-4.3.conf") if version >= (4, 3) else ("cluster.conf",)
     return [(DEPLOY / name).read_text() for name in files]
 

@@ -1,4 +1,4 @@
-"""Which queues have fewer replicas than RabbitMQ's cluster has nodes, or some that do not work: said by readiness and log."""
+"""Which queues have fewer replicas than RabbitMQ's cluster has nodes, or some that do not work, and a partition: said by readiness and log."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -16,8 +16,8 @@ log = structlog.get_logger(__name__)
 LOOKS_EVERY = 60.0
 """Seconds between two looks."""
 REMEDY = (
-    "rabbitmq-queues grow NODE all, for each node; where a replica does not work, start its node, or start it once more "
-    "(docs/deployment.md)"
+    "rabbitmq-queues grow NODE all, for each node; where a replica does not work, start its node, or start it once more; "
+    "start a node again that is partitioned from the others (docs/deployment.md)"
 )
 
 
@@ -37,7 +37,10 @@ def described(seen: Cluster, queues: Iterable[str]) -> str | None:
         (f"fewer replicas than the {seen.nodes} nodes of RabbitMQ", seen.short(of)),
         ("replicas that do not work", seen.idle(of)),
     )
-    return "; ".join(f"{what}: {_listed(counted)}" for what, counted in found if counted) or None
+    said = [f"{what}: {_listed(counted)}" for what, counted in found if counted]
+    if seen.partitioned:
+        said.append(f"nodes that are partitioned from others: {', '.join(seen.partitioned)}")
+    return "; ".join(said) or None
 
 
 def _listed(counted: Mapping[str, int]) -> str:

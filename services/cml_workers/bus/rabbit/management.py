@@ -7,7 +7,7 @@ import asyncio
 import base64
 import json
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
@@ -29,11 +29,15 @@ class ManagementError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """``nodes``: all that belong to it, whether they run or not; ``replicas``: of each queue; ``online``: those that work now."""
+    """``nodes``: all that belong to it, whether they run or not; ``replicas``: of each queue; ``online``: those that work now.
+
+    ``partitioned``: nodes that know of a partition from others. Until they are started again they have queues and bindings of their own.
+    """
 
     nodes: int
     replicas: Mapping[str, int]
     online: Mapping[str, int]
+    partitioned: Sequence[str] = ()
 
     def short(self, queues: Iterable[str]) -> dict[str, int]:
         """The replicas of those queues that have fewer than there are nodes; one that is not there has 0."""
@@ -60,7 +64,7 @@ async def cluster(url: str, vhost: str) -> Cluster:
 
 def _cluster(url: str, vhost: str) -> Cluster:
     try:
-        nodes = _get(URL(url), "nodes?columns=name")
+        nodes = _get(URL(url), "nodes?columns=name,partitions")
         queues = _get(URL(url), f"queues/{quote(vhost, safe='')}?columns=name,members,online")
         # A classic queue has no members: it is on one node. Which members work is not known in a queue's first seconds.
         members = {queue["name"]: queue.get("members", ["one"]) for queue in queues}
@@ -68,6 +72,7 @@ def _cluster(url: str, vhost: str) -> Cluster:
             len(nodes),
             {name: len(found) for name, found in members.items()},
             {queue["name"]: len(queue.get("online", members[queue["name"]])) for queue in queues},
+            sorted(node["name"] for node in nodes if node.get("partitions")),
         )
     except HTTPError as error:
         with error:
