@@ -1,11 +1,14 @@
-"""Restrict a KurrentDB to the roles: users with groups, the default access lists of default-acl.json, the relay's stream.
+"""Restrict a KurrentDB to the roles: users with groups, the default access lists of default-acl.json, and those of single streams.
 
     KURRENTDB_URI=esdb://admin:...@host:2113?TlsCaFile=ca.pem \
-    CML_WRITER_PASSWORD=... CML_READER_PASSWORD=... CML_RELAY_STORE_PASSWORD=... python deploy/kurrentdb/restrict.py
+    CML_WRITER_PASSWORD=... CML_READER_PASSWORD=... CML_RELAY_STORE_PASSWORD=... CML_PROJECTOR_STORE_PASSWORD=... \
+        python deploy/kurrentdb/restrict.py
 
 ``cml-writer`` (group cml-writers) is for lifecycle, which alone appends to the streams of workers. ``cml-relay`` (group
-cml-relays) is for the relay: it reads, and writes only its own stream, of which KurrentDB keeps the last events (relay-stream.json).
-``cml-reader`` (group cml-readers) is for the other roles. The latter two may follow $all, which is a system stream. Nobody but
+cml-relays) is for the relay: it reads, and writes only its own stream, of which KurrentDB keeps the last events (relay-stream.json),
+and its quarantine. ``cml-projector`` (group cml-projectors) is for the projector and `cml-workers rebuild`: it reads, and writes only the
+quarantines (quarantine-streams.json), also the relay's, in which it records what operators decide. ``cml-reader`` (group cml-readers)
+is for the EC2 adapter and the command line. All but the writer may follow $all, which is a system stream. Nobody but
 $admins deletes or truncates: an audit must stay whole. KurrentDB's access lists are for each stream or for all; finer ones by prefix need its
 stream policies (https://docs.kurrent.io/server/latest/security/user-authorization.html).
 """
@@ -18,6 +21,7 @@ import ssl
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, urlsplit
 from urllib.request import Request, urlopen
@@ -33,6 +37,7 @@ USERS = {
     "cml-writer": ("cml-writers", "CML_WRITER_PASSWORD"),
     "cml-reader": ("cml-readers", "CML_READER_PASSWORD"),
     "cml-relay": ("cml-relays", "CML_RELAY_STORE_PASSWORD"),
+    "cml-projector": ("cml-projectors", "CML_PROJECTOR_STORE_PASSWORD"),
 }
 
 
@@ -77,12 +82,19 @@ async def set_default_acl(uri: str, acl: str) -> None:
     print("default access lists set")
 
 
-async def describe_relay_stream(uri: str, metadata: str) -> None:
-    """Say who may write the relay's stream, and how much of it is kept."""
+async def describe_streams(uri: str, described: Mapping[str, Any]) -> None:
+    """Say who may write each of these streams, and how much of it is kept."""
     client = AsyncKurrentDBClient(uri)
-    await client.set_stream_metadata(RELAY_STREAM, metadata=json.loads(metadata))
+    for stream, metadata in described.items():
+        await client.set_stream_metadata(stream, metadata=metadata)
+        print(f"access list of {stream} set")
     await client.close()
-    print(f"access list of {RELAY_STREAM} set")
+
+
+def streams() -> Mapping[str, Any]:
+    """The streams with access lists of their own, and what is said of each."""
+    relay = json.loads((HERE / "relay-stream.json").read_text())
+    return {RELAY_STREAM: relay, **json.loads((HERE / "quarantine-streams.json").read_text())}
 
 
 def main() -> None:
@@ -98,7 +110,7 @@ def main() -> None:
     for name, (group, variable) in USERS.items():
         create_user(uri, name, group, os.environ[variable])
     asyncio.run(set_default_acl(uri, (HERE / "default-acl.json").read_text()))
-    asyncio.run(describe_relay_stream(uri, (HERE / "relay-stream.json").read_text()))
+    asyncio.run(describe_streams(uri, streams()))
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ import yaml
 
 from cml_tools.roles import secrets
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.quarantine import QUARANTINE_STREAMS, RELAY, of_read_model
 from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, begin_if_new
 from cml_workers.process.registry import ROLES
+from cml_workers.readmodels.registry import READ_MODELS
 from cml_workers.runtime.health import PORT
 from cml_workers.runtime.role import Part, Replicas
 from cml_workers.runtime.settings import OF_OTHERS, Settings, variable
@@ -38,6 +40,8 @@ MANIFESTS: list[dict[str, Any]] = [
     for path in sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
     for manifest in yaml.safe_load_all(path.read_text())
 ]
+GROUPS = {"cml-writers", "cml-readers", "cml-relays", "cml-projectors"}
+"""Of the roles' users at the event store."""
 POLICY = json.loads((ROOT / "deploy/aws/iam-policy.json").read_text())
 
 
@@ -300,8 +304,7 @@ async def test_the_default_access_lists_go_into_the_settings_stream(restrict: Mo
     node = KurrentDbStandIn()
     await node.start()
     await restrict.set_default_acl(node.uri, acl)
-    described = (ROOT / "deploy/kurrentdb/relay-stream.json").read_text()
-    await restrict.describe_relay_stream(node.uri, described)
+    await restrict.describe_streams(node.uri, restrict.streams())
     store = KurrentDbEventStore(node.uri)
     await begin_if_new(store, uuid4)
     await store.trim(RELAY_STREAM, KEEP)  # which needs no right of the relay's then
@@ -313,12 +316,22 @@ async def test_the_default_access_lists_go_into_the_settings_stream(restrict: Mo
     assert of_relay["$maxCount"] == KEEP
     assert of_relay["$acl"]["$w"] == ["$admins", "cml-writers", "cml-relays"]
     assert (of_relay["$acl"]["$d"], of_relay["$acl"]["$mw"]) == ("$admins", "$admins")
-    assert {group for group, _ in restrict.USERS.values()} == {"cml-writers", "cml-readers", "cml-relays"}
+    assert {group for group, _ in restrict.USERS.values()} == GROUPS
+    followers = {RELAY: ["cml-relays"], **{of_read_model(model.name): [] for model in READ_MODELS}}
+    assert {*restrict.streams()} == {RELAY_STREAM, *(f"{QUARANTINE_STREAMS}{each}" for each in followers)}
+    for follower, own in followers.items():
+        (record,) = node.log.streams[f"$${QUARANTINE_STREAMS}{follower}"]
+        acl = json.loads(record.data)["$acl"]
+        # Each is written by its follower, and by the projector, which records what operators decide.
+        assert acl["$w"] == ["$admins", *own, "cml-projectors"]
+        assert {*own, "cml-projectors"} <= {*acl["$r"]}
+        assert (acl["$d"], acl["$mw"]) == ("$admins", "$admins")
     (record,) = node.log.streams["$settings"]
     kept = json.loads(record.data)
     assert kept["$userStreamAcl"]["$w"] == ["$admins", "cml-writers"]
     assert kept["$userStreamAcl"]["$d"] == "$admins"
-    assert {"cml-readers", "cml-relays"} <= {*kept["$systemStreamAcl"]["$r"]}
+    assert {*kept["$userStreamAcl"]["$r"]} >= GROUPS
+    assert {*kept["$systemStreamAcl"]["$r"]} >= GROUPS - {"cml-writers"}
 
 
 def test_the_smoke_script_says_what_is_missing(tmp_path: Path):

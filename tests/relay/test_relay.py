@@ -221,7 +221,7 @@ async def test_what_is_published_while_a_checkpoint_is_saved_is_saved_next(servi
     first, second = await service.stored()
     save, release = service.relay._save, asyncio.Event()
 
-    async def slow(position: str) -> None:
+    async def slow(position: str | None) -> None:
         await release.wait()
         await save(position)
 
@@ -244,7 +244,7 @@ async def test_who_cannot_save_follows_again(service: Service):
     first, second = await service.stored()
     save = service.relay._save
 
-    async def fails(_: str) -> None:
+    async def fails(_: str | None) -> None:
         raise StoreUnavailableError("planted")
 
     async def sleep(_: float) -> None:

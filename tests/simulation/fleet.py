@@ -183,6 +183,8 @@ class Fleet:
 
         bus = BusOfProcess(process, self.broker)
         relay = Relay(
+            store=StoreOfProcess(process, self.log),
+            waiting=checkpoint.waiting,
             publish=bus,
             routed=bus.routed,
             load=checkpoint.load,

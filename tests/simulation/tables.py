@@ -15,12 +15,13 @@ from cml_workers.domain.fold import evolve
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import decode, worker_of
+from cml_workers.readmodels.batch import changes_of
 from cml_workers.readmodels.generation import GENERATIONS, Generation, State
 from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.model import active
+from cml_workers.readmodels.waiting import HELD
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
-from cml_workers.readmodels.writing import changes_of
 from cml_workers.sql.errors import DatabaseUnavailableError
 from cml_workers.sql.port import Database, T, Work
 from simulation.world import Process
@@ -36,6 +37,7 @@ class MemoryDatabase(Database):
         self._connection = _ENGINE.connect()
         if content is None:
             GENERATIONS.create(self._connection)
+            HELD.create(self._connection)
         else:
             self._raw.deserialize(content)
 

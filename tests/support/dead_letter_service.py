@@ -22,8 +22,10 @@ from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, LIFECYCLE_COMMANDS, PROJECTOR_OPERATOR
 from cml_workers.deadletters.archive import Archive
 from cml_workers.deadletters.handler import DeadLetters
+from cml_workers.deadletters.quarantined import Quarantined
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.eventstore.port import StreamNotFoundError
+from cml_workers.eventstore.quarantine import RELAY
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.handler import Lifecycle
 from support.deadletters import dead_letters
@@ -56,8 +58,12 @@ class Service:
         self.archive = archive
         self.stack = AsyncExitStack()
         self.bus = RabbitBus(url, name="projector")
+        self.quarantined = Quarantined(
+            archive, store, (RELAY, "projector-workers"), now=lambda: datetime.now(UTC)
+        )
         self.letters = DeadLetters(
             archive=archive,
+            quarantined=self.quarantined,
             store=store,
             publish=self.bus.publish,
             own_user=self.bus.user,

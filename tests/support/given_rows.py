@@ -13,10 +13,10 @@ from cml_contracts.events import WorkerEvent
 from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import Recorded
 from cml_workers.domain.worker import Worker
+from cml_workers.readmodels.batch import changes_of
 from cml_workers.readmodels.changes import Put
 from cml_workers.readmodels.folding import Step
 from cml_workers.readmodels.model import ReadModel
-from cml_workers.readmodels.writing import changes_of
 from support.given import NOW, WORKER, recorded
 
 Table = dict[tuple[object, ...], Mapping[str, Any]]

@@ -39,7 +39,8 @@ class Service:
         async def load() -> str | None:
             return self.saved[-1] if self.saved else None
 
-        async def save(position: str) -> None:
+        async def save(position: str | None) -> None:
+            assert position
             self.saved.append(position)
 
         async def sleep(seconds: float) -> None:
@@ -53,6 +54,8 @@ class Service:
             return await self.routed(message)
 
         self.relay = Relay(
+            store=self.store,
+            waiting={},
             publish=publish,
             routed=routed,
             load=load,

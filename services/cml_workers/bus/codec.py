@@ -12,7 +12,7 @@ from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.texts import as_command_id
 from cml_workers.bus.port import Message, Outgoing
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
-from cml_workers.domain.history import ReplyAddress
+from cml_workers.domain.history import ReplyAddress, described
 from cml_workers.domain.messages import LookupRequested, Reminder, Report
 
 RESULT_TYPE = "cml.operation_result.v1"
@@ -48,7 +48,7 @@ def read(message: Message, types: Mapping[str, type[T]], *, limit: int = MAX_BOD
     try:
         return model.model_validate_json(message.body)
     except ValidationError as error:
-        raise BadMessageError(_readable(error)) from error
+        raise BadMessageError(described(error)) from error
 
 
 def identity(message: Message) -> str:
@@ -107,14 +107,3 @@ def reply(result: OperationResult, address: ReplyAddress, data: str | None = Non
         correlation_id=address.correlation_id,
         mandatory=False,
     )
-
-
-def _readable(error: ValidationError) -> str:
-    """What is wrong where, without echoing what was sent."""
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
-    described = [
-        f"{'.'.join(str(part)[:64] for part in problem['loc']) or 'body'}: {problem['msg'][:200]}"
-        for problem in problems[:5]
-    ]
-    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-    return "; ".join(described) + more

@@ -33,6 +33,7 @@ from cml_workers.cli.terminal import (
     out,
     valid,
 )
+from cml_workers.eventstore.quarantine import QUARANTINE_STREAMS
 
 deadletters = typer.Typer(
     name="deadletters",
@@ -42,7 +43,8 @@ deadletters = typer.Typer(
     "[bold]edit[/bold] what is wrong in them, or [bold]discard[/bold] them. Each is kept permanently, with its history.",
     epilog="Begin with `list` and its causes, then `show` one. Unauthorized: fix CML_COMMAND_USERS, then redrive. "
     "ValidationFailed: the message itself is invalid: edit or discard it. HandlerFailed, DeliveryLimit: a bug of this "
-    "service, or a part that was down: update or repair it, then redrive. On a RabbitMQ of your own, use a user of "
+    "service, or a part that was down: update or repair it, then redrive. Quarantined: an event that the relay or the projector "
+    "cannot handle: redrive it to have it tried again, discard it to have it skipped (docs/operations.md). On a RabbitMQ of your own, use a user of "
     "CML_OPERATOR_USERS.",
 )
 
@@ -173,7 +175,9 @@ def redrive(
         elif result.problem:
             _say(f"{each} {result.problem.code}: {result.problem.detail}")
         else:
-            _say(f"{each} redriven to {DeadLetterView.model_validate(result.data).queue}")
+            queue = DeadLetterView.model_validate(result.data).queue
+            taken_up = queue.startswith(QUARANTINE_STREAMS)
+            _say(f"{each} {'is taken up again by the follower of' if taken_up else 'redriven to'} {queue}")
     if any(result.problem for result in results):
         raise typer.Exit(NOT_DONE)
 

@@ -28,7 +28,8 @@ from cml_workers.cli.terminal import (
     valid,
     with_client,
 )
-from cml_workers.eventstore.port import StreamNotFoundError
+from cml_workers.domain.history import described
+from cml_workers.eventstore.port import StoredEvent, StreamDeletedError, StreamNotFoundError
 from cml_workers.eventstore.worker_streams import published, stream_of
 from cml_workers.foundation.urls import redacted
 from cml_workers.runtime.endpoints import amqp_url, existing_event_store_uri
@@ -116,7 +117,7 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
 
     settings = client_settings()
 
-    async def read() -> list[EventEnvelope]:
+    async def read() -> list[EventEnvelope | str]:
         uri = existing_event_store_uri(settings)
         try:
             worker_id = UUID(worker)
@@ -128,12 +129,22 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
             stored = await store.read(stream_of(worker_id))
         except StreamNotFoundError:
             fail(f"worker {worker} has no history in {redacted(uri)}", NOT_DONE)
+        except StreamDeletedError as error:
+            fail(str(error), NOT_DONE)
         finally:
             await store.close()
-        return [published(f"/cml-workers/{settings.deployment}", each) for each in stored]
+        return [shown(each) for each in stored]
+
+    def shown(stored: StoredEvent) -> EventEnvelope | str:
+        try:
+            return published(f"/cml-workers/{settings.deployment}", stored)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others can be read
+            return f"event {stored.revision} ({stored.type}) cannot be read: {described(error)}"
 
     for envelope in run_to_end(read()):
-        if as_json:
+        if isinstance(envelope, str):
+            err.print(envelope, soft_wrap=True, markup=False, highlight=False)
+        elif as_json:
             print_json(envelope.to_cloudevent(), compact=True)
         else:
             out.print(event_line(envelope), soft_wrap=True)

@@ -11,9 +11,10 @@ import typer
 from cml_workers.bus.port import NotTakenError, UnroutableError
 from cml_workers.cli.deadletters import moment
 from cml_workers.cli.queries import known_pattern, matches
-from cml_workers.cli.terminal import NOT_DONE, USAGE, client_settings, fail, out, run_to_end
+from cml_workers.cli.terminal import NOT_DONE, USAGE, client_settings, err, fail, out, run_to_end
+from cml_workers.domain.history import described
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, stream_of
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS, is_workers, stream_of
 from cml_workers.runtime.endpoints import amqp_url, existing_event_store_uri
 from cml_workers.runtime.settings import Settings
 
@@ -31,7 +32,7 @@ def replay(
 ) -> None:
     """Publish events of the event store again, in their order, into one subscriber's queue.
 
-    For events that were given up for it. They are the same events with the same ids, behind what is in the queue. The user of RABBITMQ_URL needs
+    For events that were given up for it. Those that cannot be published, and those of other applications, are left out. They are the same events with the same ids, behind what is in the queue. The user of RABBITMQ_URL needs
     the right to write to the default exchange (amq.default).
     """
     known_pattern(pattern)
@@ -64,8 +65,16 @@ async def _replayed(
             amqp_url(settings), name="cml-workers-replay", uses=Usage(), declare=False
         ) as bus:
             async for event in _stored(store, prefix):
-                if wanted(event):
+                if not wanted(event) or not is_workers(event.stream):
+                    continue
+                try:
                     message = event_message(f"/cml-workers/{settings.deployment}", event)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the others can be published
+                    where = f"{event.stream}@{event.revision}"
+                    err.print(
+                        f"{where} cannot be published: {described(error)}", soft_wrap=True, markup=False
+                    )
+                else:
                     await bus.publish(replace(message, exchange=None, routing_key=queue, mandatory=True))
                     replayed += 1
     except UnroutableError:

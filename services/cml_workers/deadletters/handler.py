@@ -30,10 +30,12 @@ from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, UnroutableEr
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.deadletters.archive import Archive, ArchivedLetter, OperatorAction
 from cml_workers.deadletters.letter import Letter, again, letter_of
+from cml_workers.deadletters.quarantined import Quarantined
 from cml_workers.domain.history import fingerprint
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.command_streams import load_record
 from cml_workers.eventstore.port import EventStore
+from cml_workers.eventstore.quarantine import NotHeldError, What
 from cml_workers.eventstore.worker_streams import load_ledger
 
 log = structlog.get_logger(__name__)
@@ -51,12 +53,13 @@ class RequestRejectedError(Exception):
 
 
 class DeadLetters:
-    """``store`` is only read, to know whether a command's id has been used."""
+    """``store`` is only read, to know whether a command's id has been used; ``quarantined``: what no message has brought."""
 
     def __init__(
         self,
         *,
         archive: Archive,
+        quarantined: Quarantined,
         store: EventStore,
         publish: Publish,
         own_user: str,
@@ -64,6 +67,7 @@ class DeadLetters:
         now: Callable[[], datetime],
     ) -> None:
         self._archive = archive
+        self._quarantined = quarantined
         self._store = store
         self._publish = publish
         self._own_user = own_user
@@ -134,6 +138,8 @@ class DeadLetters:
         archived: ArchivedLetter,
         user: str | None,
     ) -> DeadLetterView:
+        if self._quarantined.has(archived.letter.queue):
+            return await self._decide(request, archived.letter, user)
         match request:
             case RedriveDeadLetter():
                 return await self._redrive(archived, archived.letter, self._action("redriven", request, user))
@@ -145,6 +151,29 @@ class DeadLetters:
                 _not_in_its_queue(archived, "discarded")
                 await self._archive.discarded(archived, self._action("discarded", request, user))
                 return (await self._find(request.dead_letter_id)).view
+
+    async def _decide(
+        self,
+        request: RedriveDeadLetter | EditDeadLetter | DiscardDeadLetter,
+        letter: Letter,
+        user: str | None,
+    ) -> DeadLetterView:
+        try:
+            match request:
+                case RedriveDeadLetter():
+                    action = self._action("redriven", request, user)
+                    await self._quarantined.decide(letter, What.TAKEN_UP, action)
+                case DiscardDeadLetter():
+                    action = self._action("discarded", request, user)
+                    await self._quarantined.decide(letter, What.SKIPPED, action)
+                case EditDeadLetter():
+                    raise RequestRejectedError(
+                        ProblemCode.CONFLICT,
+                        "an event is never changed; redrive it, or discard it to skip it",
+                    )
+        except NotHeldError as error:
+            raise RequestRejectedError(ProblemCode.CONFLICT, str(error)) from error
+        return (await self._find(letter.id)).view
 
     async def _find(self, dead_letter_id: UUID) -> ArchivedLetter:
         kept = await self._archive.find(dead_letter_id)

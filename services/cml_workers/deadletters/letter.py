@@ -12,7 +12,8 @@ from cml_workers.bus.headers import FAULT_HEADER, OWN_HEADERS, REDRIVE_HEADER, U
 from cml_workers.bus.port import Message, Outgoing
 from cml_workers.foundation.secrets import may_be_secret
 
-_NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
+NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
+"""Of the ids of dead letters."""
 _OF_THE_BROKER = ("x-death", "x-first-death-", "x-last-death-")
 
 
@@ -56,7 +57,7 @@ def letter_of(message: Message) -> Letter:
         hashlib.sha256(message.body).hexdigest(),
     ]
     return Letter(
-        id=known or uuid5(_NAMESPACE, json.dumps(identity)),
+        id=known or uuid5(NAMESPACE, json.dumps(identity)),
         death=f"{number if known else ''}/{death.mark}",
         queue=death.queue,
         cause=death.cause,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from pydantic import ValidationError
+
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.events import EVENTS, WorkerEvent
 from cml_contracts.model import Tolerant
@@ -54,12 +56,29 @@ class UnknownEventError(ValueError):
     """The event's type is newer than this reader."""
 
 
+class UnreadableEventError(UnknownEventError):
+    """An event of a worker is newer than this reader, or none of ours; says which."""
+
+
 def decode_event(event_type: str, data: bytes | str) -> WorkerEvent:
     """The event from its stored JSON. Raises UnknownEventError, or ValidationError if it is malformed."""
     event = EVENTS.get(event_type)
     if event is None:
         raise UnknownEventError(f"event type {event_type!r} is not known to this version")
     return event.model_validate_json(data)
+
+
+def described(error: Exception) -> str:
+    """Why an event or a message cannot be read, without echoing what is in it."""
+    if not isinstance(error, ValidationError):
+        return str(error)[:300] if isinstance(error, ValueError) else type(error).__name__
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    what = [
+        f"{'.'.join(str(part)[:64] for part in problem['loc']) or 'body'}: {problem['msg'][:200]}"
+        for problem in problems[:5]
+    ]
+    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+    return "; ".join(what) + more
 
 
 def fingerprint(command: WorkerCommand) -> str:

@@ -6,9 +6,10 @@ earlier version of the system kept the checkpoint elsewhere.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from uuid import UUID
 
 from cml_workers.eventstore.port import (
@@ -23,20 +24,26 @@ from cml_workers.eventstore.port import (
     StreamNotFoundError,
     WrongExpectedVersionError,
 )
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
+from cml_workers.eventstore.quarantine import Waiting
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS, is_workers
 
 RELAY_STREAM = "cml_relay"
 SAVED = "cml.relay.saved.v1"
 KEEP = 10
 """Events of the stream that are kept; ``deploy/kurrentdb/relay-stream.json`` says so to KurrentDB."""
+NOBODY: Mapping[str, Waiting] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """``position``: all up to it was published, None: nothing was; ``revision``: of the event that says so."""
+    """``position``: all up to it was published, None: nothing was; ``revision``: of the event that says so.
+
+    ``waiting``: by stream, the workers of which it was not, as they wait in quarantine.
+    """
 
     position: str | None
     revision: int
+    waiting: Mapping[str, Waiting] = field(default_factory=dict)
 
 
 async def load_saved(store: EventStore) -> Saved | None:
@@ -45,10 +52,19 @@ async def load_saved(store: EventStore) -> Saved | None:
         last = await store.last(RELAY_STREAM)
     except (StreamNotFoundError, StreamDeletedError):
         return None
-    return Saved(json.loads(last.data)["position"], last.revision)
+    content = json.loads(last.data)
+    waiting = {stream: Waiting(**each) for stream, each in content.get("waiting", {}).items()}
+    return Saved(content["position"], last.revision, waiting)
 
 
-async def append_saved(store: EventStore, position: str | None, event_id: UUID, *, expected: int) -> int:
+async def append_saved(
+    store: EventStore,
+    position: str | None,
+    event_id: UUID,
+    *,
+    expected: int,
+    waiting: Mapping[str, Waiting] = NOBODY,
+) -> int:
     """Save it, over what was read at revision ``expected``; return the new revision.
 
     Raises:
@@ -56,7 +72,10 @@ async def append_saved(store: EventStore, position: str | None, event_id: UUID, 
         StoreUnavailableError: not known whether it was saved.
         StoreConfigurationError: we may not, or the stream has a tombstone.
     """
-    event = NewEvent(event_id, SAVED, json.dumps({"position": position}).encode(), b"{}")
+    content: dict[str, object] = {"position": position}
+    if waiting:
+        content["waiting"] = {stream: asdict(each) for stream, each in waiting.items()}
+    event = NewEvent(event_id, SAVED, json.dumps(content).encode(), b"{}")
     try:
         return await store.append(RELAY_STREAM, [event], expected=expected)
     except StreamDeletedError as error:
@@ -84,6 +103,8 @@ async def begin_if_new(store: EventStore, new_id: Callable[[], UUID]) -> Saved |
 async def _has_workers(store: EventStore) -> bool:
     async with aclosing(store.follow(after=None, prefix=WORKER_STREAMS)) as items:
         async for item in items:
-            if isinstance(item, StoredEvent | CaughtUp):
-                return isinstance(item, StoredEvent)
+            if isinstance(item, CaughtUp):
+                return False
+            if isinstance(item, StoredEvent) and is_workers(item.stream):
+                return True
     raise StoreUnavailableError("the event store is closed")

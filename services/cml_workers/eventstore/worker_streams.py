@@ -3,18 +3,25 @@
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import WorkerEvent
-from cml_workers.domain.fold import advance, fold
-from cml_workers.domain.history import EventMetadata, Recorded, decode_event
+from cml_workers.domain.fold import advance, evolve
+from cml_workers.domain.history import (
+    EventMetadata,
+    Recorded,
+    UnreadableEventError,
+    decode_event,
+    described,
+)
 from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import (
+    NO_STREAM,
     EventStore,
     NewEvent,
     StoredEvent,
@@ -22,6 +29,7 @@ from cml_workers.eventstore.port import (
     StreamNotFoundError,
     traced,
 )
+from cml_workers.eventstore.quarantine import WORKERS, Quarantine
 
 WORKER_STREAMS = "cml_worker-"
 """What the names of their streams begin with."""
@@ -33,10 +41,25 @@ def stream_of(worker_id: UUID) -> str:
 
 
 def worker_of(stream: str) -> UUID:
-    """Whose stream it is. Raises ValueError for a stream that is no worker's."""
-    if not stream.startswith(WORKER_STREAMS):
+    """Whose stream it is. Raises ValueError for a stream that is no worker's, as another application may have one."""
+    name = stream.removeprefix(WORKER_STREAMS)
+    try:
+        worker_id = UUID(name)
+    except ValueError:
+        worker_id = None
+    # A UUID is written in many ways, and by us in one.
+    if worker_id is None or stream != stream_of(worker_id):
         raise ValueError(f"{stream!r} is not a worker's stream")
-    return UUID(stream.removeprefix(WORKER_STREAMS))
+    return worker_id
+
+
+def is_workers(stream: str) -> bool:
+    """Whether the stream is a worker's."""
+    try:
+        worker_of(stream)
+    except ValueError:
+        return False
+    return True
 
 
 UNSEEN_ATTEMPTS = 10
@@ -84,30 +107,62 @@ def published(source: str, stored: StoredEvent) -> EventEnvelope:
     )
 
 
-async def load(store: EventStore, worker_id: UUID, *, upto: int | None = None) -> Worker:
+async def load(
+    store: EventStore,
+    worker_id: UUID,
+    *,
+    upto: int | None = None,
+    skips: Callable[[str, int], bool] = lambda _stream, _revision: False,
+) -> Worker:
     """The worker of its stream, up to and including revision ``upto``; a blank one if there is none.
+
+    ``skips``: whether the event of this stream and revision changes nothing, as an operator decided.
 
     Raises:
         StoreUnavailableError: try again.
+        StreamDeletedError: the stream was truncated or deleted.
         UnknownEventError: a newer version of the system wrote the stream; update this one.
+        ValidationError: an event is none of ours.
     """
-    try:
-        history = await store.read(stream_of(worker_id), limit=None if upto is None else upto + 1)
-    except StreamNotFoundError:
-        history = []
-    return fold(worker_id, map(decode, history))
+    worker = Worker(worker_id)
+    for stored in await _stored(store, worker_id, limit=None if upto is None else upto + 1):
+        if skips(stored.stream, stored.revision):
+            worker = worker._replace(revision=stored.revision)
+        else:
+            worker = evolve(worker, decode(stored))
+    return worker
 
 
 async def load_ledger(store: EventStore, worker_id: UUID) -> Ledger:
     """All that became of the worker's commands. Raises as ``load`` does."""
-    return Ledger.of(worker_id, await _history(store, worker_id))
+    return Ledger.of(worker_id, await _decoded(store, await _stored(store, worker_id)))
 
 
-async def _history(store: EventStore, worker_id: UUID) -> list[Recorded]:
+async def _stored(
+    store: EventStore, worker_id: UUID, *, after: int = NO_STREAM, limit: int | None = None
+) -> list[StoredEvent]:
     try:
-        return [decode(each) for each in await store.read(stream_of(worker_id))]
+        return await store.read(stream_of(worker_id), after=after, limit=limit)
     except StreamNotFoundError:
         return []
+
+
+async def _decoded(store: EventStore, stored: Sequence[StoredEvent]) -> list[Recorded]:
+    """Without those that an operator has decided to skip. Raises UnreadableEventError."""
+    try:
+        return [decode(each) for each in stored]
+    except ValueError:
+        quarantine = Quarantine(store, WORKERS)
+        await quarantine.load()
+    return [_readable(each) for each in stored if not quarantine.skips(each.stream, each.revision)]
+
+
+def _readable(stored: StoredEvent) -> Recorded:
+    try:
+        return decode(stored)
+    except ValueError as error:
+        where = f"{stored.stream}@{stored.revision} at position {stored.position}"
+        raise UnreadableEventError(f"{where} cannot be read: {described(error)}") from error
 
 
 async def append(
@@ -195,13 +250,14 @@ class Workers:
 
         Raises as ``newest`` does.
         """
-        history = await _history(self._store, worker_id)
+        stored = await _stored(self._store, worker_id)
+        history = await _decoded(self._store, stored)
         kept = self._known.get(worker_id)
-        if kept is not None and len(history) <= kept.worker.revision:
+        if kept is not None and len(stored) <= kept.worker.revision:
             raise StoreUnavailableError(f"a replica lags behind: it does not show all of {worker_id} yet")
         ledger = Ledger.of(worker_id, history)
         self._forget(worker_id)
-        ledger.worker = self._keep(Worker(worker_id), history)
+        ledger.worker = self._keep(Worker(worker_id), history, len(stored) - 1)
         return ledger
 
     async def newest(self, worker_id: UUID) -> Worker:
@@ -209,27 +265,28 @@ class Workers:
 
         Raises:
             StoreUnavailableError: try again.
-            UnknownEventError: a newer version of the system wrote the stream; update this one.
+            StreamDeletedError: the stream was truncated or deleted.
+            UnreadableEventError: a newer version of the system wrote the stream, or somebody else; says which event it is.
         """
         kept = self._known.get(worker_id)
         worker = kept.worker if kept else Worker(worker_id)
         unread = self._unread.get(worker_id) or _Unread()
         count = len(unread.published)
-        try:
-            stored = await self._store.read(stream_of(worker_id), after=worker.revision - count)
-        except StreamNotFoundError:
-            stored = []
+        stored = await _stored(self._store, worker_id, after=worker.revision - count)
         if self._known.get(worker_id) is not kept:
             return await self.newest(worker_id)  # somebody else was quicker, or had it evicted
         if len(stored) < count and unread.missed < MOST_MISSED:
             unread.missed += 1
             raise StoreUnavailableError(f"the store does not show yet what it published of {worker_id}")
         self._unread.pop(worker_id, None)
-        newer = [decode(each) for each in stored]
+        newer = await _decoded(self._store, stored)
+        if self._known.get(worker_id) is not kept:
+            return await self.newest(worker_id)
         if not unread.are(newer[:count]):
             self._forget(worker_id)  # somebody else published that
             return await self.newest(worker_id)
-        return self._keep(worker, newer[count:]) if newer[count:] else worker
+        last = stored[-1].revision if stored else worker.revision
+        return self._keep(worker, newer[count:], last) if last > worker.revision else worker
 
     def advance(self, worker: Worker, published: Recorded) -> Worker | None:
         """The worker after its next event, which was not read from the store but published by it; None: read it.
@@ -249,9 +306,14 @@ class Workers:
         await append(self._store, worker, [(each.event, each.metadata) for each in recorded])
         return self._keep(worker, recorded)
 
-    def _keep(self, before: Worker, newer: Sequence[Recorded]) -> Worker:
-        """The worker after these; it is kept, unless not all that its events name is known."""
+    def _keep(self, before: Worker, newer: Sequence[Recorded], last: int | None = None) -> Worker:
+        """The worker after these; it is kept, unless not all that its events name is known.
+
+        ``last``: the revision of its last event, which may be one that is skipped.
+        """
         after = advance(before, newer)
+        if last is not None and last > after.revision:
+            after = after._replace(revision=last)
         kept = self._known.get(before.id)
         if before.revision < 0:
             ids = set[str]()

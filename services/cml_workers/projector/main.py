@@ -4,7 +4,8 @@ It follows the store, rebuilds, answers queries, sends reminders, archives dead 
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -21,6 +22,8 @@ from cml_workers.bus.topology import (
 from cml_workers.bus.usage import Usage
 from cml_workers.deadletters.archive import Archive
 from cml_workers.deadletters.handler import DeadLetters
+from cml_workers.deadletters.quarantined import Quarantined
+from cml_workers.eventstore.quarantine import RELAY, of_read_model
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.model import ReadModel
 from cml_workers.readmodels.registry import READ_MODELS
@@ -58,8 +61,11 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     queries = Queries(database=database, unavailable=unavailable)
 
     archive = Archive(given.archive)
+    followers = (RELAY, *(of_read_model(model.name) for model in READ_MODELS))
+    quarantined = Quarantined(archive, given.store, followers, now=utc_now)
     dead_letters = DeadLetters(
         archive=archive,
+        quarantined=quarantined,
         store=given.store,
         publish=bus.publish,
         own_user=bus.user,
@@ -69,6 +75,12 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
 
     async def on_query(message: Message) -> Verdict:
         return await queries.on_query(message, bus.publish)
+
+    def counts() -> Mapping[str, int]:
+        figures = Counter(bus.counts())
+        for runner in runners.values():
+            figures.update(runner.counts())
+        return figures
 
     async def follow() -> None:
         await asyncio.gather(*(runner.run() for runner in runners.values()))
@@ -105,14 +117,16 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             bus,
             background(follow, "projector") as following,
             background(remind, "reminders") as reminding,
+            background(quarantined.keep_collecting, "the quarantines") as collecting,
         ):
             yield Running(
                 PROJECTOR.name,
                 (bus.problem, *checks),
-                (bus.consuming, following, reminding),
+                (bus.consuming, following, reminding, collecting),
                 runners[READ_MODELS[0].name].following,
                 archive.waiting,
-                bus.counts,
+                counts,
+                tuple(runner.warning for runner in runners.values()),
             )
     finally:
         await database.close()

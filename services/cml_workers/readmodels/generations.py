@@ -7,15 +7,18 @@ active generation through views, which change with it in one transaction: see ``
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from types import MappingProxyType
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ProgrammingError
 
+from cml_workers.eventstore.quarantine import Waiting
 from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.readmodels.changes import Change, Put, Remove
 from cml_workers.readmodels.comparing import Difference, difference
 from cml_workers.readmodels.generation import GENERATIONS, Generation, State
 from cml_workers.readmodels.model import ReadModel, active, generation_table
+from cml_workers.readmodels.waiting import Changed, forget_held, held_of, write_held
 from cml_workers.sql.port import Database
 from cml_workers.sql.schema import alone, upsert
 
@@ -29,6 +32,7 @@ _MOVE = sa.update(GENERATIONS).where(
 
 Changes = Mapping[str, Sequence[Change]]
 """By table, one for each key."""
+NOBODY: Changed = MappingProxyType({})
 
 
 class NewerReadModelError(ConfigurationError):
@@ -63,11 +67,22 @@ class Generations:
         """
         return await self._database.write(partial(self._begin, temporary=temporary), lasting=True)
 
+    async def held(self, generation: Generation) -> dict[str, Waiting]:
+        """By stream, the workers of which it has passed events that it does not show, as they wait in quarantine."""
+        return await self._database.read(partial(held_of, name=self.model.name, number=generation.number))
+
     async def write(
-        self, generation: Generation, changes: Changes, position: str | None, events: int = 0
+        self,
+        generation: Generation,
+        changes: Changes,
+        position: str | None,
+        events: int = 0,
+        held: Changed = NOBODY,
     ) -> Generation:
-        """Write rows and checkpoint together. Raises CheckpointMovedError, and then has written nothing."""
-        after = await self._database.write(partial(self._write, generation, changes, position, events))
+        """Write rows, who waits, and checkpoint together. Raises CheckpointMovedError, and then has written nothing."""
+        after = await self._database.write(
+            partial(self._write, generation, changes, position, events, held=held)
+        )
         if after is None:
             raise CheckpointMovedError(
                 f"read model {self.model.name}: generation {generation.number} is no longer {generation.state} at "
@@ -185,6 +200,8 @@ class Generations:
         position: str | None,
         events: int,
         connection: sa.Connection,
+        *,
+        held: Changed = NOBODY,
     ) -> Generation | None:
         after = replace(generation, position=position, events=generation.events + events)
         seen = {
@@ -205,6 +222,7 @@ class Generations:
                 connection.execute(sa.delete(table).where(*key), named)
             if rows:
                 connection.execute(upsert(connection.dialect.name, table), rows)
+        write_held(connection, self.model.name, generation.number, held)
         return after
 
     def _compare(
@@ -276,6 +294,7 @@ class Generations:
         if gone.rowcount:
             for table in self._tables(number).values():
                 table.drop(connection, checkfirst=True)
+            forget_held(connection, self.model.name, number)
         highest = sa.select(sa.func.max(GENERATIONS.c.number)).where(GENERATIONS.c.name == self.model.name)
         connection.execute(
             sa.delete(GENERATIONS).where(

@@ -203,6 +203,7 @@ class Rebuild:
                 pass
             else:
                 raise StoreUnavailableError("the event store is closed")
+        await writer.look()
         assert writer.at is not None  # noqa: S101 - see above
         if upto is not None and target is not None and await self._is_there(writer.at, upto):
             await writer.skip_to(target)

@@ -1,13 +1,15 @@
 """Keeps one read model up to date for as long as a process lives, and rebuilds it when its code has another version."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
 from cml_workers.eventstore.following import Following, backoff, follow_from
 from cml_workers.eventstore.port import EventStore, Item
+from cml_workers.eventstore.quarantine import LOOK_EVERY, warning_of
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
+from cml_workers.foundation.tasks import ended
 from cml_workers.readmodels.generation import Generation
 from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.model import ReadModel
@@ -60,6 +62,14 @@ class Runner:
         done = f" ({percent:.0f} %)" if percent is not None else ""
         return f"read model {self.model.name} is being rebuilt{done}"
 
+    def warning(self) -> str | None:
+        """Which workers wait for somebody to decide."""
+        return warning_of(self._writer.held.quarantine.undecided)
+
+    def counts(self) -> Mapping[str, int]:
+        """Events of streams that are not ours, since the start; and workers that wait in quarantine."""
+        return {"events_not_ours": self._writer.not_ours, "workers_held": len(self._writer.held.waiting)}
+
     async def prepare(self) -> None:
         """Find out what there is to follow; then ``problem`` can be asked.
 
@@ -100,15 +110,30 @@ class Runner:
                 await self._sleep(self._backoff(failures))
 
     async def _follow(self) -> None:
-        await follow_from(
-            self._store,
-            self._writer.resumed,
-            self._handle,
-            prefix=WORKER_STREAMS,
-            following=self.following,
-            backoff=self._backoff,
-            sleep=self._sleep,
-        )
+        looking = asyncio.create_task(self._look(), name=f"looks at the quarantine of {self.model.name}")
+        try:
+            await follow_from(
+                self._store,
+                self._writer.resumed,
+                self._handle,
+                prefix=WORKER_STREAMS,
+                following=self.following,
+                backoff=self._backoff,
+                sleep=self._sleep,
+            )
+        finally:
+            await ended(looking)
+
+    async def _look(self) -> None:
+        while True:
+            await self._writer.held.somebody_waits.wait()
+            try:
+                await self._writer.look(decides=True)
+            except Exception as error:  # noqa: BLE001 - nobody else may be kept from following
+                log.warning(
+                    "the quarantine is looked at again", read_model=self.model.name, cause=repr(error)
+                )
+            await self._sleep(LOOK_EVERY)
 
     async def _handle(self, items: Sequence[Item]) -> None:
         await self._writer.handle(items)

@@ -1,19 +1,25 @@
 """Brings one generation of a read model's tables up to date with the event store, batch by batch."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from uuid import UUID
+from collections.abc import Awaitable, Callable, Sequence
 
-from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, Item, StoredEvent
-from cml_workers.readmodels.changes import Change
-from cml_workers.readmodels.folding import Folding, Step
+import structlog
+
+from cml_workers.eventstore.port import (
+    CaughtUp,
+    Checkpoint,
+    EventStore,
+    Item,
+    StoredEvent,
+)
+from cml_workers.eventstore.worker_streams import is_workers
+from cml_workers.readmodels.batch import BREATHES, Batch
 from cml_workers.readmodels.generation import Generation
-from cml_workers.readmodels.generations import Changes, Generations
-from cml_workers.readmodels.model import ReadModel
+from cml_workers.readmodels.generations import Generations
+from cml_workers.readmodels.held import Held
+from cml_workers.readmodels.waiting import of_an_event
 
-BREATHES = 50
-"""Events after which others of this process have their turn."""
+log = structlog.get_logger(__name__)
 
 
 class NotResumedError(Exception):
@@ -25,6 +31,9 @@ class Writer:
 
     Changes and checkpoint are written in one transaction for each batch, and only over the checkpoint that was read. So of
     two writers of a generation one is refused, and begins again from what the other has written.
+
+    An event that cannot be folded or written goes into quarantine. Its worker's later events pass, and are read from its stream
+    when ``look`` finds that it goes on.
     """
 
     def __init__(
@@ -33,10 +42,13 @@ class Writer:
         generations: Generations,
         choose: Callable[[], Awaitable[Generation]],
     ) -> None:
+        self.held = Held(store, generations)
+        self.not_ours = 0
+        """Events of streams that are not ours, since it was made."""
         self._generations = generations
         self._choose = choose
-        self._folding = Folding(store)
         self._at: Generation | None = None
+        self._turn = asyncio.Lock()
 
     @property
     def at(self) -> Generation | None:
@@ -49,10 +61,12 @@ class Writer:
 
     async def resumed(self) -> str | None:
         """Where to go on: behind what was written last; after a failure, which it may be part of, behind what is saved."""
-        if self._at is None:
-            self._folding.forget()
-            self._at = await self._choose()
-        return self._at.position
+        async with self._turn:
+            if self._at is None:
+                at = await self._choose()
+                await self.held.begin(at)
+                self._at = at
+            return self._at.position
 
     async def skip_to(self, position: str) -> None:
         """Move the checkpoint over places without events. Raises CheckpointMovedError."""
@@ -66,17 +80,60 @@ class Writer:
 
         Raises CheckpointMovedError: somebody else writes these rows, or they are no longer the ones to write.
         """
-        at, self._at = self._at, None
-        if at is None:
-            raise NotResumedError
+        async with self._turn:
+            at, self._at = self._at, None
+            if at is None:
+                raise NotResumedError
+            try:
+                self._at = await self._write(at, items)
+            except Exception as error:
+                if not of_an_event(error):
+                    raise
+                log.warning("events are written one by one", cause=type(error).__name__)
+                self.held.folding.forget()
+                self._at = await self._write_one_by_one(at, items)
+            self.held.note()
+
+    async def look(self, *, decides: bool = False) -> None:
+        """See what was decided about those who wait, and show what they have waited with.
+
+        ``decides``: take up what this version can handle, which is tried once. Raises as ``handle`` does.
+        """
+        async with self._turn:
+            if self._at is None:
+                return
+            await self.held.quarantine.load()
+            if decides:
+                await self.held.take_up(self._at)
+            for stream in self.held.released:
+                self._at = await self.held.catch_up(self._at, stream)
+            self.held.note()
+
+    async def _write_one_by_one(self, at: Generation, items: Sequence[Item]) -> Generation:
+        """As one of them cannot be written, and it is not known which."""
+        for item in items:
+            try:
+                at = await self._write(at, [item])
+            except Exception as error:
+                if not of_an_event(error):
+                    raise
+                at = await self._write(at, [item], broken=error)
+        return at
+
+    async def _write(
+        self, at: Generation, items: Sequence[Item], *, broken: Exception | None = None
+    ) -> Generation:
+        """``broken``: why they cannot be written."""
         batch = Batch(self._generations.model)
-        position = at.position
+        waiting = dict(self.held.waiting)
+        position, not_ours = at.position, 0
         for number, item in enumerate(items, 1):
             match item:
                 case StoredEvent():
-                    step = await self._folding.step(item)
-                    if step is not None:
-                        batch.add(step)
+                    if is_workers(item.stream):
+                        await self.held.take(batch, waiting, item, broken)
+                    else:
+                        not_ours += 1
                     position = item.position
                 case Checkpoint():
                     position = item.position
@@ -84,55 +141,10 @@ class Writer:
                     pass
             if not number % BREATHES:
                 await asyncio.sleep(0)
-        for number, worker in enumerate(batch.workers(), 1):
-            batch.show(worker)
-            if not number % BREATHES:
-                await asyncio.sleep(0)
-        if position != at.position:
-            at = await self._generations.write(at, batch.changes(), position, batch.events)
-        self._at = at
-
-
-class Batch:
-    """What events change in the tables: the last change of each row."""
-
-    def __init__(self, model: ReadModel) -> None:
-        self.events = 0
-        self._model = model
-        self._keys = {table.name: [column.name for column in table.primary_key] for table in model.tables}
-        self._changes: dict[str, dict[tuple[object, ...], Change]] = {}
-        self._last: dict[UUID, Worker] = {}
-
-    def add(self, step: Step) -> None:
-        """The next event."""
-        before, recorded, after = step
-        self.events += 1
-        self._last[after.id] = after
-        self._keep(self._model.of_event(before, recorded, after))
-
-    def workers(self) -> Sequence[Worker]:
-        """Those that had events, as they are after the last one."""
-        return list(self._last.values())
-
-    def show(self, worker: Worker) -> None:
-        """The rows of one of them, after all events."""
-        self._keep(self._model.of_worker(worker))
-
-    def changes(self) -> Changes:
-        """All of it, by table."""
-        return {name: list(by_key.values()) for name, by_key in self._changes.items()}
-
-    def _keep(self, made: Iterable[Change]) -> None:
-        for change in made:
-            key = tuple(change.row[name] for name in self._keys[change.table])
-            self._changes.setdefault(change.table, {})[key] = change
-
-
-def changes_of(model: ReadModel, steps: Iterable[Step]) -> Changes:
-    """What these events change, at once."""
-    batch = Batch(model)
-    for step in steps:
-        batch.add(step)
-    for worker in batch.workers():
-        batch.show(worker)
-    return batch.changes()
+        await batch.show()
+        changed = {stream: each for stream, each in waiting.items() if self.held.waiting.get(stream) != each}
+        if position != at.position or batch.events or changed:
+            at = await self._generations.write(at, batch.changes(), position, batch.events, changed)
+        self.held.waiting = waiting
+        self.not_ours += not_ours
+        return at

@@ -17,6 +17,7 @@ from cml_workers.eventstore.port import (
     StreamDeletedError,
     WrongExpectedVersionError,
 )
+from cml_workers.eventstore.quarantine import Waiting
 from cml_workers.eventstore.relay_stream import (
     KEEP,
     RELAY_STREAM,
@@ -53,7 +54,7 @@ class Earlier(Protocol):
 
 
 class RelayCheckpoint:
-    """The position that all before is published; written only over the one that was read.
+    """The position that all before is published, but for the workers in ``waiting``; written only over the one that was read.
 
     ``begins``: where to begin if it is lost; None: ask, which ``problem`` does.
     """
@@ -67,6 +68,8 @@ class RelayCheckpoint:
         earlier: Earlier | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self.waiting: dict[str, Waiting] = {}
+        """By stream, of which workers events were passed that are not published: saved with the position, and loaded with it."""
         self._store = store
         self._new_id = new_id
         self._begins = begins
@@ -94,13 +97,15 @@ class RelayCheckpoint:
             await self._sleep(1.0 if self._looks < FIRST_LOOKS else LOOKS_AGAIN)
         self._looks = 0
         self._revision = saved.revision
+        self.waiting.clear()
+        self.waiting.update(saved.waiting)
         return saved.position
 
-    async def save(self, position: str) -> None:
+    async def save(self, position: str | None) -> None:
         """Save it, over the one that was read. Raises StoreUnavailableError (load again) and StoreConfigurationError."""
         try:
             self._revision = await append_saved(
-                self._store, position, self._new_id(), expected=self._revision
+                self._store, position, self._new_id(), expected=self._revision, waiting=self.waiting
             )
         except WrongExpectedVersionError as error:
             raise StoreUnavailableError(f"another relay has saved how far it is: {error}") from error

@@ -37,6 +37,8 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
     )
     bus = given.bus(RELAY)
     publishing = Relay(
+        store=given.store,
+        waiting=checkpoint.waiting,
         publish=bus.publish,
         routed=bus.routed,
         load=checkpoint.load,
@@ -63,8 +65,8 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
                     (bus.problem, checkpoint.problem, publishing.problem, partial(not_following, following)),
                     (task, saving),
                     following,
-                    counts=publishing.counts,
-                    warnings=(publishing.subscribers.warning,),
+                    counts=lambda: {**publishing.counts(), **publishing.held.counts()},
+                    warnings=(publishing.subscribers.warning, publishing.held.warning),
                 )
         finally:
             await publishing.end()

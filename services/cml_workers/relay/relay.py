@@ -15,28 +15,37 @@ from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish, Routed
 from cml_workers.bus.topology import TRIGGERS_EXCHANGE
 from cml_workers.domain.operations import TRIGGERS
-from cml_workers.eventstore.port import CaughtUp, Checkpoint, StoredEvent
+from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
+from cml_workers.eventstore.quarantine import Waiting
 from cml_workers.eventstore.worker_streams import published
 from cml_workers.foundation.tasks import Tasks
+from cml_workers.relay.held import Held
 from cml_workers.relay.in_order import Entry, InOrder
 from cml_workers.relay.progress import Progress
 from cml_workers.relay.subscribers import Subscribers
 
 SAVE_AFTER = 0.25
 """Seconds after which what was published is saved: what a crash publishes again at most, beside what was under way."""
+LONGEST_TEXT = 255
+"""Bytes of a message's properties in AMQP."""
 TRIGGER_TYPES = frozenset(event.TYPE for event in TRIGGERS)
 
 
 class Relay:
-    """Turns stored events into messages; ``save`` keeps the position that all before is out, and ``load`` finds it."""
+    """Turns stored events into messages; ``save`` keeps the position that all before is out, and ``load`` finds it.
+
+    ``waiting``: the workers of which it is not all out, as they wait in quarantine; saved and loaded with the position.
+    """
 
     def __init__(
         self,
         *,
+        store: EventStore,
+        waiting: dict[str, Waiting],
         publish: Publish,
         routed: Routed,
         load: Callable[[], Awaitable[str | None]],
-        save: Callable[[str], Awaitable[None]],
+        save: Callable[[str | None], Awaitable[None]],
         source: str,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -49,8 +58,18 @@ class Relay:
         self.subscribers = Subscribers(self._confirmed, routed, tasks=self._tasks, now=now, sleep=sleep)
         self._triggers = InOrder(self._trigger, tasks=self._tasks, sleep=sleep)
         self._progress = Progress()
+        self.held = Held(
+            store,
+            waiting,
+            message_of=self._message_of,
+            put=self._put,
+            changed=self._progress.moved.set,
+            tasks=self._tasks,
+            sleep=sleep,
+        )
+        self._waiting = waiting
         self._taken = 0
-        self._saved: str | None = None
+        self._saved: tuple[str | None, Mapping[str, Waiting]] = None, {}
         self._saving = asyncio.Lock()
         self._not_saved: ConnectionError | None = None
         self._failure: BaseException | None = None
@@ -59,8 +78,10 @@ class Relay:
         """Forget what is under way; the position to follow from. Raises as ``load`` does."""
         await self.end()
         self._progress.clear()
-        self._saved = await self._load()
-        return self._saved
+        position = await self._load()
+        self._saved = position, dict(self._waiting)
+        await self.held.begin(position)
+        return position
 
     async def handle(self, items: Sequence[StoredEvent | Checkpoint | CaughtUp]) -> None:
         """Take the next items of the store's order; they are published in the background.
@@ -74,9 +95,11 @@ class Relay:
             await self._progress.room()
             match item:
                 case StoredEvent():
-                    self._take(item)
+                    await self._take(item)
+                    self.held.passed(item.position)
                 case Checkpoint(position):
                     self._progress.add(position, 0)
+                    self.held.passed(position)
                 case CaughtUp():
                     pass
 
@@ -96,10 +119,10 @@ class Relay:
     async def save(self) -> None:
         """Save how far we are. Raises as ``save`` does."""
         async with self._saving:
-            position = self._progress.passed
-            if position is not None and position != self._saved:
-                await self._save(position)
-                self._saved = position
+            reached = self._progress.passed or self._saved[0], dict(self._waiting)
+            if reached != self._saved:
+                await self._save(reached[0])
+                self._saved = reached
 
     async def end(self) -> None:
         """End what is under way: it is published again."""
@@ -116,11 +139,25 @@ class Relay:
         """Events: those that are neither confirmed nor given up, and those given up since the start."""
         return {"events_under_way": len(self._progress), "events_given_up": self.subscribers.given_up}
 
-    def _take(self, event: StoredEvent) -> None:
+    async def _take(self, event: StoredEvent) -> None:
+        if not self.held.passes(event):
+            try:
+                message = self._message_of(event)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is this event's
+                await self.held.hold(event, error)
+            else:
+                self._put(event, message, self._progress)
+                return
+        self._progress.add(event.position, 0)
+
+    def _message_of(self, event: StoredEvent) -> Outgoing:
+        return event_message(self._source, event)
+
+    def _put(self, event: StoredEvent, message: Outgoing, progress: Progress) -> None:
         is_trigger = event.type in TRIGGER_TYPES
         self._taken += 1
-        done = self._progress.add(event.position, 2 if is_trigger else 1)
-        entry = Entry(self._taken, event, event_message(self._source, event), done)
+        done = progress.add(event.position, 2 if is_trigger else 1)
+        entry = Entry(self._taken, event, message, done)
         self.subscribers.put(entry)
         if is_trigger:
             trigger = replace(
@@ -148,12 +185,15 @@ class Relay:
 
 
 def event_message(source: str, stored: StoredEvent) -> Outgoing:
-    """A stored event as subscribers get it."""
+    """A stored event as subscribers get it. Raises ValueError, or what a library raises, for one that cannot be published."""
     envelope = published(source, stored)
+    for name, text in (("type", stored.type), ("correlation id", envelope.correlation_id or "")):
+        if len(text.encode()) > LONGEST_TEXT:
+            raise ValueError(f"its {name} has {len(text.encode())} bytes; AMQP allows {LONGEST_TEXT}")
     return Outgoing(
         exchange=EVENTS_EXCHANGE,
         routing_key=stored.type,
-        body=json.dumps(envelope.to_cloudevent(), separators=(",", ":")).encode(),
+        body=json.dumps(envelope.to_cloudevent(), separators=(",", ":"), allow_nan=False).encode(),
         type=stored.type,
         message_id=str(stored.event_id),
         correlation_id=envelope.correlation_id,
