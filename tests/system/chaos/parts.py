@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sqlite3
 import time
@@ -12,13 +13,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
+from urllib.parse import urlsplit
+from uuid import UUID
 
 from cml_workers.bus.rabbit import declare_topology
+from cml_workers.eventstore.opening import open_event_store
 from support.children import module
 from support.ec2 import SimulatorAdmin
-from support.postgresql import make_schema, private_postgresql
-from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
+from support.kurrentdb import GIVEN as GIVEN_STORE
+from support.observed import stored_workers
+from support.postgresql import GIVEN as GIVEN_DATABASE
+from support.postgresql import database_of_its_own, make_schema, private_postgresql
+from support.rabbitmq import SpawnedRabbitMQ, private_rabbitmq
 from support.roles import Roles
+from support.servers import GivenServer, OwnServer, Server, own_kurrentdb, own_postgresql
 from support.tcp_proxy import TcpProxy
 from system.chaos.messages import Part
 from system.chaos.outcome import subscribe
@@ -27,11 +35,13 @@ from system.chaos.schedule import (
     AtEc2,
     AtMessage,
     Broker,
+    Down,
     Fault,
     Freeze,
     Kill,
     Locked,
     Network,
+    Setup,
     Store,
     links,
 )
@@ -41,6 +51,15 @@ HEARTBEAT = 2
 GRACE = 20.0
 """Seconds that EC2 may hide an instance. No fault holds back what is on its way to EC2 for as long: the promise that
 nothing is launched behind a recorded failure rests on that (in production they are 300)."""
+
+_SETTINGS: Mapping[Part, str] = {
+    "rabbitmq": "RABBITMQ_URL",
+    "postgresql": "DATABASE_URL",
+    "ec2": "AWS_ENDPOINT_URL",
+    "kurrentdb": "KURRENTDB_URI",
+}
+_NAMES: Mapping[Part, str] = {"postgresql": "DATABASE", "kurrentdb": "KURRENTDB"}
+"""What the variables of a given server begin with."""
 
 
 @dataclass
@@ -54,10 +73,12 @@ class System:
     store_uri: str
     networks: Mapping[tuple[str, Part], TcpProxy]
     roles: Roles
-    frozen: Mapping[str, Callable[[int], None]]
-    """Sends a signal to all processes of a part."""
-    hands: ThreadPoolExecutor
-    """One thread for what blocks: RabbitMQ dies and comes back in order."""
+    servers: Mapping[Part, Server]
+    """Of the parts, but for RabbitMQ."""
+    hands: Mapping[Part, ThreadPoolExecutor]
+    """One thread for each server: it dies, freezes and comes back in order."""
+    others: frozenset[UUID]
+    """Workers that were in the store before."""
     wanted: int
     """Kills; no more are done."""
     kills: Counter[str] = field(default_factory=Counter)
@@ -94,7 +115,13 @@ class System:
                 await self._freeze(victim, seconds)
             case Broker(crash):
                 self.faults[fault.kind] += 1
-                await self._by_hand(lambda: self._restart_broker(crash))
+                await self._by_hand("rabbitmq", lambda: self._restart_broker(crash))
+            case Down(part, how, seconds):
+                self.faults[fault.kind] += 1
+                if how == "killed":
+                    await self.outage(part, seconds)
+                else:
+                    await self._by_hand(part, self.servers[part].fail_over)
             case Network(who, part, how, seconds):
                 self.faults[fault.kind] += 1
                 network = self.networks[who, part]
@@ -116,6 +143,16 @@ class System:
                 await asyncio.to_thread(lambda: self.admin.fault(**how))
             case _:
                 assert_never(fault)
+
+    async def outage(self, part: Part, seconds: float) -> None:
+        """Kill its server, and start it again after a while."""
+
+        def work() -> None:
+            self.servers[part].kill()
+            time.sleep(seconds)
+            self.servers[part].start()
+
+        await self._by_hand(part, work)
 
     def heal(self) -> None:
         """Nothing goes wrong from now on."""
@@ -142,16 +179,23 @@ class System:
         self._kill(victim)
 
     async def _freeze(self, victim: str, seconds: float) -> None:
-        if victim == "rabbitmq":
-            await self._by_hand(lambda: self._freeze_broker(seconds))  # not while it is restarted
-            return
+        """A part not while it is down."""
         process = self.roles.processes.get(victim)
-        send = process.send_signal if process else self.frozen[victim]
-        send(signal.SIGSTOP)
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            send(signal.SIGCONT)
+        if process is not None:
+            process.send_signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                process.send_signal(signal.SIGCONT)
+            return
+        server = self.servers[victim]  # type: ignore[index]  # or it would be a process of ours
+
+        def work() -> None:
+            server.freeze()
+            time.sleep(seconds)
+            server.resume()
+
+        await self._by_hand(victim, work)  # type: ignore[arg-type]
 
     async def _trap(self, fault: AtMessage) -> None:
         """Armed for all who may meet the message, until one has."""
@@ -170,13 +214,8 @@ class System:
         for waiting in fired:
             waiting.cancel()
 
-    def _freeze_broker(self, seconds: float) -> None:
-        self.rabbitmq.signal(signal.SIGSTOP)
-        time.sleep(seconds)
-        self.rabbitmq.signal(signal.SIGCONT)
-
-    async def _by_hand(self, work: Callable[[], object]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self.hands, work)
+    async def _by_hand(self, part: Part, work: Callable[[], object]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self.hands[part], work)
 
     def _restart_broker(self, crash: bool) -> None:
         if crash:
@@ -186,51 +225,74 @@ class System:
         self.rabbitmq.start()
 
 
+def setup_of(store: Store) -> Setup:
+    """With the servers that were given: the database's, and the store's if it is KurrentDB."""
+    given: dict[Part, str] = {"postgresql": GIVEN_DATABASE}
+    if store == "kurrentdb":
+        given["kurrentdb"] = GIVEN_STORE
+    return Setup(
+        store,
+        {part: GivenServer(_NAMES[part]).harms for part, address in given.items() if os.environ.get(address)},
+    )
+
+
 @asynccontextmanager
-async def system(folder: Path, store: Store, kills: int, plant: str | None = None) -> AsyncIterator[System]:
+async def system(folder: Path, setup: Setup, kills: int, plant: str | None = None) -> AsyncIterator[System]:
     """All of it, running; none of it is left at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
         rabbitmq = stack.enter_context(private_rabbitmq(folder / "rabbitmq"))
-        hands = stack.enter_context(ThreadPoolExecutor(1))
-        postgresql = stack.enter_context(private_postgresql())
         ec2 = stack.enter_context(module("cml_embedded.ec2_simulator", "--data-dir", str(folder / "ec2")))
         assert ec2.stdout is not None
         ec2_url = ec2.stdout.readline().strip()
-        ports = {
-            "rabbitmq": rabbitmq.port,
-            "postgresql": postgresql.port,
-            "ec2": int(ec2_url.rpartition(":")[2]),
+        urls: dict[Part, str] = {"rabbitmq": _bus(rabbitmq.port), "ec2": ec2_url}
+        servers: dict[Part, Server] = {
+            "rabbitmq": OwnServer(rabbitmq.signal),
+            "ec2": OwnServer(ec2.send_signal),
         }
-        frozen: dict[str, Callable[[int], None]] = {"postgresql": postgresql.signal, "ec2": ec2.send_signal}
+        if "postgresql" in setup.given:
+            urls["postgresql"] = await stack.enter_async_context(
+                database_of_its_own(os.environ[GIVEN_DATABASE])
+            )
+            servers["postgresql"] = GivenServer(_NAMES["postgresql"])
+        else:
+            postgresql = stack.enter_context(private_postgresql())
+            urls["postgresql"] = postgresql.url
+            servers["postgresql"] = own_postgresql(postgresql)
         store_uri = f"sqlite:///{folder}/data/events.sqlite3"
-        if store == "kurrentdb":
-            ports["kurrentdb"] = free_port()
-            node = stack.enter_context(module("support.kurrentdb_standin", "--port", str(ports["kurrentdb"])))
-            frozen["kurrentdb"] = node.send_signal
-            store_uri = _kurrentdb(ports["kurrentdb"])
+        if "kurrentdb" in setup.given:
+            store_uri = urls["kurrentdb"] = os.environ[GIVEN_STORE]
+            servers["kurrentdb"] = GivenServer(_NAMES["kurrentdb"])
+        elif setup.store == "kurrentdb":
+            store_uri, servers["kurrentdb"] = stack.enter_context(own_kurrentdb(folder / "store"))
+            urls["kurrentdb"] = store_uri
         networks = {
-            (who, part): await stack.enter_async_context(TcpProxy(ports[part])) for who, part in links(store)
+            (who, part): await stack.enter_async_context(TcpProxy(_port(urls[part])))
+            for who, part in links(setup)
         }
+        others: frozenset[UUID] = frozenset()
+        if "kurrentdb" in setup.given:
+            store = open_event_store(store_uri)
+            others = await stored_workers(store)
+            await store.close()
+        hands = {part: stack.enter_context(ThreadPoolExecutor(1)) for part in servers}
 
         def each(name: str) -> dict[str, str]:
-            urls: Mapping[str, tuple[str, Callable[[int], str]]] = {
-                "rabbitmq": ("RABBITMQ_URL", _bus),
-                "postgresql": ("DATABASE_URL", lambda port: f"postgresql://cml@127.0.0.1:{port}/postgres"),
-                "ec2": ("AWS_ENDPOINT_URL", lambda port: f"http://127.0.0.1:{port}"),
-                "kurrentdb": ("KURRENTDB_URI", _kurrentdb),
+            return {
+                _SETTINGS[part]: _through(urls[part], network.port)
+                for (who, part), network in networks.items()
+                if who == name
             }
-            own = [(part, network.port) for (who, part), network in networks.items() if who == name]
-            return {urls[part][0]: urls[part][1](port) for part, port in own}
 
         await declare_topology(rabbitmq.url)
         await subscribe(rabbitmq.url)
-        await make_schema(postgresql.url)
+        await make_schema(urls["postgresql"])
         roles = Roles(
             folder,
             processes=PROCESSES,
             each=each,
             plant=plant,
+            **{_SETTINGS[part]: urls[part] for part in setup.given},
             CML_VISIBILITY_GRACE_SECONDS=str(GRACE),
             CML_AUTHORIZE="false",
         )
@@ -238,13 +300,14 @@ async def system(folder: Path, store: Store, kills: int, plant: str | None = Non
         yield System(
             folder,
             rabbitmq,
-            postgresql.url,
+            urls["postgresql"],
             SimulatorAdmin(ec2_url),
             store_uri,
             networks,
             roles,
-            frozen,
+            servers,
             hands,
+            others,
             wanted=kills,
         )
 
@@ -253,8 +316,15 @@ def _bus(port: int) -> str:
     return f"amqp://guest:guest@127.0.0.1:{port}/?heartbeat={HEARTBEAT}"
 
 
-def _kurrentdb(port: int) -> str:
-    return f"esdb://127.0.0.1:{port}?tls=false"
+def _port(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+def _through(url: str, port: int) -> str:
+    """The address by way of a network of ours."""
+    return url.replace(f":{_port(url)}", f":{port}", 1)
 
 
 def _lock(path: Path, seconds: float) -> None:
