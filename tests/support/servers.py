@@ -8,6 +8,7 @@ each of which returns when it is done: ``KURRENTDB_STOP`` (as hard as a crash) w
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from support.children import ended, started
-from support.postgresql import SpawnedPostgreSQL
+from support.postgresql import NoPostgreSQLError, SpawnedPostgreSQL
 from support.rabbitmq import free_port
 
 Harm = Literal["killed", "frozen", "failed over"]
@@ -130,7 +131,20 @@ class OwnServer:
 
 def own_postgresql(spawned: SpawnedPostgreSQL) -> OwnServer:
     """A private server."""
-    return OwnServer(spawned.signal, lambda: spawned.stop(signal.SIGKILL), spawned.start)
+
+    def start() -> None:
+        end = time.monotonic() + COMMAND_SECONDS
+        while True:
+            try:
+                spawned.start()
+            except NoPostgreSQLError:  # processes of the one that was killed have not noticed yet
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)
+            else:
+                return
+
+    return OwnServer(spawned.signal, lambda: spawned.stop(signal.SIGKILL), start)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from cml_workers.sql.errors import DatabaseUnavailableError
 from support.callers import Callers
 from support.load import Load
 from system.chaos.outcome import Outcome
-from system.chaos.parts import System
 from system.chaos.schedule import CALLERS, PROCESSES, Broker, Fault, Setup, schedule
+from system.chaos.system import System
 from system.judging import Places, Senders, judged
 
 STARTING = 2
