@@ -148,26 +148,27 @@ def own_postgresql(spawned: SpawnedPostgreSQL) -> OwnServer:
 
 
 @contextmanager
-def own_kurrentdb(file: Path, port: int | None = None) -> Iterator[tuple[str, OwnServer]]:
+def own_kurrentdb(file: Path) -> Iterator[tuple[str, OwnServer]]:
     """The stand-in for KurrentDB as a process of its own, and its address; ``file`` keeps what it has committed."""
-    port = port or free_port()
+    port = free_port()
 
-    def start() -> None:
-        nonlocal process
-        process = started("support.kurrentdb_standin", "--port", str(port), "--file", str(file))
+    def start() -> subprocess.Popen[str]:
+        return started("support.kurrentdb_standin", "--port", str(port), "--file", str(file))
 
-    def send(number: int) -> None:
-        process.send_signal(number)
+    process = start()
 
     def kill() -> None:
         process.kill()
         process.wait()
 
-    process = started("support.kurrentdb_standin", "--port", str(port), "--file", str(file))
+    def again() -> None:
+        nonlocal process
+        process = start()
+
     try:
         yield (
             f"esdb://127.0.0.1:{port}?tls=false",
-            OwnServer(send, kill, start),
+            OwnServer(lambda number: process.send_signal(number), kill, again),  # noqa: PLW0108 - of the process there is then
         )
     finally:
         ended(process)
