@@ -5,7 +5,7 @@ aiormq ends a call under way in several ways when it closes the connection: with
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 
 from aio_pika.exceptions import AMQPError
@@ -36,3 +36,14 @@ def despite_outage() -> Iterator[None]:
     except BaseException as error:
         if outage(error) is None:
             raise
+
+
+CLOSE_SECONDS = 5.0
+"""How long a connection, a channel or a consumer may take to close before it is left to itself."""
+
+
+async def closed(closing: Awaitable[object]) -> None:
+    """Wait for it, not for long: what a lost connection, or a broker that hangs, leaves undone is over with the connection."""
+    with despite_outage():
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await closing

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage
 
-from cml_contracts.amqp import despite_outage, outage
+from cml_contracts.amqp import CLOSE_SECONDS, closed, outage
 from cml_contracts.broker import Nodes, attempt, connect
 
 PAUSE = 0.5
@@ -26,8 +26,6 @@ quorum queue was without a leader when the message came keeps it, and sends it o
 (``rabbit_fifo_client``, which has no time-out for it)."""
 SETUP_SECONDS = 10.0
 """How long a broker may take to open a channel, and to declare and consume a queue."""
-CLOSE_SECONDS = 5.0
-"""How long a connection may take to close before it is left to itself."""
 
 
 @dataclass(slots=True)
@@ -102,7 +100,7 @@ class Sessions:
             self._current = asyncio.get_running_loop().create_future()
         self._current.set_exception(ClosedError("the client is closed"))
         self._current.exception()  # seen, also if nobody waits
-        await closed(self._connection)
+        await closed(self._connection.close())
 
     async def current(self) -> Session:
         """The session; waits until there is one. Raises ClosedError."""
@@ -134,9 +132,9 @@ class Sessions:
         while True:
             try:
                 if serves:
-                    await closed(lost.channel)
+                    await closed(lost.channel.close())
                 else:
-                    await closed(connection)
+                    await closed(connection.close())
                     connection = self._connection = await attempt(self._nodes)
                 return await self._opened(connection)
             except BaseException as error:
@@ -158,7 +156,7 @@ class Sessions:
                 replies = await channel.declare_queue(reply_to, exclusive=True, auto_delete=True)
                 await replies.consume(self._on_reply, no_ack=True)
         except BaseException:
-            await closed(connection)
+            await closed(connection.close())
             raise
         return Session(connection, channel, reply_to, lost)
 
@@ -169,13 +167,6 @@ async def watch(connection: AbstractConnection, channel: AbstractChannel, lost: 
         closable.close_callbacks.add(lambda *_: lost.set())
     underlay = await channel.get_underlay_channel()
     underlay.on_consumer_cancel_callbacks.add(lambda *_: lost.set())
-
-
-async def closed(closable: AbstractConnection | AbstractChannel) -> None:
-    """Close it; one that does not close is left to itself."""
-    with despite_outage():
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await closable.close()
 
 
 async def ended(task: asyncio.Task[Any]) -> None:

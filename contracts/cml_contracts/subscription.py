@@ -10,9 +10,9 @@ from uuid import uuid4
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
 from aio_pika.exceptions import AMQPChannelError, ChannelPreconditionFailed
 
-from cml_contracts.amqp import despite_outage, outage
+from cml_contracts.amqp import closed, despite_outage, outage
 from cml_contracts.envelope import EventEnvelope
-from cml_contracts.session import PAUSE, SETUP_SECONDS, ClosedError, Session, Sessions, closed, ended, watch
+from cml_contracts.session import PAUSE, SETUP_SECONDS, ClosedError, Session, Sessions, ended, watch
 from cml_contracts.topology import EVENTS_EXCHANGE
 
 log = logging.getLogger(__name__)
@@ -116,4 +116,4 @@ class Subscription:
                 self._begun.set_result(None)
             await lost.wait()
         finally:
-            await closed(channel)
+            await closed(channel.close())

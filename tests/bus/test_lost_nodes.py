@@ -14,7 +14,7 @@ import pytest
 from aiormq.exceptions import ChannelLockedResource, ChannelNotFoundEntity
 from yarl import URL
 
-from cml_contracts import session
+from cml_contracts import amqp, session
 from cml_contracts.client import NotSentError, WorkerClient
 from cml_contracts.commands import StopCMLWorker
 from cml_contracts.envelope import EventEnvelope
@@ -206,7 +206,7 @@ async def test_a_bus_that_was_stopped_while_its_broker_hung_is_not_restored(
     network: TcpProxy, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
 ):
     """It would take messages, and nobody would handle them."""
-    monkeypatch.setattr(connection, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(amqp, "CLOSE_SECONDS", 0.2)
     bus = RabbitBus(through(network), name="test")
 
     bus.consume(LIFECYCLE_COMMANDS, Recorder(), prefetch=1)
@@ -225,7 +225,7 @@ async def test_a_bus_that_cannot_consume_when_it_starts_is_not_restored(
 ):
     """The node of a queue may be down: others of its queues are consumed already then."""
     monkeypatch.setattr(connection, "START_TIMEOUT", 1.0)
-    monkeypatch.setattr(connection, "STOP_SECONDS", 0.2)
+    monkeypatch.setattr(amqp, "CLOSE_SECONDS", 0.2)
     bus = RabbitBus(through(network), name="test")
 
     for queue in (LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS):
@@ -242,21 +242,16 @@ async def test_a_role_goes_on_where_a_node_answers_when_the_next_one_hangs(
     network: TcpProxy, rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(restored_connection, "CONNECT_SECONDS", 1.0)
-    taken: asyncio.Queue[str | None] = asyncio.Queue()
-
-    async def take(message: Message) -> Verdict:
-        taken.put_nowait(message.message_id)
-        return Ack()
-
+    recorder = Recorder()
     async with TcpProxy(URL(rabbitmq_url).port or 5672) as another, asyncio.timeout(100):
         bus = RabbitBus(through(network, another.port), name="test")
-        bus.consume(LIFECYCLE_COMMANDS, take, prefetch=1)
+        bus.consume(LIFECYCLE_COMMANDS, recorder, prefetch=1)
         async with bus, RabbitBus(rabbitmq_url, name="sender") as sender:
             here, there = (network, another) if network.connected else (another, network)
             there.pause()
             here.cut()
             await sender.publish(Outgoing(None, LIFECYCLE_COMMANDS.name, b"{}", STOP.TYPE, "one"))
-            assert await taken.get() == "one"
+            assert [each.message_id for each in await recorder.until(1)] == ["one"]
             assert (here.connected, bus.problem()) == (1, None)
 
 
@@ -303,15 +298,10 @@ async def test_a_role_leaves_a_node_that_serves_nobody_for_one_that_does(
     network: TcpProxy, rabbitmq_url: str
 ):
     """A node that is separated from the others lets its clients connect, and answers their heartbeats."""
-    taken: asyncio.Queue[str | None] = asyncio.Queue()
-
-    async def take(message: Message) -> Verdict:
-        taken.put_nowait(message.message_id)
-        return Ack()
-
+    recorder = Recorder()
     async with TcpProxy(URL(rabbitmq_url).port or 5672) as another, asyncio.timeout(60):
         bus = RabbitBus(through(network, another.port), name="test")
-        bus.consume(LIFECYCLE_COMMANDS, take, prefetch=1)
+        bus.consume(LIFECYCLE_COMMANDS, recorder, prefetch=1)
         async with bus, RabbitBus(rabbitmq_url, name="sender") as sender:
             here, there = (network, another) if network.connected else (another, network)
             silence = here.arm(Trap(b"cml.probe", "server", "silence", 3600.0))
@@ -320,7 +310,7 @@ async def test_a_role_leaves_a_node_that_serves_nobody_for_one_that_does(
                 await asyncio.sleep(0.05)
             here.cut()  # or the broker, which is one here, would go on delivering there
             await sender.publish(Outgoing(None, LIFECYCLE_COMMANDS.name, b"{}", STOP.TYPE, "one"))
-            assert await taken.get() == "one"
+            assert [each.message_id for each in await recorder.until(1)] == ["one"]
 
 
 @pytest.mark.usefixtures("impatient")

@@ -8,32 +8,11 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from uuid import uuid4
 
-import sqlalchemy as sa
-
-from cml_workers.sql.database import open_database
 from fuzz.attack import Attack
-from support.postgresql import any_postgresql
+from support.postgresql import any_postgresql, database_of_its_own
 from support.rabbitmq import any_rabbitmq
-
-
-@asynccontextmanager
-async def database_of_its_own(url: str) -> AsyncIterator[str]:
-    """An empty database on the server, dropped at the end."""
-    name = f"fuzz_{uuid4().hex}"
-    server = open_database(url)
-    async with server.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await connection.execute(sa.text(f"CREATE DATABASE {name}"))
-        try:
-            yield sa.make_url(url).set(database=name).render_as_string(hide_password=False)
-        finally:
-            await connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-    await server.dispose()
 
 
 async def main() -> int:

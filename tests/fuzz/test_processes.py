@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fuzz.attack import Attack
-from fuzz.run import database_of_its_own
+from support.postgresql import database_of_its_own
 
 MESSAGES = 2_000
 

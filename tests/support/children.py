@@ -31,23 +31,33 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-@contextmanager
-def module(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A module that runs as a program, ours or the tests'; SIGTERM at the end."""
-    process = subprocess.Popen(
+def started(name: str, *arguments: str) -> subprocess.Popen[str]:
+    """A module that runs as a program, ours or the tests'."""
+    return subprocess.Popen(
         tied(sys.executable, "-m", name, *arguments),
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    """End it, by SIGTERM if it can."""
+    process.terminate()
+    try:
+        process.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def module(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The same while the context lasts."""
+    process = started(name, *arguments)
     assert process.stdout is not None
     try:
         with process.stdout:
             yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        ended(process)

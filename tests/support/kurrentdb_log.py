@@ -1,9 +1,13 @@
 """The log of the KurrentDB stand-in: records by stream, in the order in which they were appended."""
 
+import contextlib
 import json
+import os
+import pickle
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from uuid import uuid4
 
 from kurrentdbclient.protos.v1 import (
@@ -43,10 +47,22 @@ class Log:
 
     records: list[Record] = field(default_factory=list)
     streams: dict[str, list[Record]] = field(default_factory=dict)
+    _file: int | None = None
+
+    def keep_in(self, path: Path) -> None:
+        """Begin with what is kept in this file, and keep there what is appended: it outlives the process."""
+        path.touch()
+        with path.open("rb") as file, contextlib.suppress(EOFError):
+            while True:
+                for record in pickle.load(file):
+                    self.records.append(record)
+                    self.streams.setdefault(record.stream, []).append(record)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND)
 
     def append(self, stream: str, events: Iterable[streams_pb2.BatchAppendReq.ProposedMessage]) -> Record:
         """Write behind the stream's last event; return the last record."""
         there = self.streams.setdefault(stream, [])
+        before = len(there)
         for event in events:
             # As at the server, a position is a place in bytes: it grows by more than one.
             position = self.records[-1].position + 64 + len(self.records[-1].data) if self.records else 0
@@ -63,6 +79,10 @@ class Log:
             )
             there.append(record)
             self.records.append(record)
+        if self._file is not None:
+            os.write(
+                self._file, pickle.dumps(there[before:])
+            )  # whole, or not at all if the process is killed
         return there[-1]
 
     def append_system(self, stream: str, type_: str, data: bytes) -> Record:

@@ -199,8 +199,12 @@ class KurrentDbStandIn:
             self._followers.discard(news)
 
 
-async def serve(port: int, users: Mapping[str, str], tls: tuple[bytes, bytes] | None) -> None:
+async def serve(
+    port: int, users: Mapping[str, str], tls: tuple[bytes, bytes] | None, file: Path | None
+) -> None:
     node, done = KurrentDbStandIn(port=port, users=users, tls=tls), asyncio.Event()
+    if file is not None:
+        node.log.keep_in(file)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, done.set)
@@ -215,7 +219,8 @@ if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--port", type=int, required=True)
     arguments.add_argument("--user", nargs=2, action="append", metavar=("NAME", "PASSWORD"))
+    arguments.add_argument("--file", type=Path, help="keeps what is stored when the process is killed")
     arguments.add_argument("--tls", nargs=2, type=Path, metavar=("KEY", "CERTIFICATE"))
     given = arguments.parse_args()
     files = (given.tls[0].read_bytes(), given.tls[1].read_bytes()) if given.tls else None
-    asyncio.run(serve(given.port, dict(given.user or {}), files))
+    asyncio.run(serve(given.port, dict(given.user or {}), files, given.file))

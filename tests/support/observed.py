@@ -9,7 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from cml_contracts.envelope import EventEnvelope
-from cml_contracts.instance import InstanceState
+from cml_contracts.instance import WORKER_TAG, InstanceState
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.results import OperationResult
 from cml_workers.domain.history import Recorded
@@ -73,25 +73,41 @@ async def observe(
     awaited: Mapping[str, str] | None = None,
     answered: Collection[str] = frozenset(),
     status_updates: Collection[str] = frozenset(),
+    others: Collection[UUID] = frozenset(),
 ) -> Observed:
-    """A running system from outside: its event store, EC2, its read model, and what its callers know."""
+    """A running system from outside: its event store, EC2, its read model, and what its callers know.
+
+    ``others``: workers that are none of its business, as they were in the store before.
+    """
     engine = open_database(database_url)
     async with transaction(engine) as connection:
         workers = (await connection.execute(sa.select(active(WORKERS).c.view))).scalars().all()
         operations = (await connection.execute(sa.select(active(OPERATIONS).c.view))).scalars().all()
     await engine.dispose()
+    rows = [WorkerView.model_validate_json(view) for view in workers]
+    entries = [OperationView.model_validate_json(view) for view in operations]
+    known = {str(each) for each in others}
     return Observed(
-        events=await stored_events(store),
-        instances=simulated_instances(await asyncio.to_thread(admin.instances)),
+        events=[each for each in await stored_events(store) if worker_of(each.stream) not in others],
+        instances=[
+            each
+            for each in simulated_instances(await asyncio.to_thread(admin.instances))
+            if each.tags.get(WORKER_TAG) not in known
+        ],
         replies=replies,
         confirmed=frozenset(confirmed),
         awaited=awaited or {},
         answered=answered,
-        rows=[WorkerView.model_validate_json(view) for view in workers],
-        operations=[OperationView.model_validate_json(view) for view in operations],
+        rows=[each for each in rows if each.id not in others],
+        operations=[each for each in entries if each.worker_id not in others],
         status_updates=status_updates,
-        published=published,
+        published=published and [each for each in published if each.worker_id not in others],
     )
+
+
+async def stored_workers(store: EventStore) -> frozenset[UUID]:
+    """All that there are now."""
+    return frozenset(worker_of(each.stream) for each in await stored_events(store))
 
 
 async def stored_events(store: EventStore, prefix: str = WORKER_STREAMS) -> list[StoredEvent]:

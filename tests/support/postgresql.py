@@ -9,18 +9,21 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg  # type: ignore[import-untyped]
+import sqlalchemy as sa
 
 from cml_workers.sql.database import migrate, open_database
 from support.children import tied
 from support.containers import container, docker_answers
 from support.rabbitmq import free_port
 
-GIVEN = "TEST_DATABASE_URL"
+GIVEN = "DATABASE_URL"
+"""The address of a server that others may use, too: its user must be able to make databases."""
 IMAGE = os.environ.get("POSTGRESQL_IMAGE", "postgres:17")
 READY = 30.0
 """Seconds a server may take to answer."""
@@ -153,7 +156,7 @@ def private_postgresql(
     programs = installed()
     if programs is None or (os.geteuid() == 0 and not _exists("postgres")):
         raise NoPostgreSQLError(
-            f"no PostgreSQL: set {GIVEN} to the URL of an empty database, install the package postgresql "
+            f"no PostgreSQL: set {GIVEN} to the URL of a server, install the package postgresql "
             "(on Debian as root, `make test` does that itself), or start a Docker engine"
         )
     # Not below pytest's folder, which the server's own user may not enter.
@@ -171,10 +174,14 @@ def private_postgresql(
 
 @contextmanager
 def any_postgresql() -> Iterator[tuple[str, str]]:
-    """The URL of a database, and how it was had. Raises NoPostgreSQLError, NoContainerError."""
+    """The URL of a database of our own, and how it was had. Raises NoPostgreSQLError, NoContainerError."""
     given = os.environ.get(GIVEN)
     if given:
-        yield given, f"given by {GIVEN}"
+        own = asyncio.run(_new_database(given))
+        try:
+            yield own, f"given by {GIVEN}"
+        finally:
+            asyncio.run(_drop_database(given, own))
     elif not installed() and docker_answers():
         with container(IMAGE, 5432, _answers, POSTGRES_USER="cml", POSTGRES_PASSWORD="cml") as (host, port):
             yield _url(host, port), f"in a container of {IMAGE}"
@@ -204,6 +211,34 @@ def _exists(user: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+@asynccontextmanager
+async def database_of_its_own(url: str) -> AsyncIterator[str]:
+    """An empty database on the same server, dropped at the end."""
+    own = await _new_database(url)
+    try:
+        yield own
+    finally:
+        await _drop_database(url, own)
+
+
+async def _new_database(url: str) -> str:
+    own = sa.make_url(url).set(database=f"cml_test_{uuid4().hex}")
+    await _execute(url, f"CREATE DATABASE {own.database}")
+    return own.render_as_string(hide_password=False)
+
+
+async def _drop_database(url: str, own: str) -> None:
+    await _execute(url, f"DROP DATABASE {sa.make_url(own).database} WITH (FORCE)")
+
+
+async def _execute(url: str, statement: str) -> None:
+    engine = open_database(url)
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(sa.text(statement))
+    await engine.dispose()
 
 
 async def emptied(url: str) -> str:

@@ -4,7 +4,9 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.results import OperationResult
@@ -73,14 +75,12 @@ class Senders:
             if not results
         ]
 
-    async def observe(
-        self, store: EventStore, admin: SimulatorAdmin, database_url: str, published: list[EventEnvelope]
-    ) -> Observed:
+    async def observe(self, store: EventStore, places: "Places", published: list[EventEnvelope]) -> Observed:
         """Everything that the promises are about; ``published``: what a subscriber got."""
         return await observe(
             store,
-            admin,
-            database_url,
+            places.admin,
+            places.database_url,
             replies=self.replies(),
             confirmed={
                 *(command_id for callers in self.callers for command_id in callers.confirmed),
@@ -90,18 +90,20 @@ class Senders:
             answered={address for callers in self.callers for address in callers.answered},
             published=published,
             status_updates={each for load in self.loads for each in load.status_updates},
+            others=places.others,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where to look."""
+    """Where to look. ``others``: workers that were in the store before."""
 
     bus_url: str
     store_uri: str
     database_url: str
     admin: SimulatorAdmin
     roles: Roles
+    others: Collection[UUID] = frozenset()
 
 
 async def judged(senders: Senders, places: Places, *, end: float) -> tuple[Observed, list[str]]:
@@ -114,7 +116,7 @@ async def judged(senders: Senders, places: Places, *, end: float) -> tuple[Obser
             EventEnvelope.from_cloudevent(json.loads(each.body))
             for each in await taken(places.bus_url, SUBSCRIBER)
         ]
-        seen = await senders.observe(store, places.admin, places.database_url, published)
+        seen = await senders.observe(store, places, published)
         before, broken = broken, violations(seen) + senders.unanswered_of_client()
         if broken != before:
             since = time.monotonic()

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from support.tcp_proxy import WHAT
 from system.chaos.messages import MESSAGES
-from system.chaos.schedule import AtMessage, Freeze, Kill, Network, frozen_parts, kinds, links, schedule
+from system.chaos.parts import setup_of
+from system.chaos.schedule import AtMessage, Freeze, Kill, Network, Setup, kinds, links, schedule
 from system.chaos.unleash import unleash
 
 
@@ -18,7 +19,7 @@ from system.chaos.unleash import unleash
 async def test_every_kind_of_fault_loses_nothing_and_doubles_nothing(tmp_path: Path):
     """On the store that has a network and a process of its own; callers send once."""
     out = Console(width=200)
-    every = kinds("kurrentdb")
+    every = kinds(setup_of("kurrentdb"))
     outcome = await unleash(
         tmp_path, kills=8, seed=31, store="kurrentdb", pace=0.7, wave=60, must_meet=every, out=out
     )
@@ -47,24 +48,50 @@ async def test_kills_on_a_shared_store_file_lose_nothing_and_double_nothing(tmp_
 
 
 def test_the_same_seed_gives_the_same_faults_and_another_one_others():
-    first, again, other = (list(islice(schedule(seed, "sqlite"), 200)) for seed in (1, 1, 2))
+    first, again, other = (list(islice(schedule(seed, Setup("sqlite")), 200)) for seed in (1, 1, 2))
     assert first == again != other
 
 
 @pytest.mark.parametrize("store", ["sqlite", "kurrentdb"])
 def test_every_kind_of_fault_comes_and_the_network_of_everybody_is_hit(store):
-    faults = list(islice(schedule(1, store), 4000))
-    assert {fault.kind for fault in faults} == kinds(store)
+    setup = Setup(store)
+    faults = list(islice(schedule(1, setup), 4000))
+    assert {fault.kind for fault in faults} == kinds(setup)
     hit = {(fault.who, fault.part, fault.how) for fault in faults if isinstance(fault, Network)}
-    assert hit == {(*link, how) for link in links(store) for how in ("cut", "stalled", "slowed")}
+    assert hit == {(*link, how) for link in links(setup) for how in ("cut", "stalled", "slowed")}
     assert {len(fault.victims) for fault in faults if isinstance(fault, Kill)} == {1, 2}
-    assert {fault.victim for fault in faults if isinstance(fault, Freeze)} >= frozen_parts(store).keys()
+    assert {fault.victim for fault in faults if isinstance(fault, Freeze)} >= set(setup.suffers("frozen"))
 
 
 def test_the_network_breaks_at_every_chosen_message_of_everybody():
-    faults = [fault for fault in islice(schedule(1, "kurrentdb"), 20_000) if isinstance(fault, AtMessage)]
+    faults = [
+        fault for fault in islice(schedule(1, Setup("kurrentdb")), 20_000) if isinstance(fault, AtMessage)
+    ]
     caught = {(fault.part, fault.trap.pattern, fault.trap.towards) for fault in faults}
     assert caught >= {(part, *each) for (_, part), messages in MESSAGES.items() for each in messages}
     broken = {(who, fault.part) for fault in faults for who in fault.who}
-    assert broken == set(links("kurrentdb")) - {("projector", "rabbitmq")}  # nobody asks it anything there
+    assert broken == set(links(Setup("kurrentdb"))) - {
+        ("projector", "rabbitmq")
+    }  # nobody asks it anything there
     assert {fault.trap.what for fault in faults} == set(WHAT)
+
+
+def test_servers_of_others_have_no_network_of_ours_and_suffer_what_there_are_commands_for(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    commands = {
+        "KURRENTDB_STOP": "x",
+        "KURRENTDB_START": "x",
+        "KURRENTDB_FAIL_OVER": "x",
+        "DATABASE_FREEZE": "x",
+    }
+    for name, value in {
+        "KURRENTDB_URI": "esdb://one:2113",
+        "DATABASE_URL": "postgresql://one",
+        **commands,
+    }.items():
+        monkeypatch.setenv(name, value)
+    setup = setup_of("kurrentdb")
+    assert {part for _, part in links(setup)} == {"rabbitmq", "ec2"}
+    suffering = {kind for kind in kinds(setup) if kind.startswith(("kurrentdb", "postgresql"))}
+    assert suffering == {"kurrentdb killed", "kurrentdb failed over"}

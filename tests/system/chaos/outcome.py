@@ -1,6 +1,7 @@
 """What came of a run: what its subscribers got, the figures, and every promise that was broken."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +63,8 @@ class Outcome:
     unconfirmed: int
     launched: int
     events: int
+    returns: Mapping[str, float]
+    """Seconds from the return of a server to the last answer of what waited for it."""
     seconds: float
     violations: list[str]
 
@@ -99,6 +102,10 @@ class Outcome:
             # Nets that hide losses: what comes twice makes up for what was lost the first time.
             ("sent again", f"{self.repeated} by callers who did not wait, {self.unconfirmed} unconfirmed"),
             ("doubled", self.doubled),
+            (
+                "last answer after a return",
+                ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.returns.items()),
+            ),
             ("instances launched", self.launched),
             ("events", self.events),
             ("violations", len(self.violations)),

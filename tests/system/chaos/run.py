@@ -21,8 +21,8 @@ from cml_workers.sql.errors import DatabaseUnavailableError
 from support.callers import Callers
 from support.load import Load
 from system.chaos.outcome import Outcome
-from system.chaos.parts import System
-from system.chaos.schedule import CALLERS, PROCESSES, Broker, Fault, Store, schedule
+from system.chaos.schedule import CALLERS, PROCESSES, Broker, Fault, Setup, schedule
+from system.chaos.system import System
 from system.judging import Places, Senders, judged
 
 STARTING = 2
@@ -36,6 +36,8 @@ FLEET = 5
 PATIENCE = 400.0
 """Seconds in which all must be answered and at rest once the faults are over."""
 LANES = 2
+OUTAGE, SETTLED = 5.0, 60.0
+"""Seconds of the outages at the end, and at most before each until all roles are ready."""
 
 
 class Chaos:
@@ -46,7 +48,7 @@ class Chaos:
         system: System,
         *,
         seed: int,
-        store: Store,
+        setup: Setup,
         pace: float,
         wave: int = WAVE,
         must_meet: AbstractSet[str] = frozenset(),
@@ -55,11 +57,13 @@ class Chaos:
         self.stage = "starting"
         self.launched = self.open = 0
         self._seed = seed
-        self._faults = schedule(seed, store)
+        self._setup = setup
+        self._faults = schedule(seed, setup)
         self._pace = pace
         self._wave = wave
         self._must_meet = must_meet
         self._senders = Senders()
+        self._returns: dict[str, float] = {}
         self._began = time.monotonic()
         self._end = float("inf")
 
@@ -88,8 +92,10 @@ class Chaos:
                 await self._until_answered(4)
                 self.stage = "faults"
                 await self._strike()
-                self.stage = "quiet"
                 await asyncio.to_thread(self.system.heal)
+                self.stage = "returns"
+                await self._measure_returns()
+                self.stage = "quiet"
                 self._end = time.monotonic() + PATIENCE
                 ended, _ = await asyncio.wait(calling, timeout=PATIENCE)
                 outcome = await self._judge()
@@ -143,6 +149,31 @@ class Chaos:
                     await asyncio.wait({broker}, timeout=BREATH)
                 await self._until_most_are_ready()
 
+    async def _measure_returns(self) -> None:
+        """With nothing else wrong: how long after an outage of the store, or of the database, what waited for it is answered."""
+        for part in self._setup.suffers("killed"):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLED):
+                    while not all(self.system.roles.ready(name) for name in PROCESSES):
+                        await asyncio.sleep(0.2)
+            asked = asyncio.create_task(self._ask()) if part == "postgresql" else None
+            await self.system.outage(part, OUTAGE)
+            began = time.monotonic()
+            waiting = [set(callers.unanswered) for callers in self._senders.callers]
+            if asked is not None:
+                await asked
+            else:
+                async with asyncio.timeout(PATIENCE):
+                    while any(w & c.unanswered for w, c in zip(waiting, self._senders.callers, strict=True)):
+                        await asyncio.sleep(0.05)
+            self._returns[part] = time.monotonic() - began
+
+    async def _ask(self) -> None:
+        """A query in the middle of an outage."""
+        await asyncio.sleep(OUTAGE / 2)
+        async with WorkerClient(self.system.bus(CALLERS)) as client:
+            await client.workers()
+
     @property
     def _killed_enough(self) -> bool:
         return self.system.kills.total() >= self.system.wanted
@@ -187,6 +218,7 @@ class Chaos:
             self.system.database_url,
             self.system.admin,
             self.system.roles,
+            self.system.others,
         )
         seen, broken = await judged(self._senders, places, end=self._end)
         return Outcome(
@@ -203,6 +235,7 @@ class Chaos:
             unconfirmed=self._senders.unconfirmed,
             launched=len(seen.instances),
             events=len(seen.events),
+            returns=self._returns,
             seconds=time.monotonic() - self._began,
             violations=broken,
         )

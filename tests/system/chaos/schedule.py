@@ -2,10 +2,11 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from support.servers import Harm
 from support.tcp_proxy import WHAT, Trap, What
 from system.chaos.messages import MESSAGES, SILENCES, SUPERSEDED_REPLY, TERMINATION_APPENDED, Part
 
@@ -125,58 +126,97 @@ class AtEc2:
         return "fault of EC2"
 
 
-Fault = Kill | Freeze | Broker | Network | AtMessage | Locked | AtEc2
+@dataclass(frozen=True, slots=True)
+class Down:
+    """The server of a part is killed and starts again after so many seconds, or another one takes over."""
+
+    part: Part
+    how: Literal["killed", "failed over"]
+    seconds: float
+
+    @property
+    def kind(self) -> str:
+        return f"{self.part} {self.how}"
 
 
-def links(store: Store) -> list[tuple[str, Part]]:
-    """Who reaches which part over a network."""
+Fault = Kill | Freeze | Broker | Network | AtMessage | Locked | AtEc2 | Down
+
+_OWN: Mapping[Part, frozenset[Harm]] = {
+    "rabbitmq": frozenset({"frozen"}),  # its deaths are ``Broker``
+    "ec2": frozenset({"frozen"}),
+    "postgresql": frozenset({"frozen", "killed"}),
+    "kurrentdb": frozenset({"frozen", "killed"}),
+}
+# A store that was paused for 13 s committed what its callers had given up after 10. EC2: see GRACE.
+_FROZEN: Mapping[Part, tuple[float, float]] = {
+    "rabbitmq": (4.0, 9.0),
+    "postgresql": (2.0, 8.0),
+    "ec2": (2.0, 6.0),
+    "kurrentdb": (12.0, 14.0),
+}
+_DOWN: tuple[float, float] = (1.0, 7.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run is on. ``given``: the parts whose servers are others', and what may be done to them; no network of ours lies before them."""
+
+    store: Store
+    given: Mapping[Part, frozenset[Harm]] = field(default_factory=dict)
+
+    def suffers(self, harm: Harm) -> list[Part]:
+        """The parts whose servers it may happen to."""
+        servers = (part for part in _OWN if part != "kurrentdb" or self.store == "kurrentdb")
+        return [part for part in servers if harm in self.given.get(part, _OWN[part])]
+
+
+def links(setup: Setup) -> list[tuple[str, Part]]:
+    """Who reaches which part over a network of ours."""
     found: list[tuple[str, Part]] = [(who, "rabbitmq") for who in (*PROCESSES, CALLERS)]
     found += [(who, "postgresql") for who in ("relay", "projector")]
     found += [(who, "ec2") for who in PROCESSES if who.startswith("ec2-adapter")]
-    if store == "kurrentdb":
+    if setup.store == "kurrentdb":
         found += [(who, "kurrentdb") for who in PROCESSES]
-    return found
+    return [(who, part) for who, part in found if part not in setup.given]
 
 
-def frozen_parts(store: Store) -> dict[str, tuple[float, float]]:
-    """The parts whose processes may be paused, and for how many seconds."""
-    # A store that was paused for 13 s committed what its callers had given up after 10. EC2: see GRACE.
-    parts = {"rabbitmq": (4.0, 9.0), "postgresql": (2.0, 8.0), "ec2": (2.0, 6.0)}
-    return parts | ({"kurrentdb": (12.0, 14.0)} if store == "kurrentdb" else {})
-
-
-def kinds(store: Store) -> frozenset[str]:
+def kinds(setup: Setup) -> frozenset[str]:
     """Every kind of fault that there is: each of them comes in the first round of the schedule."""
-    parts = {part for _, part in links(store)}
+    parts = {part for _, part in links(setup)}
     return frozenset(
         {
             *("kill", "kill of two at once", "kill while it starts", "freeze", "fault of EC2"),
             *("broker killed", "broker restarted", "network cut", "network stalled", "network slowed"),
-            *(f"{part} frozen" for part in frozen_parts(store)),
+            *(f"{part} frozen" for part in setup.suffers("frozen")),
+            *(f"{part} killed" for part in setup.suffers("killed")),
+            *(f"{part} failed over" for part in setup.suffers("failed over")),
             *(at_message(part, what) for part in parts for what in WHAT),
-            *(["store file locked"] if store == "sqlite" else []),
+            *(["store file locked"] if setup.store == "sqlite" else []),
         }
     )
 
 
-def schedule(seed: int, store: Store) -> Iterator[Fault]:
+def schedule(seed: int, setup: Setup) -> Iterator[Fault]:
     """Faults without end, the same for the same seed: a deck that is shuffled and dealt again and again."""
     chance = random.Random(seed)
     adapters = [name for name in PROCESSES if name.startswith("ec2-adapter")]
-    at_parts = {part for _, part in links(store)}
+    at_parts = {part for _, part in links(setup)}
 
     def network(how: Literal["cut", "stalled", "slowed"], shortest: float, longest: float) -> Network:
-        who, part = chance.choice(links(store))
+        who, part = chance.choice(links(setup))
         return Network(who, part, how, chance.uniform(shortest, longest))
 
     def freeze(victim: str, shortest: float, longest: float) -> Freeze:
         return Freeze(victim, chance.uniform(shortest, longest))
 
+    def down(part: Part, how: Literal["killed", "failed over"]) -> Down:
+        return Down(part, how, chance.uniform(*_DOWN))
+
     def trap(part: Part, what: What) -> AtMessage:
         role, (pattern, towards) = chance.choice(
             [(role, each) for (role, at), messages in MESSAGES.items() if at == part for each in messages]
         )
-        who = tuple(name for name, at in links(store) if at == part and name.partition(".")[0] == role)
+        who = tuple(name for name, at in links(setup) if at == part and name.partition(".")[0] == role)
         return AtMessage(who, part, Trap(pattern, towards, what, seconds=chance.uniform(*SILENCES[part])))
 
     def at_superseded_reply(what: What) -> AtMessage:
@@ -200,14 +240,16 @@ def schedule(seed: int, store: Store) -> Iterator[Fault]:
         # Of these only "cut before" loses the reply; everything else delays or repeats it.
         *[partial(at_superseded_reply, "cut before")] * 3,
         lambda: at_superseded_reply(chance.choice(WHAT)),
-        *([store_silent_at_termination] * 2 if store == "kurrentdb" else []),
+        *([store_silent_at_termination] * 2 if "kurrentdb" in at_parts else []),
         *[lambda: AtEc2(chance.choice(AT_EC2))] * 3,
         lambda: freeze(chance.choice(adapters), 7, 10),
         lambda: freeze(chance.choice(PROCESSES), 1, 10),
-        *[partial(freeze, part, *seconds) for part, seconds in frozen_parts(store).items()],
+        *[partial(freeze, part, *_FROZEN[part]) for part in setup.suffers("frozen")],
+        *[partial(down, part, "killed") for part in setup.suffers("killed")],
+        *[partial(down, part, "failed over") for part in setup.suffers("failed over")],
         lambda: Broker(crash=True),
         lambda: Broker(crash=False),
-        *([lambda: Locked(chance.uniform(1, 7))] if store == "sqlite" else []),
+        *([lambda: Locked(chance.uniform(1, 7))] if setup.store == "sqlite" else []),
     ]
     while True:
         chance.shuffle(deck)

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 
 from system.chaos.outcome import Outcome
-from system.chaos.parts import system
+from system.chaos.parts import setup_of, system
 from system.chaos.run import WAVE, Chaos, beside
 from system.chaos.schedule import Store
 
@@ -56,8 +56,9 @@ async def unleash(
     out.print(f"chaos: {kills} kills, seed {seed}, on {store}{planted}; logs and store files are in {folder}")
     for name in ("aio_pika", "aiormq"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # callers show outages by publishing again
-    async with system(folder, store, kills, plant) as running:
-        chaos = Chaos(running, seed=seed, store=store, pace=pace, wave=wave, must_meet=must_meet)
+    setup = setup_of(store)
+    async with system(folder, setup, kills, plant) as running:
+        chaos = Chaos(running, seed=seed, setup=setup, pace=pace, wave=wave, must_meet=must_meet)
         if out.is_terminal:
             with Live(get_renderable=lambda: _shown(chaos), console=out, refresh_per_second=2):
                 return await chaos.run()

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
@@ -14,7 +14,7 @@ from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.message import RabbitMessage
 from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 
-from cml_contracts.amqp import despite_outage, outage
+from cml_contracts.amqp import closed, outage
 from cml_contracts.broker import Nodes
 from cml_workers.bus.port import (
     BusConfigurationError,
@@ -42,8 +42,6 @@ LOOKS_EVERY, DEAD_FOR = 5.0, 15.0
 """Seconds between two looks at the consumers; after how many without one it is not coming back by itself."""
 START_TIMEOUT = 30.0
 """Seconds to begin to consume."""
-STOP_SECONDS = 5.0
-"""How long the broker may take to end a consumer, or the connection."""
 
 
 class RabbitBus:
@@ -190,7 +188,7 @@ class RabbitBus:
         """
         await ended(self.consuming)
         for subscriber in self._subscribers:
-            await _in_time(subscriber.stop())
+            await closed(subscriber.stop())
         in_flight = [task for consumer in self._consumers for task in consumer.in_flight]
         if in_flight:
             await asyncio.wait(in_flight, timeout=grace)
@@ -199,9 +197,9 @@ class RabbitBus:
     async def _disconnect(self) -> None:
         """Whatever else hangs, end the connection: it would be restored without us, and take messages that nobody handles."""
         connection = self._connection
-        await _in_time(self._broker.stop())
+        await closed(self._broker.stop())
         if connection is not None:
-            await _in_time(connection.close())
+            await closed(connection.close())
 
     def problem(self) -> str | None:
         """What is wrong with the connection or a consumer; None if nothing is.
@@ -274,13 +272,6 @@ class RabbitBus:
         # It may be another node, of another version.
         self._serving.sign()
         self._direct_replies.connected(_server_properties(connection))
-
-
-async def _in_time(work: Awaitable[None]) -> None:
-    """What a lost connection, or a broker that hangs, leaves undone is over with the connection."""
-    with despite_outage():
-        async with asyncio.timeout(STOP_SECONDS):
-            await work
 
 
 def _server_properties(connection: Any) -> dict[str, Any]:

@@ -8,13 +8,11 @@ from aio_pika.abc import UnderlayConnection
 from faststream.rabbit import RabbitBroker
 from yarl import URL
 
-from cml_contracts.amqp import despite_outage
+from cml_contracts.amqp import closed
 from cml_contracts.broker import CONNECT_SECONDS, Nodes, first, no_answer
 
 RESTORE_SECONDS = 20.0
 """How long a node may take until channels and consumers are there again."""
-CLOSE_SECONDS = 5.0
-"""How long a connection may take to close before it is left to itself."""
 
 
 async def connect(broker: RabbitBroker, nodes: Nodes) -> None:
@@ -50,16 +48,14 @@ class RestoredConnection(aio_pika.RobustConnection):
             async with asyncio.timeout(RESTORE_SECONDS):
                 await super()._on_connected()
         except BaseException:
-            await _closed(transport)  # otherwise the library takes it for restored
+            await _leave(transport)  # otherwise the library takes it for restored
             raise
 
     async def give_up(self) -> None:
         """Leave this node: the library connects to the next one."""
-        await _closed(self.transport)
+        await _leave(self.transport)
 
 
-async def _closed(transport: UnderlayConnection | None) -> None:
+async def _leave(transport: UnderlayConnection | None) -> None:
     if transport is not None:
-        with despite_outage():
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await transport.connection.close()
+        await closed(transport.connection.close())
