@@ -97,7 +97,7 @@ async def test_a_channel_closed_under_an_append_does_not_look_like_a_cancellatio
     node.faults.hang = True
     task = asyncio.create_task(store.append("a", events(), expected=NO_STREAM))
     await until(lambda: node.appends == 1)
-    await store._client.connection._grpc_channel.close(grace=0)
+    await store._calls.client.connection._grpc_channel.close(grace=0)
     with pytest.raises(StoreUnavailableError):
         await task
 

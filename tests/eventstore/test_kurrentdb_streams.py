@@ -69,11 +69,13 @@ async def test_a_read_during_which_the_client_reconnects_is_never_cut_short(node
         for _ in range(20):
             network.delay = 0.01
             reading = asyncio.create_task(store.read("s"))
-            while store._client._connection is None or not list(store._client.connection._grpc_streamers):
+            while store._calls.client._connection is None or not list(
+                store._calls.client.connection._grpc_streamers
+            ):
                 await asyncio.sleep(0)
-            response: Any = next(iter(store._client.connection._grpc_streamers))
+            response: Any = next(iter(store._calls.client.connection._grpc_streamers))
             while response._read_resp_queue.empty() and not reading.done():
                 await asyncio.sleep(0)
-            await store._client.reconnect()
+            await store._calls.client.reconnect()
             assert len(await reading) == 200
         await store.close()

@@ -38,10 +38,11 @@ class Gossip(gossip_pb2_grpc.GossipServicer):
             members=[
                 gossip_pb2.MemberInfo(
                     instance_id=shared_pb2.UUID(string=str(uuid4())),
-                    state=gossip_pb2.MemberInfo.VNodeState.Leader,
-                    is_alive=True,
-                    http_end_point=gossip_pb2.EndPoint(address="127.0.0.1", port=self._node.port),
+                    state=each.state,
+                    is_alive=each.is_alive,
+                    http_end_point=gossip_pb2.EndPoint(address="127.0.0.1", port=each.port),
                 )
+                for each in self._node.members()
             ]
         )
 
@@ -137,6 +138,8 @@ class Streams(streams_pb2_grpc.StreamsServicer):
         self, request: streams_pb2.ReadReq, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[ReadResponse]:
         await self._node.admit(context)
+        if dict(context.invocation_metadata() or ()).get("requires-leader") == "true":
+            await self._node.send_to_leader(context)
         options = request.options
         if options.WhichOneof("stream_option") == "stream":
             async for response in self._read_stream(options, context):

@@ -1,7 +1,7 @@
 """A stand-in for a KurrentDB server: the gRPC calls our client makes, kept in memory, with faults to order.
 
 It speaks the protocol of kurrentdbclient's own ``Servicer`` bases. Not here: persistent subscriptions,
-projections, links, ACLs, ``$maxAge``, size limits, and replication (one node, always leader).
+projections, links, ACLs, ``$maxAge``, size limits. One node is alone and leads; ``kurrentdb_cluster`` has several.
 
 As a process of its own, until SIGTERM: ``PYTHONPATH=tests python -m support.kurrentdb_standin --port N``
 """
@@ -11,20 +11,32 @@ import asyncio
 import base64
 import signal
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from uuid import uuid4
 
 import grpc  # type: ignore[import-untyped]  # it ships no types
 import grpc.aio  # type: ignore[import-untyped]
 from kurrentdbclient.protos.v1 import (
+    gossip_pb2,
     gossip_pb2_grpc,
     streams_pb2_grpc,
 )
 
 from support.kurrentdb_calls import Gossip, Streams
 from support.kurrentdb_log import Log, ReadResponse, Record, read_event
+
+LEADER, FOLLOWER = gossip_pb2.MemberInfo.VNodeState.Leader, gossip_pb2.MemberInfo.VNodeState.Follower
+
+
+class Member(NamedTuple):
+    """A node of a cluster, as another one knows it."""
+
+    port: int
+    state: gossip_pb2.MemberInfo.VNodeState.ValueType = LEADER
+    is_alive: bool = True
 
 
 @dataclass(slots=True)
@@ -41,7 +53,7 @@ class Faults:
     """Take calls and never answer."""
     unauthenticated: bool = False
     leader: tuple[str, int] | None = None
-    """Send appends away to the leader at this host and port."""
+    """Send appends, and reads that are to be the leader's, away to the one at this host and port."""
     forget_ids: bool = False
     """Answer a repeated append with a conflict."""
     commit_seconds: float = 0.001
@@ -65,6 +77,8 @@ class KurrentDbStandIn:
         self.port = port
         self.log = Log()
         self.faults = Faults()
+        self.members: Callable[[], Sequence[Member]] = lambda: [Member(self.port)]
+        """What it answers to who asks about the cluster."""
         self.appends = 0
         """Append calls received, failed ones included."""
         self.subscriptions = 0

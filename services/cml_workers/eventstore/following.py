@@ -22,7 +22,7 @@ from cml_workers.foundation.tasks import ended
 log = structlog.get_logger(__name__)
 
 FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 15.0
+LONGEST_PAUSE = 2.0
 """Seconds before following again, after the first failure and after many."""
 MOST = 200
 """Items that are handed over together."""

@@ -8,10 +8,13 @@ The hazards, found by running kurrentdbclient 1.3.5 and by reading its source:
   closing of the channel. So it is never cancelled; its caller just stops waiting.
 - When it reconnects, it closes the old channel and all calls on it, and the awaiting tasks get a
   CancelledError that nobody asked for. So every follower has a client of its own.
-- It repeats an append also after its deadline, while the first one may be under way.
 - A read that is under way then ends as if the stream ended there: what it returns may be only the stream's beginning.
 - A subscription ends with the connection, sometimes without an error, and does not resume.
-- A read or subscription without keep-alive waits without end on a connection that died silently.
+- A read or subscription without keep-alive waits without end on a connection that died silently; with it, one that is idle waits
+  for 40 seconds, as gRPC sends few pings without data. So who hears nothing asks for something, on the same connection.
+- It waits a second time for who has not answered, and goes on using that connection; and gRPC shares it with any new client for
+  the same address. So a call is made once until its deadline, and the next one by another client, on a connection of its own.
+- Of the seeds of a cluster it asks one after another, and takes a dead leader for a leader (``discovery.py``).
 
 And of the server, found by running EventStoreDB 23.10: a subscription from a position whose record was scavenged away leaves out
 the record behind it. A read from there does not, so it comes first. An append of event ids that are being appended is held, and
@@ -23,12 +26,9 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from datetime import UTC, datetime
-from urllib.parse import urlsplit
 
-from kurrentdbclient import AsyncKurrentDBClient, RecordedEvent, StreamState
 from kurrentdbclient import NewEvent as ClientEvent
-from kurrentdbclient.common import AbstractAsyncCatchupSubscription
+from kurrentdbclient import StreamState
 from kurrentdbclient.exceptions import (
     MaximumAppendSizeExceededError,
     NotFoundError,
@@ -36,13 +36,15 @@ from kurrentdbclient.exceptions import (
     WrongCurrentVersionError,
 )
 
-from cml_workers.eventstore.kurrentdb.client import Client, close, kept_alive
-from cml_workers.eventstore.kurrentdb.errors import port_errors, timed_out
+from cml_workers.eventstore.kurrentdb.calls import LONGEST_READ, Call, Calls
+from cml_workers.eventstore.kurrentdb.client import Client, close
+from cml_workers.eventstore.kurrentdb.errors import timed_out
+from cml_workers.eventstore.kurrentdb.events import stored
+from cml_workers.eventstore.kurrentdb.subscription import PING_STREAM, Subscription
 from cml_workers.eventstore.port import (
     NO_STREAM,
-    CaughtUp,
-    Checkpoint,
     EventStore,
+    Item,
     NewEvent,
     StoreConfigurationError,
     StoredEvent,
@@ -54,8 +56,6 @@ from cml_workers.eventstore.port import (
     check_trim,
 )
 
-CALL_SECONDS = 10.0
-"""How long the server may take for a call, unless the address sets DefaultDeadline (seconds)."""
 READ_BACK_SECONDS = 2.0
 """How long it may take to find out whether an append that timed out was committed."""
 CLOSE_SECONDS = 5.0
@@ -77,13 +77,9 @@ class KurrentDbEventStore(EventStore):
     """
 
     def __init__(self, uri: str) -> None:
-        self._address = urlsplit(uri).netloc.rpartition("@")[2]
-        self._uri = kept_alive(uri)
-        self._client = self._new_client()
-        self._seconds = float(self._client.connection_spec.options.default_deadline or CALL_SECONDS)
+        self._calls = Calls(uri)
         self._appending: set[asyncio.Task[int]] = set()
-        self._following: set[AsyncKurrentDBClient] = set()
-        self._closed = False
+        self._following: set[Client] = set()
 
     async def append(self, stream: str, events: Sequence[NewEvent], *, expected: int) -> int:
         check_append(stream, events, expected)
@@ -98,80 +94,67 @@ class KurrentDbEventStore(EventStore):
         if limit is not None and limit < 1:
             raise ValueError(f"limit {limit} is below 1")
         first = max(after, NO_STREAM) + 1
-        async with self._stream_errors(stream):
-            found = await self._read(stream, first, limit)
+        how = {} if limit is None else {"limit": limit}
+        async with self._stream_errors(stream) as call:
+            found = await call.client.get_stream(
+                stream, stream_position=first, heard=call.heard, timeout=LONGEST_READ, **how
+            )
         # Truncation and expiry take events from the front, and a stream that exists has at least one.
         if found[0].stream_position != first if found else first == 0:
             raise StreamDeletedError(f"{stream} was truncated; its first events are gone")
-        return [_stored(event) for event in found]
+        return [stored(event) for event in found]
 
     async def last(self, stream: str) -> StoredEvent:
-        async with self._stream_errors(stream):
-            found = await self._client.get_stream(stream, backwards=True, limit=1, timeout=self._seconds)
+        async with self._stream_errors(stream) as call:
+            found = await call.client.get_stream(stream, backwards=True, limit=1, timeout=call.seconds)
         if not found:
             raise StreamDeletedError(f"{stream} was truncated; its events are gone")
-        return _stored(found[0])
+        return stored(found[0])
 
     async def trim(self, stream: str, keep: int) -> None:
         check_trim(keep)
-        async with self._stream_errors(stream):
-            metadata, version = await self._client.get_stream_metadata(stream, timeout=self._seconds)
+        async with self._stream_errors(stream) as call:
+            metadata, version = await call.client.get_stream_metadata(stream, timeout=call.seconds)
             if metadata.get("$maxCount", keep + 1) > keep:
-                await self._client.set_stream_metadata(
+                await call.client.set_stream_metadata(
                     stream,
                     metadata={**metadata, "$maxCount": keep},
                     current_version=version,
-                    timeout=self._seconds,
+                    timeout=call.seconds,
                 )
 
-    async def follow(
-        self, *, after: str | None, prefix: str = ""
-    ) -> AsyncGenerator[StoredEvent | Checkpoint | CaughtUp, None]:
+    async def follow(self, *, after: str | None, prefix: str = "") -> AsyncGenerator[Item, None]:
         place = None if after is None else self._place(after)
-        client = self._new_client()
+        client = self._calls.new_client()
         self._following.add(client)
         try:
-            if place is not None:
-                async with self._call():
-                    first = await client.first_at(place, timeout=self._seconds)
-                if first is not None and first.commit_position != place:
-                    if first.stream_name.startswith(prefix) and not first.is_system_event:
-                        yield _stored(first)
-                    place = first.commit_position
-            subscription = await self._subscribe(client, place, prefix)
-            async with self._explained():
-                async for event in subscription:
-                    if event.is_caught_up:
-                        yield CaughtUp()
-                    elif event.is_checkpoint or event.is_system_event:  # a tombstone is in its stream
-                        yield Checkpoint(_position(event))
-                    else:
-                        yield _stored(event)
+            async with contextlib.aclosing(Subscription(self._calls, client, prefix).items(place)) as items:
+                async for item in items:
+                    yield item
         except StoreUnavailableError:
-            if not self._closed:
+            if not self._calls.closed:
                 raise
         finally:
             self._following.discard(client)
             await close(client)
-        if not self._closed:
-            raise StoreUnavailableError(f"KurrentDB at {self._address} ended the subscription")
+        if not self._calls.closed:
+            raise StoreUnavailableError(f"KurrentDB at {self._calls.address} ended the subscription")
 
     def is_after(self, position: str, other: str) -> bool:
         return self._place(position) > self._place(other)
 
     async def ping(self) -> None:
-        # Any user may ask for a stream that is not there; reading $all takes a permission.
         with contextlib.suppress(NotFoundError):
-            async with self._call():
-                await self._read("cml-ping", 0, 1)
+            async with self._calls.call() as call:
+                await call.client.get_stream(PING_STREAM, limit=1, timeout=call.seconds)
 
     async def close(self) -> None:
-        if self._closed:
+        if self._calls.closed:
             return
-        self._closed = True
+        self._calls.closed = True
         if self._appending:
             await asyncio.wait(self._appending, timeout=CLOSE_SECONDS)
-        await asyncio.gather(*map(close, {self._client, *self._following}))
+        await asyncio.gather(self._calls.close(), *map(close, self._following))
 
     def _appended(self, task: asyncio.Task[int]) -> None:
         self._appending.discard(task)
@@ -181,8 +164,8 @@ class KurrentDbEventStore(EventStore):
     async def _append(self, stream: str, events: Sequence[NewEvent], expected: int) -> int:
         last = expected + len(events)
         try:
-            async with self._call():
-                await self._client.append_to_stream(
+            async with self._calls.call() as call:
+                await call.client.append_to_stream(
                     stream,
                     events=[
                         ClientEvent(
@@ -191,7 +174,7 @@ class KurrentDbEventStore(EventStore):
                         for event in events
                     ],
                     current_version=StreamState.NO_STREAM if expected == NO_STREAM else expected,
-                    timeout=self._seconds,
+                    timeout=call.seconds,
                 )
         except WrongCurrentVersionError as conflict:
             # It may be our own success: the server knows a repetition, but its memory of ids is best effort.
@@ -216,38 +199,34 @@ class KurrentDbEventStore(EventStore):
             raise ValueError(f"the events for {stream} are larger than KurrentDB takes: {error}") from error
         return last
 
-    async def _read(self, stream: str, first: int, limit: int | None) -> tuple[RecordedEvent, ...]:
-        if limit is None:
-            return await self._client.get_stream(stream, stream_position=first, timeout=self._seconds)
-        return await self._client.get_stream(
-            stream, stream_position=first, limit=limit, timeout=self._seconds
-        )
-
     async def _read_back(self, stream: str, events: Sequence[NewEvent], expected: int) -> bool | None:
         """See ``_holds``; None also if that cannot be read now."""
-        with contextlib.suppress(StoreUnavailableError, TimeoutError):
+        client = self._calls.client
+        try:
             async with asyncio.timeout(READ_BACK_SECONDS):
                 return await self._holds(stream, events, expected)
-        return None
+        except StoreUnavailableError:
+            return None
+        except TimeoutError:
+            self._calls.replace(client)
+            return None
 
     async def _holds(self, stream: str, events: Sequence[NewEvent], expected: int) -> bool | None:
         """Whether exactly these events follow revision ``expected``; None: nothing does."""
         try:
-            stored = await self.read(stream, after=expected, limit=len(events))
+            there = await self.read(stream, after=expected, limit=len(events))
         except (StreamNotFoundError, StreamDeletedError):
             return None
-        return (
-            None
-            if not stored
-            else [event.event_id for event in stored] == [event.event_id for event in events]
-        )
+        if not there:
+            return None
+        return [event.event_id for event in there] == [event.event_id for event in events]
 
     @contextlib.asynccontextmanager
-    async def _stream_errors(self, stream: str) -> AsyncIterator[None]:
+    async def _stream_errors(self, stream: str) -> AsyncIterator[Call]:
         """A call about a stream. Raises StreamNotFoundError, StreamDeletedError, and as ``port_errors`` does."""
         try:
-            async with self._call():
-                yield
+            async with self._calls.call() as call:
+                yield call
         except NotFoundError:
             if await self._is_soft_deleted(stream):
                 raise StreamDeletedError(f"{stream} was deleted; its events are gone") from None
@@ -258,24 +237,9 @@ class KurrentDbEventStore(EventStore):
             raise StoreUnavailableError(f"somebody else describes {stream}: {error}") from error
 
     async def _is_soft_deleted(self, stream: str) -> bool:
-        async with self._call():
-            metadata, _ = await self._client.get_stream_metadata(stream, timeout=self._seconds)
+        async with self._calls.call() as call:
+            metadata, _ = await call.client.get_stream_metadata(stream, timeout=call.seconds)
         return metadata.get("$tb") == SOFT_DELETED
-
-    async def _subscribe(
-        self, client: AsyncKurrentDBClient, place: int | None, prefix: str
-    ) -> AbstractAsyncCatchupSubscription:
-        # The server compares a prefix literally; a pattern would need escaping in the server's dialect. With
-        # no prefix, the client's default pattern leaves out the system's streams ("$...").
-        async with self._call():
-            return await client.subscribe_to_all(
-                commit_position=place,
-                filter_include=[prefix] if prefix else [],
-                filter_by_prefix=bool(prefix),
-                filter_by_stream_name=True,
-                include_checkpoints=True,
-                include_caught_up=True,
-            )
 
     def _place(self, position: str) -> int:
         if match := _POSITION.fullmatch(position):
@@ -284,47 +248,3 @@ class KurrentDbEventStore(EventStore):
             f"position {position!r} is not one of KurrentDB: the checkpoint was saved with another event "
             "store; put that store back, or rebuild what was derived from it"
         )
-
-    def _new_client(self) -> Client:
-        try:
-            return Client(self._uri)
-        except (ValueError, OSError) as error:
-            # The client's messages repeat the address with its password.
-            reason = str(error).replace(self._uri, self._address)
-            raise StoreConfigurationError(f"KurrentDB at {self._address} cannot be used: {reason}") from None
-
-    @contextlib.asynccontextmanager
-    async def _call(self) -> AsyncIterator[None]:
-        # Somewhat longer than the deadline the server is given, as the client may try more than once.
-        async with self._explained(), asyncio.timeout(self._seconds * 1.5):
-            yield
-
-    @contextlib.asynccontextmanager
-    async def _explained(self) -> AsyncIterator[None]:
-        closed = f"the event store at {self._address} is closed"
-        if self._closed:
-            raise StoreUnavailableError(closed)
-        try:
-            async with port_errors(self._address):
-                yield
-        except AttributeError as error:  # a closed client has no connection any more
-            if self._closed:
-                raise StoreUnavailableError(closed) from error
-            raise
-
-
-def _position(event: RecordedEvent) -> str:
-    return f"C:{event.commit_position}/P:{event.prepare_position}"
-
-
-def _stored(event: RecordedEvent) -> StoredEvent:
-    return StoredEvent(
-        event_id=event.id,
-        type=event.type,
-        data=event.data,
-        metadata=event.metadata,
-        stream=event.stream_name,
-        revision=event.stream_position,
-        position=_position(event),
-        recorded_at=event.recorded_at or datetime.fromtimestamp(0, UTC),
-    )
