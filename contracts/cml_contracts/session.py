@@ -24,6 +24,9 @@ AGAIN_SECONDS = 2.5
 """How long a message waits for its confirm until it is published again on the same connection; then twice as long. A channel whose
 quorum queue was without a leader when the message came keeps it, and sends it on when the queue confirms the next one
 (``rabbit_fifo_client``, which has no time-out for it)."""
+LOOKS_EVERY = 10.0
+"""Seconds between two looks whether the broker still knows a queue of this connection. Nodes that were separated from its own for a
+while may have forgotten it: then it is consumed, and gets nothing."""
 SETUP_SECONDS = 10.0
 """How long a broker may take to open a channel, and to declare and consume a queue."""
 
@@ -115,7 +118,7 @@ class Sessions:
         loop = asyncio.get_running_loop()
         while True:
             began = loop.time()
-            await session.lost.wait()
+            await until_lost(session.lost, session.connection, session.reply_to)
             self._current = loop.create_future()
             self.trouble = ": the connection was lost"
             if loop.time() - began < PAUSE:
@@ -167,6 +170,36 @@ async def watch(connection: AbstractConnection, channel: AbstractChannel, lost: 
         closable.close_callbacks.add(lambda *_: lost.set())
     underlay = await channel.get_underlay_channel()
     underlay.on_consumer_cancel_callbacks.add(lambda *_: lost.set())
+
+
+async def until_lost(lost: asyncio.Event, connection: AbstractConnection, queue: str) -> None:
+    """Wait until ``lost`` is set, here if the broker does not know the connection's queue any more, or does not say."""
+
+    async def look() -> None:
+        known = True
+        while known:
+            await asyncio.sleep(LOOKS_EVERY)
+            known = await _is_known(connection, queue)
+        lost.set()
+
+    looking = asyncio.create_task(look(), name=f"looks for {queue}")
+    try:
+        await lost.wait()
+    finally:
+        looking.cancel()
+
+
+async def _is_known(connection: AbstractConnection, queue: str) -> bool:
+    try:
+        async with asyncio.timeout(SETUP_SECONDS):
+            channel = await connection.channel()  # one that is asked for what is not there is closed
+            await channel.declare_queue(queue, passive=True)
+    except BaseException as error:
+        if outage(error) is None:
+            raise
+        return False
+    await closed(channel.close())
+    return True
 
 
 async def ended(task: asyncio.Task[Any]) -> None:

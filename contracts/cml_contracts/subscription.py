@@ -12,7 +12,16 @@ from aio_pika.exceptions import AMQPChannelError, ChannelPreconditionFailed
 
 from cml_contracts.amqp import closed, despite_outage, outage
 from cml_contracts.envelope import EventEnvelope
-from cml_contracts.session import PAUSE, SETUP_SECONDS, ClosedError, Session, Sessions, ended, watch
+from cml_contracts.session import (
+    PAUSE,
+    SETUP_SECONDS,
+    ClosedError,
+    Session,
+    Sessions,
+    ended,
+    until_lost,
+    watch,
+)
 from cml_contracts.topology import EVENTS_EXCHANGE
 
 log = logging.getLogger(__name__)
@@ -114,6 +123,9 @@ class Subscription:
                 await events.consume(self._fetched.put)
             if not self._begun.done():
                 self._begun.set_result(None)
-            await lost.wait()
+            if self._queue is None:
+                await until_lost(lost, session.connection, events.name)
+            else:
+                await lost.wait()
         finally:
             await closed(channel.close())

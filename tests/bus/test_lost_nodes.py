@@ -404,6 +404,56 @@ async def test_a_message_that_a_queue_keeps_back_is_published_again_on_the_same_
     assert (len(kept_back), len(service.asked), len(addresses)) == (2, 1, 1)
 
 
+@pytest.fixture
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Queues that the broker does not know any more though they are consumed, as after a separation of its nodes."""
+    monkeypatch.setattr(session, "LOOKS_EVERY", 0.1)
+    declare = aio_pika.Channel.declare_queue
+    names: list[str] = []
+
+    async def declared(self: Any, name: Any = None, **options: Any) -> Any:
+        if options.get("passive") and name in names:
+            await self.close()
+            raise ChannelNotFoundEntity(f"no queue '{name}' in vhost '/'")
+        return await declare(self, name, **options)
+
+    monkeypatch.setattr(aio_pika.Channel, "declare_queue", declared)
+    return names
+
+
+async def test_a_caller_whose_queue_is_forgotten_sends_again_with_another_one(
+    network: TcpProxy, service: Service, forgotten: list[str]
+):
+    async with asyncio.timeout(60), WorkerClient(through(network), deadline=3600.0) as client:
+        sent = asyncio.create_task(client.send(STOP, command_id="c-1"))
+        await service.until_asked(1)
+        forgotten.append(str(service.asked[0].reply_to))
+        await service.until_asked(2)
+        service.answers.set()
+        assert (await sent).outcome == "succeeded"
+    assert len({message.reply_to for message in service.asked}) == 2
+
+
+async def test_a_subscriber_whose_queue_is_forgotten_has_another_one(
+    network: TcpProxy, service: Service, forgotten: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    consumed: asyncio.Queue[str] = asyncio.Queue()
+    consume = aio_pika.Queue.consume
+
+    async def noted(self: Any, *how: Any, **options: Any) -> Any:
+        consumer = await consume(self, *how, **options)
+        if self.name.startswith("cml.subscribers."):
+            consumed.put_nowait(self.name)
+        return consumer
+
+    monkeypatch.setattr(aio_pika.Queue, "consume", noted)
+    async with asyncio.timeout(60), WorkerClient(through(network)) as client, client.events() as events:
+        forgotten.append(await consumed.get())
+        assert await consumed.get() not in forgotten
+        await service.bus.publish(event("1"))
+        assert await anext(events) == ENVELOPE
+
+
 async def test_a_connection_that_is_closed_while_it_is_opened_is_not_tried_again(
     network: TcpProxy, service: Service, monkeypatch: pytest.MonkeyPatch
 ):

@@ -9,19 +9,22 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 import aio_pika
+from aio_pika.abc import AbstractConnection
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_workers.runtime.role import background
 from system.cluster.waits import Waits
 
 PATTERN = "#"
 CLASSIC = {"x-queue-type": "classic"}
-OPENING = 10.0
-"""Seconds that connecting and declaring may take."""
+OPENING, LOOKS_EVERY = 10.0, 10.0
+"""Seconds that connecting and declaring may take, and between two looks whether a queue is still known."""
 
 Opened = AbstractAsyncContextManager[AsyncIterator[EventEnvelope]]
 
@@ -105,6 +108,8 @@ async def _by_aio_pika(url: str, queue: str | None = None) -> AsyncIterator[Asyn
             )
             await declared.bind(EVENTS_EXCHANGE.name, PATTERN)
             messages = await stack.enter_async_context(declared.iterator())
+        if not queue:
+            await stack.enter_async_context(background(partial(_look, connection, declared.name), "looks"))
 
         async def decoded() -> AsyncIterator[EventEnvelope]:
             async for message in messages:
@@ -112,3 +117,14 @@ async def _by_aio_pika(url: str, queue: str | None = None) -> AsyncIterator[Asyn
                 await message.ack()
 
         yield decoded()
+
+
+async def _look(connection: AbstractConnection, queue: str) -> None:
+    """As docs/deployment.md says: the nodes may forget a queue that is consumed."""
+    try:
+        while True:
+            await asyncio.sleep(LOOKS_EVERY)
+            async with asyncio.timeout(OPENING), connection.channel() as channel:
+                await channel.declare_queue(queue, passive=True)
+    finally:
+        await connection.close()
