@@ -11,6 +11,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from uuid import UUID
 
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -33,10 +34,11 @@ KEEP = 10
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """``position``: all up to it was published, None: nothing was; ``revision``: of the event that says so."""
+    """``position``: all up to it was published, None: nothing was; ``revision``: of the event that says so; ``anchor``: the last event published."""
 
     position: str | None
     revision: int
+    anchor: Anchor | None = None
 
 
 async def load_saved(store: EventStore) -> Saved | None:
@@ -45,10 +47,13 @@ async def load_saved(store: EventStore) -> Saved | None:
         last = await store.last(RELAY_STREAM)
     except (StreamNotFoundError, StreamDeletedError):
         return None
-    return Saved(json.loads(last.data)["position"], last.revision)
+    body = json.loads(last.data)
+    return Saved(body["position"], last.revision, Anchor.parsed(body.get("anchor")))
 
 
-async def append_saved(store: EventStore, position: str | None, event_id: UUID, *, expected: int) -> int:
+async def append_saved(
+    store: EventStore, position: str | None, anchor: Anchor | None, event_id: UUID, *, expected: int
+) -> int:
     """Save it, over what was read at revision ``expected``; return the new revision.
 
     Raises:
@@ -56,17 +61,20 @@ async def append_saved(store: EventStore, position: str | None, event_id: UUID, 
         StoreUnavailableError: not known whether it was saved.
         StoreConfigurationError: we may not, or the stream has a tombstone.
     """
-    event = NewEvent(event_id, SAVED, json.dumps({"position": position}).encode(), b"{}")
+    body = {"position": position, **({"anchor": str(anchor)} if anchor else {})}
+    event = NewEvent(event_id, SAVED, json.dumps(body).encode(), b"{}")
     try:
         return await store.append(RELAY_STREAM, [event], expected=expected)
     except StreamDeletedError as error:
         raise StoreConfigurationError(f"the relay can save nothing any more: {error}") from error
 
 
-async def begin(store: EventStore, position: str | None, event_id: UUID) -> Saved | None:
+async def begin(
+    store: EventStore, position: str | None, event_id: UUID, anchor: Anchor | None = None
+) -> Saved | None:
     """Begin the stream, unless somebody else does; what is saved now. Raises as ``append_saved`` does, but for the conflict."""
     with suppress(WrongExpectedVersionError):  # a replica showed what was, or somebody was faster
-        await append_saved(store, position, event_id, expected=NO_STREAM)
+        await append_saved(store, position, anchor, event_id, expected=NO_STREAM)
     return await load_saved(store)
 
 

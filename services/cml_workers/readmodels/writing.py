@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from uuid import UUID
 
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, Item, StoredEvent
 from cml_workers.readmodels.changes import Change
 from cml_workers.readmodels.folding import Folding, Step
@@ -70,13 +71,17 @@ class Writer:
         if at is None:
             raise NotResumedError
         batch = Batch(self._generations.model)
-        position = at.position
+        position, anchor = at.position, None
         for number, item in enumerate(items, 1):
             match item:
                 case StoredEvent():
                     step = await self._folding.step(item)
                     if step is not None:
                         batch.add(step)
+                    if (
+                        item.position != position
+                    ):  # what a subscription had left out has that of the item before
+                        anchor = Anchor.of(item)
                     position = item.position
                 case Checkpoint():
                     position = item.position
@@ -89,7 +94,7 @@ class Writer:
             if not number % BREATHES:
                 await asyncio.sleep(0)
         if position != at.position:
-            at = await self._generations.write(at, batch.changes(), position, batch.events)
+            at = await self._generations.write(at, batch.changes(), position, batch.events, anchor)
         self._at = at
 
 

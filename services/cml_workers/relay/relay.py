@@ -15,6 +15,7 @@ from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish, Routed
 from cml_workers.bus.topology import TRIGGERS_EXCHANGE
 from cml_workers.domain.operations import TRIGGERS
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, StoredEvent
 from cml_workers.eventstore.worker_streams import published
 from cml_workers.foundation.tasks import Tasks
@@ -36,7 +37,7 @@ class Relay:
         publish: Publish,
         routed: Routed,
         load: Callable[[], Awaitable[str | None]],
-        save: Callable[[str], Awaitable[None]],
+        save: Callable[[str, Anchor | None], Awaitable[None]],
         source: str,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -58,8 +59,9 @@ class Relay:
     async def begin(self) -> str | None:
         """Forget what is under way; the position to follow from. Raises as ``load`` does."""
         await self.end()
-        self._progress.clear()
+        self._progress.begin(None)  # nothing more is saved of what was under way
         self._saved = await self._load()
+        self._progress.begin(self._saved)
         return self._saved
 
     async def handle(self, items: Sequence[StoredEvent | Checkpoint | CaughtUp]) -> None:
@@ -76,7 +78,7 @@ class Relay:
                 case StoredEvent():
                     self._take(item)
                 case Checkpoint(position):
-                    self._progress.add(position, 0)
+                    self._progress.add(position, None, 0)
                 case CaughtUp():
                     pass
 
@@ -98,7 +100,7 @@ class Relay:
         async with self._saving:
             position = self._progress.passed
             if position is not None and position != self._saved:
-                await self._save(position)
+                await self._save(position, self._progress.anchor)
                 self._saved = position
 
     async def end(self) -> None:
@@ -119,7 +121,7 @@ class Relay:
     def _take(self, event: StoredEvent) -> None:
         is_trigger = event.type in TRIGGER_TYPES
         self._taken += 1
-        done = self._progress.add(event.position, 2 if is_trigger else 1)
+        done = self._progress.add(event.position, Anchor.of(event), 2 if is_trigger else 1)
         entry = Entry(self._taken, event, event_message(self._source, event), done)
         self.subscribers.put(entry)
         if is_trigger:
