@@ -213,7 +213,17 @@ ROOMS: Mapping[str, Room] = {
     ),
     "doctor": Room(
         modules=_service("doctor"),
-        imports=("contracts", "domain", "bus", "bus.rabbit", "runtime", "ec2_adapter", "ec2_adapter.aws"),
+        imports=(
+            *CORE,
+            "bus.rabbit",
+            "eventstore.opening",
+            "sql",
+            "readmodels",
+            "runtime",
+            "relay",
+            "ec2_adapter",
+            "ec2_adapter.aws",
+        ),
         packages=("botocore",),
     ),
     "process": Room(

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 from uuid import uuid4
@@ -13,8 +14,10 @@ import sqlalchemy as sa
 from kurrentdbclient import AsyncKurrentDBClient, StreamState
 
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.anchor import MISSING_LOOKS, Anchor
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.port import (
+    Checkpoint,
     EventStore,
     StoreConfigurationError,
     StoredEvent,
@@ -23,16 +26,19 @@ from cml_workers.eventstore.port import (
 )
 from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, Saved, begin_if_new, load_saved
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import append
-from cml_workers.relay.checkpoint import FIRST_LOOKS, LOOKS_AGAIN, LOST, TRIM_EVERY, RelayCheckpoint
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS, append
+from cml_workers.relay.checkpoint import FIRST_LOOKS, LOOKS_AGAIN, LOST, REMEDY, TRIM_EVERY, RelayCheckpoint
+from cml_workers.relay.relay import Relay
 from cml_workers.sql.database import migrate, open_database
 from cml_workers.sql.earlier import EarlierCheckpoint
 from cml_workers.sql.port import DatabaseOptions
 from cml_workers.sql.schema import CHECKPOINTS
+from support.buses import Outbox
 from support.given import NOW, created, recorded
 from support.kurrentdb_standin import KurrentDbStandIn
 from support.observed import stored_events
 from support.postgresql import emptied
+from support.relaying import no_longer_under_way
 
 CREATED = created()
 Begins = Literal["beginning", "end"] | None
@@ -49,6 +55,7 @@ class Place:
         self.store = store
         self._file, self._uri = file, uri
         self.pauses: list[float] = []
+        self.most_pauses = FIRST_LOOKS
 
     async def lose(self) -> None:
         if self._file:
@@ -73,7 +80,7 @@ class Place:
     def checkpoint(self, begins: Begins = None, earlier: EarlierCheckpoint | None = None) -> RelayCheckpoint:
         async def sleep(seconds: float) -> None:
             self.pauses.append(seconds)
-            if len(self.pauses) >= FIRST_LOOKS:
+            if len(self.pauses) >= self.most_pauses:
                 raise Asks
 
         return RelayCheckpoint(self.store, new_id=uuid4, begins=begins, earlier=earlier, sleep=sleep)
@@ -231,6 +238,94 @@ async def test_a_tombstone_is_said_to_an_operator():
         await place.checkpoint("end").load()
     await store.close()
     await node.stop()
+
+
+async def of_another_store(place: Place, *, certain: bool) -> list[StoredEvent]:
+    """Three workers, and a checkpoint that was saved with another store behind as many events."""
+    first = place.checkpoint()
+    await first.load()
+    events = await place.happen(3)
+    anchor = Anchor.of(replace(events[-1], event_id=uuid4()))
+    if not certain:
+        anchor = replace(anchor, stream=f"{WORKER_STREAMS}{uuid4()}")
+    await first.save(events[1].position, anchor)
+    return events
+
+
+@pytest.mark.parametrize("certain", [True, False])
+async def test_a_checkpoint_of_another_store_stops_the_relay_which_says_what_to_do(
+    place: Place, monkeypatch: pytest.MonkeyPatch, *, certain: bool
+):
+    await of_another_store(place, certain=certain)
+    saved = await load_saved(place.store)
+    checkpoint = place.checkpoint()
+    place.most_pauses = 2 if certain else MISSING_LOOKS + 1
+    with pytest.raises(Asks):
+        await checkpoint.load()
+    problem = checkpoint.problem() or ""
+    assert problem.startswith("the checkpoint of the relay is another event store's")
+    assert problem.endswith(REMEDY)
+    assert place.pauses[-2:] == [LOOKS_AGAIN, LOOKS_AGAIN]
+    assert await load_saved(place.store) == saved
+
+
+@pytest.mark.parametrize("certain", [True, False])
+@pytest.mark.parametrize("begins", ["beginning", "end"])
+async def test_a_checkpoint_of_another_store_begins_where_an_operator_says(
+    place: Place, begins: Begins, *, certain: bool
+):
+    events = await of_another_store(place, certain=certain)
+    place.most_pauses = MISSING_LOOKS + 1
+    chosen = place.checkpoint(begins)
+    position = await chosen.load()
+    assert position == (None if begins == "beginning" else events[-1].position)
+    assert chosen.problem() is None
+    newer = await place.happen(1)
+    await chosen.save(newer[-1].position, Anchor.of(newer[-1]))
+    again = place.checkpoint()
+    assert await again.load() == newer[-1].position
+    assert again.problem() is None
+
+
+async def test_what_the_relay_has_published_is_what_it_recognises_the_store_by(place: Place):
+    """Also where nothing was published since, and a place without an event was saved."""
+    checkpoint = place.checkpoint()
+    relay = Relay(
+        store=place.store,
+        waiting=checkpoint.waiting,
+        publish=Outbox(),
+        routed=no_longer_under_way,
+        load=checkpoint.load,
+        save=checkpoint.save,
+        source="/test",
+        now=lambda: NOW,
+    )
+    await relay.begin()
+    events = await place.happen(3)
+    left_out = replace(
+        events[2], position=events[1].position
+    )  # as it comes where a subscription had left it out
+    for items, last in (
+        (events[:2], events[1]),
+        ([left_out], events[1]),
+        ([Checkpoint(events[2].position)], events[1]),
+    ):
+        await relay.handle(items)
+        async with asyncio.timeout(30):
+            while relay.counts()["events_under_way"]:
+                await asyncio.sleep(0)
+        await relay.save()
+        saved = await load_saved(place.store)
+        assert saved is not None
+        assert saved.anchor == Anchor.of(last)
+    assert await place.checkpoint().load() == events[2].position
+    after_restart = place.checkpoint()
+    await after_restart.load()
+    await after_restart.save(events[2].position)
+    saved = await load_saved(place.store)
+    assert saved is not None
+    assert saved.anchor == Anchor.of(events[1])
+    await relay.end()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -8,6 +8,7 @@ import pytest
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import StartRequested
 from cml_workers.bus.port import BusUnavailableError, Outgoing
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import StoreUnavailableError
 from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.relay import progress
@@ -221,9 +222,9 @@ async def test_what_is_published_while_a_checkpoint_is_saved_is_saved_next(servi
     first, second = await service.stored()
     save, release = service.relay._save, asyncio.Event()
 
-    async def slow(position: str | None) -> None:
+    async def slow(position: str | None, anchor: Anchor | None) -> None:
         await release.wait()
-        await save(position)
+        await save(position, anchor)
 
     service.relay._save = slow
     await service.relay.handle([first])
@@ -244,7 +245,7 @@ async def test_who_cannot_save_follows_again(service: Service):
     first, second = await service.stored()
     save = service.relay._save
 
-    async def fails(_: str | None) -> None:
+    async def fails(_: str | None, _anchor: Anchor | None) -> None:
         raise StoreUnavailableError("planted")
 
     async def sleep(_: float) -> None:

@@ -245,7 +245,7 @@ def checkpoint_before_confirm(patch: pytest.MonkeyPatch) -> None:
     async def handle(self: Relay, items: Sequence[StoredEvent | Checkpoint | CaughtUp]) -> None:
         for item in items:
             if isinstance(item, StoredEvent):
-                await self._save(item.position)
+                await self._save(item.position, None)
         await original(self, items)
 
     patch.setattr(Relay, "handle", handle)

@@ -7,6 +7,7 @@ from uuid import uuid4
 from cml_contracts.events import StartRequested
 from cml_workers.bus.port import Outgoing, Publish, Routed
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
 from cml_workers.eventstore.worker_streams import append, load
 from cml_workers.relay.relay import Relay
@@ -39,7 +40,7 @@ class Service:
         async def load() -> str | None:
             return self.saved[-1] if self.saved else None
 
-        async def save(position: str | None) -> None:
+        async def save(position: str | None, _: Anchor | None) -> None:
             assert position
             self.saved.append(position)
 

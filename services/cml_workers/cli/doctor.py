@@ -1,4 +1,4 @@
-"""``cml-workers doctor``: what is missing at AWS and at RabbitMQ, before anything is launched."""
+"""``cml-workers doctor``: what is missing at AWS, RabbitMQ and the event store, before anything is launched."""
 
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated
@@ -24,12 +24,13 @@ def doctor(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check what AWS and RabbitMQ have to have before anything is launched. Nothing is launched or changed.
+    """Check what AWS, RabbitMQ and the event store have to have before anything is launched. Nothing is launched or changed.
 
     Run it with the settings and the AWS credentials of the EC2 adapter. For each configured region it makes the adapter's own
     calls as dry runs, and looks at what a launch needs: the region itself, rights, image, subnet and its free addresses,
     security groups, key pair, the instance type in the subnet's zone, the vCPU quota, the default key of EBS, tags in instance
-    metadata. With RABBITMQ_MANAGEMENT_URL it looks whether the queues have replicas on all nodes. One line for each thing that is not right says what it is and how to fix it.
+    metadata. With RABBITMQ_MANAGEMENT_URL it looks whether the queues have replicas on all nodes. With KURRENTDB_URI, and with DATABASE_URL, it looks whether
+    what was saved of the relay and of the read models is of that event store. One line for each thing that is not right says what it is and how to fix it.
 
     missing: a launch or a later operation will fail, or wait while a node is lost. unknown: it could not be asked. note: good to know.
 
@@ -50,6 +51,7 @@ def doctor(
 
 async def _examined(settings: Settings, regions: list[str]) -> "tuple[list[Line], list[str]]":
     from cml_workers.doctor.account import clients  # noqa: PLC0415 - see above
+    from cml_workers.doctor.checkpoints import checkpoint_lines  # noqa: PLC0415
     from cml_workers.doctor.queues import queue_lines  # noqa: PLC0415
     from cml_workers.doctor.visit import visit  # noqa: PLC0415
     from cml_workers.process.embedded import for_simulator  # noqa: PLC0415
@@ -71,6 +73,8 @@ async def _examined(settings: Settings, regions: list[str]) -> "tuple[list[Line]
             lines = await visit(regions, settings.policy, settings.image_owners, given, examined)
         status.update("asking RabbitMQ ...")
         lines += await queue_lines(settings)
+        status.update("asking the event store ...")
+        lines += await checkpoint_lines(settings)
     return lines, sorted(done)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from uuid import UUID
 
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -38,12 +39,13 @@ NOBODY: Mapping[str, Waiting] = MappingProxyType({})
 class Saved:
     """``position``: all up to it was published, None: nothing was; ``revision``: of the event that says so.
 
-    ``waiting``: by stream, the workers of which it was not, as they wait in quarantine.
+    ``waiting``: by stream, the workers of which it was not, as they wait in quarantine; ``anchor``: the last event published.
     """
 
     position: str | None
     revision: int
     waiting: Mapping[str, Waiting] = field(default_factory=dict)
+    anchor: Anchor | None = None
 
 
 async def load_saved(store: EventStore) -> Saved | None:
@@ -54,12 +56,13 @@ async def load_saved(store: EventStore) -> Saved | None:
         return None
     content = json.loads(last.data)
     waiting = {stream: Waiting(**each) for stream, each in content.get("waiting", {}).items()}
-    return Saved(content["position"], last.revision, waiting)
+    return Saved(content["position"], last.revision, waiting, Anchor.parsed(content.get("anchor")))
 
 
 async def append_saved(
     store: EventStore,
     position: str | None,
+    anchor: Anchor | None,
     event_id: UUID,
     *,
     expected: int,
@@ -72,7 +75,7 @@ async def append_saved(
         StoreUnavailableError: not known whether it was saved.
         StoreConfigurationError: we may not, or the stream has a tombstone.
     """
-    content: dict[str, object] = {"position": position}
+    content: dict[str, object] = {"position": position, **({"anchor": str(anchor)} if anchor else {})}
     if waiting:
         content["waiting"] = {stream: asdict(each) for stream, each in waiting.items()}
     event = NewEvent(event_id, SAVED, json.dumps(content).encode(), b"{}")
@@ -82,10 +85,12 @@ async def append_saved(
         raise StoreConfigurationError(f"the relay can save nothing any more: {error}") from error
 
 
-async def begin(store: EventStore, position: str | None, event_id: UUID) -> Saved | None:
+async def begin(
+    store: EventStore, position: str | None, event_id: UUID, anchor: Anchor | None = None
+) -> Saved | None:
     """Begin the stream, unless somebody else does; what is saved now. Raises as ``append_saved`` does, but for the conflict."""
     with suppress(WrongExpectedVersionError):  # a replica showed what was, or somebody was faster
-        await append_saved(store, position, event_id, expected=NO_STREAM)
+        await append_saved(store, position, anchor, event_id, expected=NO_STREAM)
     return await load_saved(store)
 
 

@@ -96,7 +96,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     async def remind() -> None:
         while True:
             try:
-                if unavailable(WORKERS_VIEW) is None:
+                if unavailable(WORKERS_VIEW) is None and runners[WORKERS_VIEW.name].elsewhere() is None:
                     await reminders.round()
             except (ConnectionError, UnroutableError) as error:
                 log.warning("reminders wait for the next round", cause=str(error))
@@ -108,7 +108,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     checks = [
         check
         for runner in runners.values()
-        for check in (runner.problem, partial(not_following, runner.following))
+        for check in (runner.problem, runner.elsewhere, partial(not_following, runner.following))
     ]
     try:
         for runner in runners.values():

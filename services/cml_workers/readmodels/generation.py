@@ -5,6 +5,7 @@ from enum import StrEnum
 
 import sqlalchemy as sa
 
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.sql.schema import METADATA
 
 GENERATIONS = sa.Table(
@@ -16,6 +17,7 @@ GENERATIONS = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("position", sa.String(64), nullable=True),
     sa.Column("events", sa.Integer, nullable=False),
+    sa.Column("anchor", sa.Text, nullable=True),
 )
 _ACTIVE = GENERATIONS.c.state == "active"
 sa.Index(
@@ -40,10 +42,11 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Tables as they were last seen. ``position``: up to where their rows are; ``events``: how many made them."""
+    """Tables as they were last seen. ``position``: up to where their rows are; ``events``: how many made them; ``anchor``: the last one."""
 
     number: int
     version: int
     state: State
     position: str | None
     events: int
+    anchor: Anchor | None = None

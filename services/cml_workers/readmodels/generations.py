@@ -12,6 +12,7 @@ from types import MappingProxyType
 import sqlalchemy as sa
 from sqlalchemy.exc import ProgrammingError
 
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.quarantine import Waiting
 from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.readmodels.changes import Change, Put, Remove
@@ -78,10 +79,14 @@ class Generations:
         position: str | None,
         events: int = 0,
         held: Changed = NOBODY,
+        anchor: Anchor | None = None,
     ) -> Generation:
-        """Write rows, who waits, and checkpoint together. Raises CheckpointMovedError, and then has written nothing."""
+        """Write rows, who waits, and checkpoint together. Raises CheckpointMovedError, and then has written nothing.
+
+        ``anchor``: the last event up to there; None: it is the one before.
+        """
         after = await self._database.write(
-            partial(self._write, generation, changes, position, events, held=held)
+            partial(self._write, generation, changes, position, events, held=held, anchor=anchor)
         )
         if after is None:
             raise CheckpointMovedError(
@@ -140,7 +145,8 @@ class Generations:
         row = connection.execute(query.with_for_update() if lock else query).first()
         if row is None or row.state == State.DROPPED:
             return None
-        return Generation(row.number, row.version, State(row.state), row.position, row.events)
+        anchor = Anchor.parsed(row.anchor)
+        return Generation(row.number, row.version, State(row.state), row.position, row.events, anchor)
 
     def _begin(self, connection: sa.Connection, *, temporary: bool = False) -> Generation:
         alone(connection)
@@ -174,11 +180,8 @@ class Generations:
         added = replace(generation, number=(last or 0) + 1)
         for table in self._tables(added.number).values():
             table.create(connection)
-        connection.execute(
-            sa.insert(GENERATIONS).values(
-                name=self.model.name, **asdict(added) | {"state": added.state.value}
-            )
-        )
+        row = asdict(added) | {"state": added.state.value, "anchor": _stored(added.anchor)}
+        connection.execute(sa.insert(GENERATIONS).values(name=self.model.name, **row))
         return added
 
     def _copy(self, connection: sa.Connection) -> Generation | None:
@@ -202,15 +205,22 @@ class Generations:
         connection: sa.Connection,
         *,
         held: Changed = NOBODY,
+        anchor: Anchor | None = None,
     ) -> Generation | None:
-        after = replace(generation, position=position, events=generation.events + events)
+        after = replace(
+            generation,
+            position=position,
+            events=generation.events + events,
+            anchor=anchor or generation.anchor,
+        )
         seen = {
             "seen_name": self.model.name,
             "seen_number": generation.number,
             "seen_state": generation.state.value,
             "seen_position": generation.position,
         }
-        moved = connection.execute(_MOVE, {**seen, "position": after.position, "events": after.events})
+        values = {"position": after.position, "events": after.events, "anchor": _stored(after.anchor)}
+        moved = connection.execute(_MOVE, {**seen, **values})
         if not moved.rowcount:
             return None
         for name, table in self._tables(generation.number).items():
@@ -306,3 +316,7 @@ class Generations:
 
     def _is(self, generation: Generation) -> tuple[sa.ColumnElement[bool], ...]:
         return GENERATIONS.c.name == self.model.name, GENERATIONS.c.number == generation.number
+
+
+def _stored(anchor: Anchor | None) -> str | None:
+    return None if anchor is None else str(anchor)

@@ -8,6 +8,7 @@ from functools import partial
 
 import structlog
 
+from cml_workers.eventstore.anchor import mismatch
 from cml_workers.eventstore.following import backoff, follow_from
 from cml_workers.eventstore.port import (
     CaughtUp,
@@ -107,9 +108,7 @@ class Rebuild:
             ConfigurationError: trying again is of no use; NewerReadModelError: a newer program has begun.
         """
         self._began = _now()
-        begun = await self._patiently(
-            partial(self.generations.begin, temporary=not (self.switch or self.keep))
-        )
+        begun = await self._patiently(self._begin)
         writer = Writer(self.store, self.generations, partial(self._current, begun.number))
         done = await self._patiently(partial(self._fill_and_switch, begun.number, writer))
         with suppress(ConnectionError):  # it is done when a process starts, then
@@ -132,6 +131,15 @@ class Rebuild:
                 failures += 1
                 log.warning("rebuild continues later", read_model=self._name, cause=str(error))
             await self.sleep(self.backoff(failures))
+
+    async def _begin(self) -> Generation:
+        """An unfinished one of another store is of no use."""
+        temporary = not (self.switch or self.keep)
+        begun = await self.generations.begin(temporary=temporary)
+        if await mismatch(self.store, begun.anchor) is not None:
+            await self.generations.drop(begun)
+            begun = await self.generations.begin(temporary=temporary)
+        return begun
 
     async def _current(self, number: int) -> Generation:
         """What has been begun, as it is now: active if a switch was made whose answer was lost."""

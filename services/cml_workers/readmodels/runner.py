@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
+from cml_workers.eventstore.anchor import Recognition
 from cml_workers.eventstore.following import Following, backoff, follow_from
 from cml_workers.eventstore.port import EventStore, Item
 from cml_workers.eventstore.quarantine import LOOK_EVERY, warning_of
@@ -50,6 +51,7 @@ class Runner:
         self._backoff = backoff
         self._sleep = sleep
         self._progress: Progress | None = None
+        self._recognition = Recognition(f"read model {model.name}", remedy(model.name), sleep)
         self._usable: bool | None = None
         self._current = False
         self._reported_at = float("-inf")
@@ -69,6 +71,10 @@ class Runner:
     def counts(self) -> Mapping[str, int]:
         """Events of streams that are not ours, since the start; and workers that wait in quarantine."""
         return {"events_not_ours": self._writer.not_ours, "workers_held": len(self._writer.held.waiting)}
+
+    def elsewhere(self) -> str | None:
+        """That the rows are of another event store, and are not brought up to date; what to do. None if they are of this one."""
+        return self._recognition.problem
 
     async def prepare(self) -> None:
         """Find out what there is to follow; then ``problem`` can be asked.
@@ -114,7 +120,7 @@ class Runner:
         try:
             await follow_from(
                 self._store,
-                self._writer.resumed,
+                self._resumed,
                 self._handle,
                 prefix=WORKER_STREAMS,
                 following=self.following,
@@ -134,6 +140,16 @@ class Runner:
                     "the quarantine is looked at again", read_model=self.model.name, cause=repr(error)
                 )
             await self._sleep(LOOK_EVERY)
+
+    async def _resumed(self) -> str | None:
+        """See ``Writer.resumed``. Does not return while the checkpoint is another store's."""
+        while True:
+            position = await self._writer.resumed()
+            at = self._writer.at
+            if at is not None and await self._recognition.passes(at.anchor, self._store):
+                # Without an event, nothing of the store is here, whichever it was.
+                return position if at.anchor or at.events else None
+            self._writer.begin_again()
 
     async def _handle(self, items: Sequence[Item]) -> None:
         await self._writer.handle(items)
@@ -179,6 +195,11 @@ class Runner:
                 per_second=round(progress.rate),
                 percent=progress.percent and round(progress.percent, 1),
             )
+
+
+def remedy(name: str) -> str:
+    """What to do where a read model's checkpoint is another store's, and this is the right one."""
+    return f"run `cml-workers rebuild {name}`"
 
 
 def reported(rebuilt: Rebuilt) -> Rebuilt:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import (
     CaughtUp,
     Checkpoint,
@@ -126,7 +127,7 @@ class Writer:
         """``broken``: why they cannot be written."""
         batch = Batch(self._generations.model)
         waiting = dict(self.held.waiting)
-        position, not_ours = at.position, 0
+        position, anchor, not_ours = at.position, None, 0
         for number, item in enumerate(items, 1):
             match item:
                 case StoredEvent():
@@ -134,6 +135,8 @@ class Writer:
                         await self.held.take(batch, waiting, item, broken)
                     else:
                         not_ours += 1
+                    if item.position != position:  # what a subscription left out has that of the item before
+                        anchor = Anchor.of(item)
                     position = item.position
                 case Checkpoint():
                     position = item.position
@@ -144,7 +147,9 @@ class Writer:
         await batch.show()
         changed = {stream: each for stream, each in waiting.items() if self.held.waiting.get(stream) != each}
         if position != at.position or batch.events or changed:
-            at = await self._generations.write(at, batch.changes(), position, batch.events, changed)
+            at = await self._generations.write(
+                at, batch.changes(), position, batch.events, changed, anchor
+            )
         self.held.waiting = waiting
         self.not_ours += not_ours
         return at

@@ -1,18 +1,20 @@
-"""The relay's checkpoint, in the relay's stream; where it is lost, an operator says where to begin."""
+"""The relay's checkpoint, in the relay's stream; where it is lost, or another store's, an operator says where to begin."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Literal, Protocol
 from uuid import UUID
 
 import structlog
 
+from cml_workers.eventstore.anchor import Anchor, Recognition
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
     EventStore,
     StoreConfigurationError,
+    StoredEvent,
     StoreUnavailableError,
     StreamDeletedError,
     WrongExpectedVersionError,
@@ -39,6 +41,11 @@ LOST = (
     "CML_RELAY_BEGIN=end to publish what comes from now on, or CML_RELAY_BEGIN=beginning to publish all of them again; or "
     "DATABASE_URL, once, if an earlier version kept its checkpoint there"
 )
+REMEDY = (
+    "start the relay once with CML_RELAY_BEGIN=end to publish what comes from now on, or CML_RELAY_BEGIN=beginning to publish all "
+    "events again"
+)
+"""Where the checkpoint is another store's, and this is the right one."""
 
 
 class Earlier(Protocol):
@@ -56,7 +63,7 @@ class Earlier(Protocol):
 class RelayCheckpoint:
     """The position that all before is published, but for the workers in ``waiting``; written only over the one that was read.
 
-    ``begins``: where to begin if it is lost; None: ask, which ``problem`` does.
+    ``begins``: where to begin if it is lost, or another store's; None: ask, which ``problem`` does.
     """
 
     def __init__(
@@ -75,7 +82,9 @@ class RelayCheckpoint:
         self._begins = begins
         self._earlier = earlier
         self._sleep = sleep
+        self._recognition = Recognition("the relay", REMEDY, sleep)
         self._revision = NO_STREAM
+        self._anchor: Anchor | None = None
         self._saves = 0
         self._looks = 0
 
@@ -83,29 +92,54 @@ class RelayCheckpoint:
         """What is wrong."""
         if self._looks >= FIRST_LOOKS:
             return LOST
-        return "its checkpoint is looked for" if self._looks else None
+        return "its checkpoint is looked for" if self._looks else self._recognition.problem
 
     async def load(self) -> str | None:
-        """The position to follow from, None: the beginning. Does not return while it is lost and nobody has said where to begin.
+        """The position to follow from, None: the beginning.
+
+        Does not return while it is lost, or another store's, and nobody has said where to begin.
 
         Raises ConnectionError (try again) and StoreConfigurationError.
         """
+        saved = await self._known()
+        while not await self._recognition.passes(saved.anchor, self._store):
+            saved = await self._known()
+            if self._recognition.problem is not None and self._begins is not None:
+                log.warning(
+                    "the checkpoint is another event store's; publishing begins as CML_RELAY_BEGIN says",
+                    at=self._begins,
+                )
+                with suppress(WrongExpectedVersionError):  # another relay was faster
+                    await append_saved(
+                        self._store, *await self._begin_at(), self._new_id(), expected=saved.revision
+                    )
+                saved = await self._known()
+        self._revision, self._anchor = saved.revision, saved.anchor
+        self.waiting.clear()
+        self.waiting.update(saved.waiting)
+        return saved.position
+
+    async def _known(self) -> Saved:
+        """What is saved, as soon as there is anything."""
         while (saved := await self._found()) is None:
             self._looks += 1
             if self._looks == FIRST_LOOKS:
                 log.error("nothing is published", cause=LOST)
             await self._sleep(1.0 if self._looks < FIRST_LOOKS else LOOKS_AGAIN)
         self._looks = 0
-        self._revision = saved.revision
-        self.waiting.clear()
-        self.waiting.update(saved.waiting)
-        return saved.position
+        return saved
 
-    async def save(self, position: str | None) -> None:
-        """Save it, over the one that was read. Raises StoreUnavailableError (load again) and StoreConfigurationError."""
+    async def save(self, position: str | None, anchor: Anchor | None = None) -> None:
+        """Save it, over the one that was read; ``anchor``: the last event since then. Raises StoreUnavailableError (load again) and StoreConfigurationError."""
+        self._anchor = anchor or self._anchor
         try:
             self._revision = await append_saved(
-                self._store, position, self._new_id(), expected=self._revision, waiting=self.waiting
+                self._store,
+                position,
+                self._anchor,
+                self._new_id(),
+                expected=self._revision,
+                waiting=self.waiting,
             )
         except WrongExpectedVersionError as error:
             raise StoreUnavailableError(f"another relay has saved how far it is: {error}") from error
@@ -123,18 +157,22 @@ class RelayCheckpoint:
                 await self._earlier.forget()
         if saved is None and self._begins is not None and self._looks >= FIRST_LOOKS - 1:
             log.warning("the checkpoint is lost; publishing begins as CML_RELAY_BEGIN says", at=self._begins)
-            position = None if self._begins == "beginning" else await self._end()
-            saved = await begin(self._store, position, self._new_id())
+            position, anchor = await self._begin_at()
+            saved = await begin(self._store, position, self._new_id(), anchor)
         return saved
 
-    async def _end(self) -> str | None:
-        """The position of the last event that there is now."""
-        position = None
+    async def _begin_at(self) -> tuple[str | None, Anchor | None]:
+        """Where ``begins`` says: before the first event, or behind the last one that there is now."""
+        position, anchor = None, None
+        if self._begins == "beginning":
+            return position, anchor
         async with aclosing(self._store.follow(after=None, prefix=WORKER_STREAMS)) as items:
             async for item in items:
                 if isinstance(item, CaughtUp):
-                    return position
+                    return position, anchor
                 position = item.position
+                if isinstance(item, StoredEvent):
+                    anchor = Anchor.of(item)
         raise StoreUnavailableError("the event store is closed")
 
     async def _trim(self) -> None:

@@ -15,6 +15,7 @@ from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish, Routed
 from cml_workers.bus.topology import TRIGGERS_EXCHANGE
 from cml_workers.domain.operations import TRIGGERS
+from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
 from cml_workers.eventstore.quarantine import Waiting
 from cml_workers.eventstore.worker_streams import published
@@ -45,7 +46,7 @@ class Relay:
         publish: Publish,
         routed: Routed,
         load: Callable[[], Awaitable[str | None]],
-        save: Callable[[str | None], Awaitable[None]],
+        save: Callable[[str | None, Anchor | None], Awaitable[None]],
         source: str,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -77,8 +78,9 @@ class Relay:
     async def begin(self) -> str | None:
         """Forget what is under way; the position to follow from. Raises as ``load`` does."""
         await self.end()
-        self._progress.clear()
+        self._progress.begin(None)  # nothing more is saved of what was under way
         position = await self._load()
+        self._progress.begin(position)
         self._saved = position, dict(self._waiting)
         await self.held.begin(position)
         return position
@@ -98,7 +100,7 @@ class Relay:
                     await self._take(item)
                     self.held.passed(item.position)
                 case Checkpoint(position):
-                    self._progress.add(position, 0)
+                    self._progress.add(position, None, 0)
                     self.held.passed(position)
                 case CaughtUp():
                     pass
@@ -121,7 +123,7 @@ class Relay:
         async with self._saving:
             reached = self._progress.passed or self._saved[0], dict(self._waiting)
             if reached != self._saved:
-                await self._save(reached[0])
+                await self._save(reached[0], self._progress.anchor)
                 self._saved = reached
 
     async def end(self) -> None:
@@ -148,7 +150,7 @@ class Relay:
             else:
                 self._put(event, message, self._progress)
                 return
-        self._progress.add(event.position, 0)
+        self._progress.add(event.position, Anchor.of(event), 0)
 
     def _message_of(self, event: StoredEvent) -> Outgoing:
         return event_message(self._source, event)
@@ -156,7 +158,7 @@ class Relay:
     def _put(self, event: StoredEvent, message: Outgoing, progress: Progress) -> None:
         is_trigger = event.type in TRIGGER_TYPES
         self._taken += 1
-        done = progress.add(event.position, 2 if is_trigger else 1)
+        done = progress.add(event.position, Anchor.of(event), 2 if is_trigger else 1)
         entry = Entry(self._taken, event, message, done)
         self.subscribers.put(entry)
         if is_trigger:
