@@ -9,9 +9,11 @@ from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, Item, 
 from cml_workers.readmodels.changes import Change
 from cml_workers.readmodels.folding import Folding, Step
 from cml_workers.readmodels.generation import Generation
-from cml_workers.readmodels.generations import Changes, Generations
+from cml_workers.readmodels.generations import Changes, CheckpointMovedError, Generations
 from cml_workers.readmodels.model import ReadModel
 
+LOOKS_EVERY = 5.0
+"""Seconds after which it is looked at what is saved, at most, when the store says that there is nothing new."""
 BREATHES = 50
 """Events after which others of this process have their turn."""
 
@@ -37,6 +39,7 @@ class Writer:
         self._choose = choose
         self._folding = Folding(store)
         self._at: Generation | None = None
+        self._seen_at = float("-inf")
 
     @property
     def at(self) -> Generation | None:
@@ -52,6 +55,7 @@ class Writer:
         if self._at is None:
             self._folding.forget()
             self._at = await self._choose()
+            self._seen_at = _now()
         return self._at.position
 
     async def skip_to(self, position: str) -> None:
@@ -90,7 +94,22 @@ class Writer:
                 await asyncio.sleep(0)
         if position != at.position:
             at = await self._generations.write(at, batch.changes(), position, batch.events)
+            self._seen_at = _now()
+        elif _now() - self._seen_at > LOOKS_EVERY:
+            await self._look(at)
         self._at = at
+
+    async def _look(self, at: Generation) -> None:
+        """While no event comes, see that nobody else has written: a standby that took over may lack what is saved."""
+        self._seen_at = _now()
+        if await self._choose() != at:
+            raise CheckpointMovedError(
+                f"read model {self._generations.model.name}: its checkpoint is another one; going on from what is saved"
+            )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Batch:
