@@ -26,7 +26,15 @@ SERVERS = {"server", "postgresql", "rabbitmq", "real"}
 """Those of them that have to be started, as have what these fixtures give."""
 OF_SERVERS = {"rabbitmq_url", "postgresql_url", "kurrentdb_uri", "spawn"}
 SLOW = (
-    *("simulation", "system", "bench", "fuzz", "test_command_line.py", "test_ending.py"),
+    *(
+        "simulation",
+        "system",
+        "bench",
+        "fuzz",
+        "test_command_line.py",
+        "test_migrate_command.py",
+        "test_ending.py",
+    ),
     "doctor/test_doctor.py::test_a_right",
     "doctor/test_doctor.py::test_what_the_doctor_may_not_ask",
     "embedded/test_ec2_simulator_restarts.py::test_instances_survive_the_end_of_the_process",

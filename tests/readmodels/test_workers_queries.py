@@ -76,6 +76,19 @@ async def test_lists_are_filtered_by_everything_and_all_at_once(projected: Proje
     assert await projected.names(owner="ann", tag="course=ccna", aws_region="us-east-1") == ["lab_1"]
 
 
+async def test_every_part_of_a_name_finds_it_and_no_other(projected: Projected):
+    names = ["a", "ab", "bab", "lab-42", "LAB-4", "Über", "日本語", "a%b", "x_'y", "🙂🙂🙃", "Łódź", "\\1"]
+    for name in names:
+        await projected.record(uuid4(), CREATED.model_copy(update={"name": name}))
+    await projected.catch_up()
+    ends = [(name, first, last) for name in names for last in range(len(name) + 1) for first in range(last)]
+    for part in sorted({name[first:last] for name, first, last in ends}):
+        wanted = sorted(name for name in names if part.lower() in name.lower())
+        assert sorted(await projected.names(name_part=part)) == wanted, part
+    for part in ("ba-", "aba", "1a", "🙃🙂"):
+        assert await projected.names(name_part=part) == []
+
+
 @pytest.mark.parametrize(("later", "shown"), [(-1, True), (0, True), (1, False)])
 async def test_what_was_terminated_before_a_time_is_left_out_where_that_is_asked_for(
     projected: Projected, later: int, shown: bool

@@ -4,12 +4,14 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from cml_contracts.events import WorkerEvent
-from cml_workers.eventstore.port import StoreUnavailableError
+from cml_workers.eventstore.port import CaughtUp, StoreUnavailableError
 from cml_workers.eventstore.worker_streams import worker_of
+from cml_workers.readmodels import writing
 from cml_workers.readmodels.folding import Folding
-from cml_workers.readmodels.generation import Generation
+from cml_workers.readmodels.generation import GENERATIONS, Generation
 from cml_workers.readmodels.generations import CheckpointMovedError
 from cml_workers.readmodels.workers.fold import worker_row
 from cml_workers.readmodels.workers.queries import operation, worker
@@ -82,6 +84,30 @@ async def test_a_writer_that_lags_does_not_write_over_another(projected: Project
     with pytest.raises(NotResumedError):  # else it would go on as if it had written them
         await slow.handle(events[2:])
     assert await slow.resumed() == events[-1].position
+
+
+async def test_who_has_nothing_to_write_notices_that_the_checkpoint_went_back(
+    projected: Projected, monkeypatch: pytest.MonkeyPatch
+):
+    """A standby that took over lacks the last rows, and no event comes after which they would be written."""
+    monkeypatch.setattr(writing, "LOOKS_EVERY", -1.0)
+    await projected.workers(2, CREATED, LAUNCH)
+    events = await projected.stored()
+    writer = projected.new_writer()
+    await writer.resumed()
+    await writer.handle(events[:2])
+    older = writer.at
+    assert older
+    await writer.handle(events[2:])
+    await writer.handle([CaughtUp()])
+
+    def fail_over(connection: sa.Connection) -> None:
+        connection.execute(sa.update(GENERATIONS).values(position=older.position, events=older.events))
+
+    await projected.database.write(fail_over)
+    with pytest.raises(CheckpointMovedError):
+        await writer.handle([CaughtUp()])
+    assert await writer.resumed() == older.position
 
 
 async def test_two_writers_side_by_side_come_to_the_same_rows(projected: Projected):

@@ -43,10 +43,19 @@ def installed() -> Path | None:
 
 
 class SpawnedPostgreSQL:
-    """A server process of our own; ``stop``, ``kill`` and ``start`` it again as you like."""
+    """A server process of our own; ``stop``, ``kill`` and ``start`` it again as you like.
+
+    ``primary``: one that this follows as a standby.
+    """
 
     def __init__(
-        self, programs: Path, folder: Path, *, password: str | None = None, tls: tuple[str, ...] | None = None
+        self,
+        programs: Path,
+        folder: Path,
+        *,
+        password: str | None = None,
+        tls: tuple[str, ...] | None = None,
+        primary: "SpawnedPostgreSQL | None" = None,
     ) -> None:
         self._programs = programs
         self.folder = folder
@@ -58,6 +67,10 @@ class SpawnedPostgreSQL:
         if self._user:
             shutil.chown(folder, self._user)
         self._secured: tuple[str, ...] = ()
+        if primary is not None:
+            follow = ("-D", "data", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+            self._run("pg_basebackup", *primary._as_client(), *follow)
+            return
         authentication = ["--auth=trust"]
         if password:
             self._place("password", password)
@@ -125,6 +138,19 @@ class SpawnedPostgreSQL:
         self.stop()
         self.start()
 
+    def dump(self, name: str) -> None:
+        """A backup, into a file of its folder."""
+        self._run("pg_dump", *self._as_client(), "-Fc", "-f", name, "postgres")
+
+    def restore(self, name: str, database: str) -> str:
+        """Restore that into a new database; its URL."""
+        self._run("createdb", *self._as_client(), "-E", "UTF8", "-T", "template0", database)
+        self._run("pg_restore", *self._as_client(), "--exit-on-error", "-d", database, name)
+        return self.url.replace("/postgres", f"/{database}")
+
+    def _as_client(self) -> tuple[str, ...]:
+        return ("-h", "127.0.0.1", "-p", str(self.port), "-U", "cml")
+
     def _place(self, name: str, content: str) -> None:
         path = self.folder / name
         path.touch(mode=0o600)
@@ -147,11 +173,15 @@ class SpawnedPostgreSQL:
 
 @contextmanager
 def private_postgresql(
-    *, password: str | None = None, tls: tuple[str, ...] | None = None
+    *,
+    password: str | None = None,
+    tls: tuple[str, ...] | None = None,
+    primary: SpawnedPostgreSQL | None = None,
 ) -> Iterator[SpawnedPostgreSQL]:
     """A server of our own that may be stopped. Raises NoPostgreSQLError.
 
-    ``tls``: key and certificate, PEM, and perhaps the authority of certificates that clients may show.
+    ``tls``: key and certificate, PEM, and perhaps the authority of certificates that clients may show; ``primary``: one that it
+    follows as a standby.
     """
     programs = installed()
     if programs is None or (os.geteuid() == 0 and not _exists("postgres")):
@@ -162,7 +192,7 @@ def private_postgresql(
     # Not below pytest's folder, which the server's own user may not enter.
     folder = Path(tempfile.mkdtemp(prefix="cml-postgresql-"))
     try:
-        server = SpawnedPostgreSQL(programs, folder, password=password, tls=tls)
+        server = SpawnedPostgreSQL(programs, folder, password=password, tls=tls, primary=primary)
         try:
             server.start()
             yield server

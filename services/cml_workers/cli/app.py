@@ -8,6 +8,7 @@ import typer
 from cml_workers.cli import commands, queries, system
 from cml_workers.cli.deadletters import deadletters
 from cml_workers.cli.doctor import doctor
+from cml_workers.cli.migrate import migrate
 from cml_workers.cli.rebuild import rebuild
 from cml_workers.cli.replay import replay
 from cml_workers.cli.terminal import show_version
@@ -53,6 +54,7 @@ for panel, of_panel in BY_PANEL.items():
     for name, command in of_panel.items():
         app.command(name, rich_help_panel=panel)(command)
 app.command("doctor", rich_help_panel=OPERATE)(doctor)
+app.command("migrate", rich_help_panel=OPERATE)(migrate)
 app.command("rebuild", rich_help_panel=OPERATE)(rebuild)
 app.command("replay", rich_help_panel=OPERATE)(replay)
 app.add_typer(deadletters, rich_help_panel=OPERATE)

@@ -18,7 +18,8 @@ from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.readmodels.changes import Change, Put, Remove
 from cml_workers.readmodels.comparing import Difference, difference
 from cml_workers.readmodels.generation import GENERATIONS, Generation, State
-from cml_workers.readmodels.model import ReadModel, active, generation_table
+from cml_workers.readmodels.model import ReadModel, generation_table
+from cml_workers.readmodels.showing import complete, lacks, show
 from cml_workers.readmodels.waiting import Changed, forget_held, held_of, write_held
 from cml_workers.sql.port import Database
 from cml_workers.sql.schema import alone, upsert
@@ -98,6 +99,14 @@ class Generations:
     def usable(self, generation: Generation) -> bool:
         """Whether this code can write and read its tables."""
         return generation.version == self.model.version or generation.version in self.model.usable
+
+    async def adopt(self) -> None:
+        """Give an active generation of an earlier version that this code can use the columns that it lacks.
+
+        Whoever wrote it may go on: they have a default.
+        """
+        if await self._database.snapshot(self._lacking):
+            await self._database.write(self._adopt)
 
     async def copy(self) -> Generation | None:
         """A temporary copy of the active generation as it is now, to compare another one with; None if there is none."""
@@ -183,6 +192,20 @@ class Generations:
         row = asdict(added) | {"state": added.state.value, "anchor": _stored(added.anchor)}
         connection.execute(sa.insert(GENERATIONS).values(name=self.model.name, **row))
         return added
+
+    def _lacking(self, connection: sa.Connection, *, add: bool = False) -> bool:
+        """Whether the active generation lacks columns; ``add`` them."""
+        found = self._find(connection, state=State.ACTIVE)
+        if found is None or found.version == self.model.version or not self.usable(found):
+            return False
+        lacking = [each for each in self.model.tables if lacks(connection, each, found.number)]
+        if lacking and add:
+            complete(connection, lacking, found.number)
+        return bool(lacking)
+
+    def _adopt(self, connection: sa.Connection) -> None:
+        alone(connection)
+        self._lacking(connection, add=True)
 
     def _copy(self, connection: sa.Connection) -> Generation | None:
         alone(connection)
@@ -272,12 +295,9 @@ class Generations:
         connection.execute(
             sa.update(GENERATIONS).where(*self._is(generation)).values(state=State.ACTIVE.value)
         )
-        for table in self.model.tables:
-            view = active(table)
-            rows = generation_table(table, generation.number)
-            connection.exec_driver_sql(f"DROP VIEW IF EXISTS {view.name}")
-            columns = ", ".join(column.name for column in rows.columns)
-            connection.exec_driver_sql(f"CREATE VIEW {view.name} AS SELECT {columns} FROM {rows.name}")  # noqa: S608 - our own names
+        for table in self._tables(generation.number).values():
+            connection.exec_driver_sql(f"ANALYZE {table.name}")  # before its first query needs a plan
+        show(connection, self.model.tables, generation.number)
         return True
 
     def _numbers(self, connection: sa.Connection, state: State) -> list[int]:

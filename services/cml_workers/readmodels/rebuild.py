@@ -159,6 +159,7 @@ class Rebuild:
             if writer.at != current:  # another process fills it as well
                 writer.begin_again()
             self._before = active = await self.generations.active()
+            await self.generations.adopt()  # to be compared
             while self._differences is None and self._copies < COPIES and self._comparable(active):
                 await self._compare(writer, active)
             end = end or _now() + PATIENCE

@@ -89,6 +89,8 @@ class Runner:
             raise self._generations.newer(active)
         self._usable = active is not None and self._generations.usable(active)
         self._current = active is not None and active.version == self.model.version
+        if self._usable:
+            await self._generations.adopt()
 
     async def run(self) -> None:
         """Follow, and rebuild if that is due; return when the store is closed.

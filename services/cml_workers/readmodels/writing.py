@@ -16,11 +16,14 @@ from cml_workers.eventstore.port import (
 from cml_workers.eventstore.worker_streams import is_workers
 from cml_workers.readmodels.batch import BREATHES, Batch
 from cml_workers.readmodels.generation import Generation
-from cml_workers.readmodels.generations import Generations
+from cml_workers.readmodels.generations import CheckpointMovedError, Generations
 from cml_workers.readmodels.held import Held
 from cml_workers.readmodels.waiting import of_an_event
 
 log = structlog.get_logger(__name__)
+
+LOOKS_EVERY = 5.0
+"""Seconds after which it is looked at what is saved, at most, when the store says that there is nothing new."""
 
 
 class NotResumedError(Exception):
@@ -50,6 +53,7 @@ class Writer:
         self._choose = choose
         self._at: Generation | None = None
         self._turn = asyncio.Lock()
+        self._seen_at = float("-inf")
 
     @property
     def at(self) -> Generation | None:
@@ -67,6 +71,7 @@ class Writer:
                 at = await self._choose()
                 await self.held.begin(at)
                 self._at = at
+                self._seen_at = _now()
             return self._at.position
 
     async def skip_to(self, position: str) -> None:
@@ -147,9 +152,22 @@ class Writer:
         await batch.show()
         changed = {stream: each for stream, each in waiting.items() if self.held.waiting.get(stream) != each}
         if position != at.position or batch.events or changed:
-            at = await self._generations.write(
-                at, batch.changes(), position, batch.events, changed, anchor
-            )
+            at = await self._generations.write(at, batch.changes(), position, batch.events, changed, anchor)
+            self._seen_at = _now()
+        elif _now() - self._seen_at > LOOKS_EVERY:
+            await self._see_saved(at)
         self.held.waiting = waiting
         self.not_ours += not_ours
         return at
+
+    async def _see_saved(self, at: Generation) -> None:
+        """While no event comes, see that nobody else has written: a standby that took over may lack what is saved."""
+        self._seen_at = _now()
+        if await self._choose() != at:
+            raise CheckpointMovedError(
+                f"read model {self._generations.model.name}: its checkpoint is another one; going on from what is saved"
+            )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

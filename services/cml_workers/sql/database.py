@@ -2,8 +2,9 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from alembic.util import CommandError
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.script.revision import RevisionError
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, ProgrammingError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -20,6 +23,8 @@ from cml_workers.foundation.private_file import make_private
 from cml_workers.foundation.sqlite_files import write_ahead
 from cml_workers.sql.address import SCHEMES, Address
 from cml_workers.sql.errors import (
+    DENIED,
+    LOCKED,
     READ_ONLY,
     DatabaseConfigurationError,
     DatabaseUnavailableError,
@@ -36,6 +41,8 @@ KEPT = 5
 """How many connections for queries stay open when nothing is asked."""
 OWN = 3
 """How many connections each of the others has: the writer's, the archive's and the migrations'. They seldom need more than one."""
+LOCK_SECONDS, LOCK_PAUSE, LOCK_TRIES = 2, 1, 100
+"""How long a migration waits for a table, others then have their turn, and how often it tries."""
 _SECONDS = "cml_call_seconds"
 """The execution option of an engine that says how long a call may take."""
 
@@ -81,7 +88,17 @@ def open_database(
         **({"isolation_level": "AUTOCOMMIT"} if reader else {}),
     )
     sa.event.listen(engine.sync_engine, "handle_error", _distrust)
+    if reader and not given.transaction_pooling:
+        sa.event.listen(engine.sync_engine, "connect", _plan)  # elsewhere nothing stays prepared
     return engine
+
+
+def _plan(connection: Any, _record: Any) -> None:
+    """Plans for the values that are asked for, of data that is in memory, as a read model is."""
+    cursor = connection.cursor()
+    for setting in ("plan_cache_mode = force_custom_plan", "random_page_cost = 1.1"):
+        cursor.execute(f"SET {setting}")
+    cursor.close()
 
 
 def _distrust(context: sa.ExceptionContext) -> None:
@@ -179,35 +196,105 @@ async def dispose(engine: AsyncEngine) -> None:
             await engine.dispose()
 
 
-async def migrate(engine: AsyncEngine) -> None:
-    """Bring the schema up to date; processes that start together wait for one another.
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """``revision``: what the tables are of, None if there are none; ``pending``: the changes that this version needs, each in a line."""
+
+    revision: str | None
+    pending: Sequence[str]
+
+
+async def schema(engine: AsyncEngine) -> Schema:
+    """What is there, and what is missing. It needs no right but to read, and changes nothing.
 
     Raises:
         DatabaseUnavailableError: try again.
-        DatabaseConfigurationError: a newer version of the system owns the schema, or we may not change it.
+        DatabaseConfigurationError: a newer version of the system owns the schema, or the database is not UTF-8.
     """
     try:
         async with transaction(engine):
-            pass  # it answers; then the others, and the tables, may take their time
+            pass  # it answers; then whoever changes the tables may take his time
         async with transaction(patient(engine)) as connection:
-            if connection.dialect.name == "sqlite":
-                await asyncio.to_thread(_write_ahead, engine.url.database or "")
-                await connection.exec_driver_sql("BEGIN IMMEDIATE")
-            await connection.run_sync(alone)
-            await connection.run_sync(_upgrade)
-    except CommandError as error:
+            return await connection.run_sync(_schema)
+    except RevisionError as error:
         raise DatabaseConfigurationError(
             f"the database was made by a newer version of cml-workers ({error}); update this one"
         ) from error
-    except ProgrammingError as error:
-        raise DatabaseConfigurationError(
-            f"the schema of the database cannot be changed: {error.orig}"
-        ) from error
+
+
+async def migrate(engine: AsyncEngine) -> Schema:
+    """Bring the schema up to date; processes that start together wait for one another. What it was before.
+
+    Raises as ``schema`` does, and DatabaseConfigurationError where we may not change it.
+    """
+    before = await schema(engine)
+    tries = int(LOCK_TRIES if before.pending else 0)
+    while tries:
+        try:
+            await _migrate(engine)
+            break
+        except DatabaseUnavailableError as error:
+            tries -= 1
+            if _sqlstate(error) != LOCKED or not tries:
+                raise
+        except DatabaseConfigurationError as error:
+            if _sqlstate(error) != DENIED:
+                raise
+            raise DatabaseConfigurationError(
+                f"the schema lacks what this version needs ({'; '.join(before.pending)}), and the user in DATABASE_URL may not "
+                f"change it: run `cml-workers migrate` as the owner of the tables, or fix the search_path if that was done "
+                f"({_said(error)})"
+            ) from error
+        except ProgrammingError as error:
+            raise DatabaseConfigurationError(
+                f"the schema of the database cannot be changed: {error.orig}"
+            ) from error
+        await asyncio.sleep(LOCK_PAUSE)
+    return before
+
+
+async def _migrate(engine: AsyncEngine) -> None:
+    async with transaction(patient(engine)) as connection:
+        if connection.dialect.name == "sqlite":
+            await asyncio.to_thread(_write_ahead, engine.url.database or "")
+            await connection.exec_driver_sql("BEGIN IMMEDIATE")
+        await connection.run_sync(alone)
+        if connection.dialect.name == "postgresql":
+            # Behind whoever waits for a table, e.g. one that is just copied to a backup, all others wait, too.
+            await connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'")
+        await connection.run_sync(_upgrade)
+
+
+def _schema(connection: sa.Connection) -> Schema:
+    if connection.dialect.name == "postgresql":
+        encoding = connection.scalar(sa.text("SHOW server_encoding"))
+        if encoding != "UTF8":
+            raise DatabaseConfigurationError(
+                f"the database {connection.engine.url.database} has the encoding {encoding}, in which names and tags cannot be "
+                "stored: make another one, CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and name it in DATABASE_URL"
+            )
+    revision = MigrationContext.configure(connection).get_current_revision()
+    scripts = ScriptDirectory.from_config(_config(connection))
+    missing = scripts.iterate_revisions("heads", revision or "base")
+    return Schema(revision, [f"{each.revision} {each.doc}" for each in reversed(list(missing))])
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    """Of what the server said."""
+    return getattr(getattr(error.__cause__, "orig", None), "sqlstate", None)
+
+
+def _said(error: BaseException) -> str:
+    return str(getattr(error.__cause__, "orig", error))
 
 
 def _upgrade(connection: sa.Connection, revision: str = "head") -> None:
+    command.upgrade(_config(connection), revision)
+
+
+def _config(connection: sa.Connection) -> Config:
     config = Config()
     config.set_main_option("script_location", "cml_workers:sql/migrations")
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
-    command.upgrade(config, revision)
+    return config

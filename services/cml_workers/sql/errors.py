@@ -41,7 +41,7 @@ def _fix(advice: str) -> Meaning:
     return Meaning(DatabaseConfigurationError, advice)
 
 
-READ_ONLY = "25006"
+READ_ONLY, DENIED, LOCKED = "25006", "42501", "55P03"
 
 MEANINGS: Mapping[str, Meaning] = {
     "08": _AGAIN,  # the connection
@@ -56,10 +56,10 @@ MEANINGS: Mapping[str, Meaning] = {
     "3D000": _fix("fix DATABASE_URL"),
     "3F000": _fix("the search_path of DATABASE_URL and its user must name a schema that there is"),
     "40": _AGAIN,  # deadlock, serialization
-    "42501": _fix("grant it to the user in DATABASE_URL"),
+    DENIED: _fix("grant it to the user in DATABASE_URL"),
     "42P01": _fix("the user in DATABASE_URL must have the search_path of the one that made the tables"),
     "53": _AGAIN,  # too many connections, disk full, out of memory
-    "55P03": _AGAIN,  # lock time-out
+    LOCKED: _AGAIN,  # lock time-out
     "57": _AGAIN,  # starting up, shutting down, crashed, statement time-out
     "58": _AGAIN,  # its disk
     "XX": _AGAIN,  # its own faults

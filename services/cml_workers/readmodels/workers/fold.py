@@ -3,11 +3,15 @@
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
+from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
 from cml_workers.domain.history import Recorded
 from cml_workers.domain.ledger import entries
 from cml_workers.domain.worker import Worker
 from cml_workers.readmodels.changes import Change, Put, Remove
+
+NEVER = "9999-12-31T23:59:59.999999+00:00"
+"""When a worker ended that has not been terminated: later than any time."""
 
 
 def worker_row(worker: Worker) -> WorkerView | None:
@@ -65,6 +69,7 @@ def of_worker(worker: Worker) -> Iterator[Change]:
             "owner": row.owner,
             "created_at": sortable(row.created_at),
             "view": row.model_dump_json(),
+            "ended_at": sortable(row.updated_at) if row.status is WorkerStatus.TERMINATED else NEVER,
         },
     )
     for key, value in row.tags.items():

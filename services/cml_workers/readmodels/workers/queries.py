@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.functions import FunctionElement
 
 from cml_contracts.instance import WorkerStatus
@@ -18,9 +19,12 @@ from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, Op
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.readmodels.model import Found, active
 from cml_workers.readmodels.workers import fold
-from cml_workers.readmodels.workers.tables import OPERATIONS, WORKER_TAGS, WORKERS
-from cml_workers.sql.port import ByKey, Database
+from cml_workers.readmodels.workers.tables import OPERATIONS, WORKER_TAGS, WORKERS, pairs_of, parts_of
+from cml_workers.sql.port import ByKey, Database, Row
 
+NEXT_ONES = 500
+"""Workers that are looked at, one after the other, for a name or a tag."""
+Columns = ReadOnlyColumnCollection[str, Any]
 _WORKERS, _TAGS, _OPERATIONS = active(WORKERS), active(WORKER_TAGS), active(OPERATIONS)
 _WORKER = ByKey(_WORKERS.c.id, _WORKERS.c.view)
 _OPERATION = ByKey(_OPERATIONS.c.command_id, _OPERATIONS.c.view, _OPERATIONS.c.worker_id)
@@ -39,7 +43,7 @@ class InvalidCursorError(ValueError):
 
 
 class _UpdatedAt(FunctionElement[str]):
-    """When the row last changed: of a terminated worker, when that was. Read from the view, which has no column for it."""
+    """When the row last changed: of a terminated worker, when that was. Read from the view: tables of version 4 say it nowhere else."""
 
     type = sa.String()
     inherit_cache = True
@@ -53,6 +57,25 @@ def _in_sqlite(element: _UpdatedAt, compiler: Any, **how: Any) -> str:
 @compiles(_UpdatedAt, "postgresql")
 def _in_postgresql(element: _UpdatedAt, compiler: Any, **how: Any) -> str:
     return f"(CAST({compiler.process(element.clauses, **how)} AS json) ->> 'updated_at')"
+
+
+class _Contains(FunctionElement[bool]):
+    """Whether a text has another one in it, whatever its case: in PostgreSQL found by an index."""
+
+    type = sa.Boolean()
+    inherit_cache = True
+
+
+@compiles(_Contains, "sqlite")
+def _looked_for(element: _Contains, compiler: Any, **how: Any) -> str:
+    text, part = (compiler.process(each, **how) for each in element.clauses)
+    return f"instr(lower({text}), lower({part})) > 0"
+
+
+@compiles(_Contains, "postgresql")
+def _by_pairs(element: _Contains, compiler: Any, **how: Any) -> str:
+    text, part = (compiler.process(each, **how) for each in element.clauses)
+    return f"({parts_of(text)} @> {pairs_of(part)} AND strpos(lower({text}), lower({part})) > 0)"
 
 
 async def get_worker(database: Database, query: GetCMLWorker) -> Found | Problem:
@@ -76,10 +99,14 @@ async def get_operation(database: Database, query: GetOperation) -> Found | Prob
 async def list_workers(database: Database, query: ListCMLWorkers) -> Found | Problem:
     """A page of the workers that meet the conditions."""
     try:
-        statement = _page(query)
+        statements = _page(query)
     except InvalidCursorError as error:
         return Problem.of(ProblemCode.VALIDATION_FAILED, str(error))
-    rows = await database.read(lambda connection: connection.execute(statement).all())
+    rows: Sequence[Row] = ()
+    for statement in statements:
+        rows = await database.read(partial(_all, statement))
+        if len(rows) > query.limit:
+            break
     page = rows[: query.limit]
     cursor = _cursor(query, page[-1][1], page[-1][2]) if len(rows) > query.limit else None
     return Found(f'{{"workers":[{",".join(row[0] for row in page)}],"next_cursor":{json.dumps(cursor)}}}')
@@ -112,19 +139,48 @@ async def unsettled(database: Database) -> Sequence[UUID]:
     return await database.read(lambda connection: connection.scalars(_UNSETTLED).all())
 
 
-def _page(wanted: ListCMLWorkers) -> sa.Select[Any]:
-    order = _WORKERS.c[wanted.sort]
-    query = sa.select(_WORKERS.c.view, order, _WORKERS.c.id).where(*_conditions(wanted))
-    if wanted.cursor:
-        value, worker_id = _read_cursor(wanted)
-        here = sa.tuple_(order, _WORKERS.c.id)
-        there = sa.tuple_(sa.literal(value), sa.literal(worker_id, sa.Uuid))
-        query = query.where(here < there if wanted.descending else here > there)
+def _all(statement: sa.Select[Any], connection: sa.Connection) -> Sequence[Row]:
+    return connection.execute(statement).all()
+
+
+def _page(wanted: ListCMLWorkers) -> Sequence[sa.Select[Any]]:
+    """Statements of which the first that finds a whole page will do; what the last one finds is all there is.
+
+    Of names and tags nobody knows where in the order they are. So the next workers are looked at first, which is enough for what is
+    common; then all that have the name or tag are found, however many workers come before them.
+    """
+    sort = wanted.sort
+    conditions = _conditions(wanted)
+    if not (wanted.name_part or wanted.tag):
+        return [
+            _ordered(wanted, sa.select(_WORKERS.c.view, _WORKERS.c[sort], _WORKERS.c.id).where(*conditions))
+        ]
+    columns = dict.fromkeys(_WORKERS.c[each] for each in ("view", "name", sort, "id"))
+    next_ones = _ordered(wanted, sa.select(*columns).where(*conditions), more=NEXT_ONES).subquery()
+    near = sa.select(next_ones.c.view, next_ones.c[sort], next_ones.c.id).where(
+        *_looked_up(wanted, next_ones.c)
+    )
+    # A plan for all of them: one for the first ones would walk through the order.
+    every = sa.select(_WORKERS.c[sort], _WORKERS.c.id).where(*conditions, *_looked_up(wanted, _WORKERS.c))
+    found = every.cte("found").prefix_with("MATERIALIZED")
+    page = _ordered(wanted, sa.select(found), found.c).subquery()
+    views = sa.select(_WORKERS.c.view, page.c[sort], page.c.id).join_from(
+        page, _WORKERS, _WORKERS.c.id == page.c.id
+    )
+    return [_ordered(wanted, near, next_ones.c), _ordered(wanted, views, page.c)]
+
+
+def _ordered(
+    wanted: ListCMLWorkers, query: sa.Select[Any], columns: Columns = _WORKERS.c, *, more: int = 0
+) -> sa.Select[Any]:
+    """One row more than are wanted shows that there are more."""
     direction = sa.desc if wanted.descending else sa.asc
-    return query.order_by(direction(order), direction(_WORKERS.c.id)).limit(wanted.limit + 1)
+    order = (direction(columns[wanted.sort]), direction(columns.id))
+    return query.order_by(*order).limit(wanted.limit + 1 + more)
 
 
 def _conditions(wanted: ListCMLWorkers) -> list[sa.ColumnElement[bool]]:
+    """Those that an index in the order of the list has, and the place in that order."""
     conditions: list[sa.ColumnElement[bool]] = []
     if wanted.aws_region:
         conditions.append(_WORKERS.c.aws_region == wanted.aws_region)
@@ -132,19 +188,29 @@ def _conditions(wanted: ListCMLWorkers) -> list[sa.ColumnElement[bool]]:
         conditions.append(_WORKERS.c.status == wanted.status.value)
     if wanted.owner:
         conditions.append(_WORKERS.c.owner == wanted.owner)
-    if wanted.name_part:
-        conditions.append(_WORKERS.c.name.icontains(wanted.name_part, autoescape=True))
-    if wanted.tag:
-        key, equals, value = wanted.tag.partition("=")
-        tagged = sa.select(_TAGS.c.worker_id).where(_TAGS.c.key == key)
-        if equals:
-            tagged = tagged.where(_TAGS.c.value == value)
-        conditions.append(_WORKERS.c.id.in_(tagged))
     if wanted.terminated_since:
         ended = _WORKERS.c.status == WorkerStatus.TERMINATED.value
         since = fold.sortable(wanted.terminated_since)
+        conditions.append(_WORKERS.c.ended_at >= since)
         conditions.append(sa.or_(~ended, _UpdatedAt(_WORKERS.c.view) >= since))
+    if wanted.cursor:
+        value, worker_id = _read_cursor(wanted)
+        here = sa.tuple_(_WORKERS.c[wanted.sort], _WORKERS.c.id)
+        there = sa.tuple_(sa.literal(value), sa.literal(worker_id, sa.Uuid))
+        # Not "behind": of many with the same value PostgreSQL would expect none.
+        conditions.append(here <= there if wanted.descending else here >= there)
+        conditions.append(_WORKERS.c.id != worker_id)
     return conditions
+
+
+def _looked_up(wanted: ListCMLWorkers, columns: Columns) -> Iterator[sa.ColumnElement[bool]]:
+    """Those that have indexes of their own."""
+    if wanted.name_part:
+        yield _Contains(columns.name, sa.literal(wanted.name_part))
+    if wanted.tag:
+        key, equals, value = wanted.tag.partition("=")
+        tagged = sa.select(_TAGS.c.worker_id).where(_TAGS.c.key == key)
+        yield columns.id.in_(tagged.where(_TAGS.c.value == value) if equals else tagged)
 
 
 def _cursor(wanted: ListCMLWorkers, value: str, worker_id: UUID) -> str:

@@ -2,18 +2,44 @@
 
 import sqlalchemy as sa
 
+from cml_workers.readmodels.workers.fold import NEVER
+
 _TABLES = sa.MetaData()
+_SORTS = ("created_at", "name", "status", "aws_region")
+_CONDITIONS = ("status", "aws_region", "owner", "ended_at")
+
+
+def pairs_of(text: str) -> str:
+    """PostgreSQL's expression for a text in pairs of characters, in lower case, as an array; the last one may be single."""
+    pairs = f"regexp_replace(lower({text}), '(..)', E'\\\\1\\x01', 'g')"
+    return f"array_remove(string_to_array({pairs}, E'\\x01'), '')"
+
+
+def parts_of(text: str) -> str:
+    """The same for all its pairs and single characters: whatever contains another text has the pairs of that one among them.
+
+    What the extension ``pg_trgm`` does, which not every server has or allows.
+    """
+    return f"string_to_array(lower({text}), NULL) || {pairs_of(text)} || {pairs_of(f'substr({text}, 2)')}"
+
 
 WORKERS = sa.Table(
     "workers",
     _TABLES,
     sa.Column("id", sa.Uuid, primary_key=True),
     sa.Column("name", sa.String(256), nullable=False),
-    sa.Column("status", sa.String(16), nullable=False, index=True),
-    sa.Column("aws_region", sa.String(32), nullable=False, index=True),
-    sa.Column("owner", sa.String(128), nullable=False, index=True),
-    sa.Column("created_at", sa.String(32), nullable=False, index=True),
+    sa.Column("status", sa.String(16), nullable=False),
+    sa.Column("aws_region", sa.String(32), nullable=False),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("created_at", sa.String(32), nullable=False),
     sa.Column("view", sa.Text, nullable=False),
+    sa.Column("ended_at", sa.String(32), nullable=False, server_default=NEVER),
+    # In the order of each sorting, and with what may be asked for besides: what is passed over is not read from the table.
+    *(
+        sa.Index(f"workers_by_{sort}", sort, "id", *(each for each in _CONDITIONS if each != sort))
+        for sort in _SORTS
+    ),
+    sa.Index("workers_by_owner", "owner", "created_at", "id"),
 )
 WORKER_TAGS = sa.Table(
     "worker_tags",
@@ -21,7 +47,7 @@ WORKER_TAGS = sa.Table(
     sa.Column("worker_id", sa.Uuid, primary_key=True),
     sa.Column("key", sa.String(128), primary_key=True),
     sa.Column("value", sa.String(256), nullable=False),
-    sa.Index("worker_tags_by_key", "key", "value"),
+    sa.Index("worker_tags_by_key", "key", "value", "worker_id"),
 )
 OPERATIONS = sa.Table(
     "operations",
@@ -32,8 +58,19 @@ OPERATIONS = sa.Table(
     sa.Column("view", sa.Text, nullable=False),
 )
 TABLES = (WORKERS, WORKER_TAGS, OPERATIONS)
-VERSION = 4
+VERSION = 5
 """Count it up with every change of the tables above or of the rows that ``fold`` makes."""
-USABLE = frozenset({1, 2, 3})
-"""Earlier versions with the same tables; in the first one tags that were gone stayed, the second one had no reasons of EC2, the third one
-showed the tags of an import as an operation of its own."""
+USABLE = frozenset({1, 2, 3, 4})
+"""Earlier versions whose tables lack only columns that have a default; in the first one tags that were gone stayed, the second one had
+no reasons of EC2, the third one showed the tags of an import as an operation of its own, the fourth one had no ``ended_at``."""
+
+
+def _in_postgresql(table: sa.Table, statement: str) -> None:
+    """Beside each generation of the table; ``%(table)s`` is its name."""
+    made = sa.DDL(statement).execute_if(dialect="postgresql")  # type: ignore[no-untyped-call]
+    sa.event.listen(table, "after_create", made, propagate=True)
+
+
+_in_postgresql(WORKERS, f"CREATE INDEX %(table)s_by_name_part ON %(table)s USING gin (({parts_of('name')}))")
+# How often a value comes with its key is not how often it comes.
+_in_postgresql(WORKER_TAGS, "CREATE STATISTICS %(table)s_values (mcv) ON key, value FROM %(table)s")

@@ -1,7 +1,5 @@
 """Read models are kept in generations of tables, of which queries see the active generation through views."""
 
-import json
-
 import sqlalchemy as sa
 from alembic import op
 
@@ -43,7 +41,12 @@ def _adopt() -> None:
     """The tables of before are the first generation, which goes on where it is; without rows they are like the second version's."""
     connection = op.get_bind()
     position = connection.scalar(sa.text("SELECT position FROM checkpoints WHERE follower = 'read-model'"))
-    views = connection.scalars(sa.text("SELECT view FROM workers"))
+    revision = (
+        "json_extract(view, '$.revision')"
+        if connection.dialect.name == "sqlite"
+        else "CAST(CAST(view AS json) ->> 'revision' AS integer)"
+    )
+    events = connection.exec_driver_sql(f"SELECT sum({revision} + 1) FROM workers")  # noqa: S608 - a constant
     connection.execute(
         sa.text(
             "INSERT INTO read_model_generations VALUES ('workers', 1, :version, 'active', :position, :events)"
@@ -51,7 +54,7 @@ def _adopt() -> None:
         {
             "version": 1 if position else 2,
             "position": position,
-            "events": sum(json.loads(view)["revision"] + 1 for view in views),
+            "events": events.scalar_one() or 0,
         },
     )
     connection.execute(sa.text("DELETE FROM checkpoints WHERE follower = 'read-model'"))
