@@ -20,6 +20,7 @@ from cml_workers.foundation.private_file import make_private
 from cml_workers.foundation.sqlite_files import write_ahead
 from cml_workers.sql.address import SCHEMES, Address
 from cml_workers.sql.errors import (
+    MEANINGS,
     READ_ONLY,
     DatabaseConfigurationError,
     DatabaseUnavailableError,
@@ -36,6 +37,7 @@ KEPT = 5
 """How many connections for queries stay open when nothing is asked."""
 OWN = 3
 """How many connections each of the others has: the writer's, the archive's and the migrations'. They seldom need more than one."""
+_READ_ONLY = sa.text("SELECT current_setting('transaction_read_only')")
 _SECONDS = "cml_call_seconds"
 """The execution option of an engine that says how long a call may take."""
 
@@ -164,6 +166,17 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A transaction, committed at the end. Raises as ``answered`` does."""
     async with answered(engine), engine.begin() as connection:
         yield connection
+
+
+async def ping(engine: AsyncEngine) -> None:
+    """Return when it answers, and takes changes. Raises as ``answered`` does."""
+    async with answered(engine), engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            await connection.exec_driver_sql("SELECT 1")
+            return
+        read_only = await connection.scalar(_READ_ONLY)
+    if read_only == "on":
+        raise DatabaseUnavailableError(f"the database takes no changes: {MEANINGS[READ_ONLY].advice}")
 
 
 def patient(engine: AsyncEngine) -> AsyncEngine:

@@ -14,8 +14,16 @@ KEEP_ALIVE = {"KeepAliveInterval": 10_000, "KeepAliveTimeout": 10_000}
 """Milliseconds after which a silent connection is probed, and given up; unless set in the address."""
 
 
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1),)
+"""Otherwise gRPC gives a new client for the same address the connection of the one before, which waits longer from try to try."""
+
+
 class Client(AsyncKurrentDBClient):
     """The client, whose reads are whole or fail."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.grpc_options += OWN_CONNECTION
 
     @retrygrpc
     @autoreconnect
