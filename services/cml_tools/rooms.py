@@ -99,7 +99,7 @@ ROOMS: Mapping[str, Room] = {
     "embedded.ec2": Room(
         modules=("cml_embedded.ec2",), packages=("botocore", "moto", "werkzeug"), library=ANYTHING
     ),
-    "foundation": Room(modules=_service("foundation"), library=ANYTHING),
+    "foundation": Room(modules=_service("foundation"), packages=("structlog",), library=ANYTHING),
     "domain": Room(modules=_service("domain"), imports=("contracts",), packages=("pydantic",), library=PURE),
     "bus": Room(
         modules=_service("bus"),
@@ -232,6 +232,8 @@ ROOMS: Mapping[str, Room] = {
             "embedded.amqp",
             "embedded.ec2",
             "foundation",
+            "bus",
+            "bus.rabbit",
             "eventstore",
             "eventstore.opening",
             "sql",

@@ -110,9 +110,9 @@ def test_in_kubernetes_every_role_has_probes_limits_and_a_budget(role: str):
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["args"] == ["role", role]
-    for probe in ("startupProbe", "readinessProbe"):
-        assert container[probe]["httpGet"]["path"] == "/readyz"
-    assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    for probe in ("startupProbe", "livenessProbe"):  # who waits for a part is alive, also while it starts
+        assert container[probe]["httpGet"]["path"] == "/livez"
     assert container["resources"]["limits"].keys() == {"cpu", "memory"}
     assert container["securityContext"]["readOnlyRootFilesystem"] is True
     assert pod["securityContext"]["runAsNonRoot"] is True

@@ -1,10 +1,11 @@
 """A message broker in memory with the topology that ships: it repeats, reorders, delays and loses what is unconfirmed."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
 from cml_contracts.topology import EVENTS_EXCHANGE
-from cml_workers.bus.delivery import Requeue, settle
+from cml_workers.bus.delivery import Requeue, handled, settle
 from cml_workers.bus.port import (
     Ack,
     BusUnavailableError,
@@ -19,6 +20,7 @@ from cml_workers.bus.port import (
 from cml_workers.bus.rabbit.consuming import UNSETTLED_PAUSE
 from cml_workers.bus.topology import EC2_TRIGGERS, PROBES, QUEUES, Queue
 from cml_workers.domain.messages import LookupRequested, Reminder
+from cml_workers.foundation.outages import NO_OUTAGES, Dependency, Outages
 from simulation import nets
 from simulation.delivery import HANDLED, Consumer, Delivery, QueueState, took_effect
 from simulation.world import Process, World
@@ -31,6 +33,10 @@ CROWD = 25
 """Messages under way above which no ack is lost: what is retried and redelivered doubles each time."""
 DELIVERY_LIMIT = 4
 """Lower than in production, so that innocent messages become dead letters, too."""
+
+
+class GivenToAnotherError(Exception):
+    """The consumer was lost while the message waited for a part."""
 
 
 class Broker:
@@ -112,12 +118,20 @@ class Broker:
 
     # -- consuming ----------------------------------------------------------------------------------------
 
-    def consume(self, process: Process, queue: Queue, handler: Handler, *, prefetch: int) -> None:
+    def consume(
+        self,
+        process: Process,
+        queue: Queue,
+        handler: Handler,
+        *,
+        prefetch: int,
+        outages: Outages = NO_OUTAGES,
+    ) -> None:
         """Have the queue's messages handled by the process, also after it has lost its connection."""
         state = self.queues[queue.name]
 
         def connect() -> None:
-            state.consumers.append(Consumer(process, handler, prefetch))
+            state.consumers.append(Consumer(process, handler, prefetch, outages))
             self.dispatch(state)
 
         process.on_return.append(connect)
@@ -149,13 +163,26 @@ class Broker:
         delivery.effects = 0
         await process.step(f"delivered by {state.queue.name}")
         bus = BusOfProcess(process, self)
-        ended: Verdict | Exception
+
+        async def handle() -> Verdict:
+            try:
+                return await consumer.handler(delivery.message)
+            except Exception as error:
+                self.world.trace(process.name, f"raises {error!r}")
+                delivery.after_error |= isinstance(error, ConnectionError)
+                raise
+
+        async def wait(part: Dependency) -> None:
+            assert part.over is not None
+            await asyncio.shield(part.over)
+            await process.living()
+            if delivery.owner is not consumer or delivery not in state.taken:
+                raise GivenToAnotherError
+
         try:
-            ended = await consumer.handler(delivery.message)
-        except Exception as error:  # noqa: BLE001 - the delivery policy knows what it means
-            self.world.trace(process.name, f"raises {error!r}")
-            delivery.after_error |= isinstance(error, ConnectionError)
-            ended = error
+            ended = await handled(handle, consumer.outages, wait)
+        except GivenToAnotherError:
+            return
         settlement = settle(state.queue, ended, attempt=delivery.message.attempt, faults=delivery.faults)
         verdict, delivery.faults = settlement.verdict, settlement.faults
         if isinstance(verdict, Requeue):

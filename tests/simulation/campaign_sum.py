@@ -37,6 +37,7 @@ SOMETIMES = frozenset(
         ("disconnect", "follow"),
         *itertools.product(("unavailable", "lost answer"), ("rows",)),
         ("unavailable", "query"),
+        *itertools.product(("outage",), ("event store", "database")),
         *itertools.product(("dropped, not confirmed", "taken, not confirmed"), ("publish",)),
         *itertools.product(("dropped, not confirmed",), ("retry",)),
         *itertools.product(("lost ack", "delayed", "redelivered", "reordered"), CONSUMED),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from cml_workers.bus.port import Handler, Message
 from cml_workers.bus.topology import Queue
 from cml_workers.domain.messages import Reminder
+from cml_workers.foundation.outages import Outages
 from simulation import nets
 from simulation.world import Process, World
 
@@ -63,6 +64,7 @@ class Consumer:
     process: Process
     handler: Handler
     prefetch: int
+    outages: Outages
     holding: int = 0
     connected: bool = True
 

@@ -24,6 +24,7 @@ from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.relay_stream import begin_if_new
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, worker_of
+from cml_workers.foundation.outages import Outages
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.runner import Runner
@@ -150,14 +151,18 @@ class Fleet:
                     break
                 except ConnectionError:
                     await process.sleep(1.0)  # as it ends, and is started again
-            self.broker.consume(process, LIFECYCLE_COMMANDS, handler.on_command, prefetch=PREFETCH)
-            self.broker.consume(process, LIFECYCLE_REPORTS, handler.on_report, prefetch=PREFETCH)
+            for queue, handle in (
+                (LIFECYCLE_COMMANDS, handler.on_command),
+                (LIFECYCLE_REPORTS, handler.on_report),
+            ):
+                self.broker.consume(process, queue, handle, prefetch=PREFETCH, outages=store.outages)
 
         process.start(serve())
 
     def _adapter(self, process: Process) -> None:
+        store = StoreOfProcess(process, self.log)
         executor = Executor(
-            store=StoreOfProcess(process, self.log),
+            store=store,
             ec2=noted(Ec2OfProcess(process, self.cloud), self.asked),
             publish=BusOfProcess(process, self.broker),
             now=self.world.now,
@@ -165,11 +170,14 @@ class Fleet:
             random=self.world.random.random,
             visibility_grace=GRACE,
             places=PREFETCH,
+            outages=store.outages,
         )
         process.on_loss.append(executor.disconnected)
         process.on_return.append(executor.connected)
         process.start(executor.announce())
-        self.broker.consume(process, EC2_TRIGGERS, executor.on_trigger, prefetch=PREFETCH)
+        self.broker.consume(
+            process, EC2_TRIGGERS, executor.on_trigger, prefetch=PREFETCH, outages=store.outages
+        )
         self.broker.consume(process, EC2_LOOKUPS, executor.on_lookup, prefetch=PREFETCH)
 
     def _relay(self, process: Process) -> None:
@@ -203,6 +211,7 @@ class Fleet:
             model=WORKERS_VIEW,
             store=store,
             database=database,
+            outages=Outages(store.dependency, database.dependency),
             backoff=self._backoff(process),
             sleep=process.sleep,
         )
@@ -222,7 +231,11 @@ class Fleet:
             while runner.problem() is not None:
                 await process.sleep(0.1)
             self.broker.consume(
-                process, PROJECTOR_QUERIES, partial(queries.on_query, publish=publish), prefetch=PREFETCH
+                process,
+                PROJECTOR_QUERIES,
+                partial(queries.on_query, publish=publish),
+                prefetch=PREFETCH,
+                outages=database.outages,
             )
 
         async def remind() -> None:
@@ -240,12 +253,14 @@ class Fleet:
         process.start(remind())
 
     def _follow(self, process: Process, saved: Callable, handle: Callable) -> None:  # type: ignore[type-arg]
+        store = StoreOfProcess(process, self.log)
         process.start(
             follow_from(
-                StoreOfProcess(process, self.log),
+                store,
                 saved,
                 handle,
                 prefix=WORKER_STREAMS,
+                outages=store.outages,
                 backoff=self._backoff(process),
                 sleep=process.sleep,
             )

@@ -23,11 +23,14 @@ from cml_workers.eventstore.port import (
 )
 from cml_workers.eventstore.relay_stream import RELAY_STREAM
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
+from cml_workers.foundation.outages import Dependency, Outages
 from cml_workers.readmodels.workers.fold import worker_row
 from simulation import nets
 from simulation.delivery import took_effect
 from simulation.world import Process, World
 
+LONGEST_OUTAGE = 20.0
+"""Seconds for which the store answers nobody."""
 LONGEST_LAG = 2.0
 """Seconds for which a store that changes its leader may show what was."""
 
@@ -46,6 +49,8 @@ class Log:
         """Results that were recorded and have been replaced since, by command id: of what never came to run."""
         self.on_append: Callable[[StoredEvent], None] = lambda _: None
         self._changed: list[asyncio.Future[None]] = []
+        self.away_until = 0.0
+        """Until when it answers nobody."""
 
     def append(self, stream: str, events: Sequence[NewEvent], expected: int) -> int:
         there = self.streams.setdefault(stream, [])
@@ -107,13 +112,14 @@ class StoreOfProcess(EventStore):
         self._process = process
         self._world = process.world
         self._log = log
+        self.dependency = Dependency("event store", self.ping, (StoreUnavailableError,), sleep=process.sleep)
+        self.outages = Outages(self.dependency)
 
     async def append(self, stream: str, events: Sequence[NewEvent], *, expected: int) -> int:
         check_append(stream, events, expected)
         what = "checkpoint" if stream == RELAY_STREAM else "append"
         await self._process.step(f"{what} begins")
-        if self._world.happens("unavailable", what):
-            raise StoreUnavailableError("no connection")
+        self._reach(what)
         if self._world.happens("late", what):
             self._world.loop.call_later(
                 self._world.random.random() * 20, self._append_late, stream, list(events), expected
@@ -145,8 +151,7 @@ class StoreOfProcess(EventStore):
         self, stream: str, *, after: int = NO_STREAM, limit: int | None = None
     ) -> list[StoredEvent]:
         await self._process.step("read")
-        if self._world.happens("unavailable", "read"):
-            raise StoreUnavailableError("no connection")
+        self._reach("read")
         there = self._log.streams.get(stream, [])
         if there and self._world.happens("stale", "read"):
             lag = timedelta(seconds=self._world.random.random() * LONGEST_LAG)
@@ -172,7 +177,7 @@ class StoreOfProcess(EventStore):
                 place += 1
                 event = self._log.events[place]
                 await self._process.step("event followed", latency=0.01)
-                if self._world.happens("disconnect", "follow", 0.3):
+                if self._away or self._world.happens("disconnect", "follow", 0.3):
                     raise StoreUnavailableError("the subscription broke")
                 if event.stream.startswith(prefix):
                     yield event
@@ -188,7 +193,23 @@ class StoreOfProcess(EventStore):
         return int(position) > int(other)
 
     async def ping(self) -> None:
-        await self._process.step("ping")
+        await self._process.sleep(0.01)
+        if self._away:
+            raise StoreUnavailableError("no connection")
+
+    @property
+    def _away(self) -> bool:
+        return self._log.away_until > self._world.loop.time()
+
+    def _reach(self, what: str) -> None:
+        """Raise StoreUnavailableError: this call does not get through, or none does for a while."""
+        if self._away:
+            raise StoreUnavailableError("no connection")
+        if self._world.happens("unavailable", what):
+            if self._world.random.random() < 0.3:
+                self._world.seen["outage", "event store"] += 1
+                self._log.away_until = self._world.loop.time() + self._world.random.random() * LONGEST_OUTAGE
+            raise StoreUnavailableError("no connection")
 
     async def close(self) -> None:
         await self._process.living()

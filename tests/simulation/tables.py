@@ -15,6 +15,7 @@ from cml_workers.domain.fold import evolve
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import decode, worker_of
+from cml_workers.foundation.outages import Dependency, Outages
 from cml_workers.readmodels.batch import changes_of
 from cml_workers.readmodels.generation import GENERATIONS, Generation, State
 from cml_workers.readmodels.generations import Generations
@@ -24,6 +25,7 @@ from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.errors import DatabaseUnavailableError
 from cml_workers.sql.port import Database, T, Work
+from simulation.store import LONGEST_OUTAGE
 from simulation.world import Process
 
 _ENGINE = sa.create_engine("sqlite://", poolclass=NullPool, isolation_level="AUTOCOMMIT")
@@ -96,6 +98,8 @@ class Tables:
     def __init__(self) -> None:
         self.database = MemoryDatabase(_with_tables())
         self.generations = Generations(WORKERS_VIEW, self.database)
+        self.away_until = 0.0
+        """Until when it answers nobody."""
 
     @property
     def active(self) -> Generation:
@@ -142,6 +146,14 @@ class DatabaseOfProcess(Database):
     def __init__(self, process: Process, tables: Tables) -> None:
         self.process = process
         self.tables = tables
+        self.dependency = Dependency("database", self.ping, (DatabaseUnavailableError,), sleep=process.sleep)
+        self.outages = Outages(self.dependency)
+
+    async def ping(self) -> None:
+        """Raise DatabaseUnavailableError while it answers nobody."""
+        await self.process.sleep(0.01)
+        if self._away:
+            raise DatabaseUnavailableError("no connection")
 
     async def read(self, work: Work[T]) -> T:
         await self._begin("query")
@@ -161,8 +173,18 @@ class DatabaseOfProcess(Database):
 
     async def _begin(self, what: str) -> None:
         await self.process.step(f"{what} begins")
-        if self.process.world.happens("unavailable", what):
+        world = self.process.world
+        if self._away:
             raise DatabaseUnavailableError("no connection")
+        if world.happens("unavailable", what):
+            if world.random.random() < 0.3:
+                world.seen["outage", "database"] += 1
+                self.tables.away_until = world.loop.time() + world.random.random() * LONGEST_OUTAGE
+            raise DatabaseUnavailableError("no connection")
+
+    @property
+    def _away(self) -> bool:
+        return self.tables.away_until > self.process.world.loop.time()
 
     async def _end(self, what: str) -> None:
         await self.process.step(f"{what} end")

@@ -65,13 +65,13 @@ async def failing(parts: SecretParts) -> None:
 
         parts.postgresql.stop()
         await parts.send(channel, CREATE.TYPE, parts.contents["while the database is away"].encode())
-        await parts.until_logged("projector", "message will be retried")
+        await parts.until_logged("projector", "outage begins")
         await parts.probe("while the database is away")
         parts.postgresql.start()
 
         parts.store.send_signal(signal.SIGSTOP)
         while_away = await parts.send(channel, UpdateCMLWorkerTags.TYPE, tag)
-        await parts.until_logged("lifecycle", "message will be retried")
+        await parts.until_logged("lifecycle", "outage begins")
         await parts.probe("while the store does not answer")
         parts.store.send_signal(signal.SIGCONT)
         assert (await parts.reply_to(while_away)).data

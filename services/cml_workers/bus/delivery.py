@@ -4,13 +4,44 @@ The RabbitMQ adapter and the simulation both settle deliveries by it.
 """
 
 from bisect import bisect_right
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from cml_workers.bus.port import NOT_THE_MESSAGES_FAULT, Ack, CallerRefusesError, DeadLetter, Retry, Verdict
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, RETRY_DELAYS, Queue
+from cml_workers.foundation.outages import Dependency, Outages
 
 MAX_FAULTS = 8
 """Unexpected errors of a handler with one message before the message counts as poison; tries of a reply that its caller's queue does not accept."""
+
+TRIES = 2
+"""How often a message is handled at once whose part fails though it answers: a lost connection is nobody's fault. Then it is retried."""
+
+
+async def handled(
+    handle: Callable[[], Awaitable[Verdict]],
+    outages: Outages,
+    wait: Callable[[Dependency], Awaitable[Verdict | None]],
+) -> Verdict | Exception:
+    """The handler's verdict, or what it raised. While a part is unavailable that it needs, it is not called.
+
+    What an outage has caused is no result: the message is kept, and handled again when the outage is over.
+
+    ``wait``: wait for the part to answer; what comes of the message if it is not to wait any longer.
+    """
+    tried = 0
+    while True:
+        while (part := outages.under_way()) is not None:
+            if (verdict := await wait(part)) is not None:
+                return verdict
+        try:
+            return await handle()
+        except Exception as error:  # noqa: BLE001 - the delivery policy knows what it means
+            if not outages.concern(error):
+                return error
+            tried = 0 if await outages.caused(error) else tried + 1
+            if tried == TRIES:
+                return error
 
 
 @dataclass(frozen=True, slots=True)

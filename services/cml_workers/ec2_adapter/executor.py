@@ -42,6 +42,7 @@ from cml_workers.ec2_adapter.visits import Places, Visit, Visits
 from cml_workers.ec2_adapter.watching import Poller
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, Workers
+from cml_workers.foundation.outages import NO_OUTAGES, Outages
 
 NOT_SEEN = -2
 """No revision of an event."""
@@ -68,12 +69,14 @@ class Executor:
         fresh: timedelta = FRESH,
         takeover: timedelta = TAKEOVER,
         places: int = PLACES,
+        outages: Outages = NO_OUTAGES,
     ) -> None:
-        """``places``: messages of a queue that the broker hands out at once."""
+        """``places``: messages of a queue that the broker hands out at once; ``outages``: of the store."""
         calls = Calls(ec2, Limits(limits, now=now, sleep=sleep, random=random), sleep)
         self._reports = Reports(publish, now, sleep)
         self._here = Instances(calls, self._reports, now=now, sleep=sleep, visibility_grace=visibility_grace)
         self._workers = Workers(store)
+        self._outages = outages
         self._tenure = Tenure(now, fresh=fresh, takeover=takeover)
         self._attempts = Attempts()
         self._acting = Acting(self._here, self._tenure, rules(authentication_grace))
@@ -206,11 +209,13 @@ class Executor:
 
     async def _due(self, worker_id: UUID) -> None:
         """Go on with what waited, or report how the instance has moved."""
+        await self._outages.over()
         if self._tenure.held:
             self._visits.ask(worker_id)
 
     def _failed(self, worker_id: UUID, error: Exception) -> None:
         """A visit for which no message waits is made again. A part that is unavailable has been logged by its port."""
+        self._outages.suspect(error)
         if not isinstance(error, ConnectionError):
             asyncio.get_running_loop().call_exception_handler(
                 {"message": f"a visit to worker {worker_id} failed", "exception": error}

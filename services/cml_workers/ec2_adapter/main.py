@@ -40,8 +40,9 @@ async def ec2_adapter(given: Infrastructure) -> AsyncIterator[Running]:
             authentication_grace=timedelta(seconds=settings.authentication_grace_seconds),
             fresh=fresh_for(bus.heartbeat),
             places=prefetch,
+            outages=given.outages(Part.STORE),
         )
-        bus.consume(EC2_TRIGGERS, executor.on_trigger, prefetch=prefetch)
+        bus.consume(EC2_TRIGGERS, executor.on_trigger, prefetch=prefetch, outages=given.outages(Part.STORE))
         bus.watch_consumer(EC2_TRIGGERS, lost=executor.disconnected, back=executor.connected)
         bus.consume(EC2_LOOKUPS, executor.on_lookup, prefetch=prefetch)
         try:

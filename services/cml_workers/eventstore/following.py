@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
@@ -17,6 +17,7 @@ from cml_workers.eventstore.port import (
     Item,
     StoredEvent,
 )
+from cml_workers.foundation.outages import NO_OUTAGES, Outages
 from cml_workers.foundation.tasks import ended
 
 log = structlog.get_logger(__name__)
@@ -26,6 +27,11 @@ LONGEST_PAUSE = 2.0
 """Seconds before following again, after the first failure and after many."""
 MOST = 200
 """Items that are handed over together."""
+QUIET = 15.0
+"""Seconds without an item after which the store is followed again, from the last one: it says whether that is the end, and a
+subscription that is silent though there are events is over."""
+MOST_PATIENCE = 4
+"""How many times as long it may take at most where the one before it brought nothing either."""
 
 
 @dataclass(slots=True)
@@ -40,6 +46,10 @@ class Following:
     """Nothing was left to handle, and the connection has held since."""
     attempts: int = 0
     """Failures in a row; 0 while items arrive."""
+    moved_at: float | None = field(default=None, compare=False)
+    """When it last handled an item, or began; by the clock of the event loop."""
+    event_at: float | None = field(default=None, compare=False)
+    """When it handled the last event, if that was not the end then; likewise."""
 
 
 def backoff(attempt: int, *, spread: Callable[[], float] = random.random) -> float:
@@ -56,6 +66,8 @@ async def follow_from(
     prefix: str = "",
     most: int = MOST,
     following: Following | None = None,
+    outages: Outages = NO_OUTAGES,
+    quiet: float = QUIET,
     backoff: Callable[[int], float] = backoff,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
@@ -63,7 +75,7 @@ async def follow_from(
 
     Whatever is at hand when ``handle`` returns is handed over together, at most ``most`` items and what the store
     has left out before them: one at a time while little happens, many while it catches up. ``saved`` is asked again after each failure, so what was handled but not
-    saved is handled again.
+    saved is handled again. An outage of the store, or of what ``handle`` needs, is waited for; after other failures there is a pause.
 
     Raises:
         StoreConfigurationError: trying again is of no use.
@@ -71,11 +83,12 @@ async def follow_from(
             ``handle`` writes to does not answer), after which we follow again.
     """
     following = following or Following()
+    following.moved_at = _now()
     while True:
         try:
             after = await saved()
             gaps = Gaps(store, after)
-            async with aclosing(_at_hand(store, after, prefix, most)) as batches:
+            async with aclosing(_at_hand(store, after, prefix, most, quiet)) as batches:
                 async for batch in batches:
                     items = await gaps.filled(batch)
                     await handle(items)
@@ -84,6 +97,8 @@ async def follow_from(
             return
         except ConnectionError as error:
             following.caught_up = False
+            if await outages.waited_out(error):
+                continue
             following.attempts += 1
             pause = backoff(following.attempts)
             log.warning(
@@ -93,31 +108,43 @@ async def follow_from(
 
 
 async def _at_hand(
-    store: EventStore, after: str | None, prefix: str, most: int
+    store: EventStore, after: str | None, prefix: str, most: int, quiet: float
 ) -> AsyncGenerator[list[Item], None]:
     """Read ahead, and deliver what has come since the last batch; what came before an error is delivered first."""
     arrived: asyncio.Queue[Item | None] = asyncio.Queue(most)
+    position = after
 
     async def read() -> None:
+        nonlocal position
         try:
-            async with aclosing(store.follow(after=after, prefix=prefix)) as items:
+            async with aclosing(store.follow(after=position, prefix=prefix)) as items:
                 async for item in items:
                     await arrived.put(item)
+                    position = position if isinstance(item, CaughtUp) else item.position
         finally:
             if not arrived.full():
                 arrived.put_nowait(None)  # whoever waits goes on; where it is full nobody waits
 
     reading = asyncio.create_task(read(), name=f"reads {prefix}")
+    patience = quiet
     try:
         while True:
             if arrived.empty() and reading.done():
                 reading.result()
                 return
-            batch = [await arrived.get()]
+            try:
+                async with asyncio.timeout(patience if arrived.empty() else None):
+                    batch = [await arrived.get()]
+            except TimeoutError:
+                await ended(reading)
+                reading = asyncio.create_task(read(), name=f"reads {prefix}")
+                patience = min(patience * 2, quiet * MOST_PATIENCE)  # a slow server may need longer
+                continue
             while len(batch) < most and not arrived.empty():
                 batch.append(arrived.get_nowait())
             items = [item for item in batch if item is not None]
             if items:
+                patience = quiet
                 yield items
     finally:
         await ended(reading)
@@ -125,11 +152,18 @@ async def _at_hand(
 
 def _advance(following: Following, item: Item) -> None:
     following.attempts = 0
+    following.moved_at = _now()
     match item:
         case StoredEvent():
             following.position = item.position
             following.last_event_at = item.recorded_at
+            following.event_at = following.moved_at
         case Checkpoint(position):
             following.position = position
         case CaughtUp():
             following.caught_up = True
+            following.event_at = None
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

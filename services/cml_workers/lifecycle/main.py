@@ -27,8 +27,9 @@ async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
         now=utc_now,
         new_id=uuid4,
     )
-    bus.consume(LIFECYCLE_COMMANDS, handler.on_command, prefetch=given.settings.prefetch)
-    bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=given.settings.prefetch)
+    outages, prefetch = given.outages(Part.STORE), given.settings.prefetch
+    bus.consume(LIFECYCLE_COMMANDS, handler.on_command, prefetch=prefetch, outages=outages)
+    bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=prefetch, outages=outages)
     async with bus:
         yield Running(LIFECYCLE.name, (bus.problem,), (bus.consuming,), counts=bus.counts)
 

@@ -1,19 +1,25 @@
 """A process of the system: opens what the settings name or embeds it, and runs roles on it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
+from cml_workers.bus.port import BusUnavailableError
+from cml_workers.bus.rabbit import reach
 from cml_workers.eventstore.opening import open_event_store
+from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailableError
 from cml_workers.foundation.failures import RoleFailedError
+from cml_workers.foundation.outages import Dependency
 from cml_workers.foundation.urls import redacted
 from cml_workers.lifecycle.main import LIFECYCLE
 from cml_workers.process.embedded import embed_broker, embed_ec2
 from cml_workers.process.folder import make_folder, published, sole_owner
 from cml_workers.process.registry import ROLES, USERS
+from cml_workers.process.starting import Starting, reached
 from cml_workers.runtime.endpoints import (
     ENDPOINTS,
     amqp_url,
@@ -26,7 +32,8 @@ from cml_workers.runtime.health import probes
 from cml_workers.runtime.replicas import replicas_watched
 from cml_workers.runtime.role import Infrastructure, Part, Role, Running
 from cml_workers.runtime.settings import Settings
-from cml_workers.sql.database import dispose, open_database, shown
+from cml_workers.sql.database import dispose, open_database, ping, shown
+from cml_workers.sql.errors import DatabaseConfigurationError, DatabaseUnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -45,10 +52,14 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
         (settings.data_dir / ENDPOINTS).unlink(missing_ok=True)  # what a killed process left behind
         async with AsyncExitStack() as stack:
             endpoints: dict[str, str] = {}
-            embedded: list[Running] = []
+            running: list[Running] = []
+            parts: list[Dependency] = []
+            port = await stack.enter_async_context(
+                probes(settings.health_port, running, parts, settings.health_host)
+            )
             if not settings.rabbitmq_url:
                 endpoints["amqp"], broker = await embed_broker(settings, stack)
-                embedded.append(broker)
+                running.append(broker)
             else:
                 endpoints["amqp"] = settings.rabbitmq_url.get_secret_value()
             if settings.aws_endpoint_url:
@@ -58,12 +69,7 @@ async def system(settings: Settings) -> AsyncIterator[tuple[dict[str, str], Sequ
             endpoints["event_store"] = redacted(event_store_uri(settings))
             endpoints["read_model"] = shown(database_url(settings))
             roles = ROLES.values()
-            given = await _open(roles, settings, endpoints["amqp"], endpoints.get("ec2"), stack)
-            running = [*embedded, *[await stack.enter_async_context(role.compose(given)) for role in roles]]
-            running += await stack.enter_async_context(replicas_watched(settings, queues_of(roles)))
-            port = await stack.enter_async_context(
-                probes(settings.health_port, running, given.store, settings.health_host)
-            )
+            await _start(roles, settings, endpoints["amqp"], endpoints.get("ec2"), stack, running, parts)
             if port is not None:
                 endpoints["health"] = f"http://{settings.health_host}:{port}"
             stack.enter_context(published(settings.data_dir / ENDPOINTS, endpoints))
@@ -80,12 +86,11 @@ async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[R
     make_folder(settings.data_dir)
     async with AsyncExitStack() as stack:
         endpoint = ec2_endpoint(settings) if Part.EC2 in role.needs else None
-        given = await _open([role], settings, amqp_url(settings), endpoint, stack)
-        running = [await stack.enter_async_context(role.compose(given))]
-        running += await stack.enter_async_context(replicas_watched(settings, queues_of([role])))
-        await stack.enter_async_context(
-            probes(settings.health_port, running, given.store, settings.health_host)
-        )
+        running: list[Running] = []
+        parts: list[Dependency] = []
+        amqp = amqp_url(settings)
+        await stack.enter_async_context(probes(settings.health_port, running, parts, settings.health_host))
+        await _start([role], settings, amqp, endpoint, stack, running, parts)
         yield running
 
 
@@ -107,23 +112,66 @@ async def until_one_fails(running: Sequence[Running]) -> None:
     raise RoleFailedError(f"{failed.get_name()} ended: {cause!r}") from cause
 
 
-async def _open(
+async def _start(
+    roles: Collection[Role],
+    settings: Settings,
+    amqp: str,
+    ec2: str | None,
+    stack: AsyncExitStack,
+    running: list[Running],
+    parts: list[Dependency],
+) -> None:
+    """Open what the roles need, wait for it, and start them: ``running`` and ``parts`` are what the probes show meanwhile and then.
+
+    Raises ConfigurationError: waiting is of no use.
+    """
+    starting = [Starting(role) for role in roles]
+    running += [each.running for each in starting]
+    given = _opened(roles, settings, amqp, ec2, stack)
+    parts += [given.dependencies[part] for part in (Part.STORE, Part.DATABASE) if part in given.dependencies]
+    bus = given.dependencies[Part.BUS]
+    rabbitmq = Running("rabbitmq", checks=(bus.problem,))
+    running.append(rabbitmq)
+    await reached(given.dependencies.values())
+    for each in starting:
+        running[running.index(each.running)] = await each.started(given, stack)
+    running.remove(rabbitmq)  # from here on each role sees for itself
+    running += await stack.enter_async_context(replicas_watched(settings, queues_of(roles)))
+
+
+def _opened(
     roles: Iterable[Role], settings: Settings, amqp: str, ec2: str | None, stack: AsyncExitStack
 ) -> Infrastructure:
     """What the roles say that they need, and no more."""
     if settings.rabbitmq_url and not settings.access.enforced:
         log.warning("CML_AUTHORIZE=false: EVERYBODY who reaches RabbitMQ may send every command in any name")
     needed = {part for role in roles for part in role.needs}
-    given = Infrastructure(settings, amqp, ec2_endpoint=ec2, role_users=settings.role_users or USERS)
+    dependencies = {
+        Part.BUS: Dependency("RabbitMQ", partial(reach, amqp), (BusUnavailableError,)),
+    }
+    given = Infrastructure(
+        settings,
+        amqp,
+        ec2_endpoint=ec2,
+        role_users=settings.role_users or USERS,
+        dependencies=dependencies,
+    )
     if Part.STORE in needed:
         store = open_event_store(event_store_uri(settings))
         stack.push_async_callback(store.close)
-        await store.ping()
+        dependencies[Part.STORE] = Dependency(
+            "event store", store.ping, (StoreUnavailableError, StoreConfigurationError)
+        )
         given = replace(given, store=store)
     if Part.DATABASE in needed:
         options = database_options(settings)
         database, archive = open_database(options), open_database(options, durable=True)
         for engine in (database, archive):
             stack.push_async_callback(dispose, engine)
+        dependencies[Part.DATABASE] = Dependency(
+            "database", partial(ping, database), (DatabaseUnavailableError, DatabaseConfigurationError)
+        )
         given = replace(given, database=database, archive=archive)
+    for each in dependencies.values():
+        stack.push_async_callback(each.close)
     return given

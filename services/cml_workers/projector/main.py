@@ -53,7 +53,11 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     await migrate(given.database)
     bus = given.bus(PROJECTOR)
     database = connect(database_options(given.settings))
-    runners = {model.name: Runner(model=model, store=given.store, database=database) for model in READ_MODELS}
+    of_database, of_both = given.outages(Part.DATABASE), given.outages(Part.STORE, Part.DATABASE)
+    runners = {
+        model.name: Runner(model=model, store=given.store, database=database, outages=of_both)
+        for model in READ_MODELS
+    }
 
     def unavailable(model: ReadModel) -> str | None:
         return runners[model.name].problem()
@@ -99,12 +103,14 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
                 if unavailable(WORKERS_VIEW) is None and runners[WORKERS_VIEW.name].elsewhere() is None:
                     await reminders.round()
             except (ConnectionError, UnroutableError) as error:
+                if await of_database.waited_out(error):
+                    continue
                 log.warning("reminders wait for the next round", cause=str(error))
             await asyncio.sleep(given.settings.reminder_seconds)
 
-    bus.consume(PROJECTOR_QUERIES, on_query, prefetch=given.settings.prefetch)
-    bus.consume(DEAD_LETTER_QUEUE, dead_letters.collect, prefetch=10)
-    bus.consume(PROJECTOR_OPERATOR, dead_letters.on_request, prefetch=10)
+    bus.consume(PROJECTOR_QUERIES, on_query, prefetch=given.settings.prefetch, outages=of_database)
+    bus.consume(DEAD_LETTER_QUEUE, dead_letters.collect, prefetch=10, outages=of_database)
+    bus.consume(PROJECTOR_OPERATOR, dead_letters.on_request, prefetch=10, outages=of_both)
     checks = [
         check
         for runner in runners.values()

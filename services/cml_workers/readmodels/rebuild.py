@@ -19,6 +19,7 @@ from cml_workers.eventstore.port import (
     StoreUnavailableError,
 )
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
+from cml_workers.foundation.outages import NO_OUTAGES, Outages
 from cml_workers.readmodels.comparing import Difference
 from cml_workers.readmodels.generation import Generation, State
 from cml_workers.readmodels.generations import Generations
@@ -91,6 +92,7 @@ class Rebuild:
     switch: bool = True
     keep: bool = True
     on_progress: Callable[[Progress], None] = lambda _: None
+    outages: Outages = NO_OUTAGES
     backoff: Callable[[int], float] = backoff
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     _began: float = field(default=0.0, init=False)
@@ -128,6 +130,8 @@ class Rebuild:
             try:
                 return await step()
             except ConnectionError as error:
+                if await self.outages.waited_out(error):
+                    continue
                 failures += 1
                 log.warning("rebuild continues later", read_model=self._name, cause=str(error))
             await self.sleep(self.backoff(failures))
@@ -205,6 +209,7 @@ class Rebuild:
                     handle,
                     prefix=WORKER_STREAMS,
                     most=BATCH,
+                    outages=self.outages,
                     backoff=self.backoff,
                     sleep=self.sleep,
                 )

@@ -10,6 +10,7 @@ from cml_workers.eventstore.following import Following, backoff, follow_from
 from cml_workers.eventstore.port import EventStore, Item
 from cml_workers.eventstore.quarantine import LOOK_EVERY, warning_of
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
+from cml_workers.foundation.outages import NO_OUTAGES, Outages
 from cml_workers.foundation.tasks import ended
 from cml_workers.readmodels.generation import Generation
 from cml_workers.readmodels.generations import Generations
@@ -40,6 +41,7 @@ class Runner:
         model: ReadModel,
         store: EventStore,
         database: Database,
+        outages: Outages = NO_OUTAGES,
         backoff: Callable[[int], float] = backoff,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -48,6 +50,7 @@ class Runner:
         self._store = store
         self._generations = Generations(model, database)
         self._writer = Writer(store, self._generations, self._active)
+        self._outages = outages
         self._backoff = backoff
         self._sleep = sleep
         self._progress: Progress | None = None
@@ -113,6 +116,8 @@ class Runner:
             try:
                 await self.prepare()
             except ConnectionError as error:
+                if await self._outages.waited_out(error):
+                    continue
                 failures += 1
                 log.warning("read model is looked for again", read_model=self.model.name, cause=str(error))
                 await self._sleep(self._backoff(failures))
@@ -126,6 +131,7 @@ class Runner:
                 self._handle,
                 prefix=WORKER_STREAMS,
                 following=self.following,
+                outages=self._outages,
                 backoff=self._backoff,
                 sleep=self._sleep,
             )
@@ -174,6 +180,7 @@ class Runner:
             self._store,
             self._generations,
             on_progress=self._report,
+            outages=self._outages,
             backoff=self._backoff,
             sleep=self._sleep,
         )

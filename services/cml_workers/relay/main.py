@@ -47,11 +47,16 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
         now=utc_now,
     )
 
-    following = Following()
+    following, outages = Following(), given.outages(Part.STORE)
 
     async def follow() -> None:
         await follow_from(
-            given.store, publishing.begin, publishing.handle, prefix=WORKER_STREAMS, following=following
+            given.store,
+            publishing.begin,
+            publishing.handle,
+            prefix=WORKER_STREAMS,
+            following=following,
+            outages=outages,
         )
 
     async with bus:
@@ -70,8 +75,9 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
                 )
         finally:
             await publishing.end()
-            with suppress(ConnectionError):  # what is not saved is published again
-                await publishing.save()
+            if outages.under_way() is None:
+                with suppress(ConnectionError):  # what is not saved is published again
+                    await publishing.save()
 
 
 RELAY = Role(

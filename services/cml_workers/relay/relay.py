@@ -77,6 +77,7 @@ class Relay:
 
     async def begin(self) -> str | None:
         """Forget what is under way; the position to follow from. Raises as ``load`` does."""
+        self._not_saved = None  # what is saved is read now
         await self.end()
         self._progress.begin(None)  # nothing more is saved of what was under way
         position = await self._load()

@@ -11,43 +11,40 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cml_workers.eventstore.port import EventStore
-from cml_workers.runtime.role import Running
+from cml_workers.foundation.outages import Dependency
+from cml_workers.runtime.role import Running, ago, lag
 from cml_workers.runtime.settings import SettingsError
 
 PORT = 8080
 """Where a container serves the probes."""
 PING_TIMEOUT = 5.0
-"""Seconds the store has to answer."""
+"""Seconds that event store and database have to answer."""
 
 
-async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, dict[str, Any]]:
+async def report(running: Sequence[Running], parts: Sequence[Dependency]) -> tuple[bool, dict[str, Any]]:
     """Whether all is well, and what is not; how far each follower has come; what the roles have counted.
 
-    Dead letters and warnings are work for somebody, not a reason to be unready.
+    Dead letters, warnings and followers that lag are work for somebody, not a reason to be unready.
     """
-    problems: dict[str, list[str]] = {}
-    try:
-        async with asyncio.timeout(PING_TIMEOUT):
-            await store.ping()
-    except Exception as error:  # noqa: BLE001 - a password that was changed, for one; whoever asks gets an answer
-        problems["event-store"] = [str(error) or "no answer"]
+    found = await asyncio.gather(*map(_problem, parts))
+    problems = {part.name.replace(" ", "-"): [said] for part, said in zip(parts, found, strict=True) if said}
     warnings = {}
     followers = {}
     figures: Counter[str] = Counter()
     for role in running:
-        found = [problem for check in role.checks if (problem := check()) is not None]
-        if found:
-            problems[role.name] = found
+        if wrong := [problem for check in role.checks if (problem := check()) is not None]:
+            problems[role.name] = wrong
         if said := [warning for look in role.warnings if (warning := look()) is not None]:
             warnings[role.name] = said
-        if role.following is not None:
-            last = role.following.last_event_at
+        if (following := role.following) is not None:
+            last, moved = following.last_event_at, following.moved_at
             followers[role.name] = {
-                "position": role.following.position,
-                "caught_up": role.following.caught_up,
+                "position": following.position,
+                "caught_up": following.caught_up,
                 "last_event_at": last and last.isoformat(),
-                "failures_in_a_row": role.following.attempts,
+                "last_progress_at": None if moved is None else ago(moved).isoformat(),
+                "lag_seconds": round(lag(following), 1),
+                "failures_in_a_row": following.attempts,
             }
         figures.update(role.counts())
         if role.dead_letters is not None:
@@ -58,11 +55,26 @@ async def report(running: Sequence[Running], store: EventStore) -> tuple[bool, d
     return not problems, {"ready": not problems, **states, **figures}
 
 
+async def _problem(part: Dependency) -> str | None:
+    """What is wrong with it: work waits for it, or it does not answer now."""
+    if (known := part.problem()) is not None:
+        return known
+    try:
+        async with asyncio.timeout(PING_TIMEOUT):
+            await part.ping()
+    except Exception as error:  # noqa: BLE001 - a password that was changed, for one; whoever asks gets an answer
+        return str(error) or "no answer"
+    return None
+
+
 @asynccontextmanager
 async def probes(
-    port: int | None, running: Sequence[Running], store: EventStore, host: str = ""
+    port: int | None, running: Sequence[Running], parts: Sequence[Dependency], host: str = ""
 ) -> AsyncIterator[int | None]:
-    """Serve the probes while the context lasts; yields the port. None: no probes. Raises SettingsError."""
+    """Serve the probes while the context lasts; yields the port. None: no probes. Raises SettingsError.
+
+    ``running`` and ``parts`` may change meanwhile.
+    """
     if port is None:
         yield None
         return
@@ -76,7 +88,7 @@ async def probes(
                 if path == b"/livez":
                     status, content = "200 OK", {"alive": True}
                 elif path == b"/readyz":
-                    well, content = await report(running, store)
+                    well, content = await report(running, parts)
                     status = "200 OK" if well else "503 Service Unavailable"
                 else:
                     status, content = "404 Not Found", {"paths": ["/livez", "/readyz"]}

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -14,6 +14,7 @@ from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.usage import Usage
 from cml_workers.eventstore.following import Following
 from cml_workers.eventstore.port import EventStore
+from cml_workers.foundation.outages import Dependency, Outages
 from cml_workers.foundation.tasks import ended
 from cml_workers.runtime.settings import Settings
 
@@ -53,6 +54,7 @@ _NO_DATABASE: Any = _NotOpened(Part.DATABASE)
 class Infrastructure:
     """What a process has opened: all that its roles say that they need.
 
+    ``dependencies``: whether each part answers, for all roles of the process.
     ``archive``: the same database as ``database``, for what cannot be rebuilt. ``role_users``: the roles' users at the
     broker, who may publish a message again for its sender.
     """
@@ -64,6 +66,11 @@ class Infrastructure:
     archive: AsyncEngine = _NO_DATABASE
     ec2_endpoint: str | None = None
     role_users: frozenset[str] = frozenset()
+    dependencies: Mapping[Part, Dependency] = field(default_factory=dict)
+
+    def outages(self, *parts: Part) -> Outages:
+        """Those of these parts."""
+        return Outages(*(self.dependencies[part] for part in parts))
 
     def bus(self, role: "Role") -> RabbitBus:
         """The role's connection to the bus, not started yet."""
@@ -118,11 +125,30 @@ class Role:
         return f"cml-{self.name}"
 
 
+STALLED = timedelta(seconds=60)
+"""How old the last progress of a follower may be. The end of the store counts, which it is shown at least every fifteen seconds
+(``eventstore.following.QUIET``); twice that, and what a call may take, is no reason to worry."""
+
+
 def not_following(following: Following) -> str | None:
-    """What is wrong with a follower."""
-    return (
-        f"the event store is not followed (failed {following.attempts} times)" if following.attempts else None
-    )
+    """What is wrong with a follower: for how long it has neither handled an event nor seen the end of the store."""
+    since = None if following.moved_at is None else ago(following.moved_at)
+    if since is None or utc_now() - since < STALLED:
+        return None
+    how = f"failed {following.attempts} times" if following.attempts else "neither an event nor the end came"
+    return f"the event store is not followed since {since:%H:%M:%S} UTC ({how})"
+
+
+def lag(following: Following) -> float:
+    """Seconds from when the last event was recorded to when it was handled; 0 where it was the last one that there was."""
+    if following.event_at is None or following.last_event_at is None:
+        return 0.0
+    return max((ago(following.event_at) - following.last_event_at).total_seconds(), 0.0)
+
+
+def ago(moment: float) -> datetime:
+    """When it was by the clock of the event loop, in UTC."""
+    return utc_now() - timedelta(seconds=asyncio.get_running_loop().time() - moment)
 
 
 def utc_now() -> datetime:

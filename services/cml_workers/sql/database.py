@@ -25,6 +25,7 @@ from cml_workers.sql.address import SCHEMES, Address
 from cml_workers.sql.errors import (
     DENIED,
     LOCKED,
+    MEANINGS,
     READ_ONLY,
     DatabaseConfigurationError,
     DatabaseUnavailableError,
@@ -43,6 +44,7 @@ OWN = 3
 """How many connections each of the others has: the writer's, the archive's and the migrations'. They seldom need more than one."""
 LOCK_SECONDS, LOCK_PAUSE, LOCK_TRIES = 2, 1, 100
 """How long a migration waits for a table, others then have their turn, and how often it tries."""
+_READ_ONLY = sa.text("SELECT current_setting('transaction_read_only')")
 _SECONDS = "cml_call_seconds"
 """The execution option of an engine that says how long a call may take."""
 
@@ -181,6 +183,17 @@ async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     """A transaction, committed at the end. Raises as ``answered`` does."""
     async with answered(engine), engine.begin() as connection:
         yield connection
+
+
+async def ping(engine: AsyncEngine) -> None:
+    """Return when it answers, and takes changes. Raises as ``answered`` does."""
+    async with answered(engine), engine.connect() as connection:
+        if connection.dialect.name == "sqlite":
+            await connection.exec_driver_sql("SELECT 1")
+            return
+        read_only = await connection.scalar(_READ_ONLY)
+    if read_only == "on":
+        raise DatabaseUnavailableError(f"the database takes no changes: {MEANINGS[READ_ONLY].advice}")
 
 
 def patient(engine: AsyncEngine) -> AsyncEngine:

@@ -1,14 +1,13 @@
 """One connection to RabbitMQ: a channel to publish, a channel for each consumer, and what is wrong with them."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
 
 import structlog
-from aiormq.exceptions import AuthenticationError, ChannelAccessRefused, ProbableAuthenticationError
+from aiormq.exceptions import ChannelAccessRefused
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
 from faststream.rabbit.message import RabbitMessage
@@ -16,25 +15,20 @@ from faststream.rabbit.subscriber.usecase import RabbitSubscriber
 
 from cml_contracts.amqp import closed, outage
 from cml_contracts.broker import Nodes
-from cml_workers.bus.port import (
-    BusConfigurationError,
-    BusUnavailableError,
-    Handler,
-    Outgoing,
-    TopologyError,
-)
+from cml_workers.bus.port import BusUnavailableError, Handler, Outgoing, TopologyError
 from cml_workers.bus.probes import probe_of
 from cml_workers.bus.rabbit.consuming import Consumer
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
 from cml_workers.bus.rabbit.properties import read_tolerantly
 from cml_workers.bus.rabbit.publishing import Publisher
+from cml_workers.bus.rabbit.reaching import quiet, unreachable
 from cml_workers.bus.rabbit.restored_connection import RestoredConnection, connect
 from cml_workers.bus.rabbit.serving import Serving
 from cml_workers.bus.rabbit.topology import declare_topology, no_right, verify_topology
 from cml_workers.bus.topology import Queue
 from cml_workers.bus.usage import EVERYTHING, Usage
+from cml_workers.foundation.outages import NO_OUTAGES, Outages
 from cml_workers.foundation.tasks import ended
-from cml_workers.foundation.urls import redacted
 
 log = structlog.get_logger(__name__)
 
@@ -101,12 +95,22 @@ class RabbitBus:
         """See ``Routed``."""
         return await self._publisher.routed(message)
 
-    def consume(self, queue: Queue, handler: Handler, *, prefetch: int) -> None:
-        """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``."""
+    def consume(
+        self, queue: Queue, handler: Handler, *, prefetch: int, outages: Outages = NO_OUTAGES
+    ) -> None:
+        """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``.
+
+        ``outages``: of the parts that it needs; it is not called while one is known to be unavailable.
+        """
         if queue not in self._uses.consumes:
             raise ValueError(f"{queue.name} is not among the queues that this connection uses")
         consumer = Consumer(
-            queue, handler, publish=self.publish, own_user=self.user, roles=frozenset(self._roles)
+            queue,
+            handler,
+            publish=self.publish,
+            own_user=self.user,
+            roles=frozenset(self._roles),
+            outages=outages,
         )
 
         async def undecoded(received: RabbitMessage) -> RabbitMessage:
@@ -139,8 +143,7 @@ class RabbitBus:
             BusConfigurationError: it does not let us in, or we do not trust it.
             TopologyError: a queue or exchange exists with other arguments, or does not exist, or we may not use it.
         """
-        logging.getLogger("aio_pika").setLevel(logging.ERROR)
-        logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # what it logs, it also raises
+        quiet()
         read_tolerantly()
         try:
             await (declare_topology if self._declare else verify_topology)(self._nodes, self._uses)
@@ -157,7 +160,7 @@ class RabbitBus:
         except BaseException as error:
             if (cause := outage(error)) is None:
                 raise
-            raise _unreachable(error, cause, redacted(self._url)) from error
+            raise unreachable(error, cause, self._url) from error
         connection = self._connection
         assert connection is not None  # noqa: S101 - it has started
         self._direct_replies.connected(_server_properties(connection))
@@ -189,6 +192,8 @@ class RabbitBus:
         await ended(self.consuming)
         for subscriber in self._subscribers:
             await closed(subscriber.stop())
+        for consumer in self._consumers:
+            consumer.end()
         in_flight = [task for consumer in self._consumers for task in consumer.in_flight]
         if in_flight:
             await asyncio.wait(in_flight, timeout=grace)
@@ -284,14 +289,3 @@ def _consumes(channel: Any, tag: str | None) -> bool:
     """Whether the broker still delivers to this consumer: aiormq forgets one that the broker cancelled."""
     underlay = getattr(channel, "_channel", None)
     return underlay is not None and tag in underlay.channel.consumers
-
-
-def _unreachable(error: BaseException, cause: str, url: str) -> Exception:
-    if isinstance(error, AuthenticationError | ProbableAuthenticationError):
-        return BusConfigurationError(f"{url} does not accept user and password; fix RABBITMQ_URL ({cause})")
-    if isinstance(error, FileNotFoundError) or "CERTIFICATE_VERIFY_FAILED" in cause:
-        return BusConfigurationError(
-            f"no trusted connection to {url}: cafile in RABBITMQ_URL must name the certificate authority of its "
-            f"server ({cause})"
-        )
-    return BusUnavailableError(f"no RabbitMQ at {url}: {cause}")

@@ -2,6 +2,8 @@
 
 No message is lost: it is acknowledged only after what takes its place (the retry, the dead letter) has been confirmed.
 Whatever goes wrong in between ends in a redelivery.
+
+While a part is unavailable, a consumer keeps what it has, unacknowledged, so it gets no more than its prefetch.
 """
 
 import asyncio
@@ -12,11 +14,12 @@ from collections.abc import Collection, Mapping
 import structlog
 from faststream.rabbit.message import RabbitMessage
 
-from cml_workers.bus.delivery import Requeue, settle
+from cml_workers.bus.delivery import Requeue, handled, settle
 from cml_workers.bus.headers import FAULT_HEADER
 from cml_workers.bus.port import (
     NOT_THE_MESSAGES_FAULT,
     Ack,
+    BusUnavailableError,
     CallerRefusesError,
     DeadLetter,
     Handler,
@@ -25,9 +28,18 @@ from cml_workers.bus.port import (
     Retry,
     Verdict,
 )
-from cml_workers.bus.rabbit.messages import counter, delivered, publishable, to_dead_letters, to_retry_queue
+from cml_workers.bus.rabbit.keeping import GivenBackError, Kept, KeptForLongError, NotHandledError
+from cml_workers.bus.rabbit.messages import (
+    counter,
+    delivered,
+    publishable,
+    to_dead_letters,
+    to_own_queue,
+    to_retry_queue,
+)
 from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, Queue
+from cml_workers.foundation.outages import NO_OUTAGES, Outages
 
 log = structlog.get_logger(__name__)
 
@@ -40,17 +52,26 @@ SUSPENSE = 1.0
 
 
 class Consumer:
-    """Consumes one queue. ``roles``: the users of our roles; ``own_user``: the one we publish as."""
+    """Consumes one queue. ``roles``: the users of our roles; ``own_user``: the one we publish as; ``outages``: of what the handler needs."""
 
     def __init__(
-        self, queue: Queue, handler: Handler, *, publish: Publish, own_user: str, roles: Collection[str]
+        self,
+        queue: Queue,
+        handler: Handler,
+        *,
+        publish: Publish,
+        own_user: str,
+        roles: Collection[str],
+        outages: Outages = NO_OUTAGES,
     ) -> None:
         self._queue = queue
         self._handler = handler
         self._publish = publish
         self._own_user = own_user
         self._roles = roles
+        self._outages = outages
         self._alone = asyncio.Lock()
+        self._ending = asyncio.Event()
         self.in_flight: set[asyncio.Task[object]] = set()
         self.replies_dropped = 0
         """Messages that are done although a caller's queue did not take its reply."""
@@ -65,10 +86,18 @@ class Consumer:
         finally:
             self.in_flight.discard(task)
 
+    def end(self) -> None:
+        """Give back what waits for a part; it is consumed no more."""
+        self._ending.set()
+
     async def _process(self, received: RabbitMessage) -> None:
         message = delivered(received, self._roles)
         headers = publishable(message.headers)
-        ended = await self._handle(message, headers)
+        try:
+            ended = await self._handle(received, message, headers)
+        except NotHandledError as why:
+            await self._leave(received, message, headers, why)
+            return
         faults = counter(headers.get(FAULT_HEADER))
         settlement = settle(self._queue, ended, attempt=message.attempt, faults=faults)
         if settlement.faults:
@@ -93,23 +122,51 @@ class Consumer:
             # Not `nack`, which RabbitMQ 4.3 leaves out of the delivery limit.
             await received.reject(requeue=True)
 
-    async def _handle(self, message: Message, headers: Mapping[str, object]) -> Verdict | Exception:
-        """The handler's verdict, or what it raised."""
+    async def _handle(
+        self, received: RabbitMessage, message: Message, headers: Mapping[str, object]
+    ) -> Verdict | Exception:
+        """The handler's verdict, or what it raised. Raises NotHandledError."""
         if UNREADABLE_HEADER in headers and self._queue is not DEAD_LETTER_QUEUE:
             return DeadLetter(
                 f"the AMQP properties cannot be read ({headers[UNREADABLE_HEADER]})", "Unreadable"
             )
-        try:
+        kept = Kept(received.raw_message, self._queue, self._ending)
+
+        async def handle() -> Verdict:
             async with contextlib.AsyncExitStack() as turn:
                 if message.deliveries >= SUSPECT:
                     # One at a time, in another order each time: whichever kills the process, the others are handled
                     # before they reach their delivery limit.
                     await asyncio.sleep(random.uniform(0, SUSPENSE))  # noqa: S311 - shuffles, guards nothing
                     await turn.enter_async_context(self._alone)
+                kept.check()  # what has waited says nothing of who is connected now
                 return await self._handler(message)
-        except Exception as error:  # noqa: BLE001 - the delivery policy knows what it means
-            self._log(message, error)
-            return error
+
+        ended = await handled(handle, self._outages, kept.until)
+        if isinstance(ended, NotHandledError):
+            raise ended
+        if isinstance(ended, Exception):
+            self._log(message, ended)
+        return ended
+
+    async def _leave(
+        self,
+        received: RabbitMessage,
+        message: Message,
+        headers: Mapping[str, object],
+        why: NotHandledError,
+    ) -> None:
+        """See to a message that is not handled here: it is delivered once more, and nothing counts against it."""
+        with contextlib.suppress(Exception):  # its channel is closed
+            if isinstance(why, KeptForLongError):
+                with contextlib.suppress(BusUnavailableError):
+                    await self._publish(
+                        to_own_queue(message, headers, queue=self._queue, own_user=self._own_user)
+                    )
+                    await received.ack()
+                    return
+            if isinstance(why, GivenBackError | KeptForLongError):
+                await received.nack(requeue=True)
 
     async def _settle(self, message: Message, headers: Mapping[str, object], verdict: Verdict) -> None:
         match verdict:

@@ -89,14 +89,24 @@ def to_retry_queue(
     message: Message, headers: Mapping[str, object], *, queue: Queue, delay: int, own_user: str
 ) -> Outgoing:
     """The same message for the retry queue of ``delay`` seconds; a dead letter keeps what is known of its death."""
+    counted = {**_known(message, headers, queue), ATTEMPT_HEADER: message.attempt + 1}
+    return _again(message, counted, own_user, into=queue.retry_queue(delay))
+
+
+def to_own_queue(message: Message, headers: Mapping[str, object], *, queue: Queue, own_user: str) -> Outgoing:
+    """The same message for the end of its queue: neither a retry nor a redelivery."""
+    return _again(
+        message,
+        {**_known(message, headers, queue), ATTEMPT_HEADER: message.attempt},
+        own_user,
+        into=queue.name,
+    )
+
+
+def _known(message: Message, headers: Mapping[str, object], queue: Queue) -> dict[str, object]:
     died = death_of(message.headers).headers if queue is DEAD_LETTER_QUEUE else {}
-    counted = {
-        **headers,
-        **died,
-        ATTEMPT_HEADER: message.attempt + 1,
-        RECEIVED_HEADER: int(message.received_at.timestamp()) if message.received_at else 0,
-    }
-    return _again(message, counted, own_user, retry_queue=queue.retry_queue(delay))
+    received = int(message.received_at.timestamp()) if message.received_at else 0
+    return {**headers, **died, RECEIVED_HEADER: received}
 
 
 def to_dead_letters(
@@ -111,20 +121,18 @@ def to_dead_letters(
         DELIVERIES_HEADER: message.deliveries,
         DEATH_HEADER: str(uuid4()),
     }
-    return _again(message, died, own_user, retry_queue=None)
+    return _again(message, died, own_user, into=None)
 
 
-def _again(
-    message: Message, headers: Mapping[str, object], own_user: str, *, retry_queue: str | None
-) -> Outgoing:
-    """The same message for a retry queue, or (None) for the dead letters.
+def _again(message: Message, headers: Mapping[str, object], own_user: str, *, into: str | None) -> Outgoing:
+    """The same message into this queue, or (None) to the dead letters.
 
     The property ``user_id`` must name the publisher, which is us, so the sender's user goes into a header. That is how
     our own headers differ from those that a sender made up.
     """
     return Outgoing(
-        exchange=None if retry_queue else DEAD_LETTER_EXCHANGE,
-        routing_key=retry_queue or message.routing_key,
+        exchange=None if into else DEAD_LETTER_EXCHANGE,
+        routing_key=into or message.routing_key,
         body=message.body,
         type=message.type,
         message_id=message.message_id or "",

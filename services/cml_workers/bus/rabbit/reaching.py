@@ -1,0 +1,41 @@
+"""Whether RabbitMQ lets us in, and what it means if it does not."""
+
+import logging
+
+from aiormq.exceptions import AuthenticationError, ProbableAuthenticationError
+
+from cml_contracts.amqp import outage
+from cml_contracts.broker import Nodes, connect
+from cml_workers.bus.port import BusConfigurationError, BusUnavailableError
+from cml_workers.foundation.urls import redacted
+
+
+def quiet() -> None:
+    """Keep the libraries from logging what they also raise."""
+    logging.getLogger("aio_pika").setLevel(logging.ERROR)
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+
+
+async def reach(url: str) -> None:
+    """Return when a node lets us in. Raises BusUnavailableError, BusConfigurationError."""
+    quiet()
+    try:
+        async with await connect(Nodes(url, "RABBITMQ_URL")):
+            pass
+    except BaseException as error:
+        if (cause := outage(error)) is None:
+            raise
+        raise unreachable(error, cause, url) from error
+
+
+def unreachable(error: BaseException, cause: str, url: str) -> Exception:
+    """What it means that no connection can be made: an outage, or a configuration error."""
+    url = redacted(url)
+    if isinstance(error, AuthenticationError | ProbableAuthenticationError):
+        return BusConfigurationError(f"{url} does not accept user and password; fix RABBITMQ_URL ({cause})")
+    if isinstance(error, FileNotFoundError) or "CERTIFICATE_VERIFY_FAILED" in cause:
+        return BusConfigurationError(
+            f"no trusted connection to {url}: cafile in RABBITMQ_URL must name the certificate authority of its "
+            f"server ({cause})"
+        )
+    return BusUnavailableError(f"no RabbitMQ at {url}: {cause}")
