@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +11,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from cml_contracts.envelope import EventEnvelope
-from cml_workers.bus.port import Outgoing
+from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.following import follow_from
-from cml_workers.eventstore.port import EventStore, NewEvent, StoredEvent
+from cml_workers.eventstore.port import NO_STREAM, EventStore, Item, NewEvent, StoredEvent
 from cml_workers.eventstore.quarantine import RELAY, Decision, Quarantine, What
 from cml_workers.eventstore.relay_stream import begin_if_new, load_saved
 from cml_workers.eventstore.sqlite import SqliteEventStore
@@ -38,6 +38,8 @@ class Place:
     def __init__(self, store: EventStore) -> None:
         self.store = store
         self.published: list[str] = []
+        self.away = False
+        """RabbitMQ does not answer."""
         self.relay: Relay
 
     @asynccontextmanager
@@ -47,6 +49,8 @@ class Place:
 
         async def publish(message: Outgoing, /) -> None:
             await asyncio.sleep(0)
+            if self.away:
+                raise BusUnavailableError("away")
             if isinstance(store, Mortal) and store.died:
                 await asyncio.Event().wait()
             if message.exchange and message.exchange.name == "cml.events":
@@ -184,6 +188,56 @@ async def test_what_an_operator_skips_is_left_out_and_the_worker_catches_up(plac
         expected += (await place.ids(stuck))[-1:]
         await place.until_out(expected)
     assert place.published == expected
+
+
+async def test_what_was_not_published_before_the_broken_event_comes_first(place: Place):
+    """The broken event was recorded while RabbitMQ was away, so the checkpoint lies before all events of the worker."""
+    stuck = await place.worker(raw("cml.broken.v1", BROKEN), newer_type())
+    place.away = True
+    async with place.process():
+        await place.until(lambda: place.relay.held.counts()["workers_held"])
+        await place.relay.save()
+    saved = await load_saved(place.store)
+    assert saved is not None
+    assert (saved.position, {*saved.waiting}) == (None, {stuck})
+    await (await place.quarantine()).decide(stuck, 1, SKIP)
+    place.away = False
+
+    class Slow(Mortal):
+        async def follow(self, *, after: str | None, prefix: str = "") -> AsyncGenerator[Item, None]:
+            await asyncio.sleep(0.3)  # longer than it takes to read and publish what waits
+            async for item in super().follow(after=after, prefix=prefix):
+                yield item
+
+    async with place.process(Slow(place.store, 10_000, late=True)):
+        ids = await place.ids(stuck)
+        await place.until_out([ids[0], ids[2]])
+    assert place.published == [ids[0], ids[2]]
+
+
+async def test_a_replica_that_lags_behind_what_has_passed_is_asked_again(place: Place):
+    stuck = await place.worker(raw("cml.broken.v1", BROKEN), newer_type(), newer_type())
+
+    class Lagging(Mortal):
+        shown = 1
+
+        async def read(
+            self, stream: str, *, after: int = NO_STREAM, limit: int | None = None
+        ) -> list[StoredEvent]:
+            found = await super().read(stream, after=after, limit=limit)
+            return [each for each in found if stream != stuck or each.revision <= self.shown]
+
+    lagging = Lagging(place.store, 10_000, late=True)
+    async with place.process(lagging):
+        await place.until(lambda: place.relay.held.counts()["workers_held"])
+        await (await place.quarantine()).decide(stuck, 1, SKIP)
+        await asyncio.sleep(0.2)  # it may look a few times
+        assert place.relay.held.counts()["workers_held"] == 1
+        lagging.shown = 3
+        ids = await place.ids(stuck)
+        await place.until_out(ids[2:])
+        await place.until(lambda: not place.relay.held.counts()["workers_held"])
+    assert place.published == [ids[0], *ids[2:]]
 
 
 async def test_what_is_taken_up_too_early_comes_into_quarantine_again(place: Place):

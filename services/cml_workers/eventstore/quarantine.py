@@ -4,6 +4,7 @@ A stream for each follower, in the event store, beside what it is about: whateve
 events a follower has passed without handling them (``Waiting``) is saved with its checkpoint, in one step.
 """
 
+import asyncio
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -139,6 +140,7 @@ class Quarantine:
         self.cases: dict[str, Case] = {}
         """The last one of each worker's stream."""
         self._store = store
+        self._turn = asyncio.Lock()
         self._revision = NO_STREAM
         self._skipped: set[tuple[str, int]] = set()
         self._omitted: dict[str, int] = {}
@@ -171,6 +173,10 @@ class Quarantine:
 
     async def load(self) -> None:
         """See what was recorded since. Raises StoreUnavailableError, StoreConfigurationError."""
+        async with self._turn:
+            await self._load()
+
+    async def _load(self) -> None:
         try:
             records = await self._store.read(self.stream, after=self._revision)
         except StreamNotFoundError:
@@ -184,43 +190,46 @@ class Quarantine:
 
     async def hold(self, broken: Broken) -> None:
         """Record that the worker waits from this event on, unless it waits already. Raises as ``load`` does."""
-        while not self.holds(broken.stream):
-            content = {
-                name: getattr(broken, name)
-                for name in ("stream", "revision", "position", "type", "reason", "gone")
-            }
-            if await self._append(HELD, {**content, "event_id": str(broken.event_id)}):
-                log.error(
-                    "an event is in quarantine, and the worker's later ones wait behind it",
-                    quarantine=self.stream,
-                    cause=str(broken),
-                )
+        content = {
+            name: getattr(broken, name)
+            for name in ("stream", "revision", "position", "type", "reason", "gone")
+        }
+        async with self._turn:
+            while not self.holds(broken.stream):
+                if await self._append(HELD, {**content, "event_id": str(broken.event_id)}):
+                    log.error(
+                        "an event is in quarantine, and the worker's later ones wait behind it",
+                        quarantine=self.stream,
+                        cause=str(broken),
+                    )
 
     async def decide(self, stream: str, revision: int, decision: Decision) -> None:
         """Record a decision about the event. Raises NotHeldError, and as ``load`` does."""
-        await self.load()
-        while True:
-            case = self.cases.get(stream)
-            if case is None or case.broken.revision != revision:
-                raise NotHeldError(f"{stream} does not wait at revision {revision} any more")
-            before = case.decision
-            if before is not None and not (
-                decision.what is What.TAKEN_UP and self.omits(stream) and before.what is What.SKIPPED
-            ):
-                raise NotHeldError(f"{stream}@{revision} was {before.what} already")
-            type_ = TAKEN_UP if decision.what is What.TAKEN_UP else SKIPPED
-            content = {name: getattr(decision, name) for name in ("by", "user", "reason")}
-            if await self._append(type_, {"stream": stream, "revision": revision, **content}):
-                log.info(
-                    "an event in quarantine was decided about",
-                    quarantine=self.stream,
-                    stream=stream,
-                    revision=revision,
-                    decided=decision.what.value,
-                    by=decision.by,
-                    reason=decision.reason,
-                )
-                return
+        type_ = TAKEN_UP if decision.what is What.TAKEN_UP else SKIPPED
+        content = {name: getattr(decision, name) for name in ("by", "user", "reason")}
+        async with self._turn:
+            await self._load()
+            self._check(stream, revision, decision)
+            while not await self._append(type_, {"stream": stream, "revision": revision, **content}):
+                self._check(stream, revision, decision)
+        log.info(
+            "an event in quarantine was decided about",
+            quarantine=self.stream,
+            stream=stream,
+            revision=revision,
+            decided=decision.what.value,
+            by=decision.by,
+            reason=decision.reason,
+        )
+
+    def _check(self, stream: str, revision: int, decision: Decision) -> None:
+        """Raise NotHeldError where there is nothing to decide."""
+        case = self.cases.get(stream)
+        if case is None or case.broken.revision != revision:
+            raise NotHeldError(f"{stream} does not wait at revision {revision} any more")
+        restored = decision.what is What.TAKEN_UP and self.omits(stream)
+        if case.decision is not None and not restored:
+            raise NotHeldError(f"{stream}@{revision} was {case.decision.what} already")
 
     async def _append(self, type_: str, content: Mapping[str, Any]) -> bool:
         """Whether it was appended; if not, somebody else has recorded something, which is loaded now."""
@@ -232,7 +241,7 @@ class Quarantine:
             )
         except WrongExpectedVersionError as error:
             before = self._revision
-            await self.load()
+            await self._load()
             if self._revision == before:
                 raise StoreUnavailableError(f"a replica lags behind: {error}") from error
             return False
@@ -248,8 +257,8 @@ class Quarantine:
         self._revision = number
         stream, revision = content["stream"], content["revision"]
         if type_ == HELD:
-            fields = {**content, "event_id": UUID(content["event_id"])}
-            self.cases[stream] = Case(Broken(**fields), number)
+            known = {name: content[name] for name in Broken.__dataclass_fields__}
+            self.cases[stream] = Case(Broken(**known | {"event_id": UUID(content["event_id"])}), number)
             return
         case = self.cases.get(stream)
         what = {TAKEN_UP: What.TAKEN_UP, SKIPPED: What.SKIPPED}.get(type_)

@@ -55,7 +55,9 @@ async def load_saved(store: EventStore) -> Saved | None:
     except (StreamNotFoundError, StreamDeletedError):
         return None
     content = json.loads(last.data)
-    waiting = {stream: Waiting(**each) for stream, each in content.get("waiting", {}).items()}
+    waiting = {
+        stream: Waiting(each["first"], each["last"]) for stream, each in content.get("waiting", {}).items()
+    }
     return Saved(content["position"], last.revision, waiting, Anchor.parsed(content.get("anchor")))
 
 
