@@ -20,6 +20,7 @@ from cml_workers.readmodels.workers.fold import worker_row
 from cml_workers.readmodels.workers.queries import worker
 from cml_workers.sql.adapters import connect
 from cml_workers.sql.database import dispose, migrate, open_database
+from cml_workers.sql.port import DatabaseOptions
 from support.earlier_model import EARLIER, WORKERS, make_earlier_schema
 from support.given import NOW
 from support.postgresql import emptied
@@ -47,7 +48,7 @@ async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def before(url: str, tmp_path: Path) -> AsyncIterator[Projected]:
     """A process of the version before."""
     store = SqliteEventStore(tmp_path / "events.sqlite3")
-    database = connect(url)
+    database = connect(DatabaseOptions(url, call_seconds=60))
     yield Projected(store, database, EARLIER)
     await database.close()
     await store.close()

@@ -16,6 +16,7 @@ from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.queries import _cursor, _page
 from cml_workers.sql.adapters import PostgresqlDatabase, connect
+from cml_workers.sql.port import DatabaseOptions
 from support.many_workers import FILTERS, SORTS, Filters, fill, worker
 from support.postgresql import emptied
 from support.projecting import Projected, opened
@@ -37,7 +38,7 @@ def filled(postgresql_url: str, tmp_path_factory: pytest.TempPathFactory) -> str
 
     async def make() -> None:
         store = SqliteEventStore(tmp_path_factory.mktemp("plans") / "events.sqlite3")
-        async with opened(await emptied(postgresql_url)) as database:
+        async with opened(DatabaseOptions(await emptied(postgresql_url), call_seconds=60)) as database:
             await fill(Projected(store, database), ALL, postgresql_url)
         await store.close()
 
@@ -47,7 +48,7 @@ def filled(postgresql_url: str, tmp_path_factory: pytest.TempPathFactory) -> str
 
 @pytest.fixture
 async def database(filled: str) -> AsyncIterator[PostgresqlDatabase]:
-    found = connect(filled)
+    found = connect(DatabaseOptions(filled, call_seconds=60))
     assert isinstance(found, PostgresqlDatabase)
     yield found
     await found.close()

@@ -27,6 +27,7 @@ from support.projecting import CREATED, LAUNCH, LAUNCHED, TAGS, Projected
 
 SHIPPED = Path(__file__).parents[2] / "deploy/postgresql"
 MIGRATOR, PROJECTOR, RELAY = "cml_migrator", "cml_projector", "cml_relay"
+pytestmark = pytest.mark.timeout(300)
 LETTER = letter_of(Message(body=b"{}", type="cml.worker.create.v1", message_id="dead"))
 
 
@@ -49,15 +50,19 @@ class Given:
     def url(self, user: str) -> str:
         return f"postgresql://{user}@127.0.0.1:{self._server.port}/cml"
 
+    def options(self, user: str) -> DatabaseOptions:
+        """For a machine that is busy."""
+        return DatabaseOptions(self.url(user), call_seconds=60)
+
     async def migrated(self) -> None:
         """As after each update."""
-        engine = open_database(self.url(MIGRATOR))
+        engine = open_database(self.options(MIGRATOR))
         await migrate(engine)
         await dispose(engine)
         await run(self.url(MIGRATOR), (SHIPPED / "rights.sql").read_text())
 
     async def may_not(self, user: str, *statements: str) -> None:
-        engine = open_database(self.url(user))
+        engine = open_database(self.options(user))
         for statement in statements:
             with pytest.raises(DatabaseConfigurationError, match=r"permission denied|must be owner"):
                 async with transaction(engine) as connection:
@@ -89,8 +94,8 @@ async def given(
 async def test_roles_have_what_they_need_and_no_more(given: Given):
     await given.migrated()
     await given.migrated()
-    database = connect(given.url(PROJECTOR))
-    engine = open_database(given.url(PROJECTOR), durable=True)
+    database = connect(given.options(PROJECTOR))
+    engine = open_database(given.options(PROJECTOR), durable=True)
     projected = Projected(given.store, database)
     assert (await migrate(engine)).pending == []
 
@@ -135,7 +140,7 @@ async def test_roles_have_what_they_need_and_no_more(given: Given):
 
 async def test_the_projector_has_its_rights_to_every_table_but_the_relays(given: Given):
     await given.migrated()
-    engine = open_database(given.url(PROJECTOR))
+    engine = open_database(given.options(PROJECTOR))
     async with transaction(engine) as connection:
         for table in METADATA.tables.values():
             if table is not CHECKPOINTS:
@@ -148,11 +153,11 @@ async def test_the_projector_has_its_rights_to_every_table_but_the_relays(given:
 
 async def test_the_relay_takes_its_checkpoint_over_and_may_do_nothing_else(given: Given):
     await given.migrated()
-    engine = open_database(given.url(MIGRATOR))
+    engine = open_database(given.options(MIGRATOR))
     async with transaction(engine) as connection:
         await connection.execute(sa.insert(CHECKPOINTS), {"follower": "relay", "position": "16"})
     await dispose(engine)
-    earlier = EarlierCheckpoint(DatabaseOptions(given.url(RELAY)))
+    earlier = EarlierCheckpoint(given.options(RELAY))
     assert await earlier.load() == "16"
     await earlier.forget()
     assert await earlier.load() is None
@@ -168,11 +173,11 @@ async def test_the_relay_takes_its_checkpoint_over_and_may_do_nothing_else(given
 
 async def test_an_update_waits_for_the_migrator(given: Given):
     """Also where the projector has rebuilt since, and owns what a migration may change."""
-    engine = open_database(given.url(MIGRATOR))
+    engine = open_database(given.options(MIGRATOR))
     await make_earlier_schema(engine)
     await run(given.url(MIGRATOR), (SHIPPED / "rights.sql").read_text())
-    running = open_database(given.url(PROJECTOR))
-    database = connect(given.url(PROJECTOR))
+    running = open_database(given.options(PROJECTOR))
+    database = connect(given.options(PROJECTOR))
     before = Projected(given.store, database, EARLIER)
     await before.workers(2, CREATED, LAUNCH)
     await before.catch_up()
