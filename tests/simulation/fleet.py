@@ -187,12 +187,14 @@ class Fleet:
             routed=bus.routed,
             load=checkpoint.load,
             save=checkpoint.save,
+            end=StoreOfProcess(process, self.log).end,
             source=SOURCE,
             now=self.world.now,
             sleep=pause,
         )
         process.start(relay.keep_saving(process.sleep))
         self._follow(process, relay.begin, relay.handle)
+        self._follow(process, relay.triggers.newest, relay.triggers.handle_newest, whole=False)
 
     def _projector(self, process: Process) -> None:
         store, database = StoreOfProcess(process, self.log), DatabaseOfProcess(process, self.tables)
@@ -237,13 +239,14 @@ class Fleet:
         process.start(serve())
         process.start(remind())
 
-    def _follow(self, process: Process, saved: Callable, handle: Callable) -> None:  # type: ignore[type-arg]
+    def _follow(self, process: Process, saved: Callable, handle: Callable, *, whole: bool = True) -> None:  # type: ignore[type-arg]
         process.start(
             follow_from(
                 StoreOfProcess(process, self.log),
                 saved,
                 handle,
                 prefix=WORKER_STREAMS,
+                whole=whole,
                 backoff=self._backoff(process),
                 sleep=process.sleep,
             )

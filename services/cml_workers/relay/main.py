@@ -41,6 +41,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
         routed=bus.routed,
         load=checkpoint.load,
         save=checkpoint.save,
+        end=given.store.end,
         source=f"/cml-workers/{given.settings.deployment}",
         now=utc_now,
     )
@@ -52,16 +53,23 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
             given.store, publishing.begin, publishing.handle, prefix=WORKER_STREAMS, following=following
         )
 
+    async def follow_newest() -> None:
+        triggers = publishing.triggers
+        await follow_from(
+            given.store, triggers.newest, triggers.handle_newest, prefix=WORKER_STREAMS, whole=False
+        )
+
     async with bus:
         try:
             async with (
+                background(follow_newest, "triggers") as newest,
                 background(follow, "relay") as task,
                 background(publishing.keep_saving, "the relay's checkpoint") as saving,
             ):
                 yield Running(
                     RELAY.name,
                     (bus.problem, checkpoint.problem, publishing.problem, partial(not_following, following)),
-                    (task, saving),
+                    (task, saving, newest),
                     following,
                     counts=publishing.counts,
                     warnings=(publishing.subscribers.warning,),
