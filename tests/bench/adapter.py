@@ -173,6 +173,9 @@ class CountingStore(EventStore):
                 self._counts.add(self._role, "events followed")
             yield item
 
+    async def end(self) -> str | None:
+        return await self._store.end()
+
     def is_after(self, position: str, other: str) -> bool:
         return self._store.is_after(position, other)
 

@@ -45,6 +45,17 @@ async def test_a_follower_starts_behind_its_position(store, place, ours):
     assert ids(await followed(other, caught_up, prefix=ours, after=stored[3].position)) == []
 
 
+async def test_the_end_is_behind_what_is_stored_and_before_what_comes(store, ours):
+    before = await store.end()
+    await store.append(ours + "a", events(2), expected=NO_STREAM)
+    end = await store.end()
+    stored = await store.read(ours + "a")
+    assert before is None or store.is_after(stored[0].position, before)
+    assert not store.is_after(stored[-1].position, end)
+    await store.append(ours + "a", new := events(1), expected=1)
+    assert ids(await followed(store, count(1), prefix=ours, after=end)) == ids(new)
+
+
 async def test_a_follower_learns_that_it_caught_up_and_then_gets_what_is_new(store, place, ours):
     writer = await place.opened()
     old, new = events(2), events(2)

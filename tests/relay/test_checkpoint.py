@@ -297,6 +297,7 @@ async def test_what_the_relay_has_published_is_what_it_recognises_the_store_by(p
         routed=no_longer_under_way,
         load=checkpoint.load,
         save=checkpoint.save,
+        end=place.store.end,
         source="/test",
         now=lambda: NOW,
     )

@@ -67,6 +67,7 @@ class Place:
             routed=no_longer_under_way,
             load=checkpoint.load,
             save=checkpoint.save,
+            end=store.end,
             source="/test",
             now=lambda: NOW,
             sleep=sleep,

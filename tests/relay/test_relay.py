@@ -136,15 +136,17 @@ async def test_nothing_is_skipped_after_a_crash_and_little_is_repeated(service: 
 
 
 async def test_who_follows_again_forgets_what_was_under_way(service: Service):
-    """The store is read again from the checkpoint, so that what was under way comes again, in order."""
+    """The store is read again from the checkpoint, so that what was under way comes again, in order; triggers stay under way."""
     await service.happen(2)
     items = await service.stored()
 
     published: list[Outgoing] = []
+    timed_out = asyncio.Event()
 
     async def stuck(message: Outgoing, /) -> None:
         published.append(message)
-        await asyncio.Event().wait()
+        await timed_out.wait()
+        raise BusUnavailableError("planted")
 
     service.publish = stuck
     await service.relay.handle(items)
@@ -155,6 +157,7 @@ async def test_who_follows_again_forgets_what_was_under_way(service: Service):
     assert await service.relay.begin() is None
     assert service.relay.counts()["events_under_way"] == 0
     await service.relay.handle(items)
+    timed_out.set()
     await service.settled()
     assert sorted(service.published) == sorted(ids(items))
     for stream in {each.stream for each in items}:

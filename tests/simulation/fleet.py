@@ -197,12 +197,14 @@ class Fleet:
             routed=bus.routed,
             load=checkpoint.load,
             save=checkpoint.save,
+            end=StoreOfProcess(process, self.log).end,
             source=SOURCE,
             now=self.world.now,
             sleep=pause,
         )
         process.start(relay.keep_saving(process.sleep))
         self._follow(process, relay.begin, relay.handle)
+        self._follow(process, relay.triggers.newest, relay.triggers.handle_newest, whole=False)
 
     def _projector(self, process: Process) -> None:
         store, database = StoreOfProcess(process, self.log), DatabaseOfProcess(process, self.tables)
@@ -252,7 +254,7 @@ class Fleet:
         process.start(serve())
         process.start(remind())
 
-    def _follow(self, process: Process, saved: Callable, handle: Callable) -> None:  # type: ignore[type-arg]
+    def _follow(self, process: Process, saved: Callable, handle: Callable, *, whole: bool = True) -> None:  # type: ignore[type-arg]
         store = StoreOfProcess(process, self.log)
         process.start(
             follow_from(
@@ -260,6 +262,7 @@ class Fleet:
                 saved,
                 handle,
                 prefix=WORKER_STREAMS,
+                whole=whole,
                 outages=store.outages,
                 backoff=self._backoff(process),
                 sleep=process.sleep,

@@ -189,6 +189,12 @@ class StoreOfProcess(EventStore):
                     await self._log.changed()
                 await self._process.living()
 
+    async def end(self) -> str | None:
+        await self._process.step("read")
+        if self._world.happens("unavailable", "read"):
+            raise StoreUnavailableError("no connection")
+        return self._log.events[-1].position if self._log.events else None
+
     def is_after(self, position: str, other: str) -> bool:
         return int(position) > int(other)
 

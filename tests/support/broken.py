@@ -131,6 +131,10 @@ class Mortal(EventStore):
             raise ProcessDiedError
         return result
 
+    async def end(self) -> str | None:
+        result: str | None = await self._call(self._store.end())
+        return result
+
     async def append(self, stream: str, events: Sequence[NewEvent], *, expected: int) -> int:
         result: int = await self._call(self._store.append(stream, events, expected=expected))
         return result

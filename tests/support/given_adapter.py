@@ -59,6 +59,9 @@ class CountedStore(EventStore):
     def follow(self, *, after: str | None, prefix: str = "") -> AsyncGenerator[Any, None]:
         return self._store.follow(after=after, prefix=prefix)
 
+    async def end(self) -> str | None:
+        return await self._store.end()
+
     def is_after(self, position: str, other: str) -> bool:
         return self._store.is_after(position, other)
 

@@ -61,6 +61,7 @@ class Service:
             routed=routed,
             load=load,
             save=save,
+            end=self.store.end,
             source="/test",
             now=lambda: self.at,
             sleep=sleep,

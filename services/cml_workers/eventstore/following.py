@@ -65,6 +65,7 @@ async def follow_from(
     *,
     prefix: str = "",
     most: int = MOST,
+    whole: bool = True,
     following: Following | None = None,
     outages: Outages = NO_OUTAGES,
     quiet: float = QUIET,
@@ -74,8 +75,9 @@ async def follow_from(
     """Hand every item behind the ``saved`` position to ``handle``; return when the store is closed.
 
     Whatever is at hand when ``handle`` returns is handed over together, at most ``most`` items and what the store
-    has left out before them: one at a time while little happens, many while it catches up. ``saved`` is asked again after each failure, so what was handled but not
-    saved is handled again. An outage of the store, or of what ``handle`` needs, is waited for; after other failures there is a pause.
+    has left out before them, unless ``whole`` is false: one at a time while little happens, many while it catches up.
+    ``saved`` is asked again after each failure, so what was handled but not saved is handled again. An outage of the store, or of
+    what ``handle`` needs, is waited for; after other failures there is a pause.
 
     Raises:
         StoreConfigurationError: trying again is of no use.
@@ -87,10 +89,10 @@ async def follow_from(
     while True:
         try:
             after = await saved()
-            gaps = Gaps(store, after)
+            gaps = Gaps(store, after) if whole else None
             async with aclosing(_at_hand(store, after, prefix, most, quiet)) as batches:
                 async for batch in batches:
-                    items = await gaps.filled(batch)
+                    items = batch if gaps is None else await gaps.filled(batch)
                     await handle(items)
                     for item in items:
                         _advance(following, item)

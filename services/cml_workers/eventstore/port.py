@@ -180,6 +180,13 @@ class EventStore(Protocol):
         """
         ...
 
+    async def end(self) -> str | None:
+        """The position of the last event that is stored now, of whatever stream, or a later one; None: there is none.
+
+        Raises StoreUnavailableError.
+        """
+        ...
+
     def is_after(self, position: str, other: str) -> bool:
         """Whether a position lies behind another one in the order of commit.
 

@@ -43,6 +43,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
         routed=bus.routed,
         load=checkpoint.load,
         save=checkpoint.save,
+        end=given.store.end,
         source=f"/cml-workers/{given.settings.deployment}",
         now=utc_now,
     )
@@ -59,16 +60,28 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
             outages=outages,
         )
 
+    async def follow_newest() -> None:
+        triggers = publishing.triggers
+        await follow_from(
+            given.store,
+            triggers.newest,
+            triggers.handle_newest,
+            prefix=WORKER_STREAMS,
+            whole=False,
+            outages=outages,
+        )
+
     async with bus:
         try:
             async with (
+                background(follow_newest, "triggers") as newest,
                 background(follow, "relay") as task,
                 background(publishing.keep_saving, "the relay's checkpoint") as saving,
             ):
                 yield Running(
                     RELAY.name,
                     (bus.problem, checkpoint.problem, publishing.problem, partial(not_following, following)),
-                    (task, saving),
+                    (task, saving, newest),
                     following,
                     counts=lambda: {**publishing.counts(), **publishing.held.counts()},
                     warnings=(publishing.subscribers.warning, publishing.held.warning),

@@ -1,39 +1,37 @@
 """Publishes every event, in the order of its worker, from a saved checkpoint: at least once.
 
 The store is the outbox: nothing else publishes events, and nothing that appends publishes. Events that are triggers go to our
-own exchange as well, where they are published until they are confirmed; subscribers cannot delay them (``subscribers.py``).
+own exchange as well, where they are published until they are confirmed: neither subscribers (``subscribers.py``) nor a backlog
+(``triggers.py``) can delay them.
 """
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime
 
 from cml_contracts.envelope import CLOUDEVENTS_JSON
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish, Routed
-from cml_workers.bus.topology import TRIGGERS_EXCHANGE
-from cml_workers.domain.operations import TRIGGERS
 from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
 from cml_workers.eventstore.quarantine import Waiting
-from cml_workers.eventstore.worker_streams import published
+from cml_workers.eventstore.worker_streams import is_workers, published
 from cml_workers.foundation.tasks import Tasks
 from cml_workers.relay.held import Held
-from cml_workers.relay.in_order import Entry, InOrder
+from cml_workers.relay.in_order import Entry
 from cml_workers.relay.progress import Progress
 from cml_workers.relay.subscribers import Subscribers
+from cml_workers.relay.triggers import TRIGGER_TYPES, Triggers, trigger_message
 
 SAVE_AFTER = 0.25
 """Seconds after which what was published is saved: what a crash publishes again at most, beside what was under way."""
 LONGEST_TEXT = 255
 """Bytes of a message's properties in AMQP."""
-TRIGGER_TYPES = frozenset(event.TYPE for event in TRIGGERS)
 
 
 class Relay:
-    """Turns stored events into messages; ``save`` keeps the position that all before is out, and ``load`` finds it.
+    """Turns stored events into messages; ``save`` keeps the position that all before is out, and ``load`` finds it; ``end``: see ``Triggers``.
 
     ``waiting``: the workers of which it is not all out, as they wait in quarantine; saved and loaded with the position.
     """
@@ -47,6 +45,7 @@ class Relay:
         routed: Routed,
         load: Callable[[], Awaitable[str | None]],
         save: Callable[[str | None, Anchor | None], Awaitable[None]],
+        end: Callable[[], Awaitable[str | None]],
         source: str,
         now: Callable[[], datetime],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -57,7 +56,14 @@ class Relay:
         self._source = source
         self._tasks = Tasks(self._fail)
         self.subscribers = Subscribers(self._confirmed, routed, tasks=self._tasks, now=now, sleep=sleep)
-        self._triggers = InOrder(self._trigger, tasks=self._tasks, sleep=sleep)
+        self.triggers = Triggers(
+            self._confirmed,
+            lambda event: trigger_message(event_message(source, event)),
+            waits=lambda event: not is_workers(event.stream) or event.stream in waiting,
+            end=end,
+            failed=self._fail,
+            sleep=sleep,
+        )
         self._progress = Progress()
         self.held = Held(
             store,
@@ -76,9 +82,9 @@ class Relay:
         self._failure: BaseException | None = None
 
     async def begin(self) -> str | None:
-        """Forget what is under way; the position to follow from. Raises as ``load`` does."""
+        """Forget what is under way but for triggers; the position to follow from. Raises as ``load`` does."""
         self._not_saved = None  # what is saved is read now
-        await self.end()
+        await self._end_events()
         self._progress.begin(None)  # nothing more is saved of what was under way
         position = await self._load()
         self._progress.begin(position)
@@ -129,13 +135,16 @@ class Relay:
 
     async def end(self) -> None:
         """End what is under way: it is published again."""
+        await self.triggers.stop()
+        await self._end_events()
+
+    async def _end_events(self) -> None:
         await self._tasks.end()
-        self._triggers.clear()
         await self.subscribers.end()
 
     def problem(self) -> str | None:
         """What is wrong: why events or triggers are not confirmed, by no subscriber's fault."""
-        failing = self._triggers.failing or self.subscribers.failing
+        failing = self.triggers.failing or self.subscribers.failing
         return failing and f"events are not published: {failing}"
 
     def counts(self) -> Mapping[str, int]:
@@ -160,17 +169,9 @@ class Relay:
         is_trigger = event.type in TRIGGER_TYPES
         self._taken += 1
         done = progress.add(event.position, Anchor.of(event), 2 if is_trigger else 1)
-        entry = Entry(self._taken, event, message, done)
-        self.subscribers.put(entry)
+        self.subscribers.put(Entry(self._taken, event, message, done))
         if is_trigger:
-            trigger = replace(
-                entry.message, exchange=TRIGGERS_EXCHANGE, message_id=f"{event.event_id}.trigger"
-            )
-            self._triggers.put(Entry(self._taken, event, trigger, done))
-
-    async def _trigger(self, entry: Entry) -> None:
-        await self._confirmed(entry.message)
-        entry.done()
+            self.triggers.take(event, done)
 
     async def _confirmed(self, message: Outgoing, /) -> None:
         """See ``Publish``; where a library cancels us though nobody asked, the message is not confirmed."""

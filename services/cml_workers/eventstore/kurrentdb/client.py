@@ -68,6 +68,13 @@ class Client(DiscoveringClient):
         response = await self.read_all(commit_position=position, limit=1, filter_exclude=(), timeout=timeout)
         return next(iter(await _whole(response, "$all")), None)
 
+    @_again
+    @autoreconnect
+    async def last(self, *, timeout: float) -> RecordedEvent | None:  # noqa: ASYNC109 - as above
+        """The last record, whatever it is; None if there is none."""
+        response = await self.read_all(backwards=True, limit=1, filter_exclude=(), timeout=timeout)
+        return next(iter(await _whole(response, "$all")), None)
+
 
 async def _whole(
     response: AsyncReadResponse, what: str, heard: Callable[[], None] = lambda: None

@@ -39,7 +39,7 @@ from kurrentdbclient.exceptions import (
 from cml_workers.eventstore.kurrentdb.calls import LONGEST_READ, Call, Calls
 from cml_workers.eventstore.kurrentdb.client import Client, close
 from cml_workers.eventstore.kurrentdb.errors import timed_out
-from cml_workers.eventstore.kurrentdb.events import stored
+from cml_workers.eventstore.kurrentdb.events import position, stored
 from cml_workers.eventstore.kurrentdb.subscription import PING_STREAM, Subscription
 from cml_workers.eventstore.port import (
     NO_STREAM,
@@ -139,6 +139,11 @@ class KurrentDbEventStore(EventStore):
             await close(client)
         if not self._calls.closed:
             raise StoreUnavailableError(f"KurrentDB at {self._calls.address} ended the subscription")
+
+    async def end(self) -> str | None:
+        async with self._calls.call() as call:
+            last = await call.client.last(timeout=call.seconds)
+        return None if last is None else position(last)
 
     def is_after(self, position: str, other: str) -> bool:
         return self._place(position) > self._place(other)

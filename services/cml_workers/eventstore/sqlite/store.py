@@ -116,6 +116,9 @@ class SqliteEventStore(EventStore):
         finally:
             self._followers.discard(news)
 
+    async def end(self) -> str | None:
+        return str(await self._reading(last_position) or "") or None
+
     def is_after(self, position: str, other: str) -> bool:
         return self._number(position) > self._number(other)
 
