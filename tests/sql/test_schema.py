@@ -75,7 +75,7 @@ async def test_who_may_not_change_the_schema_says_who_should(engine: AsyncEngine
         "GRANT SELECT ON alembic_version TO running",
     )
     with pytest.raises(
-        DatabaseConfigurationError, match=r"\(0007 .*run `cml-workers migrate`.*permission denied"
+        DatabaseConfigurationError, match=r"\(0009 .*run `cml-workers migrate`.*permission denied"
     ):
         await migrate(running)
     assert (await schema(engine)).revision == REVISION

@@ -13,7 +13,7 @@ from cml_workers.readmodels.workers.fold import of_worker
 from cml_workers.readmodels.workers.tables import OPERATIONS
 from cml_workers.sql.database import _upgrade
 
-REVISION = "0006"
+REVISION = "0008"
 """Of the schema that goes with it."""
 _TABLES = sa.MetaData()
 WORKERS = sa.Table(
