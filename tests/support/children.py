@@ -31,12 +31,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def started(name: str, *arguments: str) -> subprocess.Popen[str]:
+def started(name: str, *arguments: str, output: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     """A module that runs as a program, ours or the tests'."""
     return subprocess.Popen(
         tied(sys.executable, "-m", name, *arguments),
         cwd=Path(__file__).parents[1],
-        stdout=subprocess.PIPE,
+        stdout=output,
         text=True,
     )
 
@@ -53,8 +53,8 @@ def ended(process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def module(name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """The same while the context lasts."""
-    process = started(name, *arguments)
+    """The same while the context lasts; it can be read what it prints."""
+    process = started(name, *arguments, output=subprocess.PIPE)
     assert process.stdout is not None
     try:
         with process.stdout:

@@ -44,12 +44,17 @@ def lines(log: Path) -> Iterator[dict[str, Any]]:
             yield {"level": "error", "event": line}
 
 
-def trouble(log: Path) -> list[str]:
-    """Whatever is a warning or worse; of an outage whether it begins or ends, and the part."""
+def trouble(log: Path, *, of_libraries: bool = True) -> list[str]:
+    """Whatever is a warning or worse; of an outage whether it begins or ends, and the part.
+
+    ``of_libraries``: also what they have written by themselves, e.g. the traceback of a connection that could not be closed.
+    """
     return [
         f"{each['event'].partition(':')[0]}{' of the ' + each['part'] if 'part' in each else ''}"
         for each in lines(log)
-        if each["level"] not in ("debug", "info") and not each["event"].startswith("CML_AUTHORIZE")
+        if (of_libraries or "timestamp" in each)
+        and each["level"] not in ("debug", "info")
+        and not each["event"].startswith("CML_AUTHORIZE")
     ]
 
 
