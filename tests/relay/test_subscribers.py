@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing
 from cml_workers.bus.probes import PROBE
 from cml_workers.relay import subscribers
-from cml_workers.relay.subscribers import PAUSES, TROUBLE
+from cml_workers.relay.subscribers import NEAR, PAUSES, TROUBLE
 from support.relaying import CREATED, Service, ids
 
 
@@ -214,6 +214,36 @@ async def test_nothing_is_given_up_while_the_cluster_has_no_majority(
     broker.minority = False
     await service.settled()
     assert service.relay.counts()["events_given_up"] == 0
+
+
+@pytest.mark.parametrize("troubled", [False, True])
+async def test_what_is_refused_before_the_majority_returns_is_tried_once_more(
+    service: Service, broker: Broker, *, troubled: bool
+):
+    """A queue may refuse at once what a healthy one has not taken yet, and loses, as its node has no majority."""
+    await service.happen(2)
+    items = await service.stored()
+    broker.refuses = True
+    if troubled:
+        await service.relay.handle(items[2:3])
+        await service.settled()
+        broker.healthy.clear()
+    last = 1 if troubled else 1 + len(PAUSES)
+
+    async def returns(message: Outgoing, /) -> None:
+        try:
+            await broker(message)
+        except NotTakenError:
+            if len(broker.healthy) == last:
+                service.at += 2 * NEAR
+                broker.refuses = False
+            raise
+
+    service.publish = returns
+    await service.relay.handle(items[:1])
+    await service.settled()
+    assert broker.healthy == ids(items[:1]) * (last + 1)
+    assert service.relay.counts()["events_given_up"] == int(troubled)
 
 
 async def test_what_was_not_confirmed_when_the_connection_was_lost_is_published_again_in_order(

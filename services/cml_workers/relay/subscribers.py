@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain, repeat
 
 import structlog
 
@@ -33,6 +34,9 @@ LATE = 5.0
 """Seconds after which an event that was routed, and is not confirmed, is given up."""
 TROUBLE = timedelta(seconds=60)
 """How long an event that was given up keeps others from being tried more than once."""
+NEAR = timedelta(seconds=5)
+"""How far apart the two probes may be between which an event is refused that is then given up: the cluster cannot have lost and
+regained its majority between them."""
 
 
 @dataclass(slots=True)
@@ -69,6 +73,8 @@ class Subscribers:
         self._given_up: dict[str, GivenUp] = {}
         self._late: dict[asyncio.Task[None], Entry] = {}
         """What was routed and is not confirmed."""
+        self._probed: datetime | None = None
+        """When a probe was last taken: the cluster had its majority."""
 
     @property
     def failing(self) -> str | None:
@@ -106,20 +112,32 @@ class Subscribers:
 
     async def _send(self, entry: Entry) -> None:
         """Return when every queue that takes the event has it. Raises BusUnavailableError if that is not sure."""
-        for pause in (*PAUSES, None):
+        for pause in chain(PAUSES, repeat(None)):
+            if pause is None:
+                await self._probe()
             try:
                 await self._try(entry)
             except NotTakenError as error:
-                if pause is None or self._troubled:
-                    await self._publish(PROBE)
+                if (pause is None or self._troubled) and await self._had_majority():
                     self._give_up(entry, str(error))
                     return
                 log.warning(
                     "event not taken, trying again", event_id=entry.message.message_id, cause=str(error)
                 )
-                await self._sleep(pause)
+                await self._sleep(pause or PAUSES[-1])
             else:
                 return
+
+    async def _probe(self) -> None:
+        """Raises BusUnavailableError unless the cluster has its majority."""
+        await self._publish(PROBE)
+        self._probed = self._now()
+
+    async def _had_majority(self) -> bool:
+        """Whether it had it during the last try, too: without, a healthy queue may have lost what another one refused at once."""
+        before = self._probed
+        await self._probe()
+        return before is not None and self._now() - before <= NEAR
 
     async def _try(self, entry: Entry) -> None:
         """Once; if it was routed and is not confirmed, the rest goes on in the background."""
@@ -132,7 +150,7 @@ class Subscribers:
                 await asyncio.wait((publishing,), timeout=ASKED_AGAIN)
             if not publishing.done():
                 # Where queues have lost their majority, one may keep the next event and lose this one with our connection.
-                await self._publish(PROBE)
+                await self._probe()
             late = not publishing.done()
             if late:
                 self._late[publishing] = entry
@@ -163,7 +181,7 @@ class Subscribers:
         try:
             await asyncio.wait((publishing,), timeout=LATE)
             if not publishing.done():
-                await self._publish(PROBE)
+                await self._probe()
             if publishing.done():
                 publishing.result()
                 self._taken(entry)
