@@ -82,21 +82,24 @@ class Held:
             batch.events += revision > there.last
             waiting[stream] = there.up_to(revision)
             return
-        if broken is not None:
-            await self._hold(batch, waiting, event, broken)
-            return
+        error = broken or await self._fold(batch, event)
+        if error is not None:
+            await self._hold(batch, waiting, event, error)
+
+    async def _fold(self, batch: Batch, event: StoredEvent) -> Exception | None:
+        """The next event of a worker, into the batch, unless it is skipped; why it cannot be folded, if it cannot."""
         try:
-            if self.quarantine.skips(stream, revision):
+            if self.quarantine.skips(event.stream, event.revision):
                 batch.events += await self.folding.skip(event)
-                return
+                return None
             step = await self.folding.step(event)
         except Exception as error:
             if not of_an_event(error):
                 raise
-            await self._hold(batch, waiting, event, error)
-            return
+            return error
         if step is not None:
             batch.add(step)
+        return None
 
     async def _hold(
         self, batch: Batch, waiting: dict[str, Waiting], event: StoredEvent, error: Exception
@@ -180,19 +183,11 @@ class Held:
         """Fold and write these events; ``behind``: what waits after them. One that cannot be folded goes into quarantine again."""
         batch, last = Batch(self._generations.model), self.waiting[stream].last
         for event in events:
-            try:
-                if self.quarantine.skips(stream, event.revision):
-                    await self.folding.skip(event)
-                    continue
-                step = await self.folding.step(event)
-            except Exception as error:
-                if not of_an_event(error):
-                    raise
+            error = await self._fold(batch, event)
+            if error is not None:
                 await self._record(Broken.of(event, error))
                 behind = Waiting(event.revision, last)
                 break
-            if step is not None:
-                batch.add(step)
         await batch.show()
         return await self._now_waits(at, stream, behind, batch.changes())
 
