@@ -79,6 +79,24 @@ async def test_a_secure_server(secure_node, certificates, user, authority, reaso
     await store.close()
 
 
+async def test_a_certificate_is_verified_whatever_the_address_says(secure_node):
+    store = KurrentDbEventStore(f"esdb://me:secret@127.0.0.1:{secure_node.port}?TlsVerifyCert=false")
+    with pytest.raises(StoreConfigurationError, match="TlsCaFile must name"):
+        await store.ping()
+    await store.close()
+
+
+async def test_a_password_is_taken_as_it_is_written(certificates):
+    """The client library decodes nothing."""
+    tls = certificates.key.read_bytes(), certificates.certificate.read_bytes()
+    node = KurrentDbStandIn(users={"me": "a%2Fb"}, tls=tls)
+    await node.start()
+    store = KurrentDbEventStore(f"esdb://me:a%2Fb@127.0.0.1:{node.port}?TlsCaFile={certificates.authority}")
+    await store.ping()
+    await store.close()
+    await node.stop()
+
+
 async def test_a_secure_client_of_an_insecure_server_gets_an_error_that_says_so(node):
     store = KurrentDbEventStore(f"esdb://me:secret@127.0.0.1:{node.port}")
     with pytest.raises(StoreConfigurationError, match="tls=false"):

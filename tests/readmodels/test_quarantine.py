@@ -12,6 +12,7 @@ from cml_workers.domain import fold
 from cml_workers.domain.history import EventMetadata, Recorded
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore import worker_streams
+from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.port import NO_STREAM, EventStore, StoredEvent
 from cml_workers.eventstore.quarantine import Decision, Quarantine, What
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, stream_of
@@ -24,6 +25,7 @@ from cml_workers.readmodels.workers.fold import worker_row
 from cml_workers.readmodels.workers.queries import operation, worker
 from cml_workers.sql.adapters import PostgresqlDatabase
 from support.broken import NAMES_OF_OTHERS, NEWER, NOT_FOLDED, Mortal, append_raw, binary, newer_type, raw
+from support.kurrentdb_standin import KurrentDbStandIn
 from support.projecting import CREATED, LAUNCH, LAUNCHED, TAGS, Projected
 
 TAKE_UP = Decision(What.TAKEN_UP, "ann", None, "it is repaired")
@@ -419,3 +421,25 @@ async def test_a_truncated_stream_breaks_its_worker_and_not_the_read_model(
     assert await projected.generations.held(rebuilt.generation) == {}
     assert await worker(projected.database, stuck) is None  # nothing is left that says what it was
     await shows(projected, other)
+
+
+async def test_a_limit_of_a_workers_stream_that_is_taken_back_before_a_scavenge(projected: Projected):
+    """``$maxCount``, or ``$maxAge``: what it hides is there again."""
+    node = KurrentDbStandIn()
+    await node.start()
+    store = KurrentDbEventStore(node.uri)
+    beside = Projected(store, projected.database)
+    (stuck,) = await beside.workers(1, CREATED, LAUNCH)
+    stream = stream_of(stuck)
+    await beside.catch_up()
+    node.log.describe(stream, {"$maxCount": 1})
+    await record_behind(beside, stuck, LAUNCHED)
+    async with process(beside):
+        found = await until_held(beside, stream, 2)
+        assert found.cases[stream].broken.gone
+        node.log.describe(stream, {})
+        await found.decide(stream, 2, TAKE_UP)
+        await until_shown(beside, stuck, 2)
+    await shows(beside, stuck)
+    await store.close()
+    await node.stop()

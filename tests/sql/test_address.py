@@ -113,6 +113,12 @@ async def test_a_certificate_authority_counts_in_every_mode_that_needs_tls(
         await asked(f"{url}?sslmode={mode}&sslrootcert={certificates.stranger}", "SELECT 1")
 
 
+@pytest.mark.parametrize("mode", ["require", "verify-full"])
+async def test_tls_that_the_server_lacks_is_not_waited_for(standby: SpawnedPostgreSQL, mode: str):
+    with pytest.raises(DatabaseConfigurationError, match="has no TLS"):
+        await asked(f"{standby.url}?sslmode={mode}", "SELECT 1")
+
+
 @pytest.mark.parametrize("mode", ["sslmode=require&", "sslmode=verify-full&sslrootcert={authority}&", ""])
 async def test_a_client_shows_its_certificate(url: str, certificates: Certificates, mode: str):
     files = f"sslcert={certificates.certificate}&sslkey={certificates.key}"

@@ -4,9 +4,11 @@ import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import uuid4
 
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
-from cml_workers.eventstore.port import StoreUnavailableError
+from cml_workers.eventstore.port import EventStore, StoreUnavailableError
+from cml_workers.relay.checkpoint import RelayCheckpoint
 from support.containers import container, docker_answers
 
 GIVEN = "KURRENTDB_URI"
@@ -27,6 +29,11 @@ def any_kurrentdb() -> Iterator[tuple[str, str]]:
     else:
         with container(IMAGE, 2113, _answers, KURRENTDB_INSECURE="true") as (host, port):
             yield _uri(host, port), f"in a container of {IMAGE}"
+
+
+async def relay_may_begin(store: EventStore) -> None:
+    """Where others have streams of workers, and nobody has published yet, the relay would ask where to begin: at the end."""
+    await RelayCheckpoint(store, new_id=uuid4, begins="end").load()
 
 
 def _uri(host: str, port: int) -> str:

@@ -14,7 +14,7 @@ from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.results import OperationResult
 from cml_workers.domain.history import Recorded
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
+from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, is_workers, worker_of
 from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.database import open_database, transaction
@@ -88,7 +88,7 @@ async def observe(
     entries = [OperationView.model_validate_json(view) for view in operations]
     known = {str(each) for each in others}
     return Observed(
-        events=[each for each in await stored_events(store) if worker_of(each.stream) not in others],
+        events=[each for each in await worker_events(store) if worker_of(each.stream) not in others],
         instances=[
             each
             for each in simulated_instances(await asyncio.to_thread(admin.instances))
@@ -107,7 +107,12 @@ async def observe(
 
 async def stored_workers(store: EventStore) -> frozenset[UUID]:
     """All that there are now."""
-    return frozenset(worker_of(each.stream) for each in await stored_events(store))
+    return frozenset(worker_of(each.stream) for each in await worker_events(store))
+
+
+async def worker_events(store: EventStore) -> list[StoredEvent]:
+    """Those of workers: other applications may have streams whose names begin likewise."""
+    return [each for each in await stored_events(store) if is_workers(each.stream)]
 
 
 async def stored_events(store: EventStore, prefix: str = WORKER_STREAMS) -> list[StoredEvent]:

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import asyncpg  # type: ignore[import-untyped]
@@ -25,6 +27,7 @@ from support.rabbitmq import free_port
 GIVEN = "DATABASE_URL"
 """The address of a server that others may use, too: its user must be able to make databases."""
 IMAGE = os.environ.get("POSTGRESQL_IMAGE", "postgres:17")
+Result = TypeVar("Result")
 READY = 30.0
 """Seconds a server may take to answer."""
 
@@ -207,17 +210,23 @@ def any_postgresql() -> Iterator[tuple[str, str]]:
     """The URL of a database of our own, and how it was had. Raises NoPostgreSQLError, NoContainerError."""
     given = os.environ.get(GIVEN)
     if given:
-        own = asyncio.run(_new_database(given))
+        own = _finished(_new_database(given))
         try:
             yield own, f"given by {GIVEN}"
         finally:
-            asyncio.run(_drop_database(given, own))
+            _finished(_drop_database(given, own))
     elif not installed() and docker_answers():
         with container(IMAGE, 5432, _answers, POSTGRES_USER="cml", POSTGRES_PASSWORD="cml") as (host, port):
             yield _url(host, port), f"in a container of {IMAGE}"
     else:
         with private_postgresql() as server:
             yield server.url, f"spawned privately from {installed()}"
+
+
+def _finished(coroutine: Coroutine[object, object, Result]) -> Result:
+    """Its result, also where a loop runs already: a test that is asynchronous may be the first to ask."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def _url(host: str, port: int) -> str:
@@ -232,7 +241,7 @@ def _answers(host: str, port: int) -> bool:
             return False
         return True
 
-    return asyncio.run(connect())
+    return _finished(connect())
 
 
 def _exists(user: str) -> bool:

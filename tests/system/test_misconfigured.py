@@ -1,81 +1,185 @@
-"""Wrong configuration: one line that says how to fix it, and an exit code, within seconds."""
+"""Wrong configuration: one line that says how to fix it, and an exit code, within seconds.
+
+On a store and a database that were given, too: only what a role says when it is started with a changed address of theirs. Nothing is
+changed there but in a database of the tests' own and, by roles that run, in the streams of cml-workers.
+"""
 
 import asyncio
 import contextlib
+import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qs, urlencode, urlsplit
+from uuid import uuid4
 
 import aio_pika
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 
 from cml_workers.bus.rabbit import declare_topology
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.process.registry import ROLES
 from support.certificates import Certificates
+from support.kurrentdb import GIVEN as GIVEN_STORE
+from support.kurrentdb import relay_may_begin
 from support.kurrentdb_standin import KurrentDbStandIn
-from support.postgresql import SpawnedPostgreSQL, private_postgresql
+from support.postgresql import GIVEN as GIVEN_DATABASE
+from support.postgresql import private_postgresql
 from support.rabbitmq import SpawnedRabbitMQ, private_rabbitmq
 from support.running import COMMAND, unconfigured
 
 
 @dataclass
 class Parts:
-    """Servers that are in order; every one asks for TLS and a password."""
+    """Servers that are in order, by their addresses; our own ask for TLS and a password, those that were given perhaps not."""
 
     rabbitmq: SpawnedRabbitMQ
-    kurrentdb: KurrentDbStandIn
-    postgresql: SpawnedPostgreSQL
+    store: str
+    database: str
     certificates: Certificates
     folder: Path
 
+    @property
+    def bus(self) -> str:
+        return f"amqps://guest:guest@127.0.0.1:{self.rabbitmq.tls_port}/?cafile={self.certificates.authority}"
+
     def settings(self, **changes: str) -> dict[str, str]:
-        authority = self.certificates.authority
         return {
-            "RABBITMQ_URL": f"amqps://guest:guest@127.0.0.1:{self.rabbitmq.tls_port}/?cafile={authority}",
-            "KURRENTDB_URI": f"esdb://me:secret@127.0.0.1:{self.kurrentdb.port}?TlsCaFile={authority}",
-            "DATABASE_URL": f"postgresql://cml:secret@127.0.0.1:{self.postgresql.port}/postgres"
-            f"?sslmode=verify-full&sslrootcert={authority}",
+            "RABBITMQ_URL": self.bus,
+            "KURRENTDB_URI": self.store,
+            "DATABASE_URL": self.database,
             "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
             "AWS_ACCESS_KEY_ID": "x",
             "AWS_SECRET_ACCESS_KEY": "x",
             "CML_AUTHORIZE": "false",
             "CML_DATA_DIR": str(self.folder),
-            **{
-                name: change.format(
-                    rabbitmq=self.rabbitmq.tls_port,
-                    kurrentdb=self.kurrentdb.port,
-                    postgresql=self.postgresql.port,
-                    authority=authority,
-                    stranger=self.certificates.stranger,
-                )
-                for name, change in changes.items()
-            },
+            **changes,
         }
+
+    def passwords(self) -> list[str]:
+        """That nobody may read in what a role says."""
+        return [each for url in (self.store, self.database) if (each := urlsplit(url).password)]
 
 
 @pytest.fixture(scope="module")
-def servers(
+def rabbitmq(
     tmp_path_factory: pytest.TempPathFactory, certificates: Certificates
-) -> Iterator[tuple[SpawnedRabbitMQ, SpawnedPostgreSQL]]:
-    key, certificate = certificates.key, certificates.certificate
-    with (
-        private_rabbitmq(tmp_path_factory.mktemp("rabbitmq"), tls=(key, certificate)) as rabbitmq,
-        private_postgresql(password="secret", tls=(key.read_text(), certificate.read_text())) as postgresql,
-    ):
-        yield rabbitmq, postgresql
+) -> Iterator[SpawnedRabbitMQ]:
+    tls = certificates.key, certificates.certificate
+    with private_rabbitmq(tmp_path_factory.mktemp("rabbitmq"), tls=tls) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def database(request: pytest.FixtureRequest, certificates: Certificates) -> Iterator[str]:
+    """A database of our own on the server that was given; or a server of our own."""
+    if os.environ.get(GIVEN_DATABASE):
+        yield request.getfixturevalue("postgresql_url")
+    else:
+        tls = certificates.key.read_text(), certificates.certificate.read_text()
+        with private_postgresql(password="secret", tls=tls) as server:
+            yield (
+                f"postgresql://cml:secret@127.0.0.1:{server.port}/postgres"
+                f"?sslmode=verify-full&sslrootcert={certificates.authority}"
+            )
 
 
 @pytest.fixture
-async def parts(
-    servers: tuple[SpawnedRabbitMQ, SpawnedPostgreSQL], certificates: Certificates, tmp_path: Path
-) -> AsyncIterator[Parts]:
+async def store(certificates: Certificates) -> AsyncIterator[str]:
+    """The one that was given; or the stand-in."""
+    if given := os.environ.get(GIVEN_STORE):
+        store = KurrentDbEventStore(given)
+        await relay_may_begin(store)
+        await store.close()
+        yield given
+        return
     tls = certificates.key.read_bytes(), certificates.certificate.read_bytes()
     node = KurrentDbStandIn(users={"me": "secret"}, tls=tls)
     await node.start()
-    yield Parts(servers[0], node, servers[1], certificates, tmp_path)
+    yield f"esdb://me:secret@127.0.0.1:{node.port}?TlsCaFile={certificates.authority}"
     await node.stop()
+
+
+@pytest.fixture
+def parts(
+    rabbitmq: SpawnedRabbitMQ, store: str, database: str, certificates: Certificates, tmp_path: Path
+) -> Parts:
+    return Parts(rabbitmq, store, database, certificates, tmp_path)
+
+
+def with_password(url: str, password: str) -> str:
+    """Who has none gets one."""
+    parsed = urlsplit(url)
+    server = parsed.netloc.rpartition("@")[2]
+    return parsed._replace(netloc=f"{parsed.username or 'nobody'}:{password}@{server}").geturl()
+
+
+def with_options(url: str, **options: object) -> str:
+    parsed = urlsplit(url)
+    before = {name: values[-1] for name, values in parse_qs(parsed.query).items()}
+    asked = {**before, **{name: str(value) for name, value in options.items()}}
+    return parsed._replace(query=urlencode(asked, safe="/")).geturl()
+
+
+def insecure(store: str) -> bool:
+    return parse_qs(urlsplit(store).query.lower()).get("tls", ["true"])[-1] == "false"
+
+
+async def lets_in(database: str) -> bool:
+    """Whoever asks."""
+    try:
+        await (await asyncpg.connect(database)).close()
+    except asyncpg.InvalidAuthorizationSpecificationError:
+        return False
+    return True
+
+
+Change = Callable[[Parts], str]
+"""The setting that is wrong."""
+
+
+def a_stranger_signed_the_bus(parts: Parts) -> str:
+    return parts.bus.replace(str(parts.certificates.authority), str(parts.certificates.stranger))
+
+
+def wrong_password_of_the_store(parts: Parts) -> str:
+    if insecure(parts.store):
+        pytest.skip("the store that was given asks nobody for a password")
+    return with_password(parts.store, "wrong")
+
+
+def a_stranger_signed_the_store(parts: Parts) -> str:
+    if insecure(parts.store):
+        pytest.skip("the store that was given has no TLS")
+    return with_options(parts.store, TlsCaFile=parts.certificates.stranger)
+
+
+def tls_that_the_store_lacks(parts: Parts) -> str:
+    if not insecure(parts.store):
+        pytest.skip("the store that was given has TLS")
+    return with_password(parts.store.replace("tls=false", "tls=true"), "wrong")
+
+
+def wrong_password_of_the_database(parts: Parts) -> str:
+    changed = with_password(parts.database, "wrong")
+    if asyncio.run(lets_in(changed)):
+        pytest.skip("the server that was given lets everybody in")
+    return changed
+
+
+def no_such_database(parts: Parts) -> str:
+    return urlsplit(parts.database)._replace(path=f"/cml_test_nowhere_{uuid4().hex}").geturl()
+
+
+def a_stranger_signed_the_database(parts: Parts) -> str:
+    return with_options(parts.database, sslmode="verify-full", sslrootcert=parts.certificates.stranger)
+
+
+def an_option_of_the_database(**option: str) -> Change:
+    return lambda parts: with_options(parts.database, **option)
 
 
 async def started(role: str, settings: dict[str, str]) -> tuple[int, list[str]]:
@@ -98,34 +202,29 @@ async def started(role: str, settings: dict[str, str]) -> tuple[int, list[str]]:
     return process.returncode, lines
 
 
-@pytest.mark.parametrize(
-    ("changes", "what"),
-    [
-        ({"RABBITMQ_URL": "amqps://guest:guest@127.0.0.1:{rabbitmq}/?cafile={stranger}"}, "certificate"),
-        ({"RABBITMQ_URL": "amqps://guest:wrong@127.0.0.1:{rabbitmq}/?cafile={authority}"}, "password"),
-        ({"RABBITMQ_URL": "amqps://guest:guest@127.0.0.1:{rabbitmq}/?cafile=/none.pem"}, "/none.pem"),
-        ({"KURRENTDB_URI": "esdb://me:wrong@127.0.0.1:{kurrentdb}?TlsCaFile={authority}"}, "password"),
-        ({"KURRENTDB_URI": "esdb://me:secret@127.0.0.1:{kurrentdb}?TlsCaFile={stranger}"}, "TlsCaFile"),
-        ({"DATABASE_URL": "postgresql://cml:wrong@127.0.0.1:{postgresql}/postgres"}, "password"),
-        ({"DATABASE_URL": "postgresql://cml:secret@127.0.0.1:{postgresql}/nowhere"}, "nowhere"),
-        (
-            {
-                "DATABASE_URL": "postgresql://cml:secret@127.0.0.1:{postgresql}/postgres"
-                "?sslmode=verify-full&sslrootcert={stranger}"
-            },
-            "sslrootcert",
-        ),
-        ({"DATABASE_URL": "postgresql://cml:secret@127.0.0.1/postgres?sslrootcert=/none.pem"}, "sslrootcert"),
-        ({"DATABASE_URL": "postgresql://cml:secret@127.0.0.1/postgres?sslmode=always"}, "verify-full"),
-        ({"DATABASE_URL": "postgresql://cml:secret@127.0.0.1/postgres?colour=blue"}, "colour"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value),
-)
-async def test_one_line_says_what_to_fix(parts: Parts, changes: dict[str, str], what: str):
-    code, lines = await started("projector", parts.settings(**changes))
+WRONG: list[tuple[str, Change, str]] = [
+    ("RABBITMQ_URL", a_stranger_signed_the_bus, "certificate"),
+    ("RABBITMQ_URL", lambda parts: parts.bus.replace(":guest@", ":wrong@"), "password"),
+    ("RABBITMQ_URL", lambda parts: f"{parts.bus.partition('=')[0]}=/none.pem", "/none.pem"),
+    ("KURRENTDB_URI", wrong_password_of_the_store, "password"),
+    ("KURRENTDB_URI", a_stranger_signed_the_store, "TlsCaFile"),
+    *([("KURRENTDB_URI", tls_that_the_store_lacks, "tls=false")] if os.environ.get(GIVEN_STORE) else []),
+    ("DATABASE_URL", wrong_password_of_the_database, "password"),
+    ("DATABASE_URL", no_such_database, "nowhere"),
+    ("DATABASE_URL", a_stranger_signed_the_database, "ssl"),
+    ("DATABASE_URL", an_option_of_the_database(sslmode="require", sslrootcert="/none.pem"), "sslrootcert"),
+    ("DATABASE_URL", an_option_of_the_database(sslmode="always"), "verify-full"),
+    ("DATABASE_URL", an_option_of_the_database(colour="blue"), "colour"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "what"), WRONG, ids=[f"{name}-{what}" for name, _, what in WRONG])
+async def test_one_line_says_what_to_fix(parts: Parts, name: str, change: Change, what: str):
+    settings = parts.settings(**{name: await asyncio.to_thread(change, parts)})
+    code, lines = await started("projector", settings)
     assert len(lines) == 1, lines
     assert what in lines[0]
-    assert "secret" not in lines[0]
+    assert not [each for each in parts.passwords() if each in lines[0]]
     assert code in (2, 3)
 
 
@@ -171,7 +270,7 @@ async def test_a_role_that_still_starts_can_be_ended(parts: Parts):
 
 
 @pytest.mark.parametrize("role", ROLES)
-async def test_every_role_runs_on_secured_parts(parts: Parts, role: str):
+async def test_every_role_runs_on_these_parts(parts: Parts, role: str):
     process = await asyncio.create_subprocess_exec(
         COMMAND,
         *("role", role),

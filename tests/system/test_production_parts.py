@@ -17,7 +17,7 @@ from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from support.callers import Callers
 from support.ec2 import SimulatorAdmin
 from support.invariants import violations
-from support.kurrentdb import GIVEN
+from support.kurrentdb import GIVEN, relay_may_begin
 from support.load import Load
 from support.observed import observe, stored_workers
 from support.postgresql import emptied
@@ -65,6 +65,7 @@ async def kurrentdb(tmp_path: Path) -> AsyncIterator[Store]:
                 await asyncio.to_thread(server.start)
 
         store = KurrentDbEventStore(given)
+        await relay_may_begin(store)
         yield Store(given, restart, await stored_workers(store))
         await store.close()
     else:

@@ -85,6 +85,9 @@ _OF_POOLERS: Mapping[str, Meaning] = {
 }
 """What PgBouncer says of a configuration, in its words: their SQLSTATE is that of a lost connection."""
 
+_NO_TLS = "rejected SSL upgrade"
+"""What the driver says of a server without TLS, where it must have it."""
+
 _DAMAGED = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
@@ -104,6 +107,10 @@ def explained(engine: AsyncEngine | sa.Engine) -> Iterator[None]:
             f"authority of its server ({error.verify_message})"
         ) from error
     except (OperationalError, OSError, PoolTimeoutError) as error:
+        if _NO_TLS in str(error):
+            raise DatabaseConfigurationError(
+                f"{_where(engine)} has no TLS, and sslmode in DATABASE_URL asks for it: let the server have it"
+            ) from error
         raise DatabaseUnavailableError(
             f"no answer from {_where(engine)} (DATABASE_URL): {str(error) or type(error).__name__}"
         ) from error

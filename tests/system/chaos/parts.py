@@ -12,6 +12,7 @@ from cml_workers.eventstore.opening import open_event_store
 from support.children import module
 from support.ec2 import SimulatorAdmin
 from support.kurrentdb import GIVEN as GIVEN_STORE
+from support.kurrentdb import relay_may_begin
 from support.observed import stored_workers
 from support.postgresql import GIVEN as GIVEN_DATABASE
 from support.postgresql import database_of_its_own, make_schema, private_postgresql
@@ -91,6 +92,7 @@ async def system(folder: Path, setup: Setup, kills: int, plant: str | None = Non
         others: frozenset[UUID] = frozenset()
         if "kurrentdb" in setup.given:
             store = open_event_store(store_uri)
+            await relay_may_begin(store)
             others = await stored_workers(store)
             await store.close()
         hands = {part: stack.enter_context(ThreadPoolExecutor(1)) for part in servers}
