@@ -26,6 +26,7 @@ import uvloop
 
 from cml_contracts.events import TagsUpdated, TagsUpdateRequested, WorkerEvent
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import append
 from cml_workers.readmodels.generation import Generation
@@ -95,7 +96,7 @@ class Load:
             await asyncio.sleep(0.01)
 
 
-async def _record(store: SqliteEventStore, worker: Worker, events: Sequence[WorkerEvent]) -> Worker:
+async def _record(store: EventStore, worker: Worker, events: Sequence[WorkerEvent]) -> Worker:
     """The worker with its new revision, and without a state, which takes memory."""
     history = []
     for event in events:
@@ -114,7 +115,7 @@ def _tags(command_id: str) -> Sequence[WorkerEvent]:
     )
 
 
-async def _filled(store: SqliteEventStore, events: int, workers: int) -> list[Worker]:
+async def filled(store: EventStore, events: int, workers: int) -> list[Worker]:
     """Streams of equal length, interleaved as commands of many workers are."""
     fleet = [Worker(uuid4()) for _ in range(workers)]
     for start in range(0, workers, 200):
@@ -141,7 +142,7 @@ async def measure(events: int, workers: int, folder: Path) -> bool:
     """One rebuild; whether all was as it should be."""
     store = SqliteEventStore(folder / "events.sqlite3")
     url = os.environ.get("DATABASE_URL") or f"sqlite:///{folder / 'read-model.sqlite3'}"
-    fleet = await _filled(store, events, workers)
+    fleet = await filled(store, events, workers)
     stored = sum(worker.revision + 1 for worker in fleet)
     async with opened(url) as database:
         runner = Runner(model=WORKERS_VIEW, store=store, database=database)

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 import uvloop
+from aiormq import Channel
 
 from cml_workers.bus.port import (
     Ack,
@@ -120,6 +121,6 @@ async def test_a_cancellation_of_the_librarys_own_is_an_outage(
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(bus._broker, "publish", given_up)
+        patch.setattr(Channel, "basic_publish", given_up)
         with pytest.raises(BusUnavailableError):
             await bus.publish(outgoing())

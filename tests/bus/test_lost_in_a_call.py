@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import aio_pika
 import pytest
+from aiormq import Channel
 from faststream.rabbit import RabbitBroker
 
 from cml_contracts.client import WorkerClient
@@ -29,10 +30,12 @@ async def test_a_role_that_starts_cannot_reach_the_broker(rabbitmq_url: str, mon
         await RabbitBus(rabbitmq_url, name="test").start()
 
 
-async def test_a_message_is_not_confirmed(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(RabbitBroker, "publish", lost)
-    with pytest.raises(BusUnavailableError):
-        await RabbitBus("amqp://127.0.0.1:1/", name="test").publish(REPLY)
+async def test_a_message_is_not_confirmed(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch):
+    async with RabbitBus(rabbitmq_url, name="test") as bus:
+        with monkeypatch.context() as patch:
+            patch.setattr(Channel, "basic_publish", lost)
+            with pytest.raises(BusUnavailableError):
+                await bus.publish(REPLY)
 
 
 async def cancelled(*_: object, **__: object) -> None:

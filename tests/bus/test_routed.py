@@ -1,4 +1,6 @@
-"""Whether a message that is published and not confirmed has been routed: asked of both brokers, over a network that stalls and breaks."""
+"""Many messages at once, and whether one that is published and not confirmed has been routed: on both brokers, over a network that
+stalls and breaks.
+"""
 
 import asyncio
 import contextlib
@@ -12,7 +14,7 @@ from yarl import URL
 
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing
-from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.rabbit import RabbitBus, publishing
 from support.buses import emptied
 from support.tcp_proxy import TcpProxy
 
@@ -28,9 +30,18 @@ class Given:
 
     async def arrived(self) -> list[str | None]:
         """The ids of all messages so far."""
-        while (message := await self._queue.get(no_ack=True, fail=False)) is not None:
+        while (message := await self.taken()) is not None:
             self._seen.append(message.message_id)
         return self._seen
+
+    async def taken(self) -> aio_pika.abc.AbstractIncomingMessage | None:
+        """The next message, if there is one."""
+        return await self._queue.get(no_ack=True, fail=False)
+
+    async def written(self) -> int:
+        """Messages that the connection was given, and that are not confirmed."""
+        channel = await (await self.bus._publisher._robust_channel()).get_underlay_channel()
+        return len(channel.message_id_delivery_tag)
 
 
 @pytest.fixture
@@ -100,9 +111,9 @@ async def test_a_message_is_not_known_by_the_connection_after_its_own(given: Giv
     for task in (publishing, asking):
         with pytest.raises(BusUnavailableError):
             await task
-    again = asyncio.create_task(given.bus.publish(event()))
     assert not await given.bus.routed(message)
-    await again
+    await until_published(given.bus, event())
+    assert not await given.bus.routed(message)
 
 
 async def test_what_must_not_come_before_another_is_published_on_its_connection_only(given: Given):
@@ -124,16 +135,69 @@ async def test_what_must_not_come_before_another_is_published_on_its_connection_
     given.network.heal()
     with pytest.raises(BusUnavailableError):
         await publishing
-    async with asyncio.timeout(30):
-        while given.bus.problem() or not await published(given.bus, event("third")):
-            await asyncio.sleep(0.02)
+    await until_published(given.bus, event("third"))
     with pytest.raises(BusUnavailableError, match="comes first"):
         await given.bus.publish(second)
     assert await given.arrived() == ["first", "second", "third"]
 
 
-async def published(bus: RabbitBus, message: Outgoing) -> bool:
-    with contextlib.suppress(BusUnavailableError):
-        await bus.publish(message)
-        return True
-    return False
+async def until_published(bus: RabbitBus, message: Outgoing) -> None:
+    """Once, when there is a connection again."""
+    async with asyncio.timeout(30):
+        while True:
+            with contextlib.suppress(BusUnavailableError):
+                await bus.publish(message)
+                return
+            await asyncio.sleep(0.02)
+
+
+async def test_many_at_once_arrive_in_the_order_in_which_they_were_published(given: Given):
+    messages = [event(f"{number}") for number in range(1_000)]
+    await asyncio.gather(*(given.bus.publish(each) for each in messages))
+    assert await given.arrived() == [each.message_id for each in messages]
+
+
+async def test_none_of_many_is_taken_for_confirmed_that_was_lost_with_the_connection(given: Given):
+    """And none arrives behind a lost one: it might be of the same worker."""
+    first = [event(f"first {number}") for number in range(20)]
+    lost = [event(f"lost {number}") for number in range(200)]
+    await asyncio.gather(*(given.bus.publish(each) for each in first))
+    given.network.pause()
+    publishing = [asyncio.create_task(given.bus.publish(each)) for each in lost]
+    await asyncio.sleep(0.05)
+    given.network.cut()
+    given.network.heal()
+    ended = await asyncio.gather(*publishing, return_exceptions=True)
+    assert {type(each) for each in ended} == {BusUnavailableError}
+    await until_published(given.bus, event("again"))
+    *before, last = await given.arrived()
+    assert before == [each.message_id for each in [*first, *lost]][: len(before)]
+    assert last == "again"
+
+
+async def test_a_connection_that_takes_nothing_is_not_given_ever_more(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+):
+    """As when RabbitMQ has an alarm, which may last for hours."""
+    monkeypatch.setattr(publishing, "UNDRAINED", 3)
+    large = [Outgoing(EVENTS_EXCHANGE, "e", b" " * 3_000_000, "e", f"{n}", mandatory=False) for n in range(3)]
+    small = [event(f"{number}") for number in range(3, 50)]
+    given.network.pause()
+    tasks = [asyncio.create_task(given.bus.publish(each)) for each in large]
+    await asyncio.sleep(0.2)
+    tasks += [asyncio.create_task(given.bus.publish(each)) for each in small]
+    await asyncio.sleep(0.2)
+    assert await given.written() == 4, "one waits for the connection to take it, the others for that one"
+    given.network.heal()
+    await asyncio.gather(*tasks)
+    assert await given.arrived() == [each.message_id for each in [*large, *small]]
+
+
+async def test_a_message_has_the_properties_that_it_was_given_and_no_correlation_id_of_ours(given: Given):
+    await given.bus.publish(replace(event("m-1"), headers={"traceparent": "00-a-b-01"}, content_type=None))
+    message = await given.taken()
+    assert message is not None
+    assert (message.message_id, message.type, message.headers) == ("m-1", "e", {"traceparent": "00-a-b-01"})
+    assert (message.content_type, message.correlation_id, message.reply_to) == (None, None, None)
+    assert (message.app_id, message.delivery_mode) == ("test", aio_pika.DeliveryMode.PERSISTENT)
+    assert message.timestamp is not None

@@ -17,6 +17,7 @@ from cml_workers.bus.port import (
     BusUnavailableError,
     DeadLetter,
     Message,
+    Outgoing,
     Retry,
     Verdict,
 )
@@ -182,20 +183,20 @@ async def test_a_verdict_that_cannot_be_carried_out_is_a_redelivery(
     bus: RabbitBus, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     monkeypatch.setattr(consuming, "UNSETTLED_PAUSE", 0.01)
-    publish = bus._broker.publish
+    publish = bus._publisher
     failing = [True]
 
-    async def broken_once(*body: Any, **properties: Any) -> object:
-        if properties["exchange"].name == DEAD_LETTER_EXCHANGE.name and failing:
+    async def broken_once(message: Outgoing, /) -> None:
+        if message.exchange == DEAD_LETTER_EXCHANGE and failing:
             failing.clear()
             raise error
-        return await publish(*body, **properties)
+        await publish(message)
 
     async def first(message: Message) -> Verdict:
         return DeadLetter("broken") if not message.redelivered else Ack()
 
     recorder.answer = first
-    monkeypatch.setattr(bus._broker, "publish", broken_once)
+    monkeypatch.setattr(bus, "_publisher", broken_once)
     await bus.publish(outgoing("m-1"))
     seen = await recorder.until(2)
     assert [(message.message_id, message.redelivered) for message in seen] == [("m-1", False), ("m-1", True)]

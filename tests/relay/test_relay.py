@@ -2,16 +2,17 @@
 
 import asyncio
 import json
+from itertools import count
 
 import pytest
 
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import StartRequested
-from cml_workers.bus.port import BusUnavailableError, Outgoing
+from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing
 from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.port import StoreUnavailableError
 from cml_workers.eventstore.worker_streams import worker_of
-from cml_workers.relay import progress
+from cml_workers.relay import in_order, progress
 from cml_workers.relay.relay import SAVE_AFTER
 from support.relaying import CREATED, Service, ids
 
@@ -199,6 +200,65 @@ async def test_what_is_under_way_is_bounded(service: Service, monkeypatch: pytes
     await handling
     await service.settled()
     assert len(service.published) == 8
+
+
+async def test_many_workers_side_by_side_keep_their_order_whatever_is_refused_or_lost(service: Service):
+    await service.happen(60)
+    items = await service.stored()
+    number, tried = count(), set[str]()
+
+    async def unreliable(message: Outgoing, /) -> None:
+        """Each event fails once, or not at all, in one of three ways."""
+        for _ in range(next(number) % 7):
+            await asyncio.sleep(0)
+        first_time = message.message_id not in tried
+        tried.add(message.message_id)
+        how = next(number) % 4 if first_time else 0
+        if how == 1:
+            raise BusUnavailableError("it did not arrive")
+        await service.outbox(message)
+        if how == 2:
+            raise BusUnavailableError("it arrived, and its confirm did not")
+        if how == 3 and message.exchange and message.exchange.name == "cml.events":
+            raise NotTakenError("one queue does not take it")
+
+    service.publish = unreliable
+    await service.relay.handle(items)
+    await service.settled()
+    for stream in {each.stream for each in items}:
+        own = ids([each for each in items if each.stream == stream])
+        seen = [own.index(each) for each in service.published if each in own]
+        assert seen == sorted(seen), "an event was sent behind one that might be lost"
+        assert {*seen} == {0, 1}
+    assert service.relay.counts() == {"events_under_way": 0, "events_given_up": 0}
+
+
+async def test_of_so_many_workers_events_are_sent_at_once_and_triggers_do_not_wait_for_them(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(in_order, "AT_ONCE", 3)
+    await service.happen(6)
+    items = await service.stored()
+    sent: list[str] = []
+    confirmed = asyncio.Event()
+
+    async def slow(message: Outgoing, /) -> None:
+        if message.exchange and message.exchange.name == "cml.events":
+            sent.append(message.message_id)
+            await confirmed.wait()
+        await service.outbox(message)
+
+    service.publish = slow
+    handling = asyncio.create_task(service.relay.handle(items))
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert sent == ids([each for each in items if each.revision == 0][:3])
+    assert service.triggers == ids([each for each in items if each.revision == 1][:2])
+    assert not handling.done()
+    confirmed.set()
+    await handling
+    await service.settled()
+    assert sorted(service.published) == sorted(ids(items))
 
 
 async def test_the_last_events_are_saved_though_nothing_comes_after_them(service: Service):

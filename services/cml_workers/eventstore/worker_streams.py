@@ -5,6 +5,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -40,6 +41,7 @@ def stream_of(worker_id: UUID) -> str:
     return f"{WORKER_STREAMS}{worker_id}"
 
 
+@lru_cache(10_000)
 def worker_of(stream: str) -> UUID:
     """Whose stream it is. Raises ValueError for a stream that is no worker's, as another application may have one."""
     name = stream.removeprefix(WORKER_STREAMS)

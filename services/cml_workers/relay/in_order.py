@@ -1,5 +1,6 @@
 """What is under way to one exchange: of each worker in order, and no worker waits for another."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
@@ -14,6 +15,9 @@ log = structlog.get_logger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds before a message that was not confirmed is published again, doubled each time."""
+AT_ONCE = 300
+"""Workers of whom something is sent at once for which there is room for more: the broker confirms many at a time, and more would only
+make the lines longer in which they, and everybody else's messages, wait."""
 
 
 @dataclass(order=True, frozen=True, slots=True)
@@ -43,6 +47,7 @@ class InOrder:
         self._tasks = tasks
         self._sleep = sleep
         self._waiting: dict[str, list[Entry]] = {}
+        self._room = asyncio.Event()
         self.failing: str | None = None
         """Why the last try failed; None if it did not."""
 
@@ -55,9 +60,16 @@ class InOrder:
             self._waiting[stream] = [entry]
             self._tasks.start(self._go(stream), f"publishes {stream}")
 
+    async def room(self) -> None:
+        """Wait until something is sent of fewer than ``AT_ONCE`` workers."""
+        while len(self._waiting) >= AT_ONCE:
+            self._room.clear()
+            await self._room.wait()
+
     def clear(self) -> None:
         """Forget everything; the tasks have ended."""
         self._waiting.clear()
+        self._room.set()
 
     async def _go(self, stream: str) -> None:
         waiting = self._waiting[stream]
@@ -77,3 +89,4 @@ class InOrder:
             else:
                 self.failing, pause = None, FIRST_PAUSE
         del self._waiting[stream]
+        self._room.set()

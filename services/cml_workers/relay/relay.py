@@ -22,7 +22,7 @@ from cml_workers.relay.held import Held
 from cml_workers.relay.in_order import Entry
 from cml_workers.relay.progress import Progress
 from cml_workers.relay.subscribers import Subscribers
-from cml_workers.relay.triggers import TRIGGER_TYPES, Triggers, trigger_message
+from cml_workers.relay.triggers import TRIGGER_TYPES, Triggers
 
 SAVE_AFTER = 0.25
 """Seconds after which what was published is saved: what a crash publishes again at most, beside what was under way."""
@@ -58,7 +58,7 @@ class Relay:
         self.subscribers = Subscribers(self._confirmed, routed, tasks=self._tasks, now=now, sleep=sleep)
         self.triggers = Triggers(
             self._confirmed,
-            lambda event: trigger_message(event_message(source, event)),
+            self._message_of,
             waits=lambda event: not is_workers(event.stream) or event.stream in waiting,
             end=end,
             failed=self._fail,
@@ -102,6 +102,7 @@ class Relay:
             raise error
         for item in items:
             await self._progress.room()
+            await self.subscribers.room()
             match item:
                 case StoredEvent():
                     await self._take(item)
@@ -171,7 +172,7 @@ class Relay:
         done = progress.add(event.position, Anchor.of(event), 2 if is_trigger else 1)
         self.subscribers.put(Entry(self._taken, event, message, done))
         if is_trigger:
-            self.triggers.take(event, done)
+            self.triggers.take(event, message, done)
 
     async def _confirmed(self, message: Outgoing, /) -> None:
         """See ``Publish``; where a library cancels us though nobody asked, the message is not confirmed."""

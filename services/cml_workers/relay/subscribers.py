@@ -85,6 +85,10 @@ class Subscribers:
         """Publish it, behind what is before it in the worker's stream."""
         self._in_order.put(entry)
 
+    async def room(self) -> None:
+        """Wait until another event may be put."""
+        await self._in_order.room()
+
     async def end(self) -> None:
         """Forget what is under way; the tasks have ended."""
         for publishing in list(self._late):  # of a task that ended before it began

@@ -26,15 +26,16 @@ REMEMBERED = 20_000
 
 
 class Triggers:
-    """Publishes them until they are confirmed. ``end``: the position of the last event that is stored now.
+    """Publishes them until they are confirmed.
 
+    ``message_of``: an event as subscribers get it. ``end``: the position of the last event that is stored now.
     ``waits``: whether an event is none of ours, or waits in quarantine; nothing of that is published because it happens now.
     """
 
     def __init__(
         self,
         publish: Callable[[Outgoing], Awaitable[None]],
-        message: Callable[[StoredEvent], Outgoing],
+        message_of: Callable[[StoredEvent], Outgoing],
         *,
         waits: Callable[[StoredEvent], bool],
         end: Callable[[], Awaitable[str | None]],
@@ -42,7 +43,7 @@ class Triggers:
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
         self._publish = publish
-        self._message = message
+        self._message_of = message_of
         self._waits = waits
         self._end = end
         self._tasks = Tasks(failed)
@@ -58,17 +59,20 @@ class Triggers:
         """Why the last try failed; None if it did not."""
         return self._in_order.failing
 
-    def take(self, event: StoredEvent, done: Callable[[], None] = lambda: None) -> None:
-        """Publish it, unless it is published or under way already; ``done`` is called when it is confirmed."""
+    def take(self, event: StoredEvent, message: Outgoing, done: Callable[[], None] = lambda: None) -> None:
+        """Publish it, unless it is published or under way already; ``done`` is called when it is confirmed.
+
+        ``message``: the event as subscribers get it.
+        """
         if event.event_id in self._published:
             done()
         elif (waiting := self._under_way.get(event.event_id)) is not None:
             waiting.append(done)
         else:
-            message = self._message(event)
             self._under_way[event.event_id] = [done]
             self._taken += 1
-            self._in_order.put(Entry(self._taken, event, message, self._confirmed(event.event_id)))
+            trigger = trigger_message(message)
+            self._in_order.put(Entry(self._taken, event, trigger, self._confirmed(event.event_id)))
 
     async def newest(self) -> str | None:
         """Where to follow those that happen now: at first the end, then behind what was taken. Raises as ``end`` does."""
@@ -82,7 +86,7 @@ class Triggers:
         for item in items:
             if isinstance(item, StoredEvent) and self._is_taken_now(item):
                 with suppress(Exception):
-                    self.take(item)
+                    self.take(item, self._message_of(item))
             if not isinstance(item, CaughtUp):
                 self._position = item.position
 

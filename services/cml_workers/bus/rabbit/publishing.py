@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, cast
 
-from aiormq.exceptions import DeliveryError, PublishError
+from aiormq import spec
+from aiormq.exceptions import ChannelInvalidStateError, DeliveryError, PublishError
 from faststream.rabbit import RabbitBroker, RabbitExchange
 
 from cml_contracts.amqp import outage
@@ -25,20 +27,28 @@ CONFIRM_TIMEOUT = 15.0
 NOWHERE = "cml.nowhere"
 """A routing key that no queue is bound by: a broker that works confirms what has it at once."""
 
+UNDRAINED = 500
+"""Messages of the channel that are written and not answered, from which on each next one waits until the connection has taken
+those before it: one that takes nothing, as RabbitMQ has too little memory or disk, must not fill ours."""
+
 _DEFAULT_EXCHANGE = RabbitExchange()
 
 
 class Publisher:
-    """Publishes through the publishing channel of one connection."""
+    """Publishes through the publishing channel of one connection. Many at once: none waits for the confirm of another."""
 
     def __init__(
-        self, broker: RabbitBroker, exchanges: Iterable[Exchange], direct_replies: DirectReplies
+        self,
+        broker: RabbitBroker,
+        exchanges: Iterable[Exchange],
+        direct_replies: DirectReplies,
+        *,
+        app_id: str,
     ) -> None:
         self._broker = broker
+        self._app_id = app_id
         self._direct_replies = direct_replies
-        self._exchanges = {
-            exchange.name: RabbitExchange(exchange.name, declare=False) for exchange in exchanges
-        }
+        self._exchanges = {exchange.name for exchange in exchanges}
 
     async def __call__(self, message: Outgoing, /) -> None:
         """See ``Publish``. A direct reply that would end the connection is dropped: no caller can await it."""
@@ -61,7 +71,7 @@ class Publisher:
         which it notes their ids; so the probe must take the very channel that has noted the message's.
         """
         with self._outages():
-            channel = await self._channel()
+            channel = await (await self._robust_channel()).get_underlay_channel()
             if message.message_id not in channel.message_id_delivery_tag:
                 return False
             await channel.basic_publish(
@@ -69,10 +79,9 @@ class Publisher:
             )
             return True
 
-    async def _channel(self) -> Any:
-        """The one that is published on now; waits until there is one."""
-        exchange = await self._broker.declare_exchange(self._exchanges[TRIGGERS_EXCHANGE.name])
-        return await exchange.channel.get_underlay_channel()
+    async def _robust_channel(self) -> Any:
+        """The one that is published on, of this connection and those that take its place."""
+        return (await self._broker.declare_exchange(_DEFAULT_EXCHANGE)).channel
 
     @contextmanager
     def _outages(self) -> Iterator[None]:
@@ -92,24 +101,37 @@ class Publisher:
             if message.mandatory:
                 raise UnroutableError(f"no caller is at {message.routing_key}")
             return
-        exchange = self._exchanges[message.exchange.name] if message.exchange else _DEFAULT_EXCHANGE
+        if message.exchange is not None and message.exchange.name not in self._exchanges:
+            raise ValueError(f"{message.exchange.name} is not among the exchanges that this connection uses")
+        robust = await self._robust_channel()
+        if robust.is_closed:
+            raise ChannelInvalidStateError("not connected to RabbitMQ")
+        channel = await robust.get_underlay_channel()
         # From here to the library's lock on this very channel nothing waits.
-        if message.behind and message.behind not in (await self._channel()).message_id_delivery_tag:
+        if message.behind and message.behind not in channel.message_id_delivery_tag:
             raise BusUnavailableError(f"{message.behind} may be lost with its connection, and comes first")
-        confirmation = await self._broker.publish(
+        confirmation = await channel.basic_publish(
             message.body,
-            exchange=exchange,
+            exchange=message.exchange.name if message.exchange else "",
             routing_key=message.routing_key,
+            properties=self._properties(message),
             mandatory=message.mandatory,
-            persist=True,
             timeout=CONFIRM_TIMEOUT,
-            headers=cast("Any", dict(message.headers)),
-            content_type=message.content_type,
-            message_id=message.message_id,
-            message_type=message.type,
-            correlation_id=message.correlation_id,
-            reply_to=message.reply_to,
-            user_id=message.user_id,
+            wait=len(channel.confirmations) >= UNDRAINED,
         )
         if confirmation is not None and type(confirmation).__name__ != "Ack":
             raise BusUnavailableError(f"not confirmed: {type(confirmation).__name__}")
+
+    def _properties(self, message: Outgoing) -> spec.Basic.Properties:
+        return spec.Basic.Properties(
+            app_id=self._app_id,
+            content_type=message.content_type,
+            correlation_id=message.correlation_id,
+            delivery_mode=2,
+            headers=cast("Any", dict(message.headers)),
+            message_id=message.message_id,
+            message_type=message.type,
+            reply_to=message.reply_to,
+            timestamp=datetime.now(UTC),
+            user_id=message.user_id,
+        )
