@@ -42,7 +42,7 @@ LANES = 2
 STORED: tuple[Part, ...] = ("kurrentdb", "postgresql")
 HARMS: tuple[Harm, ...] = ("killed", "frozen", "failed over")
 OUTAGE, SETTLED = 5.0, 60.0
-"""Seconds of the outages at the end, and at most before each until all roles are ready."""
+"""Seconds of the outages at the end, and at most before each until all is well."""
 
 
 class Chaos:
@@ -161,7 +161,7 @@ class Chaos:
         for how in self._measured:
             for part in self._setup.suffers(how):
                 if part in STORED:
-                    await self._until_all_are_ready()
+                    await self._until_settled()
                     self._returns[f"{part} {how}"] = await self._measure_return(part, how)
                     await self.system.stand_by(part)
 
@@ -175,20 +175,24 @@ class Chaos:
                 await asyncio.wait({back}, timeout=0.5)
             await back
             began = time.monotonic()
-            waiting = [set(callers.unanswered) for callers in self._senders.callers]
             async with asyncio.timeout(PATIENCE):
                 await asyncio.gather(*queries)
-                while part == "kurrentdb" and any(
-                    w & c.unanswered for w, c in zip(waiting, self._senders.callers, strict=True)
-                ):
-                    await asyncio.sleep(0.05)
+                if part == "kurrentdb":
+                    await self._until_who_waits_is_answered()
             return time.monotonic() - began
 
-    async def _until_all_are_ready(self) -> None:
+    async def _until_settled(self) -> None:
+        """All are ready, and answered is what waited for something else, e.g. in a retry queue."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SETTLED):
                 while not all(self.system.roles.ready(name) for name in PROCESSES):
                     await asyncio.sleep(0.2)
+                await self._until_who_waits_is_answered()
+
+    async def _until_who_waits_is_answered(self) -> None:
+        waiting = [(callers, set(callers.unanswered)) for callers in self._senders.callers]
+        while any(addresses & callers.unanswered for callers, addresses in waiting):
+            await asyncio.sleep(0.05)
 
     @property
     def _killed_enough(self) -> bool:
