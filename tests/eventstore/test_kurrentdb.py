@@ -138,7 +138,7 @@ async def test_a_server_of_its_own_process_can_be_used_and_stopped(node):
 
 
 async def test_a_node_that_is_not_the_leader_is_unavailable_with_a_hint(node, store):
-    node.faults.leader = ("127.0.0.1", 1)
+    node.faults.leader = 1
     with pytest.raises(StoreUnavailableError, match=r"\+discover"):
         await store.append("a", events(), expected=NO_STREAM)
 
@@ -146,7 +146,7 @@ async def test_a_node_that_is_not_the_leader_is_unavailable_with_a_hint(node, st
 async def test_in_a_cluster_the_append_goes_to_the_leader(node):
     leader = KurrentDbStandIn()
     await leader.start()
-    node.faults.leader = ("127.0.0.1", leader.port)
+    node.faults.leader = leader.port
     store = KurrentDbEventStore(f"esdb+discover://127.0.0.1:{node.port}?tls=false")
     assert await store.append("a", events(), expected=NO_STREAM) == 0
     assert len(stored_in(leader, "a")) == 1

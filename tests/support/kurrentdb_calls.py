@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from support.kurrentdb_standin import KurrentDbStandIn
 
 
+def host_of(context: grpc.aio.ServicerContext) -> str:
+    """Where this client finds the nodes: at the address that it comes from, as each network before them has one."""
+    return context.peer().removeprefix("ipv4:").rpartition(":")[0]  # type: ignore[no-any-return]
+
+
 class Gossip(gossip_pb2_grpc.GossipServicer):
     def __init__(self, node: "KurrentDbStandIn") -> None:
         self._node = node
@@ -34,13 +39,14 @@ class Gossip(gossip_pb2_grpc.GossipServicer):
         self, _: shared_pb2.Empty, context: grpc.aio.ServicerContext
     ) -> gossip_pb2.ClusterInfo:
         await self._node.admit(context)
+        host = host_of(context)
         return gossip_pb2.ClusterInfo(
             members=[
                 gossip_pb2.MemberInfo(
                     instance_id=shared_pb2.UUID(string=str(uuid4())),
                     state=each.state,
                     is_alive=each.is_alive,
-                    http_end_point=gossip_pb2.EndPoint(address="127.0.0.1", port=each.port),
+                    http_end_point=gossip_pb2.EndPoint(address=host, port=each.port),
                 )
                 for each in self._node.members()
             ]

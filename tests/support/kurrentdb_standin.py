@@ -25,7 +25,7 @@ from kurrentdbclient.protos.v1 import (
     streams_pb2_grpc,
 )
 
-from support.kurrentdb_calls import Gossip, Streams
+from support.kurrentdb_calls import Gossip, Streams, host_of
 from support.kurrentdb_log import Log, ReadResponse, Record, read_event
 
 LEADER, FOLLOWER = gossip_pb2.MemberInfo.VNodeState.Leader, gossip_pb2.MemberInfo.VNodeState.Follower
@@ -35,6 +35,7 @@ class Member(NamedTuple):
     """A node of a cluster, as another one knows it."""
 
     port: int
+    """At the host by which who asks came."""
     state: gossip_pb2.MemberInfo.VNodeState.ValueType = LEADER
     is_alive: bool = True
 
@@ -52,8 +53,8 @@ class Faults:
     hang: bool = False
     """Take calls and never answer."""
     unauthenticated: bool = False
-    leader: tuple[str, int] | None = None
-    """Send appends, and reads that are to be the leader's, away to the one at this host and port."""
+    leader: int | None = None
+    """Send appends, and reads that are to be the leader's, away to the one at this port."""
     forget_ids: bool = False
     """Answer a repeated append with a conflict."""
     commit_seconds: float = 0.001
@@ -168,11 +169,17 @@ class KurrentDbStandIn:
 
     async def send_to_leader(self, context: grpc.aio.ServicerContext) -> None:
         if self.faults.leader is not None:
-            host, port = self.faults.leader
             context.set_trailing_metadata(
-                (("leader-endpoint-host", host), ("leader-endpoint-port", str(port)))
+                (
+                    ("leader-endpoint-host", host_of(context)),
+                    ("leader-endpoint-port", str(self.faults.leader)),
+                )
             )
             await context.abort(grpc.StatusCode.NOT_FOUND, "Leader info available")
+
+    def share(self, other: "KurrentDbStandIn") -> None:
+        """Have the same log, and deliver what comes into it by whichever of the two."""
+        self.log, self._followers = other.log, other._followers
 
     async def subscription(
         self, after: int, matches: Callable[[Record], bool], interval: int, context: grpc.aio.ServicerContext

@@ -5,17 +5,22 @@ that it sees the fault. Nothing in the product knows of this.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 import pytest
+import sqlalchemy as sa
 import structlog
 
 from cml_workers.bus.port import Ack, Message, Verdict
 from cml_workers.cli import main
+from cml_workers.eventstore.port import Item
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.lifecycle.transactions import Finish, Transactions
+from cml_workers.readmodels import generations
+from cml_workers.readmodels.generation import GENERATIONS, Generation
+from cml_workers.readmodels.writing import Writer
 from support.planting import Plant, planting
 
 BROKEN = "the planted fault is broken: "
@@ -56,6 +61,39 @@ def headers_logged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lifecycle, "on_command", _on_command)
 
 
+def checkpoint_remembered(patch: pytest.MonkeyPatch) -> None:
+    """After an outage of the database the projector goes on behind what it wrote last, whatever is saved there.
+
+    Rows that were lost when the database failed over never come again.
+    """
+    handle = Writer.handle
+    seen = GENERATIONS.c.position.is_not_distinct_from(sa.bindparam("seen_position"))
+
+    async def _handle(self: Writer, items: Sequence[Item]) -> None:
+        at = self.at
+        try:
+            await handle(self, items)
+        except ConnectionError:
+            self._at = at
+            raise
+
+    async def _see_saved(self: Writer, at: Generation) -> None:
+        pass
+
+    patch.setattr(Writer, "handle", _handle)
+    patch.setattr(Writer, "_see_saved", _see_saved)
+    patch.setattr(
+        generations,
+        "_MOVE",
+        sa.update(GENERATIONS).where(
+            GENERATIONS.c.name == sa.bindparam("seen_name"),
+            GENERATIONS.c.number == sa.bindparam("seen_number"),
+            GENERATIONS.c.state == sa.bindparam("seen_state"),
+            sa.or_(seen, sa.not_(seen)),
+        ),
+    )
+
+
 def run(plant: Plant) -> None:
     """The command line with the fault."""
     with planting(_is_broken) as patch:
@@ -68,7 +106,9 @@ def _is_broken(error: Exception) -> None:
     sys.stderr.flush()
 
 
-PLANTS: Mapping[str, Plant] = {plant.__name__: plant for plant in (forgotten_reply, headers_logged)}
+PLANTS: Mapping[str, Plant] = {
+    plant.__name__: plant for plant in (forgotten_reply, headers_logged, checkpoint_remembered)
+}
 
 if __name__ == "__main__":
     chosen = PLANTS[sys.argv[1]]

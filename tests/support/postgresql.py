@@ -71,8 +71,7 @@ class SpawnedPostgreSQL:
             shutil.chown(folder, self._user)
         self._secured: tuple[str, ...] = ()
         if primary is not None:
-            follow = ("-D", "data", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
-            self._run("pg_basebackup", *primary._as_client(), *follow)
+            self.follow(primary)
             return
         authentication = ["--auth=trust"]
         if password:
@@ -90,6 +89,10 @@ class SpawnedPostgreSQL:
     @property
     def url(self) -> str:
         return f"postgresql://cml@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def is_running(self) -> bool:
+        return self._server is not None and self._server.poll() is None
 
     def start(self, *settings: str, standby: bool = False) -> None:
         """Start and wait until it answers, if only that it lets nobody in; as a ``standby`` it is read-only until promoted."""
@@ -119,9 +122,17 @@ class SpawnedPostgreSQL:
             time.sleep(0.1)
         raise NoPostgreSQLError(f"PostgreSQL did not start; see {self.folder / 'output.log'}")
 
+    def crash(self) -> None:
+        """End all its processes at once, also those that are frozen."""
+        children = self.children()  # while they are its children
+        self.stop(signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
     def stop(self, number: int = signal.SIGINT) -> None:
         """End the server at once; SIGKILL for a crash."""
-        if self._server is not None and self._server.poll() is None:
+        if self._server is not None and self.is_running:
             self._server.send_signal(number)
             self._server.wait(timeout=30)
 
@@ -129,17 +140,36 @@ class SpawnedPostgreSQL:
         """To all its processes, e.g. SIGSTOP: each connection has one, in a group of its own."""
         if self._server is not None:
             os.kill(self._server.pid, number)  # first: it starts no more of them
-            found = subprocess.run(
-                ["pgrep", "-P", str(self._server.pid)], capture_output=True, text=True, check=False
-            )
-            for child in found.stdout.split():
+            for child in self.children():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(child), number)
+                    os.kill(child, number)
 
     def restart(self) -> None:
         """Stop and start on the same data and port."""
         self.stop()
         self.start()
+
+    def follow(self, primary: "SpawnedPostgreSQL") -> None:
+        """Become a standby of this one, without anything of one's own, with the next start."""
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
+        options = ("-D", "data", "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+        self._run("pg_basebackup", *primary._as_client(), *options)
+
+    def said(self, statement: str) -> str:
+        """What this server answers, whatever it is."""
+        return self._run("psql", *self._as_client(), "-d", "postgres", "-wXAtqc", statement)
+
+    def children(self, named: str = "") -> list[int]:
+        """Its processes besides the first one, e.g. one for each connection."""
+        if self._server is None:
+            return []
+        found = subprocess.run(
+            ["pgrep", "-P", str(self._server.pid), "-f", named or "."],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return [int(child) for child in found.stdout.split()]
 
     def dump(self, name: str) -> None:
         """A backup, into a file of its folder."""
@@ -161,7 +191,7 @@ class SpawnedPostgreSQL:
         if self._user:
             shutil.chown(path, self._user)
 
-    def _run(self, program: str, *arguments: str) -> None:
+    def _run(self, program: str, *arguments: str) -> str:
         done = subprocess.run(
             [self._programs / program, *arguments],
             cwd=self.folder,
@@ -172,6 +202,7 @@ class SpawnedPostgreSQL:
         )
         if done.returncode:
             raise NoPostgreSQLError(f"{program} failed: {done.stderr}")
+        return done.stdout.strip()
 
 
 @contextmanager

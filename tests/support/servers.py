@@ -3,20 +3,21 @@
 A given server is named by its address (``KURRENTDB_URI``, ``DATABASE_URL``). What a test may do to it is said by commands of the shell,
 each of which returns when it is done: ``KURRENTDB_STOP`` (as hard as a crash) with ``KURRENTDB_START``, ``KURRENTDB_FREEZE`` with
 ``KURRENTDB_RESUME``, ``KURRENTDB_FAIL_OVER`` (another node takes over); likewise ``DATABASE_STOP`` and so on.
+
+A PostgreSQL of the test's own is a primary with a standby (``postgresql_pair``), a store of its own a cluster of stand-ins.
 """
 
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 from support.children import ended, started
-from support.postgresql import NoPostgreSQLError, SpawnedPostgreSQL
+from support.kurrentdb_cluster import uri_of
 from support.rabbitmq import free_port
 
 Harm = Literal["killed", "frozen", "failed over"]
@@ -51,7 +52,11 @@ class Server(Protocol):
         ...
 
     def fail_over(self) -> None:
-        """Another one takes over at the same address."""
+        """Another one takes over at the same address; return when it has."""
+        ...
+
+    def stand_by(self) -> None:
+        """After ``fail_over``: whatever it needs before it can fail over again, which may take a while."""
         ...
 
 
@@ -85,6 +90,9 @@ class GivenServer:
     def fail_over(self) -> None:
         self._run("FAIL_OVER")
 
+    def stand_by(self) -> None:
+        """Is up to who gave it."""
+
     def _command(self, what: str) -> str | None:
         return os.environ.get(f"{self._name}_{what}")
 
@@ -106,10 +114,16 @@ class OwnServer:
     signal: Callable[[int], None]
     stop: Callable[[], object] | None = None
     again: Callable[[], object] | None = None
+    take_over: Callable[[], object] | None = None
 
     @property
     def harms(self) -> frozenset[Harm]:
-        return frozenset({"killed", "frozen"} if self.stop else {"frozen"})
+        borne: set[Harm] = {"frozen"}
+        if self.stop:
+            borne.add("killed")
+        if self.take_over:
+            borne.add("failed over")
+        return frozenset(borne)
 
     def kill(self) -> None:
         assert self.stop is not None
@@ -126,49 +140,74 @@ class OwnServer:
         self.signal(signal.SIGCONT)
 
     def fail_over(self) -> None:
-        raise NoSuchCommandError("it has no standby")
+        if self.take_over is None:
+            raise NoSuchCommandError("it has no standby")
+        self.take_over()
 
-
-def own_postgresql(spawned: SpawnedPostgreSQL) -> OwnServer:
-    """A private server."""
-
-    def start() -> None:
-        end = time.monotonic() + COMMAND_SECONDS
-        while True:
-            try:
-                spawned.start()
-            except NoPostgreSQLError:  # processes of the one that was killed have not noticed yet
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.2)
-            else:
-                return
-
-    return OwnServer(spawned.signal, lambda: spawned.stop(signal.SIGKILL), start)
+    def stand_by(self) -> None:
+        """Who was lost comes back by itself."""
 
 
 @contextmanager
 def own_kurrentdb(file: Path) -> Iterator[tuple[str, OwnServer]]:
     """The stand-in for KurrentDB as a process of its own, and its address; ``file`` keeps what it has committed."""
     port = free_port()
+    with _process(lambda: started("support.kurrentdb_standin", "--port", str(port), "--file", str(file))) as (
+        _,
+        server,
+    ):
+        yield f"esdb://127.0.0.1:{port}?tls=false", server
+
+
+@contextmanager
+def own_kurrentdb_cluster(file: Path) -> Iterator[tuple[str, OwnServer]]:
+    """Three of them, in one process, which is killed and frozen as a whole; the address names all three."""
+    ports = [free_port() for _ in range(3)]
 
     def start() -> subprocess.Popen[str]:
-        return started("support.kurrentdb_standin", "--port", str(port), "--file", str(file))
+        numbers = map(str, ports)
+        process = started(
+            "support.kurrentdb_cluster",
+            *("--file", str(file), "--ports", *numbers),
+            output=subprocess.PIPE,
+        )
+        _line_of(process)
+        return process
 
+    with _process(start) as (running, server):
+
+        def take_over() -> None:
+            running().send_signal(signal.SIGUSR1)
+            _line_of(running())
+
+        yield uri_of(ports), replace(server, take_over=take_over)
+
+
+@contextmanager
+def _process(
+    start: Callable[[], subprocess.Popen[str]],
+) -> Iterator[tuple[Callable[[], subprocess.Popen[str]], OwnServer]]:
+    """The process that there is at the time, and what may be done to it."""
     process = start()
 
     def kill() -> None:
         process.kill()
-        process.wait()
+        with process:  # waits, and closes what it printed to
+            pass
 
     def again() -> None:
         nonlocal process
         process = start()
 
     try:
-        yield (
-            f"esdb://127.0.0.1:{port}?tls=false",
-            OwnServer(lambda number: process.send_signal(number), kill, again),  # noqa: PLW0108 - of the process there is then
-        )
+        yield lambda: process, OwnServer(lambda number: process.send_signal(number), kill, again)  # noqa: PLW0108 - of the process there is then
     finally:
-        ended(process)
+        with process:
+            ended(process)
+
+
+def _line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, "it has ended"
+    return line

@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -12,6 +14,7 @@ Towards = Literal["server", "client"]
 What = Literal["cut before", "cut after", "cut the answer", "silence"]
 WHAT: tuple[What, ...] = ("cut before", "cut after", "cut the answer", "silence")
 
+LOOPBACK = "127.0.0.1"
 LONGEST_PATTERN = 128
 """Bytes; so many less one are remembered of what has passed, so that a pattern in two pieces is found."""
 
@@ -48,21 +51,26 @@ class Armed:
 
 class TcpProxy:
     """Passes bytes to a port on loopback; in the running event loop. Of several ``ports`` each connection goes to the next
-    one that lets it in, as by a load balancer.
+    one that lets it in, as by a load balancer. ``also`` leads to another server over the same network.
 
+    ``host``: where it listens, an address of this machine. A server is reached from the same address, or from that of the client
+    if it has one of its own: so it knows by which network a client comes.
     ``delay``: seconds that every piece of data takes longer, in both directions. ``closed``: new connections are
     refused as soon as they are made. ``fired``: how often traps did what.
     """
 
-    def __init__(self, *ports: int) -> None:
-        self.port = 0
+    def __init__(self, *ports: int, host: str = LOOPBACK, port: int = 0) -> None:
+        self.host = host
+        self.port = port
         self.delay = 0.0
         self.closed = False
         self.cuts = 0
         self.fired: Counter[What] = Counter()
+        self.ports: dict[int, int] = {}
+        """By the port of each server, but of several that take turns only of the first one, where it leads there."""
         self._targets = ports
         self._turn = 0
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._flowing = asyncio.Event()
@@ -70,8 +78,7 @@ class TcpProxy:
         self._armed: list[Armed] = []
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._listen(self.port, self._targets)
         return self
 
     async def __aexit__(
@@ -80,13 +87,30 @@ class TcpProxy:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        assert self._server is not None
-        self._server.close()
+        for server in self._servers:
+            server.close()
         self.cut()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.cut()  # what was opened in between
+
+    async def also(self, target: int, port: int = 0) -> int:
+        """Listen at another port, which leads to another server; whatever happens to this network happens to both."""
+        return await self._listen(port, (target,))
+
+    async def _listen(self, port: int, targets: tuple[int, ...]) -> int:
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self._start(self._open((reader, writer), targets))
+
+        server = await asyncio.start_server(connected, self.host, port)
+        self._servers.append(server)
+        self.ports[targets[0]] = int(server.sockets[0].getsockname()[1])
+        return self.ports[targets[0]]
+
+    def through(self, url: str) -> str:
+        """The address of these servers by way of this network."""
+        return re.sub(rf"{LOOPBACK}:(\d+)", lambda found: f"{self.host}:{self.ports[int(found[1])]}", url)
 
     @property
     def connected(self) -> int:
@@ -135,19 +159,16 @@ class TcpProxy:
         for connection in self._connections:
             connection.flowing.set()
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._start(self._open((reader, writer)))
-
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _open(self, client: _Stream) -> None:
+    async def _open(self, client: _Stream, targets: tuple[int, ...]) -> None:
         try:
             if self.closed:
                 raise ConnectionRefusedError
-            server = await self._reach()
+            server = await self._reach(targets, client[1])
         except (OSError, asyncio.CancelledError) as error:
             client[1].transport.abort()
             if isinstance(error, OSError):
@@ -158,13 +179,17 @@ class TcpProxy:
         self._start(self._pass(connection, "server"))
         self._start(self._pass(connection, "client"))
 
-    async def _reach(self) -> _Stream:
+    async def _reach(self, targets: tuple[int, ...], client: asyncio.StreamWriter) -> _Stream:
         """Raises the OSError of the last one if none lets us in."""
+        of_client = client.get_extra_info("peername")[0]
+        source = self.host if of_client == LOOPBACK else of_client
         self._turn += 1
-        for tried in range(len(self._targets)):
-            port = self._targets[(self._turn + tried) % len(self._targets)]
+        for tried in range(len(targets)):
+            port = targets[(self._turn + tried) % len(targets)]
             try:
-                return await asyncio.open_connection("127.0.0.1", port)
+                return await asyncio.open_connection(
+                    LOOPBACK, port, local_addr=None if source == LOOPBACK else (source, 0)
+                )
             except OSError as error:
                 refused = error
         raise refused
@@ -221,6 +246,20 @@ class TcpProxy:
         await _write(sink, data[: max(0, place)] if trap.what == "cut before" else data)
         if trap.what in ("cut before", "cut after"):
             connection.reset()
+
+
+@asynccontextmanager
+async def network_to(url: str, *, host: str = LOOPBACK) -> AsyncIterator[TcpProxy]:
+    """One network to all the servers that the address names.
+
+    ``host``: another one for servers that say themselves at which ports they are, as the nodes of a store do. Then these are the same.
+    """
+    first, *others = [int(port) for port in re.findall(rf"{LOOPBACK}:(\d+)", url)]
+    same = host != LOOPBACK
+    async with TcpProxy(first, host=host, port=first if same else 0) as network:
+        for port in others:
+            await network.also(port, port if same else 0)
+        yield network
 
 
 class _Connection:

@@ -21,7 +21,15 @@ async def test_every_kind_of_fault_loses_nothing_and_doubles_nothing(tmp_path: P
     out = Console(width=200)
     every = kinds(setup_of("kurrentdb"))
     outcome = await unleash(
-        tmp_path, kills=8, seed=31, store="kurrentdb", pace=0.7, wave=60, must_meet=every, out=out
+        tmp_path,
+        kills=8,
+        seed=31,
+        store="kurrentdb",
+        pace=0.7,
+        wave=60,
+        must_meet=every,
+        measured=("killed",),
+        out=out,
     )
     out.print(outcome.table())
     assert outcome.violations == []
@@ -38,12 +46,44 @@ async def test_kills_on_a_shared_store_file_lose_nothing_and_double_nothing(tmp_
     out = Console(width=200)
     must = {"kill", "freeze", "store file locked", "rabbitmq: cut before"}
     outcome = await unleash(
-        tmp_path, kills=4, seed=32, store="sqlite", pace=0.7, wave=40, must_meet=must, out=out
+        tmp_path,
+        kills=4,
+        seed=32,
+        store="sqlite",
+        pace=0.7,
+        wave=40,
+        must_meet=must,
+        measured=("killed",),
+        out=out,
     )
     out.print(outcome.table())
     assert outcome.violations == []
     assert outcome.kills.total() == 4
     assert outcome.faults.keys() >= must
+    assert outcome.unanswered == 0 < outcome.awaited
+
+
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object Connection.close")
+@pytest.mark.timeout(800)
+async def test_store_and_database_that_fail_over_lose_nothing_and_double_nothing(tmp_path: Path):
+    """Under load alone, and then once more to measure how long what waited goes on waiting."""
+    out = Console(width=200)
+    must = {"kurrentdb failed over", "postgresql failed over"}
+    outcome = await unleash(
+        tmp_path,
+        kills=0,
+        seed=33,
+        store="kurrentdb",
+        pace=0.7,
+        wave=40,
+        must_meet=must,
+        measured=("failed over",),
+        out=out,
+    )
+    out.print(outcome.table())
+    assert outcome.violations == []
+    assert outcome.faults.keys() == outcome.returns.keys() == must
+    assert outcome.gave_up == {}
     assert outcome.unanswered == 0 < outcome.awaited
 
 

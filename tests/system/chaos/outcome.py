@@ -64,7 +64,9 @@ class Outcome:
     launched: int
     events: int
     returns: Mapping[str, float]
-    """Seconds from the return of a server to the last answer of what waited for it."""
+    """Seconds from the return of a server, by what had happened to it, to the last answer of what waited for it."""
+    lost_bytes: int | None
+    """Of the database's log, which those who took over had not got; None: not known."""
     seconds: float
     violations: list[str]
 
@@ -87,6 +89,13 @@ class Outcome:
     def _but_at_messages(self) -> Counter[str]:
         return Counter({kind: number for kind, number in self.faults.items() if ": " not in kind})
 
+    def _harms(self, part: str) -> Counter[str]:
+        """How often its server was killed, frozen and failed over, in measuring too."""
+        found: Counter[str] = Counter()
+        for how in ("killed", "frozen", "failed over"):
+            found[how] = self.faults[f"{part} {how}"] + (f"{part} {how}" in self.returns)
+        return +found
+
     def table(self) -> Table:
         """For people."""
         table = Table(box=None, show_header=False)
@@ -102,9 +111,18 @@ class Outcome:
             # Nets that hide losses: what comes twice makes up for what was lost the first time.
             ("sent again", f"{self.repeated} by callers who did not wait, {self.unconfirmed} unconfirmed"),
             ("doubled", self.doubled),
+            *(
+                (f"{part} was", f"{_listed(self._harms(part))}")
+                for part in ("kurrentdb", "postgresql")
+                if self._harms(part)
+            ),
             (
-                "last answer after a return",
-                ", ".join(f"{part} {seconds:.1f} s" for part, seconds in self.returns.items()),
+                "lost when the database failed over",
+                "not known" if self.lost_bytes is None else f"{self.lost_bytes} bytes of its log",
+            ),
+            (
+                "last answer after the return",
+                ", ".join(f"{of_what} {seconds:.1f} s" for of_what, seconds in self.returns.items()),
             ),
             ("instances launched", self.launched),
             ("events", self.events),

@@ -15,15 +15,16 @@ from support.kurrentdb import GIVEN as GIVEN_STORE
 from support.kurrentdb import relay_may_begin
 from support.observed import stored_workers
 from support.postgresql import GIVEN as GIVEN_DATABASE
-from support.postgresql import database_of_its_own, make_schema, private_postgresql
+from support.postgresql import database_of_its_own, make_schema
+from support.postgresql_pair import PostgreSQLPair, private_pair
 from support.rabbitmq import private_rabbitmq
 from support.roles import Roles
-from support.servers import GivenServer, OwnServer, Server, own_kurrentdb, own_postgresql
-from support.tcp_proxy import TcpProxy
+from support.servers import GivenServer, OwnServer, Server, own_kurrentdb_cluster
+from support.tcp_proxy import LOOPBACK, network_to
 from system.chaos.messages import Part
 from system.chaos.outcome import subscribe
 from system.chaos.schedule import PROCESSES, Setup, Store, links
-from system.chaos.system import System, port_of, through
+from system.chaos.system import System
 
 HEARTBEAT = 2
 """Seconds, of every connection to RabbitMQ, which gives up a silent one after two to three of them."""
@@ -52,6 +53,11 @@ def setup_of(store: Store) -> Setup:
     )
 
 
+def _host(who: str, part: Part) -> str:
+    """Where its network to a part listens: each process finds the nodes of the store at a host of its own."""
+    return f"127.0.2.{1 + PROCESSES.index(who)}" if part == "kurrentdb" else LOOPBACK
+
+
 @asynccontextmanager
 async def system(folder: Path, setup: Setup, kills: int, plant: str | None = None) -> AsyncIterator[System]:
     """All of it, running; none of it is left at the end."""
@@ -69,24 +75,24 @@ async def system(folder: Path, setup: Setup, kills: int, plant: str | None = Non
             "rabbitmq": OwnServer(rabbitmq.signal),
             "ec2": OwnServer(ec2.send_signal),
         }
+        pair: PostgreSQLPair | None = None
         if "postgresql" in setup.given:
             urls["postgresql"] = await stack.enter_async_context(
                 database_of_its_own(os.environ[GIVEN_DATABASE])
             )
             servers["postgresql"] = GivenServer(_NAMES["postgresql"])
         else:
-            postgresql = stack.enter_context(private_postgresql())
-            urls["postgresql"] = postgresql.url
-            servers["postgresql"] = own_postgresql(postgresql)
+            servers["postgresql"] = pair = stack.enter_context(private_pair())
+            urls["postgresql"] = pair.url
         store_uri = f"sqlite:///{folder}/data/events.sqlite3"
         if "kurrentdb" in setup.given:
             store_uri = urls["kurrentdb"] = os.environ[GIVEN_STORE]
             servers["kurrentdb"] = GivenServer(_NAMES["kurrentdb"])
         elif setup.store == "kurrentdb":
-            store_uri, servers["kurrentdb"] = stack.enter_context(own_kurrentdb(folder / "store"))
+            store_uri, servers["kurrentdb"] = stack.enter_context(own_kurrentdb_cluster(folder / "store"))
             urls["kurrentdb"] = store_uri
         networks = {
-            (who, part): await stack.enter_async_context(TcpProxy(port_of(urls[part])))
+            (who, part): await stack.enter_async_context(network_to(urls[part], host=_host(who, part)))
             for who, part in links(setup)
         }
         others: frozenset[UUID] = frozenset()
@@ -99,7 +105,7 @@ async def system(folder: Path, setup: Setup, kills: int, plant: str | None = Non
 
         def each(name: str) -> dict[str, str]:
             return {
-                _SETTINGS[part]: through(urls[part], network.port)
+                _SETTINGS[part]: network.through(urls[part])
                 for (who, part), network in networks.items()
                 if who == name
             }
@@ -129,5 +135,6 @@ async def system(folder: Path, setup: Setup, kills: int, plant: str | None = Non
             servers,
             hands,
             others,
+            pair,
             wanted=kills,
         )

@@ -5,7 +5,7 @@ import contextlib
 import random
 import time
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
@@ -14,12 +14,15 @@ from typing import Any
 import sqlalchemy as sa
 
 from cml_contracts.client import WorkerClient
+from cml_contracts.queries import ListCMLWorkers
 from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.database import open_database, transaction
 from cml_workers.sql.errors import DatabaseUnavailableError
 from support.callers import Callers
 from support.load import Load
+from support.servers import Harm
+from system.chaos.messages import Part
 from system.chaos.outcome import Outcome
 from system.chaos.schedule import CALLERS, PROCESSES, Broker, Fault, Setup, schedule
 from system.chaos.system import System
@@ -36,8 +39,10 @@ FLEET = 5
 PATIENCE = 400.0
 """Seconds in which all must be answered and at rest once the faults are over."""
 LANES = 2
+STORED: tuple[Part, ...] = ("kurrentdb", "postgresql")
+HARMS: tuple[Harm, ...] = ("killed", "frozen", "failed over")
 OUTAGE, SETTLED = 5.0, 60.0
-"""Seconds of the outages at the end, and at most before each until all roles are ready."""
+"""Seconds of the outages at the end, and at most before each until all is well."""
 
 
 class Chaos:
@@ -52,6 +57,7 @@ class Chaos:
         pace: float,
         wave: int = WAVE,
         must_meet: AbstractSet[str] = frozenset(),
+        measured: Sequence[Harm] = HARMS,
     ) -> None:
         self.system = system
         self.stage = "starting"
@@ -62,6 +68,7 @@ class Chaos:
         self._pace = pace
         self._wave = wave
         self._must_meet = must_meet
+        self._measured = measured
         self._senders = Senders()
         self._returns: dict[str, float] = {}
         self._began = time.monotonic()
@@ -150,29 +157,42 @@ class Chaos:
                 await self._until_most_are_ready()
 
     async def _measure_returns(self) -> None:
-        """With nothing else wrong: how long after an outage of the store, or of the database, what waited for it is answered."""
-        for part in self._setup.suffers("killed"):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SETTLED):
-                    while not all(self.system.roles.ready(name) for name in PROCESSES):
-                        await asyncio.sleep(0.2)
-            asked = asyncio.create_task(self._ask()) if part == "postgresql" else None
-            await self.system.outage(part, OUTAGE)
-            began = time.monotonic()
-            waiting = [set(callers.unanswered) for callers in self._senders.callers]
-            if asked is not None:
-                await asked
-            else:
-                async with asyncio.timeout(PATIENCE):
-                    while any(w & c.unanswered for w, c in zip(waiting, self._senders.callers, strict=True)):
-                        await asyncio.sleep(0.05)
-            self._returns[part] = time.monotonic() - began
+        """With nothing else wrong: how long after the store or the database is back what waited for it is answered."""
+        for how in self._measured:
+            for part in self._setup.suffers(how):
+                if part in STORED:
+                    await self._until_settled()
+                    self._returns[f"{part} {how}"] = await self._measure_return(part, how)
+                    await self.system.stand_by(part)
 
-    async def _ask(self) -> None:
-        """A query in the middle of an outage."""
-        await asyncio.sleep(OUTAGE / 2)
+    async def _measure_return(self, part: Part, how: Harm) -> float:
+        """Commands go on and wait for the store; queries are asked all the time."""
         async with WorkerClient(self.system.bus(CALLERS)) as client:
-            await client.workers()
+            back = asyncio.create_task(self.system.harm(part, how, OUTAGE))
+            queries = []
+            while not back.done():
+                queries.append(asyncio.create_task(client.query(ListCMLWorkers(), deadline=PATIENCE)))
+                await asyncio.wait({back}, timeout=0.5)
+            await back
+            began = time.monotonic()
+            async with asyncio.timeout(PATIENCE):
+                await asyncio.gather(*queries)
+                if part == "kurrentdb":
+                    await self._until_who_waits_is_answered()
+            return time.monotonic() - began
+
+    async def _until_settled(self) -> None:
+        """All are ready, and answered is what waited for something else, e.g. in a retry queue."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLED):
+                while not all(self.system.roles.ready(name) for name in PROCESSES):
+                    await asyncio.sleep(0.2)
+                await self._until_who_waits_is_answered()
+
+    async def _until_who_waits_is_answered(self) -> None:
+        waiting = [(callers, set(callers.unanswered)) for callers in self._senders.callers]
+        while any(addresses & callers.unanswered for callers, addresses in waiting):
+            await asyncio.sleep(0.05)
 
     @property
     def _killed_enough(self) -> bool:
@@ -236,6 +256,7 @@ class Chaos:
             launched=len(seen.instances),
             events=len(seen.events),
             returns=self._returns,
+            lost_bytes=self.system.pair.lost_bytes if self.system.pair else None,
             seconds=time.monotonic() - self._began,
             violations=broken,
         )

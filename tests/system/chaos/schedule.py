@@ -144,8 +144,8 @@ Fault = Kill | Freeze | Broker | Network | AtMessage | Locked | AtEc2 | Down
 _OWN: Mapping[Part, frozenset[Harm]] = {
     "rabbitmq": frozenset({"frozen"}),  # its deaths are ``Broker``
     "ec2": frozenset({"frozen"}),
-    "postgresql": frozenset({"frozen", "killed"}),
-    "kurrentdb": frozenset({"frozen", "killed"}),
+    "postgresql": frozenset({"frozen", "killed", "failed over"}),
+    "kurrentdb": frozenset({"frozen", "killed", "failed over"}),
 }
 # A store that was paused for 13 s committed what its callers had given up after 10. EC2: see GRACE.
 _FROZEN: Mapping[Part, tuple[float, float]] = {

@@ -11,13 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from support.ec2 import SimulatorAdmin
+from support.postgresql_pair import PostgreSQLPair
 from support.rabbitmq import SpawnedRabbitMQ
 from support.roles import Roles
-from support.servers import Server
+from support.servers import Harm, Server
 from support.tcp_proxy import TcpProxy
 from system.chaos.messages import Part
 from system.chaos.schedule import (
@@ -52,6 +52,8 @@ class System:
     """One thread for each server: it dies, freezes and comes back in order."""
     others: frozenset[UUID]
     """Workers that were in the store before."""
+    pair: PostgreSQLPair | None
+    """The database, if it is one of our own."""
     wanted: int
     """Kills; no more are done."""
     kills: Counter[str] = field(default_factory=Counter)
@@ -63,7 +65,7 @@ class System:
 
     def bus(self, who: str) -> str:
         """RabbitMQ's URL behind the network of ``who``."""
-        return through(self.bus_url, self.networks[who, "rabbitmq"].port)
+        return self.networks[who, "rabbitmq"].through(self.bus_url)
 
     async def supervise(self) -> None:
         """Start again whatever has ended."""
@@ -91,10 +93,9 @@ class System:
                 await self._by_hand("rabbitmq", lambda: self._restart_broker(crash))
             case Down(part, how, seconds):
                 self.faults[fault.kind] += 1
-                if how == "killed":
-                    await self.outage(part, seconds)
-                else:
-                    await self._by_hand(part, self.servers[part].fail_over)
+                await self.harm(part, how, seconds)
+                if how == "failed over":
+                    await self.stand_by(part)
             case Network(who, part, how, seconds):
                 self.faults[fault.kind] += 1
                 network = self.networks[who, part]
@@ -117,15 +118,23 @@ class System:
             case _:
                 assert_never(fault)
 
-    async def outage(self, part: Part, seconds: float) -> None:
-        """Kill its server, and start it again after a while."""
+    async def harm(self, part: Part, how: Harm, seconds: float) -> None:
+        """Return when its server is back, or another one has its place."""
+        server = self.servers[part]
 
         def work() -> None:
-            self.servers[part].kill()
+            if how == "failed over":
+                server.fail_over()
+                return
+            (server.kill if how == "killed" else server.freeze)()
             time.sleep(seconds)
-            self.servers[part].start()
+            (server.start if how == "killed" else server.resume)()
 
         await self._by_hand(part, work)
+
+    async def stand_by(self, part: Part) -> None:
+        """Let it be able to fail over again."""
+        await self._by_hand(part, self.servers[part].stand_by)
 
     def heal(self) -> None:
         """Nothing goes wrong from now on."""
@@ -161,14 +170,7 @@ class System:
             finally:
                 process.send_signal(signal.SIGCONT)
             return
-        server = self.servers[victim]  # type: ignore[index]  # or it would be a process of ours
-
-        def work() -> None:
-            server.freeze()
-            time.sleep(seconds)
-            server.resume()
-
-        await self._by_hand(victim, work)  # type: ignore[arg-type]
+        await self.harm(victim, "frozen", seconds)  # type: ignore[arg-type]  # or it would be a process of ours
 
     async def _trap(self, fault: AtMessage) -> None:
         """Armed for all who may meet the message, until one has."""
@@ -203,15 +205,3 @@ def _lock(path: Path, seconds: float) -> None:
     with contextlib.closing(sqlite3.connect(there, uri=True, timeout=10, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         time.sleep(seconds)
-
-
-def port_of(url: str) -> int:
-    """Where the server of this address listens."""
-    port = urlsplit(url).port
-    assert port is not None
-    return port
-
-
-def through(url: str, port: int) -> str:
-    """The address by way of a network of ours."""
-    return url.replace(f":{port_of(url)}", f":{port}", 1)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 
+from support.servers import Harm
 from system.chaos.outcome import Outcome
 from system.chaos.parts import setup_of, system
-from system.chaos.run import WAVE, Chaos, beside
+from system.chaos.run import HARMS, WAVE, Chaos, beside
 from system.chaos.schedule import Store
 
 
@@ -44,12 +46,14 @@ async def unleash(
     pace: float,
     wave: int = WAVE,
     must_meet: AbstractSet[str] = frozenset(),
+    measured: Sequence[Harm] = HARMS,
     plant: str | None = None,
     out: Console,
 ) -> Outcome:
     """One run of chaos on a system of its own.
 
-    ``must_meet``: kinds of faults that it goes on for until each was met. ``plant``: a deliberate fault of the roles,
+    ``must_meet``: kinds of faults that it goes on for until each was met. ``measured``: after what, at the end, the time to the
+    last answer is measured. ``plant``: a deliberate fault of the roles,
     see ``support.planted_role``.
     """
     planted = f", with the planted fault {plant}" if plant else ""
@@ -58,7 +62,9 @@ async def unleash(
         logging.getLogger(name).setLevel(logging.CRITICAL)  # callers show outages by publishing again
     setup = setup_of(store)
     async with system(folder, setup, kills, plant) as running:
-        chaos = Chaos(running, seed=seed, setup=setup, pace=pace, wave=wave, must_meet=must_meet)
+        chaos = Chaos(
+            running, seed=seed, setup=setup, pace=pace, wave=wave, must_meet=must_meet, measured=measured
+        )
         if out.is_terminal:
             with Live(get_renderable=lambda: _shown(chaos), console=out, refresh_per_second=2):
                 return await chaos.run()
