@@ -86,8 +86,10 @@ class Streams(streams_pb2_grpc.StreamsServicer):
     def _begun(
         self, request: streams_pb2.BatchAppendReq, ids: set[str]
     ) -> asyncio.Task[streams_pb2.BatchAppendResp]:
+        seconds = self._node.faults.commit_seconds
+
         async def work() -> streams_pb2.BatchAppendResp:
-            await asyncio.sleep(self._node.faults.commit_seconds)
+            await asyncio.sleep(seconds)
             return self._append(request)
 
         def ended(task: asyncio.Task[streams_pb2.BatchAppendResp]) -> None:
