@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 COMMAND = Path(sys.executable).parent / "cml-workers"
 CONFIGURING = ("RABBITMQ_URL", "KURRENTDB_URI", "DATABASE_URL", "AWS_", "CML_")
@@ -18,6 +20,15 @@ READY = "Ready."
 def unconfigured() -> dict[str, str]:
     """The environment of this process without what would configure another."""
     return {name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)}
+
+
+def problems(endpoints: dict[str, str]) -> dict[str, Any]:
+    """What ``/readyz`` of a running system reports."""
+    try:
+        with urlopen(f"{endpoints['health']}/readyz", timeout=30) as answer:
+            return dict(json.load(answer)["problems"])
+    except HTTPError as error:
+        return dict(json.load(error)["problems"])
 
 
 class RunningSystem:

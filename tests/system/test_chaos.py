@@ -1,90 +1,78 @@
 """Chaos for every day: a few kills among all kinds of faults. ``make chaos`` has the long one."""
 
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from support.servers import Harm
 from support.tcp_proxy import WHAT
 from system.chaos.messages import MESSAGES
+from system.chaos.outcome import Outcome
 from system.chaos.parts import setup_of
-from system.chaos.schedule import AtMessage, Freeze, Kill, Network, Setup, kinds, links, schedule
+from system.chaos.schedule import AtMessage, Freeze, Kill, Network, Setup, Store, kinds, links, schedule
 from system.chaos.unleash import unleash
 
-
 # A connection that the network breaks while it is opened leaves a coroutine of the library behind.
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object Connection.close")
-@pytest.mark.timeout(1100)
-async def test_every_kind_of_fault_loses_nothing_and_doubles_nothing(tmp_path: Path):
-    """On the store that has a network and a process of its own; callers send once."""
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object Connection.close")
+
+
+async def lived_through(
+    folder: Path,
+    store: Store,
+    must_meet: AbstractSet[str],
+    measured: Harm,
+    *,
+    seed: int,
+    kills: int,
+    wave: int,
+) -> Outcome:
+    """A run in which nobody lost anything, and every command was answered; callers send once."""
     out = Console(width=200)
-    every = kinds(setup_of("kurrentdb"))
     outcome = await unleash(
-        tmp_path,
-        kills=8,
-        seed=31,
-        store="kurrentdb",
+        folder,
+        kills=kills,
+        seed=seed,
+        store=store,
         pace=0.7,
-        wave=60,
-        must_meet=every,
-        measured=("killed",),
+        wave=wave,
+        must_meet=must_meet,
+        measured=(measured,),
         out=out,
     )
     out.print(outcome.table())
     assert outcome.violations == []
-    assert outcome.kills.total() == 8
+    assert outcome.kills.total() == kills
+    assert outcome.faults.keys() >= must_meet
+    assert outcome.unanswered == 0 < outcome.awaited
+    return outcome
+
+
+@pytest.mark.timeout(1100)
+async def test_every_kind_of_fault_loses_nothing_and_doubles_nothing(tmp_path: Path):
+    """On the store that has a network and a process of its own."""
+    every = kinds(setup_of("kurrentdb"))
+    outcome = await lived_through(tmp_path, "kurrentdb", every, "killed", seed=31, kills=8, wave=60)
     assert outcome.faults.keys() == every
     assert outcome.awaited >= 40
-    assert outcome.unanswered == 0
     assert outcome.launched > 0
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object Connection.close")
 @pytest.mark.timeout(800)
 async def test_kills_on_a_shared_store_file_lose_nothing_and_double_nothing(tmp_path: Path):
-    out = Console(width=200)
     must = {"kill", "freeze", "store file locked", "rabbitmq: cut before"}
-    outcome = await unleash(
-        tmp_path,
-        kills=4,
-        seed=32,
-        store="sqlite",
-        pace=0.7,
-        wave=40,
-        must_meet=must,
-        measured=("killed",),
-        out=out,
-    )
-    out.print(outcome.table())
-    assert outcome.violations == []
-    assert outcome.kills.total() == 4
-    assert outcome.faults.keys() >= must
-    assert outcome.unanswered == 0 < outcome.awaited
+    await lived_through(tmp_path, "sqlite", must, "killed", seed=32, kills=4, wave=40)
 
 
-@pytest.mark.filterwarnings("ignore:Exception ignored in. <coroutine object Connection.close")
 @pytest.mark.timeout(800)
 async def test_store_and_database_that_fail_over_lose_nothing_and_double_nothing(tmp_path: Path):
     """Under load alone, and then once more to measure how long what waited goes on waiting."""
-    out = Console(width=200)
     must = {"kurrentdb failed over", "postgresql failed over"}
-    outcome = await unleash(
-        tmp_path,
-        kills=0,
-        seed=33,
-        store="kurrentdb",
-        pace=0.7,
-        wave=40,
-        must_meet=must,
-        measured=("failed over",),
-        out=out,
-    )
-    out.print(outcome.table())
-    assert outcome.violations == []
+    outcome = await lived_through(tmp_path, "kurrentdb", must, "failed over", seed=33, kills=0, wave=40)
     assert outcome.faults.keys() == outcome.returns.keys() == must
     assert outcome.gave_up == {}
-    assert outcome.unanswered == 0 < outcome.awaited
 
 
 def test_the_same_seed_gives_the_same_faults_and_another_one_others():

@@ -7,9 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import aio_pika
 import pytest
@@ -19,7 +16,7 @@ from cml_workers.eventstore.relay_stream import RELAY_STREAM
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.relay.checkpoint import LOST
 from support.postgresql import emptied
-from support.running import RunningSystem
+from support.running import RunningSystem, problems
 
 pytestmark = pytest.mark.timeout(400)  # each starts the system several times
 
@@ -62,15 +59,6 @@ async def taken(amqp: str, *until: str) -> list[tuple[str, str]]:
         kept = aio_pika.Message(b"", delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
         await channel.default_exchange.publish(kept, after.name)
         return found
-
-
-def problems(endpoints: dict[str, str]) -> dict[str, Any]:
-    """What /readyz reports."""
-    try:
-        with urlopen(f"{endpoints['health']}/readyz", timeout=10) as answer:
-            return dict(json.load(answer)["problems"])
-    except HTTPError as error:
-        return dict(json.load(error)["problems"])
 
 
 async def first_life(running: RunningSystem) -> set[str]:

@@ -1,21 +1,17 @@
 """An event store and a database that were restored from backups: what is said, and what an operator does then."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import pytest
 
 from support.ec2 import SimulatorAdmin
 from support.missing import missing
 from support.postgresql import NoPostgreSQLError, SpawnedPostgreSQL, private_postgresql
-from support.running import RunningSystem
+from support.running import RunningSystem, problems
 from support.servers import OwnServer, own_kurrentdb
 
 pytestmark = pytest.mark.timeout(600)
@@ -56,15 +52,6 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.2)
-
-
-def problems(endpoints: dict[str, str]) -> dict[str, Any]:
-    """What /readyz reports."""
-    try:
-        with urlopen(f"{endpoints['health']}/readyz", timeout=30) as answer:
-            return dict(json.load(answer)["problems"])
-    except HTTPError as error:
-        return dict(json.load(error)["problems"])
 
 
 @pytest.fixture
@@ -122,7 +109,7 @@ def test_a_store_that_is_older_than_the_database_waits_for_a_rebuild_and_creates
     site.until_listed("lab-1")
     until(
         lambda: not problems(endpoints)
-    )  # without a restart; and the relay goes on from what it had saved by then
+    )  # without a restart; the relay goes on from what it had saved by then
 
     site.create("lab-2")  # its instance runs, and nobody knows of it
     site.until_listed("lab-1", "lab-2")
