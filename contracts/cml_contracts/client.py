@@ -201,7 +201,8 @@ class WorkerClient:
         """Events whose type matches the topic pattern, from now on.
 
         With a ``queue`` name they are kept in that durable queue between subscriptions and connections, and an event is
-        acknowledged when the next one is taken: at least once. It is a quorum queue, which a cluster keeps when a node is
+        acknowledged when the next one is taken: at least once, and what was on its way when a connection was lost perhaps behind
+        later events, which ``revision`` shows. It is a quorum queue, which a cluster keeps when a node is
         lost; one of that name that exists already is used as it is. Without one, those are missed that come while the
         connection is lost: its queue ends with it, and the next one has another name.
         """

@@ -45,6 +45,14 @@ def test_the_events_of_a_worker_come_first_in_their_order(keeps: bool):
     assert wrong == [f"4: it got event 0 of worker {WORKER} too late"]
 
 
+def test_what_a_lost_consumer_may_not_have_got_may_come_behind_later_events():
+    """RabbitMQ gives what is new to the next consumer, before it takes back what the lost one had."""
+    first, second = event(0), event(1)
+    it = subscriber(second, first, keeps=True)
+    it.sent_again.add(first.id)
+    assert it.wrong({each.id: each.time for each in (first, second)}) == []
+
+
 async def test_the_longest_wait_counts_and_who_still_waits_is_named():
     waits = Waits("node killed")
     now = time.monotonic()

@@ -17,6 +17,7 @@ from aio_pika.abc import AbstractConnection
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.envelope import EventEnvelope
+from cml_contracts.subscription import Subscription
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.runtime.role import background
 from system.cluster.waits import Waits
@@ -26,7 +27,9 @@ CLASSIC = {"x-queue-type": "classic"}
 OPENING, LOOKS_EVERY = 10.0, 10.0
 """Seconds that connecting and declaring may take, and between two looks whether a queue is still known."""
 
-Opened = AbstractAsyncContextManager[AsyncIterator[EventEnvelope]]
+Came = AsyncIterator[tuple[EventEnvelope, bool]]
+"""Events, and whether the broker had sent each before, to a consumer that was lost and may not have got it."""
+Opened = AbstractAsyncContextManager[Came]
 
 
 @dataclass
@@ -38,6 +41,8 @@ class Subscriber:
     keeps: bool = False
     came: dict[UUID, EventEnvelope] = field(default_factory=dict)
     """In the order in which they came first."""
+    sent_again: set[UUID] = field(default_factory=set)
+    """Those that came first when they were sent again: perhaps behind later ones, which a queue has given to the next consumer meanwhile."""
     repeated: int = 0
     subscribed: asyncio.Event = field(default_factory=asyncio.Event)
     """For the first time."""
@@ -49,10 +54,12 @@ class Subscriber:
             try:
                 async with self.open() as events:
                     self.subscribed.set()
-                    async for event in events:
+                    async for event, sent_again in events:
                         waits.over(self.kind, "", since)
                         since = time.monotonic()
                         self.repeated += event.id in self.came
+                        if sent_again and event.id not in self.came:
+                            self.sent_again.add(event.id)
                         self.came.setdefault(event.id, event)
             except asyncio.CancelledError:
                 if (task := asyncio.current_task()) and task.cancelling():
@@ -68,6 +75,8 @@ class Subscriber:
         found = [f"4: {self.kind} did not get these events: {listed}"] if self.keeps and missing else []
         last: dict[UUID, int] = {}
         for event in self.came.values():
+            if event.id in self.sent_again:
+                continue
             if event.revision <= last.get(event.worker_id, -1):
                 found.append(
                     f"4: {self.kind} got event {event.revision} of worker {event.worker_id} too late"
@@ -87,13 +96,20 @@ def subscribers(url: str, balanced_url: str) -> list[Subscriber]:
 
 
 @asynccontextmanager
-async def _by_client(url: str, queue: str | None = None) -> AsyncIterator[AsyncIterator[EventEnvelope]]:
+async def _by_client(url: str, queue: str | None = None) -> AsyncIterator[Came]:
     async with WorkerClient(url) as client, client.events(PATTERN, queue=queue) as events:
-        yield events
+        assert isinstance(events, Subscription)
+
+        async def came() -> Came:
+            async for event in events:
+                assert events._taken
+                yield event, bool(events._taken.redelivered)
+
+        yield came()
 
 
 @asynccontextmanager
-async def _by_aio_pika(url: str, queue: str | None = None) -> AsyncIterator[AsyncIterator[EventEnvelope]]:
+async def _by_aio_pika(url: str, queue: str | None = None) -> AsyncIterator[Came]:
     """Without a name, its queue gets another one each time, as one that is lost with its node stays locked."""
     async with contextlib.AsyncExitStack() as stack:
         async with asyncio.timeout(OPENING):
@@ -111,9 +127,9 @@ async def _by_aio_pika(url: str, queue: str | None = None) -> AsyncIterator[Asyn
         if not queue:
             await stack.enter_async_context(background(partial(_look, connection, declared.name), "looks"))
 
-        async def decoded() -> AsyncIterator[EventEnvelope]:
+        async def decoded() -> Came:
             async for message in messages:
-                yield EventEnvelope.from_cloudevent(json.loads(message.body))
+                yield EventEnvelope.from_cloudevent(json.loads(message.body)), bool(message.redelivered)
                 await message.ack()
 
         yield decoded()
