@@ -1,6 +1,6 @@
 """What a region that hangs, one that throttles and one that refuses us cost all others, on real parts.
 
-    PYTHONPATH=tests .venv/bin/python -m bench.bench_regions [--workers 100] [--rounds 3]
+    PYTHONPATH=tests .venv/bin/python -m bench.bench_regions [--workers 100] [--rounds 6]
 
 A RabbitMQ, each role in a process of its own, and the EC2 simulator over HTTP. In each round creates, stops and starts in a healthy region
 are measured twice, once while all is well and once while 100 commands wait in each of three other regions: one does not
@@ -190,7 +190,7 @@ def report(without: Seconds, with_trouble: Seconds) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", type=int, default=100, help="in each of the other regions")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=6)
     chosen = parser.parse_args()
     os.environ |= {"AWS_ACCESS_KEY_ID": "simulator", "AWS_SECRET_ACCESS_KEY": "simulator"}
     with tempfile.TemporaryDirectory(prefix="cml-bench-regions-") as folder:
