@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from cml_workers.domain.ownership import Ownership
 from cml_workers.domain.profiles import DEFAULT, Profiles, default_profile
 
 VISIBILITY_GRACE = timedelta(minutes=5)
@@ -43,3 +44,4 @@ class Access:
     delegates: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset()
     keys: tuple[bytes, ...] = ()
+    ownership: Ownership = field(default_factory=Ownership)
