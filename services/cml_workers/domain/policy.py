@@ -31,11 +31,19 @@ EVERY_COMMAND = "*"
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """Commands of one user, or for one worker. None: as many as come."""
+
+    at_once: int | None = None
+    per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """``users``: which command types each user of the broker may send, ``*`` for all.
 
     ``delegates``: users that may name others as actors, by a token signed with one of the ``keys``;
-    ``operators``: users that may deal with dead letters. Not ``enforced``: everybody may do everything in any
+    ``operators``: users that may deal with dead letters. ``of_worker``, ``of_user``: how many commands are taken. Not ``enforced``: everybody may do everything in any
     name.
     """
 
@@ -45,3 +53,5 @@ class Access:
     operators: frozenset[str] = frozenset()
     keys: tuple[bytes, ...] = ()
     ownership: Ownership = field(default_factory=Ownership)
+    of_worker: Limit = Limit()
+    of_user: Limit = Limit()

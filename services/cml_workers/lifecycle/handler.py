@@ -26,6 +26,7 @@ from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.codec import BadMessageError, identity, read, reply_address
 from cml_workers.bus.port import (
+    Ack,
     DeadLetter,
     Message,
     Outgoing,
@@ -55,6 +56,7 @@ from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.command_streams import load_record
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
+from cml_workers.lifecycle.limits import Limits
 from cml_workers.lifecycle.replies import (
     lookup_request,
     rejected,
@@ -104,6 +106,7 @@ class Lifecycle:
         self._policy = policy
         self._sightings = Sightings()
         self._access = access
+        self._limits = Limits(worker=access.of_worker, user=access.of_user, now=now)
         self._now = now
         self._new_id = new_id
 
@@ -149,7 +152,22 @@ class Lifecycle:
                 traceparent=_traceparent(message.headers.get("traceparent")),
                 reply=reply_address(message),
             )
-            return await self._decide(accepted)
+            with self._limits.counted(accepted.worker_id, message.user_id) as excess:
+                if excess is not None and not await self._is_recorded(accepted):
+                    return await self._throttle(accepted, excess)
+                return await self._decide(accepted)
+
+    async def _is_recorded(self, message: CommandMessage) -> bool:
+        return await self._transactions.entry(message.worker_id, message.command_id) is not None
+
+    async def _throttle(self, message: CommandMessage, excess: str) -> Verdict:
+        """Nothing is recorded of it, so that it may come again; if nobody learns of that, it comes again by itself."""
+        if message.reply is None:
+            return Retry()
+        problem = Problem.of(ProblemCode.THROTTLED, excess, retryable=True)
+        for each in replies(result_of(message, "rejected", problem=problem), message.reply):
+            await self._publish(each)
+        return Ack()
 
     async def _authorized_before(
         self, command: WorkerCommand, command_id: str, user: str

@@ -24,7 +24,7 @@ from cml_contracts.broker import Nodes
 from cml_contracts.commands import COMMANDS
 from cml_contracts.texts import AmiId, Form, InstanceType, Region, Tags, Text
 from cml_workers.domain.ownership import Ownership
-from cml_workers.domain.policy import EVERY_COMMAND, VISIBILITY_GRACE, Access, Policy
+from cml_workers.domain.policy import EVERY_COMMAND, VISIBILITY_GRACE, Access, Limit, Policy
 from cml_workers.domain.profiles import (
     DEFAULT,
     Image,
@@ -177,6 +177,15 @@ class Settings(BaseSettings):
     """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}."""
     delegate_users: frozenset[str] = frozenset()
     """JSON array: users that may send commands on behalf of others, with a signed token."""
+    worker_commands_at_once: Annotated[int, Field(ge=1)] | None = None
+    """How many commands for one worker a process handles at once; the next ones are rejected as Throttled, and may be sent again. Unset:
+    four fifths of CML_PREFETCH, so that one worker never keeps others waiting."""
+    worker_commands_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Likewise within a minute. Unset: as many as come."""
+    user_commands_at_once: Annotated[int, Field(ge=1)] | None = None
+    """Likewise of one user of the broker, for all workers. Unset: as many as come, as one service may send everybody's."""
+    user_commands_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Likewise within a minute. Unset: as many as come."""
     ownership: bool = False
     """Workers belong to somebody: whoever may send a command may send it for its own workers alone, and sees no others. Their owner is who
     created them, or whom the create names."""
@@ -280,6 +289,10 @@ class Settings(BaseSettings):
             delegates=self.delegate_users,
             operators=self.operator_users,
             keys=tuple(key.get_secret_value().encode() for key in self.actor_token_keys),
+            of_worker=Limit(
+                self.worker_commands_at_once or self.prefetch * 4 // 5 or 1, self.worker_commands_per_minute
+            ),
+            of_user=Limit(self.user_commands_at_once, self.user_commands_per_minute),
             ownership=Ownership(
                 enforced=self.ownership, fleet=self.fleet_actors, teams=self.teams, team_tag=self.team_tag
             ),
