@@ -19,7 +19,7 @@ from cml_workers.bus.topology import EC2_TRIGGERS, TRIGGERS_EXCHANGE
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, load
-from cml_workers.foundation.urls import redacted
+from cml_workers.foundation.secrets import redacted
 from cml_workers.readmodels.workers.fold import worker_row
 from support.buses import emptied
 from support.mailbox import Mailbox

@@ -34,6 +34,7 @@ BY_PANEL: Mapping[str, Mapping[str, Callable[..., None]]] = {
 app = typer.Typer(
     name="cml-workers",
     no_args_is_help=True,
+    pretty_exceptions_enable=False,  # tracebacks are as logs show them: without secrets
     rich_markup_mode="rich",
     help="Run fleets of [bold]CML workers[/bold]: AWS EC2 instances that each host Cisco Modeling Labs.",
     epilog="Exit codes: 0 done; 1 rejected or failed; 2 wrong usage or configuration; 3 a service cannot be "

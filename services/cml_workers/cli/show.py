@@ -23,6 +23,7 @@ from cml_contracts.envelope import EventEnvelope
 from cml_contracts.instance import NAME_TAG, StateReason, WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.results import Delay
+from cml_workers.foundation.texts import visible, visible_json
 
 _COLOURS = {
     WorkerStatus.PENDING: "yellow",
@@ -46,7 +47,7 @@ WIDE = 120
 
 def print_json(value: Any, *, compact: bool = False) -> None:
     """JSON on stdout; compact: on one line."""
-    sys.stdout.write(json.dumps(value, indent=None if compact else 2) + "\n")
+    sys.stdout.write(visible_json(json.dumps(value, indent=None if compact else 2)) + "\n")
     sys.stdout.flush()
 
 
@@ -161,8 +162,8 @@ def event_line(envelope: EventEnvelope) -> Text:
         f" {str(envelope.worker_id)[:8]}",
         (f" {envelope.revision:>3}", "bright_black"),
         (f" {envelope.type.removeprefix('cml.').removesuffix('.v1'):<30}", "cyan"),
-        " " + " ".join(f"{key}={value}" for key, value in payload.items()),
-        (f" by {envelope.actor}" if envelope.actor else "", "bright_black"),
+        visible(" " + " ".join(f"{key}={value}" for key, value in payload.items()), keep=""),
+        (visible(f" by {envelope.actor}" if envelope.actor else "", keep=""), "bright_black"),
     )
 
 

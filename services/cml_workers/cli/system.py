@@ -18,7 +18,7 @@ from cml_workers.cli.terminal import (
     out,
     run_to_end,
 )
-from cml_workers.foundation.urls import redacted
+from cml_workers.foundation.secrets import redacted
 
 
 def run() -> None:

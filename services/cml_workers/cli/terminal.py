@@ -5,18 +5,21 @@ import getpass
 import logging
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn, TextIO, TypeVar
 
 import typer
 import uvloop
 from pydantic import ValidationError
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.segment import Segment
 
 from cml_contracts.client import NoAnswerError, NoResultYetError, WorkerClient
 from cml_workers.foundation.failures import ConfigurationError, RoleFailedError
+from cml_workers.foundation.secrets import redacted
+from cml_workers.foundation.texts import visible
 from cml_workers.runtime.endpoints import amqp_url
 from cml_workers.runtime.logs import configure_logging
 from cml_workers.runtime.settings import Settings, load_settings
@@ -38,8 +41,17 @@ def _width(stream: TextIO) -> int | None:
     return None if stream.isatty() or "COLUMNS" in os.environ else UNBOUNDED
 
 
-out = Console(width=_width(sys.stdout))
-err = Console(stderr=True, width=_width(sys.stderr))
+class Terminal(Console):
+    """Names, tags, actors, reasons and bodies are what any sender wrote: no control character of theirs reaches the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Escaped where everything passes that is printed; the terminal's own controls are segments apart."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+out = Terminal(width=_width(sys.stdout))
+err = Terminal(stderr=True, width=_width(sys.stderr))
 T = TypeVar("T")
 
 
@@ -102,7 +114,7 @@ def show_version(wanted: bool) -> None:
 
 def fail(sentence: str, code: int) -> NoReturn:
     """End with a line about what is wrong."""
-    err.print(f"[red]cml-workers:[/red] {escape(sentence)}", soft_wrap=True, highlight=False)
+    err.print(f"[red]cml-workers:[/red] {escape(redacted(sentence))}", soft_wrap=True, highlight=False)
     raise typer.Exit(code)
 
 

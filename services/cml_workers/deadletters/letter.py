@@ -10,7 +10,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 from cml_workers.bus.deaths import count, death_of
 from cml_workers.bus.headers import FAULT_HEADER, OWN_HEADERS, REDRIVE_HEADER, USER_HEADER
 from cml_workers.bus.port import Message, Outgoing
-from cml_workers.foundation.secrets import may_be_secret
+from cml_workers.foundation.secrets import redacted, without_secrets
 
 NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
 """Of the ids of dead letters."""
@@ -61,7 +61,7 @@ def letter_of(message: Message) -> Letter:
         death=f"{number if known else ''}/{death.mark}",
         queue=death.queue,
         cause=death.cause,
-        reason=death.reason,
+        reason=redacted(death.reason),
         type=message.type,
         body=message.body,
         message_id=message.message_id,
@@ -69,7 +69,9 @@ def letter_of(message: Message) -> Letter:
         reply_to=message.reply_to,
         content_type=message.content_type,
         user=message.user_id,
-        headers={name: _plain(value) for name, value in headers.items() if _may_be_kept(name)},
+        headers={
+            name: _plain(value) for name, value in without_secrets(headers).items() if name not in OWN_HEADERS
+        },
         deliveries=death.deliveries,
         attempts=message.attempt,
         faults=count(headers.get(FAULT_HEADER)),
@@ -101,10 +103,6 @@ def _uuid(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
-
-
-def _may_be_kept(name: str) -> bool:
-    return name not in OWN_HEADERS and not may_be_secret(name)
 
 
 def _plain(value: object) -> Any:

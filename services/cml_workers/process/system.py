@@ -14,7 +14,7 @@ from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailableError
 from cml_workers.foundation.failures import RoleFailedError
 from cml_workers.foundation.outages import Dependency
-from cml_workers.foundation.urls import redacted
+from cml_workers.foundation.secrets import redacted
 from cml_workers.lifecycle.main import LIFECYCLE
 from cml_workers.process.embedded import embed_broker, embed_ec2
 from cml_workers.process.folder import make_folder, published, sole_owner

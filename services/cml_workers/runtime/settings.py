@@ -279,6 +279,12 @@ class Settings(BaseSettings):
                     f"{variable(name)} has no effect: {self.profiles_file} has a profile {DEFAULT!r} of its own"
                 )
 
+    def secrets(self) -> list[str]:
+        """All that nobody may read; URLs with their password."""
+        values = [getattr(self, name) for name in type(self).model_fields]
+        each = [inner for value in values for inner in (value if isinstance(value, tuple) else (value,))]
+        return [value.get_secret_value() for value in each if isinstance(value, SecretStr)]
+
     @property
     def access(self) -> Access:
         """Who may command."""

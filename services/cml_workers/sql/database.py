@@ -77,11 +77,12 @@ def open_database(
         path = address.url.database
         if path and not path.startswith((":memory:", "file:")):
             _make_file(Path(path))
-        engine = create_async_engine(address.url.set(drivername="sqlite+aiosqlite"))
+        engine = create_async_engine(address.url.set(drivername="sqlite+aiosqlite"), hide_parameters=True)
         sa.event.listen(engine.sync_engine, "connect", partial(_tune_sqlite, durable=durable))
         return engine
     engine = create_async_engine(
         address.url,
+        hide_parameters=True,  # errors quote them, and they hold what others sent
         pool_pre_ping=not reader,
         pool_size=min(given.connections, KEPT) if reader else OWN,
         max_overflow=max(given.connections - KEPT, 0) if reader else 0,
@@ -133,6 +134,7 @@ def open_sqlite(url: URL) -> sa.Engine:
     engine = sa.create_engine(
         url.set(drivername="sqlite"),
         isolation_level="AUTOCOMMIT",
+        hide_parameters=True,
         connect_args={"check_same_thread": False},
     )
     sa.event.listen(engine, "connect", partial(_tune_sqlite, durable=False))

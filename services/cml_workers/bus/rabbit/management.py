@@ -17,7 +17,7 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_ope
 
 from yarl import URL
 
-from cml_workers.foundation.urls import redacted
+from cml_workers.foundation.secrets import redacted
 
 TIMEOUT = 5.0
 """Seconds for an answer."""

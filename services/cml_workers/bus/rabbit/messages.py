@@ -22,7 +22,7 @@ from cml_workers.bus.headers import (
 )
 from cml_workers.bus.port import DeadLetter, Message, Outgoing
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, DELIVERY_LIMIT, Queue
-from cml_workers.foundation.secrets import may_be_secret
+from cml_workers.foundation.secrets import redacted, without_secrets
 
 MAX_HEADER_NAME = 128
 """Bytes; the library truncates a longer one (AMQP 0-9-1, 4.2.5.5)."""
@@ -114,10 +114,10 @@ def to_dead_letters(
 ) -> Outgoing:
     """The same message for the dead letters, with its reason."""
     died = {
-        **{name: value for name, value in headers.items() if not may_be_secret(name)},
+        **without_secrets(headers),
         QUEUE_HEADER: queue.name,
         CAUSE_HEADER: str(verdict.cause),
-        REASON_HEADER: _printable(verdict.reason[:MAX_REASON]),
+        REASON_HEADER: _printable(redacted(verdict.reason)[:MAX_REASON]),
         DELIVERIES_HEADER: message.deliveries,
         DEATH_HEADER: str(uuid4()),
     }

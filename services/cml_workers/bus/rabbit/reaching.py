@@ -7,7 +7,7 @@ from aiormq.exceptions import AuthenticationError, ProbableAuthenticationError
 from cml_contracts.amqp import outage
 from cml_contracts.broker import Nodes, connect
 from cml_workers.bus.port import BusConfigurationError, BusUnavailableError
-from cml_workers.foundation.urls import redacted
+from cml_workers.foundation.secrets import redacted
 
 
 def quiet() -> None:
