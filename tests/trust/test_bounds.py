@@ -6,9 +6,12 @@ import contextlib
 import hashlib
 import hmac
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -21,11 +24,17 @@ from cml_contracts.queries import GetCMLWorker, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_contracts.tokens import MAX_TOKEN, InvalidTokenError, sign, verify
 from cml_workers.bus.codec import reply
-from cml_workers.bus.port import BusUnavailableError, Outgoing
+from cml_workers.bus.port import BusUnavailableError, DeadLetter, Outgoing
 from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.domain.history import ReplyAddress
+from cml_workers.domain.policy import Access, Policy
+from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent, StoreUnavailableError
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.lifecycle.denials import DAYS, DENIALS_STREAM, DESCRIBED, USERS, Counts
+from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector import queries
+from support.buses import Outbox, command
+from support.event_stores import Place
 from support.projecting import CREATED, Projected, a_database
 from support.rabbitmq import SpawnedRabbitMQ, installed
 
@@ -164,3 +173,80 @@ async def test_a_reply_that_closes_its_channel_takes_none_of_the_systems_own_mes
                     await bus.publish(Outgoing(None, "nobody", b"", "t", "after", mandatory=False))
                     break
                 await asyncio.sleep(0.1)
+
+
+@pytest.fixture(params=["sqlite", "kurrentdb-standin"])
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+    async with AsyncExitStack() as resources:
+        yield Place(request.param, tmp_path, resources, shared=False)
+
+
+async def streams_of(store: EventStore) -> Counter[str]:
+    """How many events each stream has."""
+    found: Counter[str] = Counter()
+    async with aclosing(store.follow(after=None)) as items:
+        async for item in items:
+            if isinstance(item, CaughtUp):
+                return found
+            if isinstance(item, StoredEvent):
+                found[item.stream] += 1
+    raise AssertionError
+
+
+def denying(store: EventStore, outbox: Outbox) -> Lifecycle:
+    """A process of lifecycle that lets nobody do anything."""
+    access = Access(enforced=True)
+    return Lifecycle(
+        store=store, publish=outbox, policy=Policy(), access=access, now=lambda: NOW, new_id=uuid4
+    )
+
+
+async def test_denied_commands_are_all_counted_in_one_stream_that_does_not_grow_with_each(
+    place: Place,
+) -> None:
+    store = await place.opened()
+    processes = [denying(await place.opened(), Outbox()) for _ in range(2)]
+    start = StartCMLWorker(worker_id=uuid4(), started_by="ceo")
+    attempts = [
+        processes[number % 2].on_command(command(start, f"c-{number}", user_id=f"user-{number % 3}"))
+        for number in range(300)
+    ]
+    verdicts = await asyncio.gather(*attempts)
+    assert {type(verdict) for verdict in verdicts} == {DeadLetter}
+    streams = await streams_of(store)
+    assert set(streams) == {DENIALS_STREAM}
+    assert streams[DENIALS_STREAM] < 100
+    last = json.loads((await store.last(DENIALS_STREAM)).data)
+    assert (last["total"], last["days"]) == (300, {"2026-01-02": 300})
+    assert last["users"] == {"user-0": 100, "user-1": 100, "user-2": 100}
+    events = [json.loads(each.data) for each in await store.read(DENIALS_STREAM)]
+    described = Counter(attempt["user"] for each in events for attempt in each["attempts"])
+    assert all(DESCRIBED <= number <= 2 * DESCRIBED for number in described.values())
+    assert sum(described.values()) + sum(each["not_described"] for each in events) == 300
+
+
+async def test_denied_commands_are_counted_when_the_store_was_away(place: Place) -> None:
+    store = await place.opened()
+    lifecycle = denying(await place.opened(), Outbox())
+    start = StartCMLWorker(worker_id=uuid4())
+    await lifecycle.on_command(command(start, "c-0", user_id="user"))
+
+    async def gone(*_: object, **__: object) -> int:
+        raise StoreUnavailableError("planted")
+
+    denials_store: Any = lifecycle._denials._store
+    with pytest.MonkeyPatch.context() as planted:
+        planted.setattr(denials_store, "append", gone)
+        with pytest.raises(StoreUnavailableError):
+            await lifecycle.on_command(command(start, "c-1", user_id="user"))
+    await lifecycle.on_command(command(start, "c-1", user_id="user"))
+    assert json.loads((await store.last(DENIALS_STREAM)).data)["total"] == 2
+
+
+def test_the_counts_of_denied_commands_stay_small() -> None:
+    counts = Counts()
+    for number in range(1000):
+        day = (NOW + timedelta(days=number // 2)).date().isoformat()
+        counts = counts.more([{"user": f"user-{each}"} for each in range(number % 2 * 300)], day)
+    assert (counts.total, len(counts.days), len(counts.users)) == (150_000, DAYS, USERS + 1)
+    assert sum(counts.users.values()) == 300
