@@ -15,6 +15,10 @@ CLOUDEVENTS_JSON = "application/cloudevents+json"
 JSON = "application/json"
 MAX_BODY = 64 * 1024
 """Bytes a command or query message may have."""
+MAX_REPLY = 1024 * 1024
+"""Bytes a reply has at most. A broker closes the channel of whoever publishes more than its ``max_message_size``, which must be larger."""
+MAX_PAGE = 768 * 1024
+"""Bytes of what a page lists: it ends there, with a cursor for the next one, also where it has fewer than were asked for."""
 
 
 class EventEnvelope(Tolerant):

@@ -33,6 +33,7 @@ class ProblemCode(StrEnum):
     DUPLICATE_COMMAND = "DuplicateCommand"
     DEAD_LETTER_NOT_FOUND = "DeadLetterNotFound"
     READ_MODEL_UNAVAILABLE = "ReadModelUnavailable"
+    REPLY_TOO_LARGE = "ReplyTooLarge"
 
 
 class Problem(Tolerant):
@@ -84,6 +85,7 @@ TITLES: Mapping[ProblemCode, str] = {
     ProblemCode.DUPLICATE_COMMAND: "The command id was used before with another body",
     ProblemCode.DEAD_LETTER_NOT_FOUND: "There is no such dead letter",
     ProblemCode.READ_MODEL_UNAVAILABLE: "Queries cannot be answered now",
+    ProblemCode.REPLY_TOO_LARGE: "The reply would be larger than any message may be",
 }
 
 

@@ -108,6 +108,7 @@ CommandId = Annotated[
 _COMMAND_ID: TypeAdapter[str] = TypeAdapter(CommandId)
 Actor = Text
 """An opaque id of who sent it; no personal data."""
+_ACTOR: TypeAdapter[str] = TypeAdapter(Actor)
 Reason = Annotated[str, StringConstraints(min_length=1, max_length=500), AfterValidator(_printable)]
 Region = Annotated[
     str,
@@ -141,3 +142,11 @@ def as_command_id(text: str) -> str:
             f"a command id has 1 to {MAX_COMMAND_ID} printable characters without spaces, "
             f"and at most {MAX_PROPERTY} bytes"
         ) from error
+
+
+def as_actor(text: str) -> str:
+    """The text, if it can name an actor. Raises ValueError."""
+    try:
+        return _ACTOR.validate_python(text)
+    except ValidationError as error:
+        raise ValueError(f"an actor has 1 to {MAX_TEXT} printable characters") from error

@@ -12,9 +12,13 @@ import json
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
+from cml_contracts.texts import as_actor
+
 TOKEN_HEADER = "x-cml-actor-token"  # noqa: S105 - the header's name
 LONGEST = timedelta(minutes=10)
 """How far ahead a token may expire."""
+MAX_TOKEN = 4096
+"""Characters; a longer one is not read."""
 
 
 class InvalidTokenError(ValueError):
@@ -32,15 +36,17 @@ def verify(token: str, keys: Iterable[bytes], *, command_id: str, now: datetime)
     """The actor that the token names. Any of the keys may have signed it, so that keys can be changed.
 
     Raises:
-        InvalidTokenError: forged, expired, too long-lived, or for another command.
+        InvalidTokenError: forged, expired, too long-lived, too long, for another command, or of what names no actor.
     """
+    if len(token) > MAX_TOKEN:
+        raise InvalidTokenError(f"the token has {len(token)} characters; at most {MAX_TOKEN} are allowed")
     payload, _, signature = token.partition(".")
     try:
         given = _decoded(signature)
         signed = any(hmac.compare_digest(_signature(key, payload), given) for key in keys)
         claims = json.loads(_decoded(payload)) if signed else {}
         actor, bound_to, expires = (claims.get(name) for name in ("actor", "command_id", "expires"))
-    except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
         raise InvalidTokenError("the token is malformed") from error
     if not (signed and isinstance(actor, str) and isinstance(expires, int)):
         raise InvalidTokenError("the token's signature is not valid")
@@ -50,7 +56,10 @@ def verify(token: str, keys: Iterable[bytes], *, command_id: str, now: datetime)
         raise InvalidTokenError("the token has expired")
     if expires > (now + LONGEST).timestamp():
         raise InvalidTokenError(f"the token is valid for longer than {LONGEST.total_seconds():g} s")
-    return actor
+    try:
+        return as_actor(actor)
+    except ValueError as error:
+        raise InvalidTokenError(f"the token names no actor: {error}") from error
 
 
 def _signature(key: bytes, payload: str) -> bytes:

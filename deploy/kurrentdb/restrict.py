@@ -4,7 +4,8 @@
     CML_WRITER_PASSWORD=... CML_READER_PASSWORD=... CML_RELAY_STORE_PASSWORD=... CML_PROJECTOR_STORE_PASSWORD=... \
         python deploy/kurrentdb/restrict.py
 
-``cml-writer`` (group cml-writers) is for lifecycle, which alone appends to the streams of workers. ``cml-relay`` (group
+``cml-writer`` (group cml-writers) is for lifecycle, which alone appends to the streams of workers, and to that of denied commands, of
+which KurrentDB keeps the last events (denials-stream.json). ``cml-relay`` (group
 cml-relays) is for the relay: it reads, and writes only its own stream, of which KurrentDB keeps the last events (relay-stream.json),
 and its quarantine. ``cml-projector`` (group cml-projectors) is for the projector and `cml-workers rebuild`: it reads, and writes only the
 quarantines (quarantine-streams.json), also the relay's, in which it records what operators decide. ``cml-reader`` (group cml-readers)
@@ -32,6 +33,7 @@ from kurrentdbclient import AsyncKurrentDBClient, NewEvent, StreamState
 SETTINGS = "$settings"
 """The stream whose last event holds the default access lists."""
 RELAY_STREAM = "cml_relay"
+DENIALS_STREAM = "cml_denials"
 HERE = Path(__file__).parent
 USERS = {
     "cml-writer": ("cml-writers", "CML_WRITER_PASSWORD"),
@@ -94,7 +96,12 @@ async def describe_streams(uri: str, described: Mapping[str, Any]) -> None:
 def streams() -> Mapping[str, Any]:
     """The streams with access lists of their own, and what is said of each."""
     relay = json.loads((HERE / "relay-stream.json").read_text())
-    return {RELAY_STREAM: relay, **json.loads((HERE / "quarantine-streams.json").read_text())}
+    denials = json.loads((HERE / "denials-stream.json").read_text())
+    return {
+        RELAY_STREAM: relay,
+        DENIALS_STREAM: denials,
+        **json.loads((HERE / "quarantine-streams.json").read_text()),
+    }
 
 
 def main() -> None:

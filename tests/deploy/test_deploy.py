@@ -6,6 +6,7 @@ import json
 import re
 import ssl
 import subprocess
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -20,6 +21,8 @@ from cml_tools.roles import secrets
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.quarantine import QUARANTINE_STREAMS, RELAY, of_read_model
 from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, begin_if_new
+from cml_workers.lifecycle import denials
+from cml_workers.lifecycle.denials import DENIALS_STREAM
 from cml_workers.process.registry import ROLES
 from cml_workers.readmodels.registry import READ_MODELS
 from cml_workers.runtime.health import PORT
@@ -302,6 +305,7 @@ async def test_the_default_access_lists_go_into_the_settings_stream(restrict: Mo
     store = KurrentDbEventStore(node.uri)
     await begin_if_new(store, uuid4)
     await store.trim(RELAY_STREAM, KEEP)  # which needs no right of the relay's then
+    await denials.Denials(store, now=lambda: datetime.now(UTC), new_id=uuid4).record({"user": "portal"})
     await store.close()
     await node.stop()
     assert restrict.RELAY_STREAM == RELAY_STREAM
@@ -312,7 +316,15 @@ async def test_the_default_access_lists_go_into_the_settings_stream(restrict: Mo
     assert (of_relay["$acl"]["$d"], of_relay["$acl"]["$mw"]) == ("$admins", "$admins")
     assert {group for group, _ in restrict.USERS.values()} == GROUPS
     followers = {RELAY: ["cml-relays"], **{of_read_model(model.name): [] for model in READ_MODELS}}
-    assert {*restrict.streams()} == {RELAY_STREAM, *(f"{QUARANTINE_STREAMS}{each}" for each in followers)}
+    assert {*restrict.streams()} == {
+        RELAY_STREAM,
+        DENIALS_STREAM,
+        *(f"{QUARANTINE_STREAMS}{each}" for each in followers),
+    }
+    (record,) = node.log.streams[f"$${DENIALS_STREAM}"]  # and lifecycle, which may not, has set nothing there
+    of_denials = json.loads(record.data)
+    assert of_denials["$maxCount"] == denials.KEEP
+    assert (of_denials["$acl"]["$w"], of_denials["$acl"]["$mw"]) == (["$admins", "cml-writers"], "$admins")
     for follower, own in followers.items():
         (record,) = node.log.streams[f"$${QUARANTINE_STREAMS}{follower}"]
         acl = json.loads(record.data)["$acl"]

@@ -24,14 +24,14 @@ from cml_workers.bus.port import Ack, DeadLetter
 from cml_workers.domain.messages import OperationSucceeded
 from cml_workers.domain.ownership import Ownership
 from cml_workers.domain.policy import Access, Policy
-from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.lifecycle.denials import DENIALS_STREAM
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector.queries import Queries
 from cml_workers.runtime.settings import Settings, SettingsError
 from support.given import instance
 from support.projecting import CREATED, DATABASES, LAUNCH, LAUNCHED, Projected, a_database
-from support.service import CREATE, WORKER, Service, opened
+from support.service import CREATE, WORKER, Service, opened, streams
 
 KEY = b"k" * 32
 ACCESS = Access(
@@ -79,12 +79,10 @@ async def create(service: Service) -> None:
 
 async def denied(service: Service) -> list[dict[str, str]]:
     """What is kept of denied attempts."""
-    found = []
-    async for item in service.store.follow(after=None, prefix="cml_refused-"):
-        if not isinstance(item, StoredEvent):
-            break
-        found.append(json.loads(item.data))
-    return found
+    if DENIALS_STREAM not in await streams(service, DENIALS_STREAM):
+        return []
+    events = await service.store.read(DENIALS_STREAM)
+    return [attempt for event in events for attempt in json.loads(event.data)["attempts"]]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.TYPE)

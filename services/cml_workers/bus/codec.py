@@ -7,7 +7,7 @@ from uuid import NAMESPACE_URL, uuid5
 
 from pydantic import BaseModel, ValidationError
 
-from cml_contracts.envelope import MAX_BODY
+from cml_contracts.envelope import MAX_BODY, MAX_REPLY
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.texts import as_command_id
 from cml_workers.bus.port import Message, Outgoing
@@ -90,20 +90,28 @@ def internal(
 def reply(result: OperationResult, address: ReplyAddress, data: str | None = None) -> Outgoing:
     """The result as a message to its caller; dropped if the caller's queue is gone.
 
-    ``data``: the result's data where it is JSON already.
+    ``data``: the result's data where it is JSON already. A reply of more than ``MAX_REPLY`` bytes, at which the broker would close
+    the channel that carries everybody's replies, comes without its data and says so.
     """
-    if data is None:
-        body = result.model_dump_json()
-    else:
-        rest = result.model_dump_json(exclude={"data"})
-        body = f'{rest[:-1]},"data":{data}}}'
+    body = _body(result, data)
+    if len(body) > MAX_REPLY:
+        too_large = f"the reply would have {len(body)} bytes; at most {MAX_REPLY} are sent"
+        problem = result.problem or Problem.of(ProblemCode.REPLY_TOO_LARGE, too_large)
+        body = _body(result.model_copy(update={"data": None, "problem": problem}), None)
     return Outgoing(
         exchange=None,
         routing_key=address.reply_to,
-        body=body.encode(),
+        body=body,
         type=RESULT_TYPE,
         # A hash, as the command id may be invalid, and as long as a property can be.
         message_id=str(uuid5(NAMESPACE_URL, f"cml-workers/result/{result.command_id}")),
         correlation_id=address.correlation_id,
         mandatory=False,
     )
+
+
+def _body(result: OperationResult, data: str | None) -> bytes:
+    if data is None:
+        return result.model_dump_json().encode()
+    rest = result.model_dump_json(exclude={"data"})
+    return f'{rest[:-1]},"data":{data}}}'.encode()

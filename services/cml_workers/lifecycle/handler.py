@@ -6,7 +6,6 @@ to its body first, in a stream of its own (``eventstore/command_streams.py``). A
 is answered by what EC2 shows then.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -54,8 +53,9 @@ from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.command_streams import load_record
-from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent
+from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
+from cml_workers.lifecycle.denials import Denials
 from cml_workers.lifecycle.limits import Limits
 from cml_workers.lifecycle.replies import (
     lookup_request,
@@ -78,8 +78,6 @@ from cml_workers.lifecycle.transactions import (
 
 log = structlog.get_logger(__name__)
 
-REFUSALS = "cml_refused-"
-REFUSED_TYPE = "cml.command.unauthorized.v1"
 CREATING = (CreateCMLWorker, ImportCMLWorker)
 """Commands that bring a worker into being."""
 
@@ -102,6 +100,7 @@ class Lifecycle:
     ) -> None:
         self._store = store
         self._transactions = Transactions(store=store, publish=publish, now=now, new_id=new_id)
+        self._denials = Denials(store, now=now, new_id=new_id)
         self._publish = publish
         self._policy = policy
         self._sightings = Sightings()
@@ -310,9 +309,7 @@ class Lifecycle:
             "reason": problem.detail,
             "time": self._now().isoformat(),
         }
-        event_id = self._new_id()
-        refused = NewEvent(event_id, REFUSED_TYPE, json.dumps(attempt).encode(), b"{}")
-        await self._store.append(f"{REFUSALS}{event_id}", [refused], expected=NO_STREAM)
+        await self._denials.record(attempt)
 
     async def _answer(self, message: Message, problem: Problem) -> None:
         rejected = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)

@@ -46,6 +46,9 @@ from cml_workers.sql.database import migrate
 
 log = structlog.get_logger(__name__)
 
+QUERIES_AT_ONCE = 16
+"""At most: each may have a page in memory, and a query as large as the broker lets one be."""
+
 
 @asynccontextmanager
 async def projector(given: Infrastructure) -> AsyncIterator[Running]:
@@ -108,7 +111,8 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
                 log.warning("reminders wait for the next round", cause=str(error))
             await asyncio.sleep(given.settings.reminder_seconds)
 
-    bus.consume(PROJECTOR_QUERIES, on_query, prefetch=given.settings.prefetch, outages=of_database)
+    at_once = min(given.settings.prefetch, QUERIES_AT_ONCE)
+    bus.consume(PROJECTOR_QUERIES, on_query, prefetch=at_once, outages=of_database)
     bus.consume(DEAD_LETTER_QUEUE, dead_letters.collect, prefetch=10, outages=of_database)
     bus.consume(PROJECTOR_OPERATOR, dead_letters.on_request, prefetch=10, outages=of_both)
     checks = [

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cml_contracts.envelope import MAX_REPLY
 from cml_contracts.queries import QUERIES, Query
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, read, reply, reply_address
@@ -16,6 +17,8 @@ from cml_workers.sql.port import Database
 ANSWERED_BY: Mapping[type[Any], ReadModel] = {
     query: model for model in READ_MODELS for query in model.answers
 }
+ENVELOPE = 8 * 1024
+"""Bytes of a reply around its data, at most."""
 
 
 class Queries:
@@ -52,7 +55,11 @@ class Queries:
         unavailable = self._unavailable(model)
         if unavailable is not None:
             return Problem.of(ProblemCode.READ_MODEL_UNAVAILABLE, unavailable, retryable=True)
-        return await model.answers[type(query)](self._database, query, viewer_of(user, self._access))
+        found = await model.answers[type(query)](self._database, query, viewer_of(user, self._access))
+        if isinstance(found, Found) and (size := len(found.data.encode())) > MAX_REPLY - ENVELOPE:
+            too_large = f"the answer would have {size} bytes; at most {MAX_REPLY - ENVELOPE} are sent"
+            return Problem.of(ProblemCode.REPLY_TOO_LARGE, too_large)
+        return found
 
 
 def _result(query_id: str | None, answer: Found | Problem) -> OperationResult:

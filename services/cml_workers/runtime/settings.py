@@ -210,7 +210,8 @@ class Settings(BaseSettings):
     """Address the probes listen on; 0.0.0.0 in a container."""
 
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
-    """Messages of one queue that a role handles at once; the EC2 adapter that many of one region, and as many of all others."""
+    """Messages of one queue that a role handles at once; the EC2 adapter that many of one region, and as many of all others. Of queries,
+    16 at most."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged, on stderr."""
     log_format: Literal["auto", "console", "json"] = "auto"

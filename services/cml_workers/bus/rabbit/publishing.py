@@ -1,5 +1,6 @@
 """Publishing: each message is persistent and confirmed, or an error says that it may not have arrived."""
 
+import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -7,7 +8,7 @@ from typing import Any, cast
 
 from aiormq import spec
 from aiormq.exceptions import ChannelInvalidStateError, DeliveryError, PublishError
-from faststream.rabbit import RabbitBroker, RabbitExchange
+from faststream.rabbit import Channel, RabbitBroker, RabbitExchange
 
 from cml_contracts.amqp import outage
 from cml_contracts.topology import Exchange
@@ -35,7 +36,10 @@ _DEFAULT_EXCHANGE = RabbitExchange()
 
 
 class Publisher:
-    """Publishes through the publishing channel of one connection. Many at once: none waits for the confirm of another."""
+    """Publishes through one connection. Many at once: none waits for the confirm of another.
+
+    Replies have a channel of their own: what a caller's queue or address does to it is nothing to the system's own messages.
+    """
 
     def __init__(
         self,
@@ -49,6 +53,8 @@ class Publisher:
         self._app_id = app_id
         self._direct_replies = direct_replies
         self._exchanges = {exchange.name for exchange in exchanges}
+        self._replies = Channel(publisher_confirms=True, on_return_raises=True)
+        self._opening = asyncio.Lock()
 
     async def __call__(self, message: Outgoing, /) -> None:
         """See ``Publish``. A direct reply that would end the connection is dropped: no caller can await it."""
@@ -79,9 +85,13 @@ class Publisher:
             )
             return True
 
-    async def _robust_channel(self) -> Any:
+    async def _robust_channel(self, *, of_replies: bool = False) -> Any:
         """The one that is published on, of this connection and those that take its place."""
-        return (await self._broker.declare_exchange(_DEFAULT_EXCHANGE)).channel
+        if not of_replies:
+            return (await self._broker.declare_exchange(_DEFAULT_EXCHANGE)).channel
+        declarer = self._broker.config.declarer
+        async with self._opening:  # once
+            return (await declarer.declare_exchange(_DEFAULT_EXCHANGE, channel=self._replies)).channel
 
     @contextmanager
     def _outages(self) -> Iterator[None]:
@@ -103,7 +113,7 @@ class Publisher:
             return
         if message.exchange is not None and message.exchange.name not in self._exchanges:
             raise ValueError(f"{message.exchange.name} is not among the exchanges that this connection uses")
-        robust = await self._robust_channel()
+        robust = await self._robust_channel(of_replies=message.exchange is None and not message.mandatory)
         if robust.is_closed:
             raise ChannelInvalidStateError("not connected to RabbitMQ")
         channel = await robust.get_underlay_channel()

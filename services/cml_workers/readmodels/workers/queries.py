@@ -14,6 +14,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.functions import FunctionElement
 
+from cml_contracts.envelope import MAX_PAGE
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, OperationView, WorkerView
 from cml_contracts.results import Problem, ProblemCode
@@ -112,18 +113,20 @@ def _is_open(view: str | None, viewer: Viewer | None) -> bool:
 async def list_workers(
     database: Database, query: ListCMLWorkers, viewer: Viewer | None = None
 ) -> Found | Problem:
-    """A page of the workers that meet the conditions, and are open to the viewer."""
+    """A page of the workers that meet the conditions and are open to the viewer: as many as are asked for, or as many as fit into a reply."""
     try:
         statements = _page(query, viewer)
     except InvalidCursorError as error:
         return Problem.of(ProblemCode.VALIDATION_FAILED, str(error))
     rows: Sequence[Row] = ()
+    found = 0
     for statement in statements:
         rows = await database.read(partial(_all, statement))
-        if len(rows) > query.limit:
+        found = rows[0].found if rows else 0
+        if found > query.limit:
             break
-    page = rows[: query.limit]
-    cursor = _cursor(query, page[-1][1], page[-1][2]) if len(rows) > query.limit else None
+    page = _that_fit(rows[: query.limit])
+    cursor = _cursor(query, page[-1][1], page[-1][2]) if found > len(page) else None
     return Found(f'{{"workers":[{",".join(row[0] for row in page)}],"next_cursor":{json.dumps(cursor)}}}')
 
 
@@ -158,12 +161,37 @@ def _all(statement: sa.Select[Any], connection: sa.Connection) -> Sequence[Row]:
     return connection.execute(statement).all()
 
 
+def _that_fit(rows: Sequence[Row]) -> Sequence[Row]:
+    """The first ones, of ``MAX_PAGE`` bytes together; always one."""
+    total = 0
+    for number, row in enumerate(rows):
+        total += len(row[0].encode()) + 1
+        if total > MAX_PAGE and number:
+            return rows[:number]
+    return rows
+
+
+def _sized(wanted: ListCMLWorkers, statement: sa.Select[Any]) -> sa.Select[Any]:
+    """The same rows, as far as a page can have them, each with the number ``found`` of all: so that no more come into memory."""
+    rows = statement.subquery()
+    order = _order(wanted, rows.c)
+    before = sa.func.sum(sa.func.length(rows.c.view)).over(order_by=order, rows=(None, -1)).label("before")
+    sized = sa.select(*rows.c, sa.func.count().over().label("found"), before).subquery()
+    columns = (sized.c[each] for each in ("view", wanted.sort, "id", "found"))
+    fits = sa.func.coalesce(sized.c.before, 0) <= MAX_PAGE
+    return sa.select(*columns).where(fits).order_by(*_order(wanted, sized.c))
+
+
 def _page(wanted: ListCMLWorkers, viewer: Viewer | None = None) -> Sequence[sa.Select[Any]]:
     """Statements of which the first that finds a whole page will do; what the last one finds is all there is.
 
     Of names and tags nobody knows where in the order they are. So the next workers are looked at first, which is enough for what is
     common; then all that have the name or tag are found, however many workers come before them.
     """
+    return [_sized(wanted, statement) for statement in _statements(wanted, viewer)]
+
+
+def _statements(wanted: ListCMLWorkers, viewer: Viewer | None) -> Sequence[sa.Select[Any]]:
     sort = wanted.sort
     conditions = _conditions(wanted)
     if viewer and not viewer.teams:
@@ -193,9 +221,12 @@ def _ordered(
     wanted: ListCMLWorkers, query: sa.Select[Any], columns: Columns = _WORKERS.c, *, more: int = 0
 ) -> sa.Select[Any]:
     """One row more than are wanted shows that there are more."""
+    return query.order_by(*_order(wanted, columns)).limit(wanted.limit + 1 + more)
+
+
+def _order(wanted: ListCMLWorkers, columns: Columns) -> Sequence[sa.ColumnElement[Any]]:
     direction = sa.desc if wanted.descending else sa.asc
-    order = (direction(columns[wanted.sort]), direction(columns.id))
-    return query.order_by(*order).limit(wanted.limit + 1 + more)
+    return (direction(columns[wanted.sort]), direction(columns.id))
 
 
 def _conditions(wanted: ListCMLWorkers) -> list[sa.ColumnElement[bool]]:
