@@ -54,11 +54,14 @@ class Books:
             self.without_reason += 1
             return
         number = headers.get(NUMBER_HEADER)
-        if message.header.properties.message_type == RESULT_TYPE and number is None:
+        kind = message.header.properties.message_type
+        if kind == RESULT_TYPE and number is None:
             return  # a reply of ours, to one of our own queues, as its caller requested
         if not isinstance(number, int):
             known = self.by_body.get(sha256(message.body).digest())
             number = known.pop() if known else number_of(command_of(message.body))
+            if kind == LookupAnswered.TYPE and number is None:
+                return  # the answer to a lookup request that brought a command id of no message
         if number in self.sent:
             self.dead[number] = reason
         else:
@@ -147,7 +150,10 @@ _INTERNAL: Mapping[str, type[Report | LookupRequested]] = {**REPORTS, LookupRequ
 
 
 def is_of_no_effect(message: Hostile) -> bool:
-    """Well-formed, and nothing follows from it: a stale trigger, a repeated observation, a lookup request of nobody."""
+    """Well-formed, and nothing follows from it: a stale trigger, a repeated observation, a lookup request of nobody.
+
+    The answer to a lookup request whose command lifecycle has not recorded is a dead letter, known by its command's id.
+    """
     kind = message.properties["message_type"] or message.routing_key
     try:
         match message.target.name:
@@ -156,9 +162,8 @@ def is_of_no_effect(message: Hostile) -> bool:
                 return True
             case "reports" | "lookups":
                 internal = _INTERNAL[kind].model_validate_json(message.body)
-                if isinstance(internal, LookupRequested | LookupAnswered):
-                    # As below: what it brings along is answered where nobody is.
-                    return not message.awaits and isinstance(internal.origin.command, UpdateCMLWorkerStatus)
+                if isinstance(internal, LookupRequested):
+                    return number_of(internal.origin.command_id) is None
                 return isinstance(internal, InstanceObserved)
             case "commands" if not message.awaits:
                 # A status update that finds nothing new leaves no event, and its reply went where nobody is.

@@ -1,12 +1,15 @@
 """Commands that EC2 is asked about before they are decided: status updates, imports, images."""
 
+import json
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cml_contracts.commands import (
+    COMMANDS,
     ImportCMLWorker,
     StartCMLWorker,
     TerminateCMLWorker,
@@ -16,18 +19,25 @@ from cml_contracts.envelope import MAX_BODY
 from cml_contracts.events import TagsUpdateRequested
 from cml_contracts.instance import InstanceState
 from cml_contracts.results import ProblemCode
-from cml_workers.bus.port import Ack, BusUnavailableError
+from cml_workers.bus.port import Ack, BusUnavailableError, DeadLetter, Retry
+from cml_workers.domain.history import ReplyAddress
 from cml_workers.domain.messages import (
+    CommandMessage,
+    ImageLookup,
     InstanceObserved,
     LookupAnswered,
+    LookupRequested,
     LookupResult,
     OperationSucceeded,
 )
 from cml_workers.eventstore.command_streams import COMMAND_STREAMS, stream_of_command
-from cml_workers.eventstore.worker_streams import decode, stream_of
+from cml_workers.eventstore.lookup_records import LOOKUP_STREAMS, stream_of_lookup
+from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, decode, stream_of
 from support.buses import command
 from support.given import instance
 from support.service import CREATE, WORKER, Service, streams
+
+EXAMPLES = Path(__file__).parents[2] / "contracts" / "examples"
 
 
 async def test_a_status_update_asks_and_is_answered_without_an_event(service: Service):
@@ -180,16 +190,100 @@ async def test_what_was_seen_and_the_answer_of_a_no_op_are_one_append(service: S
     assert appends == [["cml.worker.instance_state_observed.v1", "cml.command.skipped.v1"]]
 
 
+async def refused(service: Service, forged: LookupAnswered) -> None:
+    """It is a dead letter, after a while in which a replica of the store may have lagged behind, and nothing is done."""
+    before, sent = await service.types(), list(service.outbox.sent)
+    assert await service.report(forged) == Retry(1)
+    verdict = await service.report(forged, attempt=UNSEEN_ATTEMPTS)
+    assert isinstance(verdict, DeadLetter)
+    assert (verdict.cause, "has to send it again" in verdict.reason) == ("NotRecorded", True)
+    assert (await service.types(), service.outbox.sent) == (before, sent)
+
+
 async def test_a_lookup_of_another_instance_says_nothing_of_this_one(service: Service):
     await service.launched()
     await service.command(StartCMLWorker(worker_id=WORKER), "start")
     asked = service.lookup()
     other = asked.lookup.model_copy(update={"instance_id": "i-1111111111111111f"})
-    gone = LookupAnswered(origin=asked.origin, lookup=other, looked_up=LookupResult())
     service.now += timedelta(hours=1)
-    await service.report(gone)
-    assert not (await service.worker()).terminated
-    assert service.lookup().lookup == asked.lookup
+    await refused(service, LookupAnswered(origin=asked.origin, lookup=other, looked_up=LookupResult()))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"actor": "ceo"},
+        {"user": "portal"},
+        {"command_id": "another"},
+        {"correlation_id": "another"},
+        {"reply": ReplyAddress(reply_to="cml.lifecycle.reports")},
+        {"reply": None},
+        {"command": TerminateCMLWorker(worker_id=WORKER), "command_type": TerminateCMLWorker.TYPE},
+        {"command": StartCMLWorker(worker_id=WORKER, reason="mine")},
+    ],
+    ids=str,
+)
+async def test_a_command_that_comes_back_as_another_one_is_not_continued(
+    service: Service, changed: dict[str, Any]
+):
+    """Whoever publishes a lookup result says neither what is done nor in whose name."""
+    await service.launched()
+    await service.command(StartCMLWorker(worker_id=WORKER), "start")
+    asked = service.lookup()
+    forged = asked.origin.model_copy(update=changed)
+    seen = LookupResult(instance=instance(InstanceState.STOPPED))
+    await refused(service, LookupAnswered(origin=forged, lookup=asked.lookup, looked_up=seen))
+    await service.answer(instance())
+    assert [result.data for result in service.outbox.results()] == [True]
+
+
+async def test_a_command_whose_lookup_was_not_sent_has_its_record_and_goes_on_from_there(service: Service):
+    """Lifecycle dies between the two: the message is delivered again."""
+    await service.launched()
+    service.outbox.broken = 1
+    with pytest.raises(BusUnavailableError):
+        await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
+    recorded = await streams(service, LOOKUP_STREAMS)
+    assert len(recorded) == 1
+    for _ in range(2):
+        await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
+    assert await streams(service, LOOKUP_STREAMS) == recorded
+    await service.answer(instance())
+    assert [result.data["instance_state"] for result in service.outbox.results()] == ["running"]
+
+
+async def test_a_record_says_whose_command_waits_and_nothing_of_its_body(service: Service):
+    await service.launched()
+    await service.command(StartCMLWorker(worker_id=WORKER, started_by="ann", reason="s3cret"), "start")
+    (stream,) = await streams(service, LOOKUP_STREAMS)
+    (record,) = await service.store.read(stream)
+    assert json.loads(record.data) == {
+        "command_id": "start",
+        "command_type": StartCMLWorker.TYPE,
+        "worker_id": str(WORKER),
+        "user": None,
+        "actor": "ann",
+    }
+
+
+@pytest.mark.parametrize("command_type", sorted(COMMANDS))
+def test_a_command_has_the_same_record_when_it_comes_back(command_type: str):
+    """Through every version's reading and writing of it."""
+    body = (EXAMPLES / f"{command_type}.json").read_bytes()
+    origin = CommandMessage(
+        command_id="c",
+        command=COMMANDS[command_type].model_validate_json(body),
+        command_type=command_type,
+        correlation_id="t",
+        actor="ann",
+        user="portal",
+        reply=ReplyAddress(reply_to="caller", correlation_id="t"),
+    )
+    lookup = ImageLookup(aws_region="us-east-1", ami_name="cml")
+    request = LookupRequested(origin=origin, lookup=lookup)
+    for _ in range(2):
+        request = LookupRequested.model_validate_json(request.model_dump_json())
+        assert stream_of_lookup(request.origin, request.lookup) == stream_of_lookup(origin, lookup)
 
 
 async def test_a_deployment_that_polls_counts_what_ec2_showed_unchanged(service: Service):

@@ -44,6 +44,7 @@ from cml_workers.domain.messages import (
     CommandMessage,
     InstanceLookup,
     InstanceObserved,
+    Lookup,
     LookupAnswered,
     LookupResult,
     Report,
@@ -53,6 +54,7 @@ from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.command_streams import load_record
+from cml_workers.eventstore.lookup_records import is_recorded, record_lookup
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
 from cml_workers.lifecycle.denials import Denials
@@ -68,6 +70,7 @@ from cml_workers.lifecycle.sightings import Sightings
 from cml_workers.lifecycle.transactions import (
     Append,
     Compare,
+    Due,
     Duplicate,
     Finish,
     Judge,
@@ -80,6 +83,10 @@ log = structlog.get_logger(__name__)
 
 CREATING = (CreateCMLWorker, ImportCMLWorker)
 """Commands that bring a worker into being."""
+NOT_RECORDED = (
+    "lifecycle has recorded no such command that waits for this lookup, so nothing is done; who has sent one, e.g. to an "
+    "earlier version, has to send it again"
+)
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
 """https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is omitted."""
@@ -193,6 +200,13 @@ class Lifecycle:
             with structlog.contextvars.bound_contextvars(
                 command_id=report.origin.command_id, worker_id=str(report.origin.worker_id)
             ):
+                if not await is_recorded(self._store, report.origin, report.lookup):
+                    # A replica of the store that lags behind may not have the record yet.
+                    return (
+                        Retry(1)
+                        if message.attempt < UNSEEN_ATTEMPTS
+                        else DeadLetter(NOT_RECORDED, "NotRecorded")
+                    )
                 return await self._decide(report.origin, answered=report)
 
         with structlog.contextvars.bound_contextvars(worker_id=str(report.worker_id)):
@@ -255,7 +269,7 @@ class Lifecycle:
                 case Reject(news=news):
                     return Append([*news, rejected(message, decision)])
                 case Ask(lookup):
-                    return Finish(these(lookup_request(message, lookup)))
+                    return Finish(self._asking(message, lookup))
             assert_never(decision)
 
         return judge
@@ -290,10 +304,19 @@ class Lifecycle:
                         these(*replies(result_of(message, outcome, problem=problem), message.reply))
                     )
                 case Ask(lookup):
-                    return Finish(these(lookup_request(message, lookup)))
+                    return Finish(self._asking(message, lookup))
             assert_never(decision)
 
         return judge
+
+    def _asking(self, message: CommandMessage, lookup: Lookup) -> Due:
+        """The lookup request is due, once it is recorded which command waits for it."""
+
+        async def due(_: Worker) -> Sequence[Outgoing]:
+            await record_lookup(self._store, message, lookup, self._new_id())
+            return (lookup_request(message, lookup),)
+
+        return due
 
     async def _audit(
         self, command: WorkerCommand, command_id: str, user: str | None, problem: Problem
