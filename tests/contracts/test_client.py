@@ -46,7 +46,7 @@ class Service:
 
     async def answer(self, message: Message) -> Verdict:
         self.handled.append(message.message_id or "")
-        address = reply_address(message)
+        address = reply_address(message, own=False)
         result = OperationResult(command_id=message.message_id, outcome="succeeded", data=message.message_id)
         if address:
             await self.bus.publish(reply(result, address))
@@ -251,7 +251,7 @@ async def test_a_reply_that_cannot_be_read_is_stepped_over_and_the_next_one_coun
         assert message.reply_to
         assert message.reply_to.startswith("cml.replies.guest.")
         result = OperationResult(command_id=message.message_id, outcome="succeeded", data=1)
-        address = reply_address(message)
+        address = reply_address(message, own=False)
         assert address
         good = reply(result, address)
         await bus.publish(replace(good, body=b"{"))

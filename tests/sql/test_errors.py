@@ -16,6 +16,7 @@ from cml_contracts.queries import GetCMLWorker
 from cml_workers.bus.delivery import MAX_FAULTS, settle
 from cml_workers.bus.port import Ack, DeadLetter, Message, Verdict
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, PROJECTOR_QUERIES
+from cml_workers.domain.policy import Access
 from cml_workers.projector.queries import Queries
 from cml_workers.sql.database import migrate, open_database, transaction
 from cml_workers.sql.errors import (
@@ -25,7 +26,7 @@ from cml_workers.sql.errors import (
     explained,
 )
 from cml_workers.sql.port import Database
-from support.buses import Outbox
+from support.buses import Outbox, queue_of
 from support.postgresql import SpawnedPostgreSQL, emptied
 from support.projecting import opened
 
@@ -196,10 +197,12 @@ async def asked(database: Database) -> Verdict | Exception:
     """How a query ended."""
     query = GetCMLWorker(worker_id=uuid4())
     message = Message(
-        body=query.model_dump_json().encode(), type=query.TYPE, message_id="q", reply_to="caller"
+        body=query.model_dump_json().encode(), type=query.TYPE, message_id="q", reply_to=queue_of("caller")
     )
     try:
-        return await Queries(database=database, unavailable=lambda _: None).on_query(message, Outbox())
+        return await Queries(database=database, unavailable=lambda _: None, access=Access()).on_query(
+            message, Outbox()
+        )
     except Exception as error:  # noqa: BLE001 - the delivery policy knows what it means
         return error
 

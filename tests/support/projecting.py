@@ -17,6 +17,7 @@ from cml_contracts.events import (
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult
 from cml_workers.bus.port import Ack, Message
+from cml_workers.domain.policy import Access
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, append, load
@@ -30,7 +31,7 @@ from cml_workers.sql.adapters import connect
 from cml_workers.sql.database import migrate, open_database
 from cml_workers.sql.port import Database, DatabaseOptions
 from simulation.tables import Tables
-from support.buses import Outbox
+from support.buses import Outbox, queue_of
 from support.given import NOW, instance, launch, recorded
 from support.postgresql import emptied
 
@@ -83,7 +84,7 @@ class Projected:
         self.database = database
         self.generations = Generations(model, database)
         self.writer = self.new_writer()
-        self.queries = Queries(database=database, unavailable=lambda _: None)
+        self.queries = Queries(database=database, unavailable=lambda _: None, access=Access())
 
     def new_writer(self) -> Writer:
         """As another process has one."""
@@ -152,7 +153,7 @@ class Projected:
             body=query.model_dump_json(exclude_none=True).encode(),
             type=query.TYPE,
             message_id="q",
-            reply_to="caller",
+            reply_to=queue_of("caller"),
         )
         assert await self.queries.on_query(message, outbox) == Ack()
         (result,) = outbox.results()

@@ -36,7 +36,7 @@ from cml_workers.bus.port import (
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
 from cml_workers.domain.decide import already_so, decide
 from cml_workers.domain.decisions import Ask, Decision, NoChange, Record, Reject
-from cml_workers.domain.history import fingerprint
+from cml_workers.domain.history import ReplyAddress, fingerprint
 from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
@@ -100,11 +100,13 @@ class Lifecycle:
 
     async def on_command(self, message: Message) -> Verdict:
         """Decide a command that came from outside."""
+        address: ReplyAddress | None = None
         try:
+            address = reply_address(message, own=self._access.enforced)
             command_id = identity(message)
             command: WorkerCommand = read(message, COMMANDS)
         except BadMessageError as error:
-            await self._answer(message, error.problem)
+            await self._answer(message, address, error.problem)
             return DeadLetter(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(
             command_id=command_id,
@@ -127,7 +129,7 @@ class Lifecycle:
                 before = await self._authorized_before(command, command_id, user) if user else None
                 if before is None:
                     await self._audit(message, command, error.problem)
-                    await self._answer(message, error.problem)
+                    await self._answer(message, address, error.problem)
                     return DeadLetter(error.problem.detail, error.problem.code)
                 (actor,) = before
             accepted = CommandMessage(
@@ -138,7 +140,7 @@ class Lifecycle:
                 actor=actor,
                 user=user,
                 traceparent=_traceparent(message.headers.get("traceparent")),
-                reply=reply_address(message),
+                reply=address,
             )
             return await self._decide(accepted)
 
@@ -263,9 +265,9 @@ class Lifecycle:
         refused = NewEvent(event_id, REFUSED_TYPE, json.dumps(attempt).encode(), b"{}")
         await self._store.append(f"{REFUSALS}{event_id}", [refused], expected=NO_STREAM)
 
-    async def _answer(self, message: Message, problem: Problem) -> None:
+    async def _answer(self, message: Message, address: ReplyAddress | None, problem: Problem) -> None:
         rejected = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
-        for each in replies(rejected, reply_address(message)):
+        for each in replies(rejected, address):
             await self._publish(each)
 
 

@@ -7,6 +7,8 @@ from cml_contracts.queries import QUERIES, Query
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, read, reply, reply_address
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, Verdict
+from cml_workers.domain.history import ReplyAddress
+from cml_workers.domain.policy import Access
 from cml_workers.readmodels.model import Found, ReadModel
 from cml_workers.readmodels.registry import READ_MODELS
 from cml_workers.sql.port import Database
@@ -19,8 +21,11 @@ ANSWERED_BY: Mapping[type[Any], ReadModel] = {
 class Queries:
     """``unavailable``: why a read model cannot be asked now, None if it can."""
 
-    def __init__(self, *, database: Database, unavailable: Callable[[ReadModel], str | None]) -> None:
+    def __init__(
+        self, *, database: Database, unavailable: Callable[[ReadModel], str | None], access: Access
+    ) -> None:
         self._database = database
+        self._access = access
         self._unavailable = unavailable
 
     async def on_query(self, message: Message, publish: Publish) -> Verdict:
@@ -28,10 +33,11 @@ class Queries:
 
         Raises DatabaseUnavailableError, BusUnavailableError: it is delivered again.
         """
-        address = reply_address(message)
+        address: ReplyAddress | None = None
         verdict: Verdict = Ack()
         answer: Found | Problem
         try:
+            address = reply_address(message, own=self._access.enforced)
             query: Query = read(message, QUERIES)
             answer = await self._answer(query)
         except BadMessageError as error:
