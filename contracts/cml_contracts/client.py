@@ -6,7 +6,7 @@ command has no second effect.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -23,6 +23,7 @@ try:
     from cml_contracts.broker import Nodes
     from cml_contracts.session import ClosedError, Session, Sessions
     from cml_contracts.subscription import Subscription
+    from cml_contracts.unreadable import SteppedOver, Unreadable
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"cml_contracts.client needs {error.name}: pip install 'cml-contracts[client]'", name=error.name
@@ -103,10 +104,14 @@ class WorkerClient:
     """Use as ``async with WorkerClient("amqp://...") as client:``.
 
     The URL may name several hosts, ``amqps://user:password@one,two,three/``. Raises ValueError if it is none.
+    A message that is no result or no event is stepped over, and counted; ``on_unreadable`` is called with each.
     """
 
-    def __init__(self, url: str, *, deadline: float = 60.0) -> None:
+    def __init__(
+        self, url: str, *, deadline: float = 60.0, on_unreadable: Callable[[Unreadable], None] | None = None
+    ) -> None:
         self._nodes = Nodes(url)
+        self._stepped_over = SteppedOver(on_unreadable)
         self._deadline = deadline
         self._waiting: dict[str, _Waiting] = {}
         self._resending: set[asyncio.Task[None]] = set()
@@ -134,6 +139,11 @@ class WorkerClient:
             if not waiting.result.done():
                 waiting.result.set_exception(ClosedError("the client is closed"))
                 waiting.result.exception()  # seen, also if it is not awaited yet
+
+    @property
+    def unreadable(self) -> int:
+        """How many messages were stepped over, as they could not be read."""
+        return self._stepped_over.count
 
     async def send(
         self,
@@ -200,13 +210,19 @@ class WorkerClient:
     ) -> AsyncIterator[AsyncIterator[EventEnvelope]]:
         """Events whose type matches the topic pattern, from now on.
 
-        With a ``queue`` name they are kept in that durable queue between subscriptions and connections, and an event is
+        With a ``queue`` name they are kept in a durable queue between subscriptions and connections, and an event is
         acknowledged when the next one is taken: at least once, and what was on its way when a connection was lost perhaps behind
         later events, which ``revision`` shows. It is a quorum queue, which a cluster keeps when a node is
         lost; one of that name that exists already is used as it is. Without one, those are missed that come while the
         connection is lost: its queue ends with it, and the next one has another name.
+
+        The queue's whole name is ``cml.subscribers.<user>.<queue>``, where the user is the URL's. A ``queue`` that begins with
+        ``cml.subscribers.``, or that exists under just this name, is used under it, with a warning if it is not the user's.
         """
-        async with Subscription(self._sessions, pattern, queue) as events:
+        user = self._nodes.user
+        async with Subscription(
+            self._sessions, pattern, queue, user=user, stepped_over=self._stepped_over
+        ) as events:
             yield events
 
     async def _call(
@@ -304,8 +320,12 @@ class WorkerClient:
 
     async def _on_reply(self, message: AbstractIncomingMessage) -> None:
         waiting = self._waiting.get(message.correlation_id or "")
-        if waiting is not None and not waiting.result.done():
+        if waiting is None or waiting.result.done():
+            return
+        try:
             waiting.result.set_result(OperationResult.model_validate_json(message.body))
+        except ValueError as error:
+            self._stepped_over.add(message.routing_key or "", message, error)
 
     def _on_new_session(self) -> None:
         """Send again what was confirmed on another one: its reply would go to the address that is gone."""

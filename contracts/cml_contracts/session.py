@@ -14,6 +14,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMe
 
 from cml_contracts.amqp import CLOSE_SECONDS, closed, outage
 from cml_contracts.broker import Nodes, attempt, connect
+from cml_contracts.topology import reply_queue
 
 PAUSE = 0.5
 """Seconds between two attempts to connect."""
@@ -155,7 +156,7 @@ class Sessions:
             async with asyncio.timeout(SETUP_SECONDS):
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 await watch(connection, channel, lost)
-                reply_to = f"cml.replies.{uuid4()}"
+                reply_to = reply_queue(self._nodes.user, uuid4().hex)
                 replies = await channel.declare_queue(reply_to, exclusive=True, auto_delete=True)
                 await replies.consume(self._on_reply, no_ack=True)
         except BaseException:

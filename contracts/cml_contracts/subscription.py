@@ -1,14 +1,14 @@
 """A subscription to events that outlives the connection it began on."""
 
 import asyncio
-import json
 import logging
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
-from aio_pika.exceptions import AMQPChannelError, ChannelPreconditionFailed
+from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
+from aio_pika.exceptions import AMQPChannelError, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused
 
 from cml_contracts.amqp import closed, despite_outage, outage
 from cml_contracts.envelope import EventEnvelope
@@ -22,7 +22,8 @@ from cml_contracts.session import (
     until_lost,
     watch,
 )
-from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_contracts.topology import EVENTS_EXCHANGE, SUBSCRIBERS, subscriber_queue
+from cml_contracts.unreadable import SteppedOver, event_in
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +34,16 @@ PREFETCH = 100
 class Subscription:
     """Events whose type matches the pattern, from ``async with`` on; see ``WorkerClient.events``."""
 
-    def __init__(self, sessions: Sessions, pattern: str, queue: str | None) -> None:
+    def __init__(
+        self, sessions: Sessions, pattern: str, queue: str | None, *, user: str, stepped_over: SteppedOver
+    ) -> None:
         self._sessions = sessions
         self._pattern = pattern
         self._queue = queue
+        self._user = user
+        self._stepped_over = stepped_over
+        self._name: str | None = None
+        """The whole name of the queue."""
         self._as_it_is = False
         """The queue exists, with arguments of its own."""
         self._fetched: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
@@ -74,8 +81,15 @@ class Subscription:
         while (message := await self._fetched.get()) is not None:
             if self._queue and message.channel.is_closed:
                 continue  # it was not acknowledged, so it comes again
+            try:
+                event = event_in(message)
+            except ValueError as error:
+                with despite_outage():
+                    await message.reject(requeue=False)
+                self._stepped_over.add(self._name or "", message, error)
+                continue
             self._taken = message
-            return EventEnvelope.from_cloudevent(json.loads(message.body))
+            return event
         self._fetched.put_nowait(None)
         raise StopAsyncIteration
 
@@ -102,12 +116,29 @@ class Subscription:
         finally:
             self._fetched.put_nowait(None)
 
-    async def _declared(self, channel: AbstractChannel) -> AbstractQueue:
+    async def _declared(self, connection: AbstractConnection, channel: AbstractChannel) -> AbstractQueue:
         if self._queue is None:
-            return await channel.declare_queue(f"cml.subscribers.{uuid4()}", exclusive=True, auto_delete=True)
+            self._name = subscriber_queue(self._user, uuid4().hex)
+            return await channel.declare_queue(self._name, exclusive=True, auto_delete=True)
+        if self._name is None:
+            self._name = await self._whole_name(connection, self._queue)
         if self._as_it_is:
-            return await channel.declare_queue(self._queue, passive=True)
-        return await channel.declare_queue(self._queue, durable=True, arguments={"x-queue-type": "quorum"})
+            return await channel.declare_queue(self._name, passive=True)
+        return await channel.declare_queue(self._name, durable=True, arguments={"x-queue-type": "quorum"})
+
+    async def _whole_name(self, connection: AbstractConnection, queue: str) -> str:
+        """The name that the application gave, if it is whole or there is such a queue; otherwise with our prefix."""
+        ours = subscriber_queue(self._user, "")
+        if queue.startswith(ours):
+            return queue
+        if queue.startswith(SUBSCRIBERS) or await _is_there(connection, queue):
+            log.warning(
+                "queue %s keeps its name; others may have rights to it, as it does not begin with %s",
+                queue,
+                ours,
+            )
+            return queue
+        return ours + queue
 
     async def _follow(self, session: Session) -> None:
         """Subscribe on a channel of its own; returns when that is lost. Raises AMQPError, OSError."""
@@ -118,7 +149,7 @@ class Subscription:
             async with asyncio.timeout(SETUP_SECONDS):
                 await watch(session.connection, channel, lost)
                 await channel.set_qos(prefetch_count=PREFETCH)
-                events = await self._declared(channel)
+                events = await self._declared(session.connection, channel)
                 await events.bind(EVENTS_EXCHANGE.name, self._pattern)
                 await events.consume(self._fetched.put)
             if not self._begun.done():
@@ -129,3 +160,14 @@ class Subscription:
                 await lost.wait()
         finally:
             await closed(channel.close())
+
+
+async def _is_there(connection: AbstractConnection, queue: str) -> bool:
+    """Whether there is such a queue that we may ask for. Raises AMQPError, OSError: it is not known."""
+    channel = await connection.channel()  # the broker closes it if there is none
+    try:
+        await channel.declare_queue(queue, passive=True)
+    except (ChannelNotFoundEntity, ChannelAccessRefused):
+        return False
+    await closed(channel.close())
+    return True

@@ -1,4 +1,4 @@
-"""The exchanges that other services use; the queues behind them are internal."""
+"""The exchanges that other services use, and the names of their own queues; the queues behind the exchanges are internal."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,3 +17,16 @@ QUERIES_EXCHANGE = Exchange("cml.queries")
 EVENTS_EXCHANGE = Exchange("cml.events")
 OPERATOR_EXCHANGE = Exchange("cml.operator")
 """Requests about dead letters; the broker's permissions say who may write here."""
+
+REPLIES = "cml.replies."
+SUBSCRIBERS = "cml.subscribers."
+
+
+def reply_queue(user: str, name: str) -> str:
+    """The name of a queue in which a user of the broker gets replies. ``name``: letters, digits, ``-`` and ``_``, no dot."""
+    return f"{REPLIES}{user}.{name}"
+
+
+def subscriber_queue(user: str, name: str) -> str:
+    """The name of a queue in which a user of the broker gets events."""
+    return f"{SUBSCRIBERS}{user}.{name}"

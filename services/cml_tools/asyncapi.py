@@ -75,7 +75,7 @@ def document() -> dict[str, Any]:
     channels: dict[str, Any] = {
         "results": {
             "address": None,
-            "description": "The queue named in reply_to; direct reply-to works as well.",
+            "description": "The queue named in reply_to: amq.rabbitmq.reply-to, amq.gen-... or cml.replies.<user>.<name>.",
             "messages": {"OperationResult": {"$ref": "#/components/messages/OperationResult"}},
         }
     }

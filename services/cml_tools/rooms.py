@@ -87,7 +87,8 @@ ROOMS: Mapping[str, Room] = {
     "contracts": Room(modules=("cml_contracts",), packages=("pydantic", "pydantic_core"), library=PURE),
     "contracts.client": Room(
         modules=tuple(
-            f"cml_contracts.{name}" for name in ("amqp", "broker", "client", "session", "subscription")
+            f"cml_contracts.{name}"
+            for name in ("amqp", "broker", "client", "session", "subscription", "unreadable")
         ),
         imports=("contracts",),
         packages=("aio_pika", "aiormq", "pydantic", "yarl"),

@@ -62,6 +62,8 @@ except ImportError:
 fold: Callable[..., Any] = _fold.fold
 retry_delay: Callable[[int | None, int], int] = _policy.retry_delay
 
+CLIENT = "cml.replies.bench.client"
+"""Where replies are awaited."""
 NEW = NO_STREAM
 APART = 0.001
 """Seconds between two deliveries where they are staggered."""
@@ -212,7 +214,7 @@ class MemoryBroker:
             routing_key=type_,
             message_id=message_id,
             correlation_id=message_id,
-            reply_to="client",
+            reply_to=CLIENT,
             content_type="application/json",
         )
         self._to(exchange, message)
@@ -225,7 +227,7 @@ class MemoryBroker:
 
     def route(self, role: str, message: Outgoing) -> None:
         """Deliver what a role publishes."""
-        if message.exchange is None and message.routing_key == "client":
+        if message.exchange is None and message.routing_key == CLIENT:
             self.counts.add(role, "replies")
             reply = self.replies.get(message.correlation_id or "")
             if reply and not reply.done():

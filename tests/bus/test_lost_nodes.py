@@ -53,7 +53,7 @@ class Service:
     async def answer(self, message: Message) -> Verdict:
         self.asked.append(message)
         await self.answers.wait()
-        address = reply_address(message)
+        address = reply_address(message, own=False)
         if address:
             await self.bus.publish(
                 reply(OperationResult(command_id=message.message_id, outcome="succeeded"), address)

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,7 @@ from cml_contracts.envelope import EventEnvelope
 from cml_contracts.queries import ListCMLWorkers
 from cml_contracts.results import OperationResult
 from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_contracts.unreadable import Unreadable
 from cml_embedded.amqp_broker import AmqpBroker
 from cml_workers.bus.codec import reply, reply_address
 from cml_workers.bus.port import Ack, Message, Outgoing, Verdict
@@ -44,7 +46,7 @@ class Service:
 
     async def answer(self, message: Message) -> Verdict:
         self.handled.append(message.message_id or "")
-        address = reply_address(message)
+        address = reply_address(message, own=False)
         result = OperationResult(command_id=message.message_id, outcome="succeeded", data=message.message_id)
         if address:
             await self.bus.publish(reply(result, address))
@@ -148,7 +150,7 @@ async def test_events_are_followed(broker: AmqpBroker):
 async def test_a_subscription_that_is_kept_is_a_quorum_queue_unless_there_is_another_one(
     amqp_url: str, before: str | None, caplog: pytest.LogCaptureFixture
 ):
-    name = f"cml.subscribers.{uuid4()}"
+    name = f"cml.subscribers.guest.{uuid4()}"
     await declare_topology(amqp_url)
     async with await aio_pika.connect(amqp_url) as connection:
         channel = await connection.channel()
@@ -166,6 +168,121 @@ async def test_a_subscription_that_is_kept_is_a_quorum_queue_unless_there_is_ano
         await channel.declare_queue(name, durable=True, arguments=kind)  # or it fails, as it has others
         await channel.queue_delete(name)
     assert ("is used as it is" in caplog.text) is (before == "classic")
+
+
+CREATED = json.loads(
+    (Path(__file__).parents[2] / "contracts" / "examples" / "cml.worker.created.v1.json").read_text()
+)
+FORGED = ENVELOPE.to_cloudevent() | {"type": "cml.worker.created.v1", "data": {"name": CREATED["name"]}}
+UNREADABLE = {
+    b"\xff": "it is no JSON",
+    b"[" * 100_000: "it is nested too deeply",
+    b"[]": "it is no JSON object",
+    OperationResult(command_id="c-1", outcome="succeeded")
+    .model_dump_json()
+    .encode(): "source: Field required",
+    json.dumps(ENVELOPE.to_cloudevent() | {"streamrevision": "secret"}).encode(): "revision",
+    json.dumps(FORGED).encode(): "aws_region: Field required",
+}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["durable", "exclusive"])
+async def test_a_subscriber_steps_over_what_it_cannot_read(amqp_url: str, kept: bool):
+    """Each of these ended the subscription, and the next one, as it came again."""
+    await declare_topology(amqp_url)
+    seen: list[Unreadable] = []
+    body = json.dumps(ENVELOPE.to_cloudevent()).encode()
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(EVENTS_EXCHANGE.name)
+        name = str(uuid4()) if kept else None
+        async with WorkerClient(amqp_url, on_unreadable=seen.append) as client:
+            async with client.events("cml.worker.#", queue=name) as events:
+                for each in (*UNREADABLE, body):
+                    await exchange.publish(aio_pika.Message(each, type="secret"), ENVELOPE.type)
+                async with asyncio.timeout(30):
+                    assert await anext(events) == ENVELOPE
+            assert client.unreadable == len(UNREADABLE)
+            assert [each.body for each in seen] == list(UNREADABLE)
+            for one, why in zip(seen, UNREADABLE.values(), strict=True):
+                assert why in one.why
+                assert "secret" not in one.why
+                assert one.type == "secret"
+                assert one.queue.startswith(f"cml.subscribers.guest.{name or ''}")
+            if name:
+                async with client.events("cml.worker.#", queue=name) as events:
+                    await exchange.publish(aio_pika.Message(body), ENVELOPE.type)
+                    async with asyncio.timeout(30):
+                        assert await anext(events) == ENVELOPE
+                await channel.queue_delete(f"cml.subscribers.guest.{name}")
+    assert len(seen) == len(UNREADABLE)
+
+
+async def test_a_function_that_fails_with_what_cannot_be_read_is_called_once(amqp_url: str):
+    await declare_topology(amqp_url)
+    name = str(uuid4())
+
+    def fail(_: Unreadable) -> None:
+        raise LookupError("of the application")
+
+    async with (
+        WorkerClient(amqp_url, on_unreadable=fail) as client,
+        await aio_pika.connect(amqp_url) as connection,
+    ):
+        channel = await connection.channel()
+        exchange = await channel.get_exchange(EVENTS_EXCHANGE.name)
+        async with client.events("cml.worker.#", queue=name) as events:
+            await exchange.publish(aio_pika.Message(b"{}"), ENVELOPE.type)
+            await exchange.publish(
+                aio_pika.Message(json.dumps(ENVELOPE.to_cloudevent()).encode()), ENVELOPE.type
+            )
+            with pytest.raises(LookupError):
+                await anext(events)
+            async with asyncio.timeout(30):
+                assert await anext(events) == ENVELOPE
+        await channel.queue_delete(f"cml.subscribers.guest.{name}")
+
+
+async def test_a_reply_that_cannot_be_read_is_stepped_over_and_the_next_one_counts(broker: AmqpBroker):
+    seen: list[Unreadable] = []
+    bus = RabbitBus(broker.url, name="service")
+
+    async def answer(message: Message) -> Verdict:
+        assert message.reply_to
+        assert message.reply_to.startswith("cml.replies.guest.")
+        result = OperationResult(command_id=message.message_id, outcome="succeeded", data=1)
+        address = reply_address(message, own=False)
+        assert address
+        good = reply(result, address)
+        await bus.publish(replace(good, body=b"{"))
+        await bus.publish(good)
+        return Ack()
+
+    bus.consume(LIFECYCLE_COMMANDS, answer, prefetch=1)
+    async with bus, WorkerClient(broker.url, on_unreadable=seen.append) as client:
+        assert (await client.send(START, deadline=20)).data == 1
+        assert client.unreadable == 1
+    assert [each.body for each in seen] == [b"{"]
+
+
+@pytest.mark.parametrize("name", ["billing", "cml.subscribers.billing", "cml.subscribers.guest.billing"])
+async def test_a_queue_that_there_was_keeps_its_name(
+    amqp_url: str, name: str, caplog: pytest.LogCaptureFixture
+):
+    await declare_topology(amqp_url)
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+        body = json.dumps(ENVELOPE.to_cloudevent()).encode()
+        await channel.default_exchange.publish(aio_pika.Message(body), name)
+        async with (
+            WorkerClient(amqp_url) as client,
+            client.events(queue=name) as events,
+            asyncio.timeout(30),
+        ):
+            assert await anext(events) == ENVELOPE
+        await queue.delete(if_unused=False, if_empty=False)
+    assert ("keeps its name" in caplog.text) is ("guest" not in name)
 
 
 async def test_a_subscription_that_is_not_let_in_says_so(tmp_path: Path):

@@ -87,6 +87,19 @@ async def test_only_an_operator_may(service: Service):
     assert {each.cause for each in tried} == {"Unauthorized"}
 
 
+async def test_a_request_whose_reply_would_go_to_a_queue_of_ours_is_not_done(service: Service):
+    await service.consume()
+    await service.send(b"{", "m-1")
+    letter = await service.the_letter()
+    body = DiscardDeadLetter(dead_letter_id=letter.id, reason="x").model_dump_json().encode()
+    await service.client.publish(
+        "cml.operator", DiscardDeadLetter.TYPE, body, reply_to="cml.lifecycle.reports"
+    )
+    refused = await dead_letters(service.operator, queue=PROJECTOR_OPERATOR.name)
+    assert [each.cause for each in refused] == ["ValidationFailed"]
+    await service.until(letter, state=DeadLetterState.WAITING, deaths=1, redrives=0)
+
+
 async def test_a_broken_request_and_an_unknown_id_are_answered(service: Service):
     sent = await service.client.publish("cml.operator", "cml.deadletter.get.v1", b"{}")
     assert (await service.reply(sent))["problem"]["code"] == "ValidationFailed"

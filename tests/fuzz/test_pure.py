@@ -29,7 +29,7 @@ from cml_contracts.instance import InstanceState
 from cml_contracts.queries import QUERIES, ListCMLWorkers
 from cml_contracts.results import OperationResult
 from cml_contracts.tokens import InvalidTokenError, sign, verify
-from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
+from cml_workers.bus.codec import BadMessageError, identity, read, reply
 from cml_workers.bus.port import Message
 from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER, read_tolerantly
 from cml_workers.domain.decide import decide
@@ -86,7 +86,7 @@ def refused_readably(message: Message) -> None:
         detail = error.problem.detail
         assert detail
         assert len(detail) < 4_000
-        address = reply_address(message) or ReplyAddress(reply_to="caller")
+        address = ReplyAddress(reply_to="caller")
         result = OperationResult(command_id=message.message_id, outcome="rejected", problem=error.problem)
         assert OperationResult.model_validate_json(reply(result, address).body) == result
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -23,6 +24,7 @@ from cml_workers.domain.policy import Access, Policy
 from cml_workers.eventstore.port import StoreUnavailableError
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, load_ledger
 from cml_workers.lifecycle.handler import Lifecycle
+from support.buses import queue_of
 from support.given import instance
 from support.service import CREATE, WORKER, Service
 
@@ -246,7 +248,7 @@ BROKEN = [
 async def test_a_broken_message_is_answered_and_kept_with_its_reason(
     service: Service, body: bytes, fields: dict[str, str | None], reason: str
 ):
-    properties = {"type": StartCMLWorker.TYPE, "message_id": "m-1", "reply_to": "caller", **fields}
+    properties = {"type": StartCMLWorker.TYPE, "message_id": "m-1", "reply_to": queue_of("caller"), **fields}
     verdict = await service.handler.on_command(Message(body=body, **properties))  # type: ignore[arg-type]
     assert isinstance(verdict, DeadLetter)
     assert reason in verdict.reason
@@ -257,6 +259,77 @@ async def test_a_broken_message_is_answered_and_kept_with_its_reason(
     )
     assert result.problem
     assert reason in result.problem.detail
+
+
+NOT_THEIRS = [
+    *(
+        "cml.lifecycle.reports",
+        "cml.lifecycle.commands.retry.5s",
+        "cml.commands",
+        "cml.subscribers.portal.billing",
+    ),
+    *(
+        "billing",
+        "amq.gen-",
+        "amq.gen-a.b",
+        "amq.rabbitmq.reply-to",
+        "amq.rabbitmq.reply-to.",
+        "\0",
+        "x" * 255,
+    ),
+    *(
+        "cml.replies.portal",
+        "cml.replies.portal.",
+        "cml.replies..a",
+        "cml.replies.portal.a\n",
+        "cml.replies.portal.b c",
+    ),
+    "cml.replies.portal.\u00e4",
+]
+"""Of no user."""
+
+
+@pytest.mark.parametrize("enforced", [True, False])
+@pytest.mark.parametrize("address", NOT_THEIRS)
+async def test_a_reply_goes_to_no_queue_that_is_not_the_senders(
+    service: Service, address: str, enforced: bool
+):
+    """The reply went there: an internal queue, or another service's durable one."""
+    service.handler._access = ENFORCED if enforced else Access()
+    fields: dict[str, Any] = {"reply_to": address, "user_id": "portal"}
+    command = Message(CREATE.model_dump_json().encode(), CREATE.TYPE, message_id="m-1", **fields)
+    broken = Message(b"{", CREATE.TYPE, message_id="m-2", **fields)
+    for message in (command, broken):
+        verdict = await service.handler.on_command(message)
+        assert isinstance(verdict, DeadLetter)
+        assert verdict.cause == ProblemCode.VALIDATION_FAILED
+        assert "amq.gen-" in verdict.reason
+        assert "cml.replies.<user>.<name>" in verdict.reason
+    assert service.outbox.sent == []
+
+
+@pytest.mark.parametrize("enforced", [True, False])
+@pytest.mark.parametrize(
+    ("user", "address", "allowed"),
+    [
+        ("portal", "cml.replies.portal.a-1_B", True),
+        ("a.b", "cml.replies.a.b.c", True),
+        ("portal", f"cml.replies.{uuid4()}", True),
+        ("portal", "amq.gen-JzTY20BRgKO-HjmUJj0wLg", True),
+        ("portal", "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAxMDA==.a/b+c", True),
+        ("portal", "cml.replies.other.a", False),
+        ("a", "cml.replies.a.b.c", False),
+        (None, "cml.replies.None.a", False),
+    ],
+)
+async def test_a_reply_queue_that_is_named_after_a_user_is_that_users(
+    service: Service, user: str | None, address: str, allowed: bool, enforced: bool
+):
+    """Where commands need no authorization, any user may be named."""
+    service.handler._access = ENFORCED if enforced else Access()
+    message = Message(b"{", CREATE.TYPE, message_id="m-1", reply_to=address, user_id=user)
+    assert isinstance(await service.handler.on_command(message), DeadLetter)
+    assert [each.routing_key for each in service.outbox.sent] == [address] * (allowed or not enforced)
 
 
 async def test_a_broken_message_without_an_address_is_kept(service: Service):

@@ -35,7 +35,7 @@ from cml_workers.domain.messages import (
 )
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.port import StoreUnavailableError, WrongExpectedVersionError
-from support.buses import command
+from support.buses import GIVEN, command, queue_of
 from support.given import instance
 from support.service import CREATE, WORKER, Service
 
@@ -196,7 +196,9 @@ async def _deliver(service: Service, message: Message) -> Any:
 
 def _answered(service: Service) -> set[str]:
     """The addresses that have a reply: always the same one, however often, but for a status update's."""
-    addresses = {each.routing_key for each in service.outbox.sent if each.exchange is None}
+    addresses = {
+        each.routing_key.removeprefix(GIVEN) for each in service.outbox.sent if each.exchange is None
+    }
     for address in addresses:
         first, *others = service.outbox.results(address)
         assert address == "status" or others == [first] * len(others)
@@ -321,7 +323,7 @@ async def test_a_caller_that_refuses_its_reply_keeps_nobody_elses(service: Servi
     publish = service.outbox
 
     async def refused(outgoing: Outgoing, /) -> None:
-        if outgoing.routing_key == "tags":
+        if outgoing.routing_key == queue_of("tags"):
             raise CallerRefusesError("its queue is full")
         await publish(outgoing)
 

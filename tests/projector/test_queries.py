@@ -8,12 +8,14 @@ import pytest
 
 from cml_contracts.queries import QUERIES, GetCMLWorker
 from cml_contracts.results import ProblemCode
+from cml_workers.bus.port import DeadLetter, Message
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.projector.queries import ANSWERED_BY, Queries
 from cml_workers.readmodels.registry import READ_MODELS
 from cml_workers.sql.database import migrate, open_database
 from cml_workers.sql.errors import DatabaseUnavailableError
+from support.buses import Outbox
 from support.projecting import Projected, a_database
 
 
@@ -46,3 +48,22 @@ async def test_a_database_that_is_down_is_said_to_be_unavailable():
     with pytest.raises(DatabaseUnavailableError):
         await migrate(engine)
     await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("address", "user"),
+    [("cml.lifecycle.reports", "portal"), ("cml.replies.other.a", "portal"), ("cml.replies.portal.a", None)],
+)
+async def test_an_answer_goes_to_no_queue_that_is_not_the_askers(
+    projected: Projected, address: str, user: str | None
+):
+    """It went there, and what died there as no report could be edited into one."""
+    queries = Queries(database=projected.database, unavailable=lambda _: None, access=Access(enforced=True))
+    outbox = Outbox()
+    query = GetCMLWorker(worker_id=uuid4())
+    for body in (query.model_dump_json().encode(), b"{"):
+        message = Message(body, query.TYPE, message_id="q", reply_to=address, user_id=user)
+        verdict = await queries.on_query(message, outbox)
+        assert isinstance(verdict, DeadLetter)
+        assert verdict.cause == ProblemCode.VALIDATION_FAILED
+    assert outbox.sent == []

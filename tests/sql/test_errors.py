@@ -26,7 +26,7 @@ from cml_workers.sql.errors import (
     explained,
 )
 from cml_workers.sql.port import Database
-from support.buses import Outbox
+from support.buses import Outbox, queue_of
 from support.postgresql import SpawnedPostgreSQL, emptied
 from support.projecting import opened
 
@@ -197,7 +197,7 @@ async def asked(database: Database) -> Verdict | Exception:
     """How a query ended."""
     query = GetCMLWorker(worker_id=uuid4())
     message = Message(
-        body=query.model_dump_json().encode(), type=query.TYPE, message_id="q", reply_to="caller"
+        body=query.model_dump_json().encode(), type=query.TYPE, message_id="q", reply_to=queue_of("caller")
     )
     try:
         return await Queries(database=database, unavailable=lambda _: None, access=Access()).on_query(

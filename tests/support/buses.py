@@ -14,6 +14,9 @@ from cml_workers.bus.port import BusUnavailableError, Message, Outgoing
 from cml_workers.bus.rabbit import declare_topology
 from cml_workers.bus.topology import QUEUES, RETRY_DELAYS
 
+GIVEN = "amq.gen-"
+"""What the broker gives begins so."""
+
 
 @dataclass
 class Outbox:
@@ -33,7 +36,7 @@ class Outbox:
         return [
             OperationResult.model_validate_json(message.body)
             for message in self.sent
-            if message.exchange is None and message.routing_key == address
+            if message.exchange is None and message.routing_key == queue_of(address)
         ]
 
     def on(self, exchange: str) -> list[Outgoing]:
@@ -41,15 +44,20 @@ class Outbox:
         return [message for message in self.sent if message.exchange and message.exchange.name == exchange]
 
 
+def queue_of(caller: str) -> str:
+    """The name of a queue as the broker gives it."""
+    return f"{GIVEN}{caller}"
+
+
 def command(
     body: WorkerCommand, command_id: str | None = None, *, reply_to: str | None = "caller", **fields: Any
 ) -> Message:
-    """The command as a message, as a client sends it."""
+    """The command as a message, as a client sends it; ``reply_to``: who awaits the reply."""
     return Message(
         body=body.model_dump_json(exclude_none=True).encode(),
         type=body.TYPE,
         message_id=command_id or str(uuid4()),
-        reply_to=reply_to,
+        reply_to=reply_to and queue_of(reply_to),
         **fields,
     )
 

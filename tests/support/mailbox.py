@@ -17,7 +17,7 @@ class Mailbox:
     @classmethod
     async def opened(cls, url: str, *, exchange: str | None = None, pattern: str = "#") -> Self:
         """A durable queue, for replies, or bound to an exchange."""
-        mailbox = cls(f"mailbox.{uuid4()}")
+        mailbox = cls(f"cml.replies.mailbox.{uuid4()}")
         async with await aio_pika.connect(url) as connection:
             queue = await (await connection.channel()).declare_queue(mailbox.name, durable=True)
             if exchange:

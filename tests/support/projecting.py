@@ -31,7 +31,7 @@ from cml_workers.sql.adapters import connect
 from cml_workers.sql.database import migrate, open_database
 from cml_workers.sql.port import Database, DatabaseOptions
 from simulation.tables import Tables
-from support.buses import Outbox
+from support.buses import Outbox, queue_of
 from support.given import NOW, instance, launch, recorded
 from support.postgresql import emptied
 
@@ -155,7 +155,7 @@ class Projected:
             body=query.model_dump_json(exclude_none=True).encode(),
             type=query.TYPE,
             message_id="q",
-            reply_to="caller",
+            reply_to=queue_of("caller"),
             user_id=user,
         )
         assert await self.queries.on_query(message, outbox) == Ack()

@@ -19,7 +19,7 @@ QUORUM: dict[str, Any] = {"x-queue-type": "quorum"}
 async def a_queue(channel: AbstractChannel, **arguments: Any) -> AsyncIterator[AbstractQueue]:
     """A durable queue of the test's own, deleted at its end."""
     queue = await channel.declare_queue(
-        f"t.{uuid4()}",
+        f"cml.replies.t.{uuid4()}",
         durable=True,
         arguments={key.replace("_", "-"): value for key, value in arguments.items()},
     )

@@ -40,7 +40,9 @@ from support.roles import Roles
 SECRET_HEADERS = (TOKEN_HEADER, "Authorization", "Cookie", "X-Api-Key")
 """What senders may put into their messages to show who they are, whether or not we ask for it."""
 SPY = "spy"
-"""A user of RabbitMQ who may do everything, and the name of the queue that gets everything."""
+"""A user of RabbitMQ who may do everything."""
+OF_SPY = "cml.replies.cml-client.spy"
+"""The name of the queue that gets everything, the replies to cml-client as well."""
 BODIES = (("dead_letters", "body"), ("dead_letter_outcomes", "replaced_body"))
 """Columns that hold messages' bodies: an operator has to see what died."""
 BOUND = 60.0
@@ -68,7 +70,7 @@ class SecretParts:
     async def listen(self) -> aio_pika.abc.AbstractRobustConnection:
         """Have the spy get everything; it comes back when the broker does."""
         connection = await aio_pika.connect_robust(_amqp(self.secrets, self.rabbitmq, SPY))
-        queue = await (await connection.channel()).declare_queue(SPY, durable=True)
+        queue = await (await connection.channel()).declare_queue(OF_SPY, durable=True)
         for exchange in (EVENTS_EXCHANGE, INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE, DEAD_LETTER_EXCHANGE):
             await queue.bind(exchange.name, "#")
         await queue.consume(self._arrive, no_ack=True)
@@ -99,7 +101,7 @@ class SecretParts:
             type=kind,
             message_id=message_id,
             correlation_id=message_id,
-            reply_to=SPY,
+            reply_to=OF_SPY,
             user_id="cml-client",
             headers=dict(headers),
             delivery_mode=2,

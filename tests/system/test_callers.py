@@ -28,7 +28,7 @@ async def network(rabbitmq_url: str) -> AsyncIterator[TcpProxy]:
 @pytest.fixture
 async def callers(rabbitmq_url: str, network: TcpProxy) -> AsyncIterator[Callers]:
     url = URL(rabbitmq_url).with_host("127.0.0.1").with_port(network.port)
-    async with Callers(str(url), f"callers.{uuid4()}") as callers:
+    async with Callers(str(url), f"cml.replies.callers.{uuid4()}") as callers:
         yield callers
 
 

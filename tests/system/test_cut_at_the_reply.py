@@ -102,7 +102,7 @@ async def parts(plant: str | None, rabbitmq: SpawnedRabbitMQ, tmp_path: Path) ->
         async with (
             TcpProxy(rabbitmq.port) as bus,
             TcpProxy(port) as store,
-            Callers(rabbitmq.url, f"callers.{uuid4()}") as callers,
+            Callers(rabbitmq.url, f"cml.replies.callers.{uuid4()}") as callers,
         ):
 
             def each(process: str) -> dict[str, str]:

@@ -93,7 +93,10 @@ async def test_500_mixed_commands_while_the_broker_restarts_and_the_store_is_cut
         CML_AUTHORIZE="false",
     )
     try:
-        async with Callers(rabbitmq.url, "callers") as callers, WorkerClient(rabbitmq.url) as client:
+        async with (
+            Callers(rabbitmq.url, "cml.replies.callers.some") as callers,
+            WorkerClient(rabbitmq.url) as client,
+        ):
             load = Load(callers, client, total=COMMANDS, fleet=60)
             running = asyncio.create_task(load.run())
             for number, fault in enumerate(("store", "broker", "store", "broker", "store"), 1):

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from cml_contracts.envelope import MAX_BODY, MAX_REPLY
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.texts import as_command_id
+from cml_contracts.topology import REPLIES
 from cml_workers.bus.port import Message, Outgoing
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.history import ReplyAddress, described
@@ -19,6 +20,13 @@ RESULT_TYPE = "cml.operation_result.v1"
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 """The only way to write it in JSON."""
+_UNGUESSABLE = re.compile(
+    r"amq\.rabbitmq\.reply-to\..+|amq\.gen-[A-Za-z0-9_-]+"
+    rf"|{re.escape(REPLIES)}[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}"
+)
+"""Addresses that only their owner knows: of direct reply-to, of a queue that the broker named, of an earlier ``WorkerClient``."""
+_OF_A_USER = re.compile(rf"{re.escape(REPLIES)}(?P<user>.+)\.[A-Za-z0-9_-]+")
+"""With no dot in the name: ``cml.replies.a.b.c`` is of the user ``a.b``, and not of ``a``."""
 
 
 class BadMessageError(Exception):
@@ -64,10 +72,21 @@ def identity(message: Message) -> str:
         raise BadMessageError(f"message_id: {error}") from error
 
 
-def reply_address(message: Message) -> ReplyAddress | None:
-    """Where the sender awaits the result; a message without a correlation id gets its message id as one."""
+def reply_address(message: Message, *, own: bool) -> ReplyAddress | None:
+    """Where the sender awaits the result; a message without a correlation id gets its message id as one.
+
+    ``own``: a queue that is named after a user must be of the message's user. Raises BadMessageError: nothing may be sent there.
+    We may write to every queue, and so the sender could otherwise.
+    """
     if not message.reply_to:
         return None
+    of_a_user = _OF_A_USER.fullmatch(message.reply_to)
+    theirs = of_a_user and (not own or of_a_user["user"] == message.user_id)
+    if not theirs and not _UNGUESSABLE.fullmatch(message.reply_to):
+        raise BadMessageError(
+            "reply_to must be amq.rabbitmq.reply-to, the name that the broker gave to a queue (amq.gen-...), or "
+            f"{REPLIES}<user>.<name>, where the user is the message's user_id and the name has letters, digits, - and _"
+        )
     return ReplyAddress(
         reply_to=message.reply_to, correlation_id=message.correlation_id or message.message_id
     )

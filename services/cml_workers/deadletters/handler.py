@@ -31,7 +31,7 @@ from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.deadletters.archive import Archive, ArchivedLetter, OperatorAction
 from cml_workers.deadletters.letter import Letter, again, letter_of
 from cml_workers.deadletters.quarantined import Quarantined
-from cml_workers.domain.history import fingerprint
+from cml_workers.domain.history import ReplyAddress, fingerprint
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.command_streams import load_record
 from cml_workers.eventstore.port import EventStore
@@ -87,7 +87,9 @@ class DeadLetters:
     async def on_request(self, message: Message) -> Verdict:
         """Handle an operator's request, and reply."""
         verdict: Verdict = Ack()
+        address: ReplyAddress | None = None
         try:
+            address = reply_address(message, own=self._access.enforced)
             request: OperatorRequest = read(message, OPERATOR_REQUESTS, limit=LONGEST_REQUEST)
             self._authorize(message.user_id)
             data = await self._answer(request, message.user_id)
@@ -99,7 +101,6 @@ class DeadLetters:
             result = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
             if problem.code in (ProblemCode.VALIDATION_FAILED, ProblemCode.UNAUTHORIZED):
                 verdict = DeadLetter(problem.detail, problem.code)
-        address = reply_address(message)
         if address is not None:
             await self._publish(reply(result, address))
         return verdict

@@ -36,7 +36,7 @@ from cml_workers.bus.port import (
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor, check_owner
 from cml_workers.domain.decide import already_so, decide
 from cml_workers.domain.decisions import Ask, Decision, NoChange, Record, Reject
-from cml_workers.domain.history import fingerprint
+from cml_workers.domain.history import ReplyAddress, fingerprint
 from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
@@ -118,11 +118,13 @@ class Lifecycle:
 
     async def on_command(self, message: Message) -> Verdict:
         """Decide a command that came from outside."""
+        address: ReplyAddress | None = None
         try:
+            address = reply_address(message, own=self._access.enforced)
             command_id = identity(message)
             command: WorkerCommand = read(message, COMMANDS)
         except BadMessageError as error:
-            await self._answer(message, error.problem)
+            await self._answer(message, address, error.problem)
             return DeadLetter(error.problem.detail, error.problem.code)
         with structlog.contextvars.bound_contextvars(
             command_id=command_id,
@@ -145,7 +147,7 @@ class Lifecycle:
                 before = await self._authorized_before(command, command_id, user) if user else None
                 if before is None:
                     await self._audit(command, command_id, message.user_id, error.problem)
-                    await self._answer(message, error.problem)
+                    await self._answer(message, address, error.problem)
                     return DeadLetter(error.problem.detail, error.problem.code)
                 (actor,) = before
             accepted = CommandMessage(
@@ -156,7 +158,7 @@ class Lifecycle:
                 actor=actor,
                 user=user,
                 traceparent=_traceparent(message.headers.get("traceparent")),
-                reply=reply_address(message),
+                reply=address,
             )
             with self._limits.counted(accepted.worker_id, message.user_id) as excess:
                 if excess is not None and not await self._is_recorded(accepted):
@@ -334,9 +336,9 @@ class Lifecycle:
         }
         await self._denials.record(attempt)
 
-    async def _answer(self, message: Message, problem: Problem) -> None:
+    async def _answer(self, message: Message, address: ReplyAddress | None, problem: Problem) -> None:
         rejected = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
-        for each in replies(rejected, reply_address(message)):
+        for each in replies(rejected, address):
             await self._publish(each)
 
 

@@ -9,6 +9,7 @@ from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, read, reply, reply_address
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, Verdict
 from cml_workers.domain.authorization import viewer_of
+from cml_workers.domain.history import ReplyAddress
 from cml_workers.domain.policy import Access
 from cml_workers.readmodels.model import Found, ReadModel
 from cml_workers.readmodels.registry import READ_MODELS
@@ -28,18 +29,19 @@ class Queries:
         self, *, database: Database, unavailable: Callable[[ReadModel], str | None], access: Access
     ) -> None:
         self._database = database
-        self._unavailable = unavailable
         self._access = access
+        self._unavailable = unavailable
 
     async def on_query(self, message: Message, publish: Publish) -> Verdict:
         """Answer a query; one that nobody awaits is dropped.
 
         Raises DatabaseUnavailableError, BusUnavailableError: it is delivered again.
         """
-        address = reply_address(message)
+        address: ReplyAddress | None = None
         verdict: Verdict = Ack()
         answer: Found | Problem
         try:
+            address = reply_address(message, own=self._access.enforced)
             query: Query = read(message, QUERIES)
             answer = await self._answer(query, message.user_id)
         except BadMessageError as error:

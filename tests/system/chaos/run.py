@@ -92,7 +92,7 @@ class Chaos:
             await stack.enter_async_context(beside(self.system.supervise()))
             await stack.enter_async_context(beside(self._look()))
             for lane in range(LANES):
-                callers = Callers(self.system.bus(CALLERS), f"chaos.callers.{lane}")
+                callers = Callers(self.system.bus(CALLERS), f"cml.replies.chaos.{lane}")
                 self._senders.callers.append(await stack.enter_async_context(callers))
             calling = [asyncio.create_task(self._call(lane)) for lane in range(LANES)]
             try:

@@ -163,7 +163,7 @@ class Run:
             async with asyncio.timeout(STARTING):
                 await asyncio.gather(*(each.subscribed.wait() for each in self._subscribers))
             self._senders.callers.append(
-                await stack.enter_async_context(Callers(system.balanced_url, "cml.replies.load"))
+                await stack.enter_async_context(Callers(system.balanced_url, "cml.replies.cml-client.load"))
             )
             clients = [await stack.enter_async_context(WorkerClient(system.url)) for _ in range(CALLERS)]
             alone = [await stack.enter_async_context(ByAioPika(system.balanced_url)) for _ in range(CALLERS)]

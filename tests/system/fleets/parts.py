@@ -65,7 +65,7 @@ async def account(folder: Path) -> AsyncIterator[Account]:
                 CML_VISIBILITY_GRACE_SECONDS="5",
             )
             stack.callback(roles.kill)
-            callers = await stack.enter_async_context(Callers(amqp, f"fleets.callers.{name}"))
+            callers = await stack.enter_async_context(Callers(amqp, f"cml.replies.fleets.{name}"))
             fleets.append(Fleet(name, roles, callers, store_uri, database_url))
         yield Account(url, SimulatorAdmin(url), fleets)
 
