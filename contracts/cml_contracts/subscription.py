@@ -8,7 +8,7 @@ from typing import Self
 from uuid import uuid4
 
 from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
-from aio_pika.exceptions import AMQPChannelError, ChannelPreconditionFailed
+from aio_pika.exceptions import AMQPChannelError, ChannelInvalidStateError, ChannelPreconditionFailed
 
 from cml_contracts.amqp import closed, despite_outage, outage
 from cml_contracts.envelope import EventEnvelope
@@ -72,7 +72,7 @@ class Subscription:
             with despite_outage():
                 await taken.ack()
         while (message := await self._fetched.get()) is not None:
-            if self._queue and message.channel.is_closed:
+            if self._queue and _lost(message):
                 continue  # it was not acknowledged, so it comes again
             self._taken = message
             return EventEnvelope.from_cloudevent(json.loads(message.body))
@@ -129,3 +129,11 @@ class Subscription:
                 await lost.wait()
         finally:
             await closed(channel.close())
+
+
+def _lost(message: AbstractIncomingMessage) -> bool:
+    """Whether the channel is closed on which it came; the library does not name a closed one."""
+    try:
+        return message.channel.is_closed
+    except ChannelInvalidStateError:
+        return True
