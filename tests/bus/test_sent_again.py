@@ -1,4 +1,4 @@
-"""What a consumer had and had not acknowledged when its connection was lost."""
+"""What a consumer had and had not acknowledged when its connection was lost. On a cluster: tests/system/test_lost_consumers.py."""
 
 import asyncio
 import json
