@@ -7,7 +7,12 @@ from typing import Self
 from uuid import uuid4
 
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractIncomingMessage, AbstractQueue
-from aio_pika.exceptions import AMQPChannelError, ChannelNotFoundEntity, ChannelPreconditionFailed
+from aio_pika.exceptions import (
+    AMQPChannelError,
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+)
 from aiormq.exceptions import ChannelAccessRefused
 
 from cml_contracts.amqp import closed, despite_outage, outage
@@ -79,7 +84,7 @@ class Subscription:
             with despite_outage():
                 await taken.ack()
         while (message := await self._fetched.get()) is not None:
-            if self._queue and message.channel.is_closed:
+            if self._queue and _lost(message):
                 continue  # it was not acknowledged, so it comes again
             try:
                 event = event_in(message)
@@ -171,3 +176,11 @@ async def _is_there(connection: AbstractConnection, queue: str) -> bool:
         return False
     await closed(channel.close())
     return True
+
+
+def _lost(message: AbstractIncomingMessage) -> bool:
+    """Whether the channel is closed on which it came; the library does not name a closed one."""
+    try:
+        return message.channel.is_closed
+    except ChannelInvalidStateError:
+        return True

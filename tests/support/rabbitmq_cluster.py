@@ -26,9 +26,10 @@ class RabbitMQCluster:
         self._hands = ThreadPoolExecutor(1)
         """One thread: a server ends with the thread that started it."""
 
-    def url(self, user: str) -> str:
-        """With all hosts; the user's password is its name."""
-        return f"amqp://{user}:{user}@{','.join(f'127.0.0.1:{node.port}' for node in self.nodes)}/"
+    def url(self, user: str, *numbers: int) -> str:
+        """With these hosts, or all; the user's password is its name."""
+        nodes = [self.nodes[number] for number in numbers] or self.nodes
+        return f"amqp://{user}:{user}@{','.join(f'127.0.0.1:{node.port}' for node in nodes)}/"
 
     async def start(self, *numbers: int) -> None:
         """Start these nodes, and wait until they speak AMQP."""
@@ -39,9 +40,11 @@ class RabbitMQCluster:
 
     async def enable(self, flag: str) -> None:
         """A feature that all nodes have; they keep it."""
-        await self._by_hand(
-            lambda: self.nodes[0].control("rabbitmqctl", "enable_feature_flag", "--opt-in", flag)
-        )
+        await self.control("rabbitmqctl", "enable_feature_flag", "--opt-in", flag)
+
+    async def control(self, program: str, *arguments: str, asked: int = 0) -> str:
+        """What one of RabbitMQ's own commands prints of a node. Raises CalledProcessError."""
+        return str(await self._by_hand(lambda: self.nodes[asked].control(program, *arguments)))
 
     async def kill(self, *numbers: int) -> None:
         """A crash, all at once."""
@@ -68,18 +71,9 @@ class RabbitMQCluster:
 
     async def queues(self, asked: int = 0) -> dict[str, dict[str, Any]]:
         """What node ``asked`` says of each quorum queue: leader, members, and which of these are online."""
-        listed = await self._by_hand(
-            lambda: self.nodes[asked].control(
-                "rabbitmqctl",
-                "-q",
-                "list_queues",
-                "name",
-                "type",
-                "leader",
-                "members",
-                "online",
-                "--formatter=json",
-            )
+        columns = ("name", "type", "leader", "members", "online")
+        listed = await self.control(
+            "rabbitmqctl", "-q", "list_queues", *columns, "--formatter=json", asked=asked
         )
         return {each["name"]: each for each in json.loads(listed) if each["type"] == "quorum"}
 
@@ -88,11 +82,15 @@ class RabbitMQCluster:
         leader = (await self.queues())[queue]["leader"]
         return [node.node for node in self.nodes].index(leader)
 
+    async def consumer_of(self, queue: str) -> int:
+        """The node that the one consumer of a queue is connected to."""
+        listed = await self.control("rabbitmqctl", "-q", "list_consumers", "queue_name", "channel_pid")
+        (line,) = (line for line in listed.splitlines() if line.split()[0] == queue)
+        return next(number for number, node in enumerate(self.nodes) if node.node in line)
+
     async def busiest(self) -> int:
         """The node with the most connections."""
-        listed = await self._by_hand(
-            lambda: self.nodes[0].control("rabbitmqctl", "-q", "list_connections", "pid")
-        )
+        listed = await self.control("rabbitmqctl", "-q", "list_connections", "pid")
         return max(range(len(self.nodes)), key=lambda number: listed.count(self.nodes[number].node))
 
     async def until_complete(self, seconds: float) -> list[str]:
@@ -142,7 +140,7 @@ async def rabbitmq_cluster(folder: Path, definitions: str) -> AsyncIterator[Rabb
         f"cluster_formation.classic_config.nodes.{number} = {node.node}"
         for number, node in enumerate(nodes, 1)
     ]
-    version = _version(script)
+    version = server_version(script)
     async with AsyncExitStack() as stack:
         network = await stack.enter_async_context(
             ErlangNetwork({_short(node): node.dist_port for node in nodes})
@@ -160,7 +158,8 @@ async def rabbitmq_cluster(folder: Path, definitions: str) -> AsyncIterator[Rabb
         yield cluster
 
 
-def _version(script: Path) -> tuple[int, ...]:
+def server_version(script: Path) -> tuple[int, ...]:
+    """Major and minor."""
     said = subprocess.run(
         [script.parent / "rabbitmqctl", "version"], check=True, capture_output=True, text=True, timeout=60
     ).stdout

@@ -51,6 +51,18 @@ def test_what_a_lost_consumer_may_not_have_got_may_come_behind_later_events():
     it = subscriber(second, first, keeps=True)
     it.sent_again.add(first.id)
     assert it.wrong({each.id: each.time for each in (first, second)}) == []
+    assert (
+        it.counts() == "2 events, 0 of them again; 1 came first as sent again, 1 of these behind later ones"
+    )
+
+
+def test_what_was_sent_again_in_its_place_is_not_counted_as_late():
+    first, second = event(0), event(1)
+    it = subscriber(first, second, keeps=True)
+    it.sent_again |= {first.id, second.id}
+    assert (
+        it.counts() == "2 events, 0 of them again; 2 came first as sent again, 0 of these behind later ones"
+    )
 
 
 async def test_the_longest_wait_counts_and_who_still_waits_is_named():

@@ -127,10 +127,7 @@ class Outcome:
             ("creates", self.creates),
             ("instances launched", self.launched),
             ("events", self.events),
-            *(
-                (f"subscriber: {each.kind}", f"{len(each.came)} events, {each.repeated} of them again")
-                for each in self.subscribers
-            ),
+            *((f"subscriber: {each.kind}", each.counts()) for each in self.subscribers),
             ("ended by themselves", ", ".join(f"{name} {n}" for name, n in self.gave_up.items()) or "none"),
             ("violations", len(self.violations)),
         ):

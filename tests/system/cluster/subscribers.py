@@ -5,7 +5,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -73,30 +73,42 @@ class Subscriber:
         missing = Counter(f"{at:%H:%M:%S}" for event_id, at in stored.items() if event_id not in self.came)
         listed = ", ".join(f"{number} of {second}" for second, number in sorted(missing.items()))
         found = [f"4: {self.kind} did not get these events: {listed}"] if self.keeps and missing else []
+        return found + [
+            f"4: {self.kind} got event {event.revision} of worker {event.worker_id} too late"
+            for event in self._late()
+            if event.id not in self.sent_again
+        ]
+
+    def counts(self) -> str:
+        """For people; also what ``wrong`` does not count, as RabbitMQ had sent it to a consumer that was lost."""
+        late = sum(event.id in self.sent_again for event in self._late())
+        return (
+            f"{len(self.came)} events, {self.repeated} of them again; {len(self.sent_again)} came first as sent again, "
+            f"{late} of these behind later ones"
+        )
+
+    def _late(self) -> Iterator[EventEnvelope]:
         last: dict[UUID, int] = {}
         for event in self.came.values():
-            if event.id in self.sent_again:
-                continue
             if event.revision <= last.get(event.worker_id, -1):
-                found.append(
-                    f"4: {self.kind} got event {event.revision} of worker {event.worker_id} too late"
-                )
-            last[event.worker_id] = event.revision
-        return found
+                yield event
+            elif event.id not in self.sent_again:
+                last[event.worker_id] = event.revision
 
 
 def subscribers(url: str, balanced_url: str) -> list[Subscriber]:
     """One of each kind. ``balanced_url``: for who uses aio-pika alone."""
     return [
-        Subscriber("exclusive, WorkerClient", lambda: _by_client(url)),
+        Subscriber("exclusive, WorkerClient", lambda: by_client(url)),
         Subscriber("exclusive, aio-pika", lambda: _by_aio_pika(balanced_url)),
         Subscriber("classic, aio-pika", lambda: _by_aio_pika(balanced_url, "cml.subscribers.classic")),
-        Subscriber("quorum, WorkerClient", lambda: _by_client(url, "cml.subscribers.quorum"), keeps=True),
+        Subscriber("quorum, WorkerClient", lambda: by_client(url, "cml.subscribers.quorum"), keeps=True),
     ]
 
 
 @asynccontextmanager
-async def _by_client(url: str, queue: str | None = None) -> AsyncIterator[Came]:
+async def by_client(url: str, queue: str | None = None) -> AsyncIterator[Came]:
+    """An event is acknowledged when the next one is taken."""
     async with WorkerClient(url) as client, client.events(PATTERN, queue=queue) as events:
         assert isinstance(events, Subscription)
 
