@@ -5,26 +5,28 @@ Import it with ``load_definitions`` (https://www.rabbitmq.com/docs/definitions) 
 """
 
 import argparse
-import base64
-import hashlib
 import json
 import os
-import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cml_contracts.topology import (
-    COMMANDS_EXCHANGE,
-    EVENTS_EXCHANGE,
-    OPERATOR_EXCHANGE,
-    QUERIES_EXCHANGE,
-    Exchange,
-)
 from cml_tools.generated import check
 from cml_workers.bus.topology import EXCHANGES, QUEUES
 from cml_workers.bus.usage import Usage, retry_queues
+from cml_workers.bus.users import (
+    NOTHING,
+    BrokerUsers,
+    Permission,
+    broker_user,
+    hashed,
+    named,
+    password_variable,
+    permission,
+    read_users,
+    topic_permissions,
+)
 from cml_workers.process.registry import ROLES
 
 DEFAULT_EXCHANGE = "amq.default"
@@ -38,23 +40,9 @@ SUBSCRIBERS_LIMITS: Mapping[str, str | int] = {
 }
 """A queue that nobody reads must not fill the disk. It takes no more, which the relay says; to drop its oldest would go unseen."""
 
-Permission = tuple[str, str, str]
-"""Regular expressions of what may be configured, written, read."""
-
-
-def _names(names: Iterable[str]) -> str:
-    listed = "|".join(re.escape(name) for name in names)
-    return f"^({listed})$" if listed else "^$"
-
-
-def _client(*exchanges: Exchange) -> Permission:
-    """What a service needs to send to these, get replies and follow events: queues of its own."""
-    own = r"^cml\.(replies|subscribers)\..*$|^amq\.gen.*$"
-    return (
-        own,
-        f"{_names(exchange.name for exchange in exchanges)}|{own}",
-        f"{_names((EVENTS_EXCHANGE.name,))}|{own}",
-    )
+LIST = Path(__file__).parents[2] / "deploy" / "rabbitmq" / "broker-users.json"
+"""The users of other services that the shipped definitions have."""
+SHIPPED = read_users(LIST.read_bytes())
 
 
 def _role(uses: Usage) -> Permission:
@@ -64,43 +52,46 @@ def _role(uses: Usage) -> Permission:
     """
     through_the_default_exchange = (DEFAULT_EXCHANGE,) if uses.consumes else ()
     return (
-        "^$",
-        _names((*through_the_default_exchange, *(exchange.name for exchange in uses.exchanges))),
-        _names(uses.queues),
+        NOTHING,
+        named((*through_the_default_exchange, *(exchange.name for exchange in uses.exchanges))),
+        named(uses.queues),
     )
 
 
-PERMISSIONS: Mapping[str, Permission] = {
+OURS: Mapping[str, Permission] = {
     **{role.user: _role(role.uses) for role in ROLES.values()},
-    "cml-client": _client(COMMANDS_EXCHANGE, QUERIES_EXCHANGE),
-    "cml-operator": _client(QUERIES_EXCHANGE, OPERATOR_EXCHANGE),
-    "cml-monitor": ("^$", "^$", "^$"),
+    "cml-monitor": (NOTHING, NOTHING, NOTHING),
 }
 TAGS = {"cml-monitor": "monitoring"}
 """What is more than a right: the management API says nothing to a user without one, nor to one without any right."""
 
 
-def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
-    """The definitions; a user without a password cannot log in until it is given one."""
+def permissions(users: BrokerUsers = SHIPPED) -> dict[str, Permission]:
+    """Of our own users, and of those of the list."""
+    return {**OURS, **{name: permission(name, user) for name, user in users.items()}}
+
+
+PERMISSIONS = permissions()
+"""In the shipped definitions."""
+
+
+def definitions(passwords: Mapping[str, str], users: BrokerUsers = SHIPPED) -> dict[str, Any]:
+    """The definitions; a user without a password, here or in the list, cannot log in until it is given one."""
+    rights = permissions(users)
+    hashes = {name: hashed(password, os.urandom(4)) for name, password in passwords.items()}
+    hashes |= {name: user.password_hash for name, user in users.items() if user.password_hash}
     queues = [
         *((queue.name, queue.arguments) for queue in QUEUES),
         *(waiting for queue in QUEUES for waiting in retry_queues(queue).items()),
     ]
     return {
         "vhosts": [{"name": "/"}],
-        "users": [
-            {
-                "name": user,
-                "password_hash": _hashed(passwords[user]) if user in passwords else "",
-                "hashing_algorithm": "rabbit_password_hashing_sha256",
-                "tags": TAGS.get(user, ""),
-            }
-            for user in PERMISSIONS
-        ],
+        "users": [broker_user(name, hashes.get(name, ""), TAGS.get(name, "")) for name in rights],
         "permissions": [
             {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
-            for user, (configure, write, read) in PERMISSIONS.items()
+            for user, (configure, write, read) in rights.items()
         ],
+        "topic_permissions": topic_permissions(users),
         "exchanges": [
             {
                 "name": exchange.name,
@@ -148,34 +139,31 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _hashed(password: str) -> str:
-    """See https://www.rabbitmq.com/docs/passwords#computing-password-hash."""
-    salt = os.urandom(4)
-    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
-
-
-def _variable(user: str) -> str:
-    return f"{user.upper().replace('-', '_')}_PASSWORD"
-
-
 def main() -> None:
     """Print the definitions, with passwords from the environment; or check that a file has their topology."""
-    named = ", ".join(_variable(user) for user in PERMISSIONS)
+    variables = ", ".join(password_variable(user) for user in PERMISSIONS)
     parser = argparse.ArgumentParser(
         description="Generate RabbitMQ's definitions file.",
-        epilog=f"Passwords are taken from {named}; a user without one cannot log in until it is given one.",
+        epilog=f"Passwords are those of the list, or else from {variables}; a user without one cannot log in until it is given one.",
+    )
+    parser.add_argument(
+        "--users", type=Path, default=LIST, metavar="FILE", help="the list of `cml-workers broker-user`"
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write it, readable by the owner alone")
     parser.add_argument(
         "--check", type=Path, metavar="FILE", help="fail if it is not the one without passwords"
     )
-    parser.add_argument("--variables", action="store_true", help="print the names of the passwords instead")
+    parser.add_argument(
+        "--variables", action="store_true", help="print the names of our own users' passwords instead"
+    )
     chosen = parser.parse_args()
     if chosen.variables:
-        sys.stdout.write("".join(f"{_variable(user)}\n" for user in PERMISSIONS))
+        sys.stdout.write("".join(f"{password_variable(user)}\n" for user in OURS))
         return
-    passwords = {user: os.environ[_variable(user)] for user in PERMISSIONS if os.environ.get(_variable(user))}
-    text = json.dumps(definitions({} if chosen.check else passwords), indent=2) + "\n"
+    users = read_users(chosen.users.read_bytes())
+    given = {user: os.environ.get(password_variable(user)) for user in permissions(users)}
+    passwords = {user: password for user, password in given.items() if password}
+    text = json.dumps(definitions({} if chosen.check else passwords, users), indent=2) + "\n"
     if chosen.check:
         check(chosen.check, text, "the topology")
     elif chosen.write:

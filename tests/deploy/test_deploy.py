@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from cml_tools.roles import secrets
+from cml_workers.bus.users import read_users, settings_of
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.quarantine import QUARANTINE_STREAMS, RELAY, of_read_model
 from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, begin_if_new
@@ -357,6 +358,7 @@ def test_the_secrets_are_made_once_and_readable_by_nobody_else(tmp_path: Path):
     """In a copy, as the script writes beside itself."""
     for name in ("deploy", "services", "contracts"):
         (tmp_path / name).symlink_to(ROOT / name) if name != "deploy" else (tmp_path / name).mkdir()
+    (tmp_path / "deploy/rabbitmq").symlink_to(ROOT / "deploy/rabbitmq")
     script = tmp_path / "deploy/secure"
     script.write_text((ROOT / "deploy/secure").read_text())
     script.chmod(0o755)
@@ -381,12 +383,20 @@ def test_the_secrets_are_made_once_and_readable_by_nobody_else(tmp_path: Path):
         "kurrentdb.key",
         "postgresql.pem",
         "definitions.json",
+        "broker-users.json",
         "secrets.env",
     } <= {path.name for path in secrets.iterdir()}
     assert (secrets / "secrets.env").stat().st_mode & 0o077 == 0
     assert (secrets / "ca.key").stat().st_mode & 0o077 == 0
+    assert (secrets / "broker-users.json").stat().st_mode & 0o077 == 0
     users = json.loads((secrets / "definitions.json").read_text())["users"]
     assert all(user["password_hash"] for user in users)
+    listed = read_users((secrets / "broker-users.json").read_bytes())
+    hashes = {user["name"]: user["password_hash"] for user in users}
+    assert {name: user.password_hash for name, user in listed.items()}.items() <= hashes.items()
+    assert f"CML_COMMAND_USERS='{settings_of(listed)['CML_COMMAND_USERS']}'" in (
+        (secrets / "secrets.env").read_text().splitlines()
+    )
     for server in ("rabbitmq", "kurrentdb", "postgresql"):
         certificate, key = secrets / f"{server}.pem", secrets / f"{server}.key"
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
@@ -401,3 +411,13 @@ def openssl(*arguments: str) -> str:
     done = subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_shipped_settings_follow_from_the_list_of_users():
+    listed = settings_of(read_users((ROOT / "deploy/rabbitmq/broker-users.json").read_bytes()))
+    (kustomization,) = (each for each in MANIFESTS if each["kind"] == "Kustomization")
+    (config,) = kustomization["configMapGenerator"]
+    given = dict(each.split("=", 1) for each in config["literals"])
+    assert {
+        name: listed[name] for name in ("CML_COMMAND_USERS", "CML_OPERATOR_USERS")
+    }.items() <= given.items()

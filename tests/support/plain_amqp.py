@@ -22,16 +22,23 @@ class PlainAmqp:
     """Sends commands and queries, collects replies by correlation id, and events as they come.
 
     ``disturbed``: a process, a connection or the broker is killed meanwhile, so that what comes at least once may
-    come twice. ``inside``: listens to reminders and dead letters, too, which strangers may not.
+    come twice. ``inside``: listens to reminders and dead letters, too, which strangers may not. Not ``listens``: its user gets no events.
     """
 
     def __init__(
-        self, url: str, *, direct: bool = False, disturbed: bool = False, inside: bool = False
+        self,
+        url: str,
+        *,
+        direct: bool = False,
+        disturbed: bool = False,
+        inside: bool = False,
+        listens: bool = True,
     ) -> None:
         self.url = url
         self.direct = direct
         self.disturbed = disturbed
         self.inside = inside
+        self.listens = listens
         self.events: list[dict[str, Any]] = []
         self.replies: dict[str, list[dict[str, Any]]] = {}
         self.reminded: list[str] = []
@@ -54,7 +61,8 @@ class PlainAmqp:
         self.reply_to = replies.name
         await replies.consume(self._on_reply, no_ack=True)
         self._queues = [] if self.direct else [replies.name]
-        await self._listen("cml.events", "#", self._on_event)
+        if self.listens:
+            await self._listen("cml.events", "#", self._on_event)
         if self.inside:
             await self._listen("cml.internal", "cml.reminder.v1", self._on_reminder)
             await self._listen("cml.dead-letters", "", self._on_dead_letter)

@@ -69,7 +69,11 @@ def roles(rabbitmq: SpawnedRabbitMQ, tmp_path_factory: pytest.TempPathFactory) -
 async def test_a_worker_lives_with_least_rights_and_its_events_name_who_did_it(
     rabbitmq: SpawnedRabbitMQ, roles: Roles
 ):
-    async with WorkerClient(url(rabbitmq, "cml-client")) as client, client.events("cml.worker.#") as events:
+    async with (
+        WorkerClient(url(rabbitmq, "cml-client")) as client,
+        WorkerClient(url(rabbitmq, "cml-client-events")) as subscriber,
+        subscriber.events("cml.worker.#") as events,
+    ):
         created = await client.send(CREATE)
         assert created.problem is None
         assert created.worker_id
@@ -138,7 +142,7 @@ async def test_an_operator_redrives_in_the_senders_name_and_nobody_else_does(
     rabbitmq: SpawnedRabbitMQ, roles: Roles
 ):
     async with (
-        PlainAmqp(url(rabbitmq, "cml-client"), disturbed=True) as sender,
+        PlainAmqp(url(rabbitmq, "cml-client"), disturbed=True, listens=False) as sender,
         WorkerClient(url(rabbitmq, "cml-operator"), deadline=20) as operator,
     ):
         sent = await sender.publish(
@@ -206,12 +210,14 @@ async def test_a_right_that_is_missing_and_a_queue_that_is_missing_have_each_the
     with pytest.raises(TopologyError, match=r"may not declare .* CML_DECLARE_TOPOLOGY=false"):
         await RabbitBus(relay, name="test", uses=commands).start()
     missing = RabbitBus(
-        url(rabbitmq, "cml-client"),
+        url(rabbitmq, "cml-client-events"),
         name="test",
-        uses=Usage(publishes=(Exchange("cml.subscribers.none"),)),
+        uses=Usage(publishes=(Exchange("cml.subscribers.cml-client-events.none"),)),
         declare=False,
     )
-    with pytest.raises(TopologyError, match=r"'cml\.subscribers\.none' is missing: import"):
+    with pytest.raises(
+        TopologyError, match=r"'cml\.subscribers\.cml-client-events\.none' is missing: import"
+    ):
         await missing.start()
 
 

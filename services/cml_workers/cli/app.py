@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cml_workers.cli import commands, queries, system
+from cml_workers.cli.broker_users import broker_user
 from cml_workers.cli.deadletters import deadletters
 from cml_workers.cli.doctor import doctor
 from cml_workers.cli.migrate import migrate
@@ -59,3 +60,4 @@ app.command("migrate", rich_help_panel=OPERATE)(migrate)
 app.command("rebuild", rich_help_panel=OPERATE)(rebuild)
 app.command("replay", rich_help_panel=OPERATE)(replay)
 app.add_typer(deadletters, rich_help_panel=OPERATE)
+app.add_typer(broker_user, rich_help_panel=OPERATE)

@@ -18,7 +18,7 @@ from system.chaos.outcome import subscribe
 from system.chaos.schedule import PROCESSES
 from system.judging import Places
 
-CLIENT = "cml-client"
+CLIENT, SUBSCRIBER = "cml-client", "cml-client-events"
 JUDGE = "cml-operator"
 """May do everything here, to see everything."""
 
@@ -40,6 +40,11 @@ class System:
     def balanced_url(self) -> str:
         """For clients who know one address only."""
         return _balanced(CLIENT, self.balancer)
+
+    @property
+    def subscribers_urls(self) -> tuple[str, str]:
+        """Both, for those who get events."""
+        return self.cluster.url(SUBSCRIBER), _balanced(SUBSCRIBER, self.balancer)
 
 
 @asynccontextmanager

@@ -144,7 +144,7 @@ class Run:
         self._out = out
         self._waits = Waits()
         self._senders = Senders()
-        self._subscribers = subscribers(system.url, system.balanced_url)
+        self._subscribers = subscribers(*system.subscribers_urls)
         self._gave_up: Counter[str] = Counter()
         self._quiet = False
         self._broken: list[str] = []

@@ -18,8 +18,9 @@ from aio_pika.abc import AbstractConnection
 from cml_contracts.client import WorkerClient
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.subscription import Subscription
-from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_contracts.topology import EVENTS_EXCHANGE, subscriber_queue
 from cml_workers.runtime.role import background
+from system.cluster.parts import SUBSCRIBER
 from system.cluster.waits import Waits
 
 PATTERN = "#"
@@ -101,8 +102,10 @@ def subscribers(url: str, balanced_url: str) -> list[Subscriber]:
     return [
         Subscriber("exclusive, WorkerClient", lambda: by_client(url)),
         Subscriber("exclusive, aio-pika", lambda: _by_aio_pika(balanced_url)),
-        Subscriber("classic, aio-pika", lambda: _by_aio_pika(balanced_url, "cml.subscribers.classic")),
-        Subscriber("quorum, WorkerClient", lambda: by_client(url, "cml.subscribers.quorum"), keeps=True),
+        Subscriber(
+            "classic, aio-pika", lambda: _by_aio_pika(balanced_url, subscriber_queue(SUBSCRIBER, "classic"))
+        ),
+        Subscriber("quorum, WorkerClient", lambda: by_client(url, "quorum"), keeps=True),
     ]
 
 
