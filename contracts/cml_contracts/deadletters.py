@@ -101,7 +101,8 @@ class DeadLetterView(Tolerant):
     """A dead letter without its content. A message that dies again is the same one, with a higher count.
 
     ``cause``: the kind of reason. ``deaths``, ``redrives``: in its whole life; ``deliveries``, ``attempts``
-    (how often it was retried), ``faults`` (how often a handler failed with it): before its last death.
+    (how often it was retried), ``faults`` (how often a handler failed with it): before its last death. ``size``: bytes of the
+    message's body; ``is_cut``: only the first 64 KiB of it are kept, so it cannot be redriven or edited.
     """
 
     id: UUID
@@ -113,6 +114,7 @@ class DeadLetterView(Tolerant):
     message_id: str | None = None
     user: str | None = None
     size: int
+    is_cut: bool = False
     deaths: int
     redrives: int
     deliveries: int
@@ -139,9 +141,13 @@ class DeadLetterOutcome(Tolerant):
 
 
 class DeadLetterDetails(DeadLetterView):
-    """``body``: its first 64 KiB, as text; if it is no UTF-8, as base64."""
+    """``body``: its first 64 KiB, as text; if it is no UTF-8, as base64. ``sha256``: of all of it, in hexadecimal digits.
+
+    ``history``: its end, as far as a reply can hold it.
+    """
 
     body: str
+    sha256: str | None = None
     encoding: Literal["utf-8", "base64"]
     correlation_id: str | None = None
     reply_to: str | None = None
@@ -159,7 +165,7 @@ class DeadLetterCount(Tolerant):
 
 
 class DeadLetterPage(Tolerant):
-    """``counts``: of all that meet the conditions, not only of this page. ``next_cursor`` is None on the last."""
+    """It ends at 768 KiB, also with fewer than were asked for. ``counts``: of all that meet the conditions, not only of this page. ``next_cursor`` is None on the last."""
 
     dead_letters: tuple[DeadLetterView, ...]
     counts: tuple[DeadLetterCount, ...]

@@ -8,9 +8,9 @@ GRANT SELECT ON alembic_version TO cml_projector;
 GRANT SELECT, INSERT, UPDATE, DELETE ON read_model_generations TO cml_projector;
 -- Workers whose events wait in quarantine.
 GRANT SELECT, INSERT, UPDATE, DELETE ON read_model_held TO cml_projector;
--- Nothing is ever deleted from the archive.
-GRANT SELECT, INSERT, UPDATE ON dead_letters TO cml_projector;
-GRANT SELECT, INSERT ON dead_letter_outcomes TO cml_projector;
+-- The archive is bounded: what was dealt with is deleted after a while. Nobody changes what happened.
+GRANT SELECT, INSERT, UPDATE, DELETE ON dead_letters TO cml_projector;
+GRANT SELECT, INSERT, DELETE ON dead_letter_outcomes TO cml_projector;
 GRANT USAGE ON SEQUENCE dead_letter_outcomes_number_seq TO cml_projector;
 GRANT SELECT, DELETE ON checkpoints TO cml_relay;
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from cml_contracts.envelope import MAX_BODY
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.port import Message
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
@@ -82,7 +83,8 @@ async def test_a_dead_letter_is_archived_whatever_is_in_it(
     assert (letter.size, letter.encoding) == (len(body), encoding)
     kept = await service.archive.find(letter.id)
     assert kept is not None
-    assert kept.letter.body == body
+    assert kept.letter.body == body[:MAX_BODY]
+    assert letter.is_cut is (len(body) > MAX_BODY)
 
 
 async def test_a_dead_letter_that_is_delivered_again_is_counted_once_and_another_death_is_counted(

@@ -1,6 +1,7 @@
 """The shipped rights in PostgreSQL: enough for all that roles do, and no more; for a superuser to give, and for others."""
 
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg  # type: ignore[import-untyped]
@@ -8,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from cml_workers.bus.port import Message
-from cml_workers.deadletters.archive import Archive, OperatorAction
+from cml_workers.deadletters.archive import Archive, Limits, OperatorAction
 from cml_workers.deadletters.letter import letter_of
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.readmodels.rebuild import Rebuild
@@ -122,13 +123,14 @@ async def test_roles_have_what_they_need_and_no_more(given: Given):
     assert details
     assert [each.what for each in details.history] == ["died", "edited", "redriven", "discarded"]
     assert await archive.waiting() == 0
+    later = datetime.now(UTC) + timedelta(days=2)
+    limits = Limits(timedelta(days=1), dealt_with=10, waiting=10)
+    assert await archive.tidy(limits, later) == {"discarded": 0, "gone": 1}
     await database.close()
     await dispose(engine)
 
     await given.may_not(
         PROJECTOR,
-        "DELETE FROM dead_letters",
-        "DELETE FROM dead_letter_outcomes",
         "UPDATE dead_letter_outcomes SET reason = ''",
         "TRUNCATE dead_letters",
         "DROP TABLE dead_letters",

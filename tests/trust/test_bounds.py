@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,17 +15,30 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 
 from cml_contracts.commands import StartCMLWorker
-from cml_contracts.deadletters import DiscardDeadLetter
-from cml_contracts.envelope import MAX_REPLY
+from cml_contracts.deadletters import (
+    DeadLetterState,
+    DiscardDeadLetter,
+    EditDeadLetter,
+    ListDeadLetters,
+    RedriveDeadLetter,
+)
+from cml_contracts.envelope import MAX_BODY, MAX_REPLY
 from cml_contracts.events import TagsUpdated, TagsUpdateRequested
 from cml_contracts.queries import GetCMLWorker, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_contracts.tokens import MAX_TOKEN, InvalidTokenError, sign, verify
 from cml_workers.bus.codec import reply
-from cml_workers.bus.port import BusUnavailableError, DeadLetter, Outgoing
+from cml_workers.bus.headers import CAUSE_HEADER, DEATH_HEADER, QUEUE_HEADER, REASON_HEADER
+from cml_workers.bus.port import Ack, BusUnavailableError, DeadLetter, Message, Outgoing
 from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.deadletters.archive import DEATHS_KEPT, OUTCOMES, Archive, Limits
+from cml_workers.deadletters.handler import DeadLetters
+from cml_workers.deadletters.letter import letter_of
+from cml_workers.deadletters.quarantined import Quarantined
 from cml_workers.domain.history import ReplyAddress
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent, StoreUnavailableError
@@ -33,8 +46,10 @@ from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.denials import DAYS, DENIALS_STREAM, DESCRIBED, USERS, Counts
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector import queries
+from cml_workers.sql.database import migrate, open_database, transaction
 from support.buses import Outbox, command
 from support.event_stores import Place
+from support.postgresql import emptied
 from support.projecting import CREATED, Projected, a_database
 from support.rabbitmq import SpawnedRabbitMQ, installed
 
@@ -173,6 +188,136 @@ async def test_a_reply_that_closes_its_channel_takes_none_of_the_systems_own_mes
                     await bus.publish(Outgoing(None, "nobody", b"", "t", "after", mandatory=False))
                     break
                 await asyncio.sleep(0.1)
+
+
+@pytest.fixture(params=["sqlite", "server"])
+async def archive(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Archive]:
+    url = f"sqlite:///{tmp_path / 'archive.sqlite3'}"
+    if request.param == "server":
+        url = await emptied(request.getfixturevalue("postgresql_url"))
+    engine = open_database(url, durable=True)
+    await migrate(engine)
+    yield Archive(engine)
+    await engine.dispose()
+
+
+def died(
+    message_id: str, body: bytes = b"{", user: str | None = "ann", headers: Mapping[str, object] | None = None
+) -> Message:
+    """A command in the dead letters."""
+    by_role = {
+        QUEUE_HEADER: LIFECYCLE_COMMANDS.name,
+        CAUSE_HEADER: "Refused",
+        REASON_HEADER: "r" * 1000,
+        DEATH_HEADER: str(uuid4()),
+        **(headers or {}),
+    }
+    return Message(body=body, type="t", message_id=message_id, user_id=user, headers=by_role)
+
+
+def dead_letters(archive: Archive, tmp_path: Path, outbox: Outbox) -> DeadLetters:
+    store = SqliteEventStore(tmp_path / "events.sqlite3")
+    return DeadLetters(
+        archive=archive,
+        quarantined=Quarantined(archive, store, (), now=lambda: NOW),
+        store=store,
+        publish=outbox,
+        own_user="cml-projector",
+        access=Access(),
+        now=lambda: NOW,
+    )
+
+
+async def test_of_an_oversized_message_the_first_64_kib_and_a_hash_are_kept(
+    archive: Archive, tmp_path: Path
+) -> None:
+    outbox = Outbox()
+    letters = dead_letters(archive, tmp_path, outbox)
+    bodies = [bytes([65 + number]) * 4_000_000 for number in range(2)]
+    for number, body in enumerate(bodies):
+        await letters.collect(died(f"m-{number}", body))
+    (_, first) = (await archive.page(ListDeadLetters())).dead_letters
+    assert (first.size, first.is_cut) == (4_000_000, True)
+    details = await archive.details(first.id)
+    found = await archive.find(first.id)
+    assert details
+    assert found
+    assert (len(details.body), len(found.letter.body)) == (MAX_BODY, MAX_BODY)
+    assert details.sha256 == hashlib.sha256(bodies[0]).hexdigest()
+    requests = (
+        RedriveDeadLetter(dead_letter_id=first.id),
+        EditDeadLetter(dead_letter_id=first.id, body="{}"),
+        DiscardDeadLetter(dead_letter_id=first.id, reason="too large"),
+    )
+    for request in requests:
+        body = request.model_dump_json(exclude_none=True).encode()
+        message = Message(body=body, type=request.TYPE, message_id="r", reply_to="caller")
+        assert await letters.on_request(message) == Ack()
+    redrive, edit, discard = outbox.results()
+    for refused in (redrive, edit):
+        assert refused.problem
+        assert "only the first 65536" in refused.problem.detail
+    assert discard.outcome == "succeeded"
+    assert all(each.routing_key == "caller" for each in outbox.sent)
+
+
+async def test_what_roles_send_each_other_is_kept_whole(archive: Archive) -> None:
+    report = died("m", b"x" * 500_000, headers={QUEUE_HEADER: "cml.lifecycle.reports"})
+    assert await archive.keep(letter_of(report), NOW)
+    (view,) = (await archive.page(ListDeadLetters())).dead_letters
+    assert (view.size, view.is_cut) == (500_000, False)
+
+
+async def test_dead_letters_come_in_pages_and_with_histories_that_a_message_can_hold(
+    archive: Archive,
+) -> None:
+    long = {REASON_HEADER: '"' * 16_000}
+    for number in range(60):
+        await archive.keep(letter_of(died(f"m-{number}", headers=long)), NOW)
+    for _ in range(130):
+        await archive.keep(letter_of(died("again", headers=long)), NOW)
+    listed, cursor, pages = set(), None, 0
+    while cursor or not pages:
+        page = await archive.page(ListDeadLetters(limit=500, cursor=cursor))
+        assert len(page.model_dump_json()) < MAX_REPLY
+        listed |= {each.id for each in page.dead_letters}
+        cursor, pages = page.next_cursor, pages + 1
+    assert len(listed) == 61
+    assert pages > 1
+    again = letter_of(died("again", headers=long))
+    details = await archive.details(again.id)
+    assert details
+    assert details.deaths == 130
+    assert len(details.model_dump_json()) < MAX_REPLY
+    assert 0 < len(details.history) < DEATHS_KEPT
+    async with transaction(archive._engine) as connection:
+        kept = sa.select(sa.func.count()).where(OUTCOMES.c.dead_letter_id == again.id)
+        assert await connection.scalar(kept) == DEATHS_KEPT
+
+
+async def test_the_archive_keeps_to_its_limits_and_says_so(archive: Archive) -> None:
+    limits = Limits(timedelta(days=90), dealt_with=5, waiting=10)
+    for number in range(30):
+        await archive.keep(
+            letter_of(died(f"hostile-{number}", user="hostile")), NOW + timedelta(seconds=number)
+        )
+    for number in range(3):
+        await archive.keep(letter_of(died(f"ann-{number}")), NOW)
+        internal = died(f"report-{number}", user="hostile", headers={QUEUE_HEADER: "cml.lifecycle.reports"})
+        await archive.keep(letter_of(internal), NOW)
+    assert await archive.tidy(limits, NOW) == {"discarded": 20, "gone": 15}
+    waiting = (await archive.page(ListDeadLetters(state=DeadLetterState.WAITING, limit=100))).dead_letters
+    by_user = Counter((each.user, each.queue == LIFECYCLE_COMMANDS.name) for each in waiting)
+    assert by_user == {("hostile", True): 10, ("ann", True): 3, ("hostile", False): 3}
+    assert {each.message_id for each in waiting} >= {f"hostile-{number}" for number in range(20, 30)}
+    discarded = (await archive.page(ListDeadLetters(state=DeadLetterState.DISCARDED))).dead_letters
+    assert len(discarded) == 5
+    details = await archive.details(discarded[0].id)
+    assert details
+    assert details.history[-1].reason == "more than 10 of its sender waited"
+    assert await archive.tidy(limits, NOW + timedelta(days=89)) == {"discarded": 0, "gone": 0}
+    assert await archive.tidy(limits, NOW + timedelta(days=91)) == {"discarded": 0, "gone": 5}
+    assert await archive.waiting() == 16
 
 
 @pytest.fixture(params=["sqlite", "kurrentdb-standin"])

@@ -195,6 +195,12 @@ class DeadLetters:
     ) -> DeadLetterView:
         # Published first, recorded second: after a death in between it waits here although it is in its queue, which is
         # harmless. In the other order it would be lost.
+        if archived.letter.is_cut:
+            raise RequestRejectedError(
+                ProblemCode.CONFLICT,
+                f"of its body of {archived.letter.whole_size} bytes, more than its queue takes, only the first "
+                f"{MAX_BODY} are kept; it can only be discarded, and its sender can send a shorter one",
+            )
         if not letter.queue:
             raise RequestRejectedError(
                 ProblemCode.CONFLICT, "the queue in which it died is not known; it can only be discarded"

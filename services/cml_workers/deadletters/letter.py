@@ -7,19 +7,32 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from cml_contracts.envelope import MAX_BODY
 from cml_workers.bus.deaths import count, death_of
 from cml_workers.bus.headers import FAULT_HEADER, OWN_HEADERS, REDRIVE_HEADER, USER_HEADER
 from cml_workers.bus.port import Message, Outgoing
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, HANDLED, INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE
+from cml_workers.domain.messages import MAX_INTERNAL_BODY
 from cml_workers.foundation.secrets import redacted, without_secrets
 
 NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
 """Of the ids of dead letters."""
+_BETWEEN_ROLES = frozenset(
+    queue.name
+    for queue in HANDLED
+    if any(binding.exchange in (INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE) for binding in queue.bindings)
+)
+FROM_SENDERS = frozenset(queue.name for queue in HANDLED) - _BETWEEN_ROLES - {DEAD_LETTER_QUEUE.name}
+"""The queues of what comes from outside; what the roles send each other may be what EC2 did."""
 _OF_THE_BROKER = ("x-death", "x-first-death-", "x-last-death-")
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A message and its last death. ``death`` identifies this death among others of the same message."""
+    """A message and its last death. ``death`` identifies this death among others of the same message.
+
+    ``whole_size``, ``whole_sha256``: of a body of which only the first bytes are kept; None of one that is kept whole.
+    """
 
     id: UUID
     death: str
@@ -37,6 +50,12 @@ class Letter:
     deliveries: int
     attempts: int
     faults: int
+    whole_size: int | None = None
+    whole_sha256: str | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        return self.whole_size is not None
 
 
 def letter_of(message: Message) -> Letter:
@@ -47,6 +66,8 @@ def letter_of(message: Message) -> Letter:
     """
     headers = message.headers
     death = death_of(headers)
+    sha256 = hashlib.sha256(message.body).hexdigest()
+    is_cut = len(message.body) > _longest(death.queue)
     redriven, _, number = str(headers.get(REDRIVE_HEADER, "")).partition("/")
     known = _uuid(redriven)
     identity = [
@@ -54,7 +75,7 @@ def letter_of(message: Message) -> Letter:
         message.message_id,
         message.type,
         message.user_id,
-        hashlib.sha256(message.body).hexdigest(),
+        sha256,
     ]
     return Letter(
         id=known or uuid5(NAMESPACE, json.dumps(identity)),
@@ -63,7 +84,7 @@ def letter_of(message: Message) -> Letter:
         cause=death.cause,
         reason=redacted(death.reason),
         type=message.type,
-        body=message.body,
+        body=message.body[:MAX_BODY] if is_cut else message.body,
         message_id=message.message_id,
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,
@@ -75,6 +96,8 @@ def letter_of(message: Message) -> Letter:
         deliveries=death.deliveries,
         attempts=message.attempt,
         faults=count(headers.get(FAULT_HEADER)),
+        whole_size=len(message.body) if is_cut else None,
+        whole_sha256=sha256 if is_cut else None,
     )
 
 
@@ -96,6 +119,11 @@ def again(letter: Letter, number: int, own_user: str) -> Outgoing:
         headers={**kept, USER_HEADER: letter.user or "", REDRIVE_HEADER: f"{letter.id}/{number}"},
         user_id=own_user,
     )
+
+
+def _longest(queue: str) -> int:
+    """Bytes of a body that its queue's consumer reads: what is longer will never be handled, and is not kept whole."""
+    return MAX_INTERNAL_BODY if queue in _BETWEEN_ROLES else MAX_BODY
 
 
 def _uuid(text: str) -> UUID | None:

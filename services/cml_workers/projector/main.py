@@ -20,10 +20,11 @@ from cml_workers.bus.topology import (
     PROJECTOR_QUERIES,
 )
 from cml_workers.bus.usage import Usage
-from cml_workers.deadletters.archive import Archive
+from cml_workers.deadletters.archive import Archive, Limits
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.deadletters.quarantined import Quarantined
 from cml_workers.eventstore.quarantine import RELAY, of_read_model
+from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.model import ReadModel
 from cml_workers.readmodels.registry import READ_MODELS
@@ -41,11 +42,14 @@ from cml_workers.runtime.role import (
     not_following,
     utc_now,
 )
+from cml_workers.runtime.settings import Settings
 from cml_workers.sql.adapters import connect
 from cml_workers.sql.database import migrate
 
 log = structlog.get_logger(__name__)
 
+TIDY_EVERY = 60.0
+"""Seconds between two looks at how much the archive has."""
 QUERIES_AT_ONCE = 16
 """At most: each may have a page in memory, and a query as large as the broker lets one be."""
 
@@ -128,11 +132,12 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             background(follow, "projector") as following,
             background(remind, "reminders") as reminding,
             background(quarantined.keep_collecting, "the quarantines") as collecting,
+            background(partial(_keep_tidy, archive, given.settings), "the archive") as tidying,
         ):
             yield Running(
                 PROJECTOR.name,
                 (bus.problem, *checks),
-                (bus.consuming, following, reminding, collecting),
+                (bus.consuming, following, reminding, collecting, tidying),
                 runners[READ_MODELS[0].name].following,
                 archive.waiting,
                 counts,
@@ -140,6 +145,23 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             )
     finally:
         await database.close()
+
+
+async def _keep_tidy(archive: Archive, settings: Settings) -> None:
+    """Does not end."""
+    limits = Limits(
+        dealt_with_for=timedelta(days=settings.dead_letter_days),
+        dealt_with=settings.dead_letters_dealt_with,
+        waiting=settings.dead_letters_waiting,
+    )
+    while True:
+        try:
+            done = await archive.tidy(limits, utc_now())
+            if any(done.values()):
+                log.warning("the archive of dead letters keeps to its limits", **done)
+        except (ConnectionError, ConfigurationError) as error:
+            log.warning("the archive of dead letters grows", cause=str(error))
+        await asyncio.sleep(TIDY_EVERY)
 
 
 PROJECTOR = Role(

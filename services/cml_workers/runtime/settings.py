@@ -165,6 +165,14 @@ class Settings(BaseSettings):
     operation_deadline_seconds: Annotated[float, Field(ge=1, le=86400)] = 900
     """How long an operation may go without an outcome before the event operation_overdue reports it."""
 
+    dead_letter_days: Annotated[int, Field(ge=1, le=36500)] = 90
+    """Days that a dead letter which was redriven, edited or discarded stays in the archive after that."""
+    dead_letters_dealt_with: Annotated[int, Field(ge=1)] = 100_000
+    """How many of those stay at most; the oldest go first."""
+    dead_letters_waiting: Annotated[int, Field(ge=100)] = 10_000
+    """How many commands, queries and requests of one user may wait in the archive for an operator. If there are more, the oldest are
+    discarded, and their history says why. What the roles send each other is never discarded."""
+
     relay_begin: Literal["beginning", "end"] | None = None
     """Where the relay begins if it is lost which events were published: end, with what comes from now on; beginning, with all of
     them again. Unset: it publishes nothing, and says so. Of no effect while it is known."""
