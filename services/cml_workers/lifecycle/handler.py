@@ -14,6 +14,7 @@ from typing import assert_never
 from uuid import UUID
 
 import structlog
+from pydantic import ValidationError
 
 from cml_contracts.commands import (
     COMMANDS,
@@ -25,6 +26,7 @@ from cml_contracts.commands import (
 from cml_contracts.results import OperationResult, Problem
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.codec import BadMessageError, identity, read, reply_address
+from cml_workers.bus.headers import OPERATOR_HEADER
 from cml_workers.bus.port import (
     DeadLetter,
     Message,
@@ -36,7 +38,7 @@ from cml_workers.bus.port import (
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
 from cml_workers.domain.decide import already_so, decide
 from cml_workers.domain.decisions import Ask, Decision, NoChange, Record, Reject
-from cml_workers.domain.history import fingerprint
+from cml_workers.domain.history import Redrive, described, fingerprint
 from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
@@ -118,6 +120,7 @@ class Lifecycle:
         try:
             command_id = identity(message)
             command: WorkerCommand = read(message, COMMANDS)
+            redrive = _redrive(message)
         except BadMessageError as error:
             await self._answer(message, error.problem)
             return DeadLetter(error.problem.detail, error.problem.code)
@@ -141,7 +144,7 @@ class Lifecycle:
                 # Its token may have expired since: what was authorized once is not judged a second time.
                 before = await self._authorized_before(command, command_id, user) if user else None
                 if before is None:
-                    await self._audit(message, command, error.problem)
+                    await self._audit(message, command, error.problem, redrive)
                     await self._answer(message, error.problem)
                     return DeadLetter(error.problem.detail, error.problem.code)
                 (actor,) = before
@@ -154,6 +157,7 @@ class Lifecycle:
                 user=user,
                 traceparent=_traceparent(message.headers.get("traceparent")),
                 reply=reply_address(message),
+                redrive=redrive,
             )
             return await self._decide(accepted)
 
@@ -278,7 +282,9 @@ class Lifecycle:
 
         return due
 
-    async def _audit(self, message: Message, command: WorkerCommand, problem: Problem) -> None:
+    async def _audit(
+        self, message: Message, command: WorkerCommand, problem: Problem, redrive: Redrive | None
+    ) -> None:
         """Keep for good that somebody tried; apart from the workers' streams, which strangers cannot fill."""
         log.warning("unauthorized", user=message.user_id, reason=problem.detail)
         attempt = {
@@ -289,6 +295,7 @@ class Lifecycle:
             "claimed_actor": command.actor,
             "reason": problem.detail,
             "time": self._now().isoformat(),
+            **({"redrive": redrive.model_dump()} if redrive else {}),
         }
         event_id = self._new_id()
         refused = NewEvent(event_id, REFUSED_TYPE, json.dumps(attempt).encode(), b"{}")
@@ -325,6 +332,17 @@ def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult
 
 def _traceparent(header: object) -> str | None:
     return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
+
+
+def _redrive(message: Message) -> Redrive | None:
+    """The operator who sent it again. Raises BadMessageError."""
+    header = message.headers.get(OPERATOR_HEADER)
+    if header is None:
+        return None
+    try:
+        return Redrive.model_validate_json(str(header))
+    except ValidationError as error:
+        raise BadMessageError(f"the header {OPERATOR_HEADER} cannot be read: {described(error)}") from error
 
 
 def _text(header: object) -> str | None:
