@@ -34,6 +34,7 @@ SLOW = (
         "test_command_line.py",
         "test_migrate_command.py",
         "test_ending.py",
+        "trust/test_operators.py",
     ),
     "doctor/test_doctor.py::test_a_right",
     "doctor/test_doctor.py::test_what_the_doctor_may_not_ask",

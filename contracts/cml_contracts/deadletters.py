@@ -62,6 +62,8 @@ class RedriveDeadLetter(Strict):
 class EditDeadLetter(Strict):
     """Give it another body, or type, and redrive it. Answer: ``DeadLetterView``.
 
+    Only a message of another program. An edited command is its operator's own, who needs the right to send it (else ``Unauthorized``).
+
     A command whose id the old body has used gets a new id, which the answer names; the edit of one that was
     decided is rejected with ``Conflict``.
     """

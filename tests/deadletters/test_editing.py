@@ -4,13 +4,19 @@ import asyncio
 import json
 from uuid import UUID, uuid4
 
+import aio_pika
 import pytest
 
 from cml_contracts.deadletters import (
+    DeadLetterDetails,
     DeadLetterState,
     DiscardDeadLetter,
     EditDeadLetter,
+    RedriveDeadLetter,
 )
+from cml_workers.bus.headers import DEATH_HEADER, QUEUE_HEADER
+from cml_workers.bus.port import Message
+from cml_workers.bus.topology import LIFECYCLE_REPORTS, PROJECTOR_QUERIES
 from cml_workers.domain.policy import Access
 from support.dead_letter_service import CREATE, START, Service, into_a_creation, nothing, types, until
 from support.deadletters import dead_letters
@@ -134,3 +140,57 @@ async def test_an_edited_one_that_dies_again_is_the_same_one_with_its_new_body(s
     now = await service.until(letter, deaths=2, redrives=1)
     assert (now.body, now.state) == ("[]", DeadLetterState.WAITING)
     assert (await service.the_letter()).id == letter.id
+
+
+async def into_the_reports(service: Service, user: str | None) -> DeadLetterDetails:
+    """A letter of a queue within the system, published by this user."""
+    message = Message(
+        body=b"{}",
+        type="stray",
+        message_id=str(uuid4()),
+        user_id=user,
+        headers={QUEUE_HEADER: LIFECYCLE_REPORTS.name, DEATH_HEADER: str(uuid4())},
+    )
+    await service.letters.collect(message)
+    return await service.the_letter(queue=LIFECYCLE_REPORTS.name)
+
+
+@pytest.mark.parametrize(("user", "may"), [("guest", True), ("cml-ec2-adapter", True), ("mallory", False)])
+async def test_what_is_within_the_system_is_redriven_unchanged_if_a_role_of_ours_said_it(
+    service: Service, user: str, may: bool
+):
+    """``guest`` is whom our roles connect as here."""
+    service.letters._roles |= {"cml-ec2-adapter"}
+    letter = await into_the_reports(service, user)
+    edited = await service.ask(EditDeadLetter(dead_letter_id=letter.id, body="[]"))
+    assert edited.problem
+    assert (edited.problem.code, "nobody edits" in edited.problem.detail) == ("Conflict", True)
+    redriven = await service.ask(RedriveDeadLetter(dead_letter_id=letter.id))
+    assert (redriven.problem is None) is may
+    if redriven.problem:
+        assert "'mallory' is none of them" in redriven.problem.detail
+    await drained(service, LIFECYCLE_REPORTS.name)
+    discarded = await service.ask(DiscardDeadLetter(dead_letter_id=letter.id, reason="a test"))
+    assert (discarded.problem is None) is not may
+
+
+async def test_an_edited_query_is_its_operators_too(service: Service):
+    query = Message(
+        body=b"{",
+        type="cml.worker.get.v1",
+        message_id="q",
+        user_id="portal",
+        headers={QUEUE_HEADER: PROJECTOR_QUERIES.name, DEATH_HEADER: "d"},
+    )
+    await service.letters.collect(query)
+    letter = await service.the_letter(queue=PROJECTOR_QUERIES.name)
+    assert letter.user == "portal"
+    result = await service.ask(EditDeadLetter(dead_letter_id=letter.id, body="{}"))
+    assert result.data["user"] == "guest"
+    await drained(service, PROJECTOR_QUERIES.name)
+
+
+async def drained(service: Service, queue: str) -> None:
+    """Nobody consumes it here."""
+    async with await aio_pika.connect(service.url) as connection:
+        await (await (await connection.channel()).get_queue(queue)).purge()

@@ -14,7 +14,9 @@ from cml_contracts.commands import (
 )
 from cml_contracts.instance import InstanceState
 from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_workers.bus.headers import OPERATOR_HEADER
 from cml_workers.bus.port import Ack, DeadLetter, Message, Retry
+from cml_workers.domain.history import Redrive
 from cml_workers.domain.messages import (
     InstanceObserved,
     OperationFailed,
@@ -364,16 +366,17 @@ async def test_the_unauthorized_is_refused_kept_and_audited_and_leaves_the_worke
         now=lambda: service.now,
         new_id=uuid4,
     )
-    for user in (None, "stranger"):
-        verdict = await service.command(CREATE, "create", user_id=user)
+    redrive = Redrive(edited=True, user="stranger", by="ann")
+    for user, headers in ((None, {}), ("stranger", {OPERATOR_HEADER: redrive.model_dump_json()})):
+        verdict = await service.command(CREATE, "create", user_id=user, headers=headers)
         assert isinstance(verdict, DeadLetter)
     assert [r.problem and r.problem.code for r in service.outbox.results()] == [ProblemCode.UNAUTHORIZED] * 2
     assert not (await service.worker()).exists
     events = [json.loads(each.data) for each in await service.store.read("cml_denials")]
     audited = [attempt for each in events for attempt in each["attempts"]]
-    assert [(each["user"], each["command_id"]) for each in audited] == [
-        (None, "create"),
-        ("stranger", "create"),
+    assert [(each["user"], each["command_id"], each.get("redrive")) for each in audited] == [
+        (None, "create", None),
+        ("stranger", "create", redrive.model_dump()),
     ]
 
 
@@ -391,3 +394,10 @@ async def test_the_user_and_the_actor_are_recorded(service: Service):
     (first, _) = await service.store.read(f"cml_worker-{WORKER}")
     metadata = json.loads(first.metadata)
     assert (metadata["actor"], metadata["user"]) == ("portal", "portal")
+
+
+async def test_a_header_about_an_operator_that_cannot_be_read_is_a_dead_letter(service: Service):
+    verdict = await service.command(CREATE, "create", headers={OPERATOR_HEADER: "ann"})
+    assert isinstance(verdict, DeadLetter)
+    assert OPERATOR_HEADER in verdict.reason
+    assert not (await service.worker()).exists

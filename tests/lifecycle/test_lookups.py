@@ -19,8 +19,9 @@ from cml_contracts.envelope import MAX_BODY
 from cml_contracts.events import TagsUpdateRequested
 from cml_contracts.instance import InstanceState
 from cml_contracts.results import ProblemCode
+from cml_workers.bus.headers import OPERATOR_HEADER
 from cml_workers.bus.port import Ack, BusUnavailableError, DeadLetter, Retry
-from cml_workers.domain.history import ReplyAddress
+from cml_workers.domain.history import Redrive, ReplyAddress
 from cml_workers.domain.messages import (
     CommandMessage,
     ImageLookup,
@@ -235,6 +236,21 @@ async def test_a_command_that_comes_back_as_another_one_is_not_continued(
     await refused(service, LookupAnswered(origin=forged, lookup=asked.lookup, looked_up=seen))
     await service.answer(instance())
     assert [result.data for result in service.outbox.results()] == [True]
+
+
+async def test_who_redrove_a_command_is_known_behind_its_lookup_too(service: Service):
+    await service.launched()
+    redrive = Redrive(edited=False, user="ops", by="ann")
+    headers = {OPERATOR_HEADER: redrive.model_dump_json()}
+    await service.command(StartCMLWorker(worker_id=WORKER), "start", headers=headers)
+    asked = service.lookup()
+    forged = asked.origin.model_copy(update={"redrive": None})
+    seen = LookupResult(instance=instance(InstanceState.STOPPED))
+    await refused(service, LookupAnswered(origin=forged, lookup=asked.lookup, looked_up=seen))
+    await service.answer(seen.instance)
+    stored = await service.store.read(stream_of(WORKER))
+    observed, requested = (decode(each).metadata for each in stored[-2:])
+    assert (observed.redrive, requested.redrive) == (None, redrive)
 
 
 async def test_a_command_whose_lookup_was_not_sent_has_its_record_and_goes_on_from_there(service: Service):

@@ -15,8 +15,8 @@ from cml_contracts.commands import CreateCMLWorker, TerminateCMLWorker
 from cml_contracts.deadletters import RedriveDeadLetter
 from cml_contracts.tokens import sign
 from cml_contracts.topology import Exchange
-from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
-from cml_tools.definitions import PERMISSIONS, definitions
+from cml_embedded.ec2_simulator import DEMO_IMAGES
+from cml_tools.definitions import PERMISSIONS
 from cml_workers.bus.port import Message, TopologyError, Verdict
 from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
@@ -24,8 +24,9 @@ from cml_workers.bus.usage import Usage
 from cml_workers.process.registry import ROLES, USERS
 from support.deadletters import dead_letters
 from support.plain_amqp import PlainAmqp
-from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
+from support.rabbitmq import SpawnedRabbitMQ
 from support.roles import Roles
+from support.users import broker_with_users, roles_with_users, url_of
 
 KEY = "k" * 32
 CREATE = CreateCMLWorker(
@@ -35,43 +36,29 @@ CREATE = CreateCMLWorker(
 
 @pytest.fixture(scope="module")
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpawnedRabbitMQ]:
-    """Every user's password is its name."""
-    users = json.dumps(definitions({user: user for user in PERMISSIONS}))
-    try:
-        with private_rabbitmq(tmp_path_factory.mktemp("rights"), users) as server:
-            yield server
-    except NoRabbitMQError as error:
-        pytest.skip(str(error))
-
-
-def url(rabbitmq: SpawnedRabbitMQ, user: str, password: str | None = None) -> str:
-    return f"amqp://{user}:{password or user}@127.0.0.1:{rabbitmq.port}/"
+    with broker_with_users(tmp_path_factory.mktemp("rights")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def roles(rabbitmq: SpawnedRabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
-    with Ec2Simulator(transition_seconds=0.3) as simulator:
-        roles = Roles(
-            tmp_path_factory.mktemp("roles"),
-            each=lambda role: {"RABBITMQ_URL": url(rabbitmq, f"cml-{role}")},
-            AWS_ENDPOINT_URL=simulator.url,
-            CML_DECLARE_TOPOLOGY="false",
-            CML_COMMAND_USERS='{"cml-client": ["cml.worker.create.v1", "cml.worker.terminate.v1"]}',
-            CML_OPERATOR_USERS='["cml-operator"]',
-            CML_DELEGATE_USERS='["cml-client"]',
-            CML_ACTOR_TOKEN_KEYS=json.dumps([KEY]),
-            CML_REMINDER_SECONDS="3600",
-        )
+    with roles_with_users(
+        rabbitmq,
+        tmp_path_factory.mktemp("roles"),
+        CML_COMMAND_USERS='{"cml-client": ["cml.worker.create.v1", "cml.worker.terminate.v1"]}',
+        CML_OPERATOR_USERS='["cml-operator"]',
+        CML_DELEGATE_USERS='["cml-client"]',
+        CML_ACTOR_TOKEN_KEYS=json.dumps([KEY]),
+    ) as roles:
         yield roles
-        roles.kill()
 
 
 async def test_a_worker_lives_with_least_rights_and_its_events_name_who_did_it(
     rabbitmq: SpawnedRabbitMQ, roles: Roles
 ):
     async with (
-        WorkerClient(url(rabbitmq, "cml-client")) as client,
-        WorkerClient(url(rabbitmq, "cml-client-events")) as subscriber,
+        WorkerClient(url_of(rabbitmq, "cml-client")) as client,
+        WorkerClient(url_of(rabbitmq, "cml-client-events")) as subscriber,
         subscriber.events("cml.worker.#") as events,
     ):
         created = await client.send(CREATE)
@@ -98,12 +85,12 @@ async def test_a_worker_lives_with_least_rights_and_its_events_name_who_did_it(
 
 async def test_a_user_who_may_not_have_a_reply_queue_gets_an_error_that_says_so(rabbitmq: SpawnedRabbitMQ):
     with pytest.raises(NotSentError, match="ACCESS_REFUSED"):
-        async with WorkerClient(url(rabbitmq, "cml-relay")):
+        async with WorkerClient(url_of(rabbitmq, "cml-relay")):
             pass
 
 
 async def test_strangers_forgers_and_stale_tokens_are_refused(rabbitmq: SpawnedRabbitMQ, roles: Roles):
-    async with WorkerClient(url(rabbitmq, "cml-client")) as client:
+    async with WorkerClient(url_of(rabbitmq, "cml-client")) as client:
         soon, late = datetime.now(UTC) + timedelta(minutes=2), datetime.now(UTC) - timedelta(minutes=1)
         for_ann = CREATE.model_copy(update={"created_by": "ann"})
         for token in (
@@ -116,7 +103,7 @@ async def test_strangers_forgers_and_stale_tokens_are_refused(rabbitmq: SpawnedR
             result = await client.send(for_ann, command_id="c-late", actor_token=token)
             assert result.problem
             assert result.problem.code == "Unauthorized"
-        connection = await aio_pika.connect(url(rabbitmq, "cml-client"))
+        connection = await aio_pika.connect(url_of(rabbitmq, "cml-client"))
         async with connection:
             channel = await connection.channel()
             replies = await channel.declare_queue(exclusive=True)
@@ -142,8 +129,8 @@ async def test_an_operator_redrives_in_the_senders_name_and_nobody_else_does(
     rabbitmq: SpawnedRabbitMQ, roles: Roles
 ):
     async with (
-        PlainAmqp(url(rabbitmq, "cml-client"), disturbed=True, listens=False) as sender,
-        WorkerClient(url(rabbitmq, "cml-operator"), deadline=20) as operator,
+        PlainAmqp(url_of(rabbitmq, "cml-client"), disturbed=True, listens=False) as sender,
+        WorkerClient(url_of(rabbitmq, "cml-operator"), deadline=20) as operator,
     ):
         sent = await sender.publish(
             "cml.commands",
@@ -156,7 +143,7 @@ async def test_an_operator_redrives_in_the_senders_name_and_nobody_else_does(
         (letter,) = await dead_letters(operator, type="cml.worker.stop.v1")
         assert (letter.user, letter.cause) == ("cml-client", "Unauthorized")
         redrive = RedriveDeadLetter(dead_letter_id=letter.id)
-        async with WorkerClient(url(rabbitmq, "cml-client")) as stranger:
+        async with WorkerClient(url_of(rabbitmq, "cml-client")) as stranger:
             with pytest.raises(NotSentError, match="ACCESS_REFUSED"):
                 await stranger.operate(redrive)
         roles.environment["CML_COMMAND_USERS"] = '{"cml-client": ["*"]}'
@@ -181,7 +168,7 @@ async def test_an_operator_redrives_in_the_senders_name_and_nobody_else_does(
 async def test_nobody_writes_or_reads_what_is_not_theirs(
     rabbitmq: SpawnedRabbitMQ, user: str, exchange: str, queue: str
 ):
-    async with await aio_pika.connect(url(rabbitmq, user)) as connection:
+    async with await aio_pika.connect(url_of(rabbitmq, user)) as connection:
         writing = await connection.channel()
         target = await writing.get_exchange(exchange, ensure=False)
         with pytest.raises(AMQPError):
@@ -199,7 +186,7 @@ async def never(_message: Message) -> Verdict:
 async def test_a_right_that_is_missing_and_a_queue_that_is_missing_have_each_their_advice(
     rabbitmq: SpawnedRabbitMQ,
 ):
-    relay = url(rabbitmq, "cml-relay")
+    relay = url_of(rabbitmq, "cml-relay")
     commands = Usage(consumes=(LIFECYCLE_COMMANDS,))
     consuming = RabbitBus(relay, name="test", uses=commands, declare=False)
     consuming.consume(LIFECYCLE_COMMANDS, never, prefetch=1)
@@ -210,7 +197,7 @@ async def test_a_right_that_is_missing_and_a_queue_that_is_missing_have_each_the
     with pytest.raises(TopologyError, match=r"may not declare .* CML_DECLARE_TOPOLOGY=false"):
         await RabbitBus(relay, name="test", uses=commands).start()
     missing = RabbitBus(
-        url(rabbitmq, "cml-client-events"),
+        url_of(rabbitmq, "cml-client-events"),
         name="test",
         uses=Usage(publishes=(Exchange("cml.subscribers.cml-client-events.none"),)),
         declare=False,

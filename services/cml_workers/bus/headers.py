@@ -17,6 +17,8 @@ DEATH_HEADER = "x-cml-death"
 """An id of its own for each death, so that a redelivered dead letter is not counted twice."""
 REDRIVE_HEADER = "x-cml-redrive"
 """Which dead letter it was redriven from, and the number of that redrive: ``<id>/<number>``."""
+OPERATOR_HEADER = "x-cml-operator"
+"""Of a redriven message: who had it redriven, and whether they had edited it; a ``Redrive`` as JSON."""
 
 OWN_HEADERS = frozenset(
     {
@@ -30,5 +32,6 @@ OWN_HEADERS = frozenset(
         DELIVERIES_HEADER,
         DEATH_HEADER,
         REDRIVE_HEADER,
+        OPERATOR_HEADER,
     }
 )

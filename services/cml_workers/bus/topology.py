@@ -137,6 +137,8 @@ HANDLED = (
 )
 """The queues that are read."""
 QUEUES = (*HANDLED, PROBES)
+PUBLIC = frozenset({LIFECYCLE_COMMANDS.name, PROJECTOR_QUERIES.name, PROJECTOR_OPERATOR.name})
+"""Queues of what other programs say; what is in the others only our roles say."""
 
 
 def retry_arguments(queue: Queue, delay: int) -> dict[str, str | int | bool]:

@@ -196,6 +196,9 @@ def edit(
 ) -> None:
     """Fix what is wrong in a dead letter and redrive it; without --body, --file or --type in your $EDITOR.
 
+    Of messages of other programs only, not of those within the system. An edited command is yours: you need the right to send it
+    (CML_COMMAND_USERS), and its body names you, or nobody, as who asks for it.
+
     The old body is kept in the history. A command keeps its id unless the old body has used it: then it gets a new one,
     under which its operation is found.
     """

@@ -1,7 +1,7 @@
 """Collects dead letters into the archive, and handles operators' requests about them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import datetime
 from typing import Literal
@@ -27,11 +27,12 @@ from cml_contracts.envelope import MAX_BODY
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, UnroutableError, Verdict
-from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS, PUBLIC
 from cml_workers.deadletters.archive import Archive, ArchivedLetter, OperatorAction
 from cml_workers.deadletters.letter import Letter, again, letter_of
 from cml_workers.deadletters.quarantined import Quarantined
-from cml_workers.domain.history import ReplyAddress, fingerprint
+from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
+from cml_workers.domain.history import Redrive, ReplyAddress, fingerprint
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.command_streams import load_record
 from cml_workers.eventstore.port import EventStore
@@ -53,7 +54,10 @@ class RequestRejectedError(Exception):
 
 
 class DeadLetters:
-    """``store`` is only read, to know whether a command's id has been used; ``quarantined``: what no message has brought."""
+    """``store`` is only read, to know whether a command's id has been used; ``quarantined``: what no message has brought.
+
+    ``own_user``: whom we publish as; ``roles``: the users of all our roles.
+    """
 
     def __init__(
         self,
@@ -65,12 +69,14 @@ class DeadLetters:
         own_user: str,
         access: Access,
         now: Callable[[], datetime],
+        roles: Collection[str] = frozenset(),
     ) -> None:
         self._archive = archive
         self._quarantined = quarantined
         self._store = store
         self._publish = publish
         self._own_user = own_user
+        self._roles = {own_user, *roles}
         self._access = access
         self._now = now
         self._doing = asyncio.Lock()
@@ -146,7 +152,7 @@ class DeadLetters:
                 return await self._redrive(archived, archived.letter, self._action("redriven", request, user))
             case EditDeadLetter():
                 _not_in_its_queue(archived, "edited")
-                edited = await self._edited(archived.letter, request)
+                edited = await self._edited(archived.letter, request, user)
                 return await self._redrive(archived, edited, self._action("edited", request, user))
             case DiscardDeadLetter():
                 _not_in_its_queue(archived, "discarded")
@@ -205,8 +211,10 @@ class DeadLetters:
             raise RequestRejectedError(
                 ProblemCode.CONFLICT, "the queue in which it died is not known; it can only be discarded"
             )
+        self._check_origin(letter)
+        redrive = Redrive(edited=action.what == "edited", user=action.user, by=action.by)
         try:
-            await self._publish(again(letter, archived.next_redrive, self._own_user))
+            await self._publish(again(letter, archived.next_redrive, self._own_user, redrive))
         except UnroutableError as error:
             raise RequestRejectedError(
                 ProblemCode.CONFLICT, f"queue {letter.queue!r} is gone; declare it again, or discard this"
@@ -217,10 +225,29 @@ class DeadLetters:
         )
         return (await self._find(letter.id)).view
 
-    async def _edited(self, letter: Letter, request: EditDeadLetter) -> Letter:
+    def _check_origin(self, letter: Letter) -> None:
+        """Whoever gets a message of their own into a queue within the system needs an operator to get further; not here."""
+        if letter.queue not in PUBLIC and letter.user is not None and letter.user not in self._roles:
+            raise RequestRejectedError(
+                ProblemCode.CONFLICT,
+                f"queue {letter.queue!r} is for messages of our own roles, and user {letter.user!r} is none of them; "
+                "it can only be discarded",
+            )
+
+    async def _edited(self, letter: Letter, request: EditDeadLetter, user: str | None) -> Letter:
+        """The dead letter as its operator's own message. Raises RequestRejectedError."""
+        if letter.queue and letter.queue not in PUBLIC:
+            raise RequestRejectedError(
+                ProblemCode.CONFLICT,
+                f"queue {letter.queue!r} is for messages of our own roles, which nobody edits; redrive this one "
+                "unchanged, or discard it",
+            )
         body = letter.body if request.body is None else request.body.encode()
-        edited = replace(letter, body=body, type=request.type or letter.type)
-        if letter.queue != LIFECYCLE_COMMANDS.name or await self._keeps_its_id(letter):
+        edited = replace(letter, body=body, type=request.type or letter.type, user=user)
+        if letter.queue != LIFECYCLE_COMMANDS.name:
+            return edited
+        self._check_right(edited)
+        if await self._keeps_its_id(letter):
             return edited
         return replace(
             edited,
@@ -229,6 +256,22 @@ class DeadLetters:
             # So the sender recognises its reply, and the audit the original command.
             correlation_id=letter.correlation_id or letter.message_id,
         )
+
+    def _check_right(self, edited: Letter) -> None:
+        """Lifecycle judges it, too; here its operator learns it at once. Raises RequestRejectedError."""
+        try:
+            command: WorkerCommand = read(Message(body=edited.body, type=edited.type), COMMANDS)
+        except BadMessageError:
+            return  # it comes back with the reason
+        try:
+            authorized_actor(
+                command, "", user_id=edited.user, token=None, access=self._access, now=self._now()
+            )
+        except UnauthorizedError as error:
+            raise RequestRejectedError(
+                ProblemCode.UNAUTHORIZED,
+                f"{error}: an edited command is its operator's own; it is unchanged. See CML_COMMAND_USERS",
+            ) from error
 
     async def _keeps_its_id(self, letter: Letter) -> bool:
         """Whether the command can keep its id with another body. Raises RequestRejectedError if it must not be edited.

@@ -9,9 +9,10 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cml_contracts.envelope import MAX_BODY
 from cml_workers.bus.deaths import count, death_of
-from cml_workers.bus.headers import FAULT_HEADER, OWN_HEADERS, REDRIVE_HEADER, USER_HEADER
+from cml_workers.bus.headers import FAULT_HEADER, OPERATOR_HEADER, OWN_HEADERS, REDRIVE_HEADER, USER_HEADER
 from cml_workers.bus.port import Message, Outgoing
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, HANDLED, INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE
+from cml_workers.domain.history import Redrive
 from cml_workers.domain.messages import MAX_INTERNAL_BODY
 from cml_workers.foundation.secrets import redacted, without_secrets
 
@@ -101,10 +102,10 @@ def letter_of(message: Message) -> Letter:
     )
 
 
-def again(letter: Letter, number: int, own_user: str) -> Outgoing:
-    """The message of redrive ``number``, for the queue it died in, with its counters cleared.
+def again(letter: Letter, number: int, own_user: str, redrive: Redrive) -> Outgoing:
+    """The message of redrive ``number``, for the queue it died in, with its counters cleared, and whose redrive it is.
 
-    In its sender's name, as a retry; to its queue alone, as other consumers have had it.
+    In its sender's name, as a retry, or its editor's; to its queue alone, as other consumers have had it.
     """
     kept = {name: value for name, value in letter.headers.items() if not name.startswith(_OF_THE_BROKER)}
     return Outgoing(
@@ -116,7 +117,12 @@ def again(letter: Letter, number: int, own_user: str) -> Outgoing:
         correlation_id=letter.correlation_id,
         reply_to=letter.reply_to,
         content_type=letter.content_type,
-        headers={**kept, USER_HEADER: letter.user or "", REDRIVE_HEADER: f"{letter.id}/{number}"},
+        headers={
+            **kept,
+            USER_HEADER: letter.user or "",
+            REDRIVE_HEADER: f"{letter.id}/{number}",
+            OPERATOR_HEADER: redrive.model_dump_json(),
+        },
         user_id=own_user,
     )
 

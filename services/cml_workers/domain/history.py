@@ -20,6 +20,17 @@ class ReplyAddress(Tolerant):
     correlation_id: str | None = None
 
 
+class Redrive(Tolerant):
+    """An operator sent a command again from the dead letters. ``user``: whom the broker vouched for; ``by``: who they said they were.
+
+    ``edited``: with another body or type, so the command is the operator's own; otherwise it is its sender's.
+    """
+
+    edited: bool
+    user: str | None = None
+    by: str | None = None
+
+
 class EventMetadata(Tolerant):
     """What surrounds an event.
 
@@ -27,7 +38,8 @@ class EventMetadata(Tolerant):
     ``causation_id``: the message that was being handled; ``correlation_id``: the caller's thread of work.
     ``actor``: opaque id of who asked for it, None if unknown (drift); ``user``: the broker's user that sent it, if that
     was checked. ``fingerprint``: of the command's body, on the events that it caused itself; None on events of others
-    and in streams that were written before there was one. ``reply`` and ``fingerprint`` stay in the store.
+    and in streams that were written before there was one. ``redrive``: the operator who sent the command again, if one did.
+    ``reply``, ``fingerprint`` and ``redrive`` stay in the store.
     """
 
     event_id: UUID
@@ -40,6 +52,7 @@ class EventMetadata(Tolerant):
     reason: str | None = None
     traceparent: str | None = None
     fingerprint: str | None = None
+    redrive: Redrive | None = None
     reply: ReplyAddress | None = None
 
 

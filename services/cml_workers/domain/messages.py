@@ -24,7 +24,7 @@ from cml_contracts.texts import (
     Text,
     as_property,
 )
-from cml_workers.domain.history import ReplyAddress
+from cml_workers.domain.history import Redrive, ReplyAddress
 
 MAX_INTERNAL_BODY = 1024 * 1024
 """Bytes of a message within the system: it carries a command with what EC2 said of it, or an event."""
@@ -53,6 +53,7 @@ class CommandMessage(Tolerant):
     user: Property | None = None
     traceparent: Property | None = None
     reply: Annotated[ReplyAddress, AfterValidator(_addressable)] | None = None
+    redrive: Redrive | None = None
 
     @model_validator(mode="before")
     @classmethod

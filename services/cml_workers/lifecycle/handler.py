@@ -13,6 +13,7 @@ from typing import assert_never
 from uuid import UUID
 
 import structlog
+from pydantic import ValidationError
 
 from cml_contracts.commands import (
     COMMANDS,
@@ -24,6 +25,7 @@ from cml_contracts.commands import (
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.codec import BadMessageError, identity, read, reply_address
+from cml_workers.bus.headers import OPERATOR_HEADER
 from cml_workers.bus.port import (
     Ack,
     DeadLetter,
@@ -36,7 +38,7 @@ from cml_workers.bus.port import (
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor, check_owner
 from cml_workers.domain.decide import already_so, decide
 from cml_workers.domain.decisions import Ask, Decision, NoChange, Record, Reject
-from cml_workers.domain.history import ReplyAddress, fingerprint
+from cml_workers.domain.history import Redrive, ReplyAddress, described, fingerprint
 from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
@@ -123,6 +125,7 @@ class Lifecycle:
             address = reply_address(message, own=self._access.enforced)
             command_id = identity(message)
             command: WorkerCommand = read(message, COMMANDS)
+            redrive = _redrive(message)
         except BadMessageError as error:
             await self._answer(message, address, error.problem)
             return DeadLetter(error.problem.detail, error.problem.code)
@@ -146,7 +149,7 @@ class Lifecycle:
                 # Its token may have expired since: what was authorized once is not judged a second time.
                 before = await self._authorized_before(command, command_id, user) if user else None
                 if before is None:
-                    await self._audit(command, command_id, message.user_id, error.problem)
+                    await self._audit(command, command_id, message.user_id, error.problem, redrive)
                     await self._answer(message, address, error.problem)
                     return DeadLetter(error.problem.detail, error.problem.code)
                 (actor,) = before
@@ -159,6 +162,7 @@ class Lifecycle:
                 user=user,
                 traceparent=_traceparent(message.headers.get("traceparent")),
                 reply=address,
+                redrive=redrive,
             )
             with self._limits.counted(accepted.worker_id, message.user_id) as excess:
                 if excess is not None and not await self._is_recorded(accepted):
@@ -238,7 +242,7 @@ class Lifecycle:
         )
         if isinstance(verdict, DeadLetter) and verdict.cause == ProblemCode.UNAUTHORIZED:
             problem = Problem.of(ProblemCode.UNAUTHORIZED, verdict.reason)
-            await self._audit(message.command, message.command_id, message.user, problem)
+            await self._audit(message.command, message.command_id, message.user, problem, message.redrive)
             for each in replies(result_of(message, "rejected", problem=problem), message.reply):
                 await self._publish(each)
         return verdict
@@ -321,7 +325,12 @@ class Lifecycle:
         return due
 
     async def _audit(
-        self, command: WorkerCommand, command_id: str, user: str | None, problem: Problem
+        self,
+        command: WorkerCommand,
+        command_id: str,
+        user: str | None,
+        problem: Problem,
+        redrive: Redrive | None,
     ) -> None:
         """Keep for good that somebody tried; apart from the workers' streams, which strangers cannot fill."""
         log.warning("unauthorized", user=user, reason=problem.detail)
@@ -333,6 +342,7 @@ class Lifecycle:
             "claimed_actor": command.actor,
             "reason": problem.detail,
             "time": self._now().isoformat(),
+            **({"redrive": redrive.model_dump()} if redrive else {}),
         }
         await self._denials.record(attempt)
 
@@ -367,6 +377,17 @@ def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult
 
 def _traceparent(header: object) -> str | None:
     return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
+
+
+def _redrive(message: Message) -> Redrive | None:
+    """The operator who sent it again. Raises BadMessageError."""
+    header = message.headers.get(OPERATOR_HEADER)
+    if header is None:
+        return None
+    try:
+        return Redrive.model_validate_json(str(header))
+    except ValidationError as error:
+        raise BadMessageError(f"the header {OPERATOR_HEADER} cannot be read: {described(error)}") from error
 
 
 def _text(header: object) -> str | None:

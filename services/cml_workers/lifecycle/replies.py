@@ -67,6 +67,7 @@ def metadata_of(
         reason=origin.command.reason,
         traceparent=origin.traceparent,
         fingerprint=fingerprint(origin.command) if of_command else None,
+        redrive=origin.redrive,
         reply=origin.reply if of_command else None,
     )
 

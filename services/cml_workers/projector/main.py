@@ -82,6 +82,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
         own_user=bus.user,
         access=given.settings.access,
         now=utc_now,
+        roles=given.role_users,
     )
 
     async def on_query(message: Message) -> Verdict:

@@ -1,0 +1,52 @@
+"""A RabbitMQ with the users and rights that are shipped; the password of each user is its name."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cml_embedded.ec2_simulator import Ec2Simulator
+from cml_tools.definitions import PERMISSIONS, definitions
+from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
+from support.roles import Roles
+
+EVERYTHING = {"configure": ".*", "write": ".*", "read": ".*"}
+
+
+@contextmanager
+def broker_with_users(folder: Path, *too_many_rights: str) -> Iterator[SpawnedRabbitMQ]:
+    """Skips where there is no RabbitMQ. ``too_many_rights``: further users, who may do everything by mistake."""
+    shipped = definitions({user: user for user in (*PERMISSIONS, *too_many_rights)})
+    (like, *_) = shipped["users"]
+    for user in too_many_rights:
+        hashed = definitions({like["name"]: user})["users"][0]["password_hash"]
+        shipped["users"].append({**like, "name": user, "password_hash": hashed, "tags": ""})
+        shipped["permissions"].append({"user": user, "vhost": "/", **EVERYTHING})
+    try:
+        with private_rabbitmq(folder, json.dumps(shipped)) as server:
+            yield server
+    except NoRabbitMQError as error:
+        pytest.skip(str(error))
+
+
+def url_of(rabbitmq: SpawnedRabbitMQ, user: str) -> str:
+    """Where this user connects."""
+    return f"amqp://{user}:{user}@127.0.0.1:{rabbitmq.port}/"
+
+
+@contextmanager
+def roles_with_users(rabbitmq: SpawnedRabbitMQ, folder: Path, **settings: str) -> Iterator[Roles]:
+    """Each role a process with its own user, and an EC2 simulator."""
+    with Ec2Simulator(transition_seconds=0.3) as simulator:
+        roles = Roles(
+            folder,
+            each=lambda role: {"RABBITMQ_URL": url_of(rabbitmq, f"cml-{role}")},
+            AWS_ENDPOINT_URL=simulator.url,
+            CML_DECLARE_TOPOLOGY="false",
+            CML_REMINDER_SECONDS="3600",
+            **settings,
+        )
+        yield roles
+        roles.kill()
