@@ -47,7 +47,7 @@ from cml_workers.lifecycle.denials import DAYS, DENIALS_STREAM, DESCRIBED, USERS
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector import queries
 from cml_workers.sql.database import migrate, open_database, transaction
-from support.buses import Outbox, command
+from support.buses import Outbox, command, queue_of
 from support.event_stores import Place
 from support.postgresql import emptied
 from support.projecting import CREATED, Projected, a_database
@@ -251,14 +251,14 @@ async def test_of_an_oversized_message_the_first_64_kib_and_a_hash_are_kept(
     )
     for request in requests:
         body = request.model_dump_json(exclude_none=True).encode()
-        message = Message(body=body, type=request.TYPE, message_id="r", reply_to="caller")
+        message = Message(body=body, type=request.TYPE, message_id="r", reply_to=queue_of("caller"))
         assert await letters.on_request(message) == Ack()
     redrive, edit, discard = outbox.results()
     for refused in (redrive, edit):
         assert refused.problem
         assert "only the first 65536" in refused.problem.detail
     assert discard.outcome == "succeeded"
-    assert all(each.routing_key == "caller" for each in outbox.sent)
+    assert all(each.routing_key == queue_of("caller") for each in outbox.sent)
 
 
 async def test_what_roles_send_each_other_is_kept_whole(archive: Archive) -> None:

@@ -181,7 +181,7 @@ async def test_a_lookup_result_of_a_command_that_lifecycle_has_not_accepted_is_n
 
 async def test_an_edited_command_is_its_operators_and_needs_the_operators_right(people: People):
     """Here an operator may stop workers, and not terminate them, as the sender of the letter may."""
-    async with PlainAmqp(url_of(people.rabbitmq, SENDER), disturbed=True) as sender:
+    async with PlainAmqp(url_of(people.rabbitmq, SENDER), disturbed=True, listens=False) as sender:
         sent = await sender.publish(
             "cml.commands", TerminateCMLWorker.TYPE, b'{"worker_id": 7}', user_id=SENDER
         )
@@ -219,7 +219,7 @@ async def test_a_redriven_command_is_its_senders_and_says_who_redrove_it(people:
     written = {"x-cml-operator": '{"edited": false, "user": "ceo", "by": "ceo"}', "x-cml-user-id": "ceo"}
     roles.environment["CML_COMMAND_USERS"] = json.dumps({SENDER: [StopCMLWorker.TYPE]})
     roles.kill_and_start("lifecycle")
-    async with PlainAmqp(url_of(people.rabbitmq, SENDER), disturbed=True) as sender:
+    async with PlainAmqp(url_of(people.rabbitmq, SENDER), disturbed=True, listens=False) as sender:
 
         async def send(kind: str) -> str:
             return await sender.publish("cml.commands", kind, body, user_id=SENDER, headers=written)
