@@ -9,8 +9,9 @@ which KurrentDB keeps the last events (denials-stream.json). ``cml-relay`` (grou
 cml-relays) is for the relay: it reads, and writes only its own stream, of which KurrentDB keeps the last events (relay-stream.json),
 and its quarantine. ``cml-projector`` (group cml-projectors) is for the projector and `cml-workers rebuild`: it reads, and writes only the
 quarantines (quarantine-streams.json), also the relay's, in which it records what operators decide. ``cml-reader`` (group cml-readers)
-is for the EC2 adapter and the command line. All but the writer may follow $all, which is a system stream. Nobody but
-$admins deletes or truncates: an audit must stay whole. KurrentDB's access lists are for each stream or for all; finer ones by prefix need its
+is for the EC2 adapter and the command line. The relay and the projector alone may follow $all, which is a system stream, and
+holds everything: what the store knows of its users, too. The streams of these, where it keeps their passwords as hashes, nobody but $admins
+reads by name. Nobody but $admins deletes or truncates: an audit must stay whole. KurrentDB's access lists are for each stream or for all; finer ones by prefix need its
 stream policies (https://docs.kurrent.io/server/latest/security/user-authorization.html).
 """
 
@@ -93,6 +94,12 @@ async def describe_streams(uri: str, described: Mapping[str, Any]) -> None:
     await client.close()
 
 
+def users_streams() -> Mapping[str, Any]:
+    """The store's own streams of its users, those that it begins with among them, are for administrators."""
+    alone = {"$acl": dict.fromkeys(("$r", "$w", "$d", "$mr", "$mw"), "$admins")}
+    return {"$users": alone, **{f"$user-{name}": alone for name in ("admin", "ops", *USERS)}}
+
+
 def streams() -> Mapping[str, Any]:
     """The streams with access lists of their own, and what is said of each."""
     relay = json.loads((HERE / "relay-stream.json").read_text())
@@ -117,7 +124,7 @@ def main() -> None:
     for name, (group, variable) in USERS.items():
         create_user(uri, name, group, os.environ[variable])
     asyncio.run(set_default_acl(uri, (HERE / "default-acl.json").read_text()))
-    asyncio.run(describe_streams(uri, streams()))
+    asyncio.run(describe_streams(uri, {**streams(), **users_streams()}))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from cml_embedded.amqp.broker import Broker
 from cml_embedded.amqp.connection import ServerConnection
 from cml_embedded.amqp.journal import DataInUseError, InMemoryJournal, Journal
 from cml_embedded.amqp.sqlite_journal import SqliteJournal
+from cml_embedded.private import private_folder, private_sqlite
 
 JOURNAL = "amqp.sqlite"
 
@@ -26,19 +27,27 @@ JOURNAL = "amqp.sqlite"
 class AmqpBroker:
     """With ``data_dir``, durable queues and their persistent messages survive any end of the process.
 
-    ``port`` 0 takes a free one. Any user and password may connect.
+    ``port`` 0 takes a free one. ``password``: of every user; None: anybody may connect, with any.
     """
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0, data_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        data_dir: Path | None = None,
+        password: str | None = None,
+    ) -> None:
         self._host = host
         self._port = port
         self._data_dir = data_dir
+        self._password = password
         self._connections: set[ServerConnection] = set()
         self._idle = asyncio.Event()
 
     @property
     def url(self) -> str:
-        return f"amqp://guest:guest@{self._host}:{self._port}/"
+        return f"amqp://guest:{self._password or 'guest'}@{self._host}:{self._port}/"
 
     async def start(self) -> None:
         """Restore what a former broker left, then listen.
@@ -86,7 +95,8 @@ class AmqpBroker:
     def _open_journal(self) -> Journal:
         if self._data_dir is None:
             return InMemoryJournal()
-        self._data_dir.mkdir(parents=True, exist_ok=True)
+        private_folder(self._data_dir, "amqp")
+        private_sqlite(self._data_dir / JOURNAL)
         return SqliteJournal(self._data_dir / JOURNAL, self._on_failure)
 
     def _on_failure(self, error: BaseException) -> None:
@@ -98,7 +108,7 @@ class AmqpBroker:
             connection.abort()
 
     def _accept(self) -> ServerConnection:
-        connection = ServerConnection(self._broker, self._hung_up)
+        connection = ServerConnection(self._broker, self._hung_up, self._password)
         self._connections.add(connection)
         return connection
 

@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +34,7 @@ class Ec2Simulator:
 
     ``transition_seconds``: how long pending, stopping and shutting-down last; ``vcpu_limit``: vCPUs of
     instances that are not terminated, in each region. With ``data_dir`` instances survive any end of the
-    process. One simulator at a time in a process, as moto's state is global.
+    process. ``hosts``: names by which it is asked, besides localhost and addresses. One simulator at a time in a process, as moto's state is global.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class Ec2Simulator:
         data_dir: Path | None = None,
         transition_seconds: float = 0.5,
         vcpu_limit: int | None = None,
+        hosts: Collection[str] = (),
     ) -> None:
         self._host = host
         self._port = port
         self._data_dir = data_dir
         self._transition_seconds = transition_seconds
         self._vcpu_limit = vcpu_limit
+        self._hosts = frozenset(hosts)
 
     @property
     def url(self) -> str:
@@ -59,7 +62,9 @@ class Ec2Simulator:
         """Return when it answers. Raises OSError if the port is taken."""
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         images = {image_id: (region, DEMO_IMAGE_NAME) for region, image_id in DEMO_IMAGES.items()}
-        application = Application(images, self._data_dir, self._transition_seconds, self._vcpu_limit)
+        application = Application(
+            images, self._data_dir, self._transition_seconds, self._vcpu_limit, self._hosts
+        )
         with socket.create_server(
             (self._host, self._port)
         ) as listening:  # make_server ends the process if it cannot
@@ -115,6 +120,14 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--transition-seconds", type=float, default=0.5)
     parser.add_argument("--vcpu-limit", type=int)
+    parser.add_argument(
+        "--allow-host",
+        dest="hosts",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name by which it is asked, besides localhost and addresses; may be repeated",
+    )
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())

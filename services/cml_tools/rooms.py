@@ -94,11 +94,18 @@ ROOMS: Mapping[str, Room] = {
         packages=("aio_pika", "aiormq", "pydantic", "yarl"),
         library=ANYTHING,
     ),
+    "embedded.private": Room(modules=("cml_embedded.private",), library=ANYTHING),
     "embedded.amqp": Room(
-        modules=("cml_embedded.amqp", "cml_embedded.amqp_broker"), packages=("pamqp",), library=ANYTHING
+        modules=("cml_embedded.amqp", "cml_embedded.amqp_broker"),
+        imports=("embedded.private",),
+        packages=("pamqp",),
+        library=ANYTHING,
     ),
     "embedded.ec2": Room(
-        modules=("cml_embedded.ec2",), packages=("botocore", "moto", "werkzeug"), library=ANYTHING
+        modules=("cml_embedded.ec2",),
+        imports=("embedded.private",),
+        packages=("botocore", "moto", "werkzeug"),
+        library=ANYTHING,
     ),
     "foundation": Room(modules=_service("foundation"), packages=("structlog",), library=ANYTHING),
     "domain": Room(modules=_service("domain"), imports=("contracts",), packages=("pydantic",), library=PURE),

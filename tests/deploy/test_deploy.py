@@ -35,6 +35,8 @@ from support.listed_calls import listed, listed_of_doctor
 ROOT = Path(__file__).parents[2]
 PARTS = {Part.BUS: "rabbitmq", Part.STORE: "kurrentdb", Part.DATABASE: "postgresql", Part.EC2: "ec2"}
 """What each is in compose."""
+ONCE = ("restrict", "migrate", "rights")
+"""What prepares the servers of the secured stack, and ends."""
 VARIABLES = {variable(name) for name in Settings.model_fields}
 OF_THE_PLATFORM = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "USER"}
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -57,7 +59,7 @@ def of_kind(kind: str, name: str) -> dict[str, Any]:
 def test_in_compose_there_are_the_roles_of_the_registry_and_no_others():
     services = COMPOSE["services"]
     assert {name for name in services if services[name].get("command", [None])[0] == "role"} == set(ROLES)
-    assert set(SECURED["services"]) == {*ROLES, *PARTS.values(), "cli"} - {"ec2"}
+    assert set(SECURED["services"]) == {*ROLES, *PARTS.values(), "cli", *ONCE} - {"ec2"}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -90,6 +92,49 @@ def test_in_the_secured_stack_every_role_has_its_own_user(role: str):
     url = SECURED["services"][role]["environment"]["RABBITMQ_URL"]
     user = ROLES[role].user
     assert f"://{user}:${{{user.upper().replace('-', '_')}_PASSWORD:?" in url
+
+
+BY_PART = {
+    "RABBITMQ_URL": {
+        role: f"{each.user}:{each.user.upper().replace('-', '_')}_PASSWORD" for role, each in ROLES.items()
+    },
+    "KURRENTDB_URI": {
+        "lifecycle": "cml-writer:CML_WRITER_PASSWORD",
+        "relay": "cml-relay:CML_RELAY_STORE_PASSWORD",
+        "projector": "cml-projector:CML_PROJECTOR_STORE_PASSWORD",
+        "ec2-adapter": "cml-reader:CML_READER_PASSWORD",
+    },
+    "DATABASE_URL": {"projector": "cml_projector:CML_PROJECTOR_DATABASE_PASSWORD"},
+}
+"""Who a role is at each part in the secured stack, and its password there."""
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_in_the_secured_stack_a_role_gets_its_own_passwords_and_no_others(role: str):
+    service = {**COMPOSE["services"][role]["environment"], **SECURED["services"][role]["environment"]}
+    own = {setting: users[role] for setting, users in BY_PART.items() if role in users}
+    assert {setting for setting in BY_PART if setting in service} == own.keys()
+    for setting, user in own.items():
+        name, _, password = user.partition(":")
+        assert f"://{name}:${{{password}:?run deploy/secure first}}@" in service[setting]
+    replaced = set(re.findall(r"\$\{(\w+):\?", json.dumps(service)))
+    assert {name for name in replaced if name.endswith("_PASSWORD")} == {
+        user.partition(":")[2] for user in own.values()
+    }
+
+
+def test_in_the_secured_stack_no_service_that_goes_on_has_an_administrators_password():
+    of_administrators = {"KURRENTDB_PASSWORD", "POSTGRES_PASSWORD", "CML_MIGRATOR_PASSWORD"}
+    for name, service in SECURED["services"].items():
+        if name not in (*ONCE, "kurrentdb", "postgresql"):
+            assert not of_administrators & set(re.findall(r"\w+_PASSWORD", json.dumps(service))), name
+    for name in ONCE:
+        assert SECURED["services"][name]["restart"] == "no"
+        assert [
+            each
+            for each in SECURED["services"].values()
+            if each.get("depends_on", {}).get(name) == {"condition": "service_completed_successfully"}
+        ], "`up --wait` takes its end for a failure where nobody depends on it"
 
 
 def test_nothing_of_the_stack_is_open_to_the_network():
@@ -302,7 +347,7 @@ async def test_the_default_access_lists_go_into_the_settings_stream(restrict: Mo
     node = KurrentDbStandIn()
     await node.start()
     await restrict.set_default_acl(node.uri, acl)
-    await restrict.describe_streams(node.uri, restrict.streams())
+    await restrict.describe_streams(node.uri, {**restrict.streams(), **restrict.users_streams()})
     store = KurrentDbEventStore(node.uri)
     await begin_if_new(store, uuid4)
     await store.trim(RELAY_STREAM, KEEP)  # which needs no right of the relay's then
@@ -338,7 +383,10 @@ async def test_the_default_access_lists_go_into_the_settings_stream(restrict: Mo
     assert kept["$userStreamAcl"]["$w"] == ["$admins", "cml-writers"]
     assert kept["$userStreamAcl"]["$d"] == "$admins"
     assert {*kept["$userStreamAcl"]["$r"]} >= GROUPS
-    assert {*kept["$systemStreamAcl"]["$r"]} >= GROUPS - {"cml-writers"}
+    assert {*kept["$systemStreamAcl"]["$r"]} == {"$admins", "cml-relays", "cml-projectors"}
+    for user in ("admin", "ops", *restrict.USERS):
+        (record,) = node.log.streams[f"$$$user-{user}"]
+        assert set(json.loads(record.data)["$acl"].values()) == {"$admins"}
 
 
 def test_the_smoke_script_says_what_is_missing(tmp_path: Path):
@@ -386,9 +434,10 @@ def test_the_secrets_are_made_once_and_readable_by_nobody_else(tmp_path: Path):
         "broker-users.json",
         "secrets.env",
     } <= {path.name for path in secrets.iterdir()}
-    assert (secrets / "secrets.env").stat().st_mode & 0o077 == 0
-    assert (secrets / "ca.key").stat().st_mode & 0o077 == 0
-    assert (secrets / "broker-users.json").stat().st_mode & 0o077 == 0
+    assert secrets.stat().st_mode & 0o077 == 0
+    for path in secrets.iterdir():
+        wide = {".pem": 0o644, "kurrentdb.key": 0o640}
+        assert path.stat().st_mode & 0o777 == wide.get(path.name, wide.get(path.suffix, 0o600)), path.name
     users = json.loads((secrets / "definitions.json").read_text())["users"]
     assert all(user["password_hash"] for user in users)
     listed = read_users((secrets / "broker-users.json").read_bytes())

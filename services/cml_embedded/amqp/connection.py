@@ -24,14 +24,16 @@ _PROTOCOL: Final = ProtocolHeader().marshal()
 
 
 class ServerConnection(asyncio.Protocol):
-    """``gone`` is called when the connection has ended and everything that it held is given back."""
+    """``gone`` is called when the connection has ended and everything that it held is given back; ``password``: see ``Handshake``."""
 
-    def __init__(self, broker: Broker, gone: Callable[["ServerConnection"], None]) -> None:
+    def __init__(
+        self, broker: Broker, gone: Callable[["ServerConnection"], None], password: str | None = None
+    ) -> None:
         self._broker = broker
         self._gone = gone
         self._loop = asyncio.get_running_loop()
         self._received = bytearray()
-        self._handshake = Handshake()
+        self._handshake = Handshake(password)
         self._greeted = False
         self._closing = False
         self._channels: dict[int, ServerChannel] = {}

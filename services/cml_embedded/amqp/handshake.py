@@ -1,6 +1,7 @@
 """What client and broker agree on before the first channel is opened."""
 
 from collections.abc import Callable
+from hmac import compare_digest
 from typing import Final
 
 from pamqp import base
@@ -25,9 +26,10 @@ _CAPABILITIES: Final = {
 
 
 class Handshake:
-    """Start, tune, open; anything else raises ``AmqpError``."""
+    """Start, tune, open; anything else raises ``AmqpError``. ``password``: of every user; None: any."""
 
-    def __init__(self) -> None:
+    def __init__(self, password: str | None = None) -> None:
+        self._password = password
         self.user = ""
         self.cancels_consumers = False
         self.frame_max = FRAME_MAX
@@ -52,9 +54,11 @@ class Handshake:
     def _on_start_ok(self, method: base.Frame) -> base.Frame:
         if not isinstance(method, Connection.StartOk):
             raise AmqpError(Code.COMMAND_INVALID, "expected connection.start-ok")
-        _, user, _ = (method.response or "").split("\0", 2) if method.mechanism == "PLAIN" else ("", "", "")
+        _, user, password = _plain(method)
         if not user:
             raise AmqpError(Code.ACCESS_REFUSED, "Login was refused: PLAIN with any user is needed")
+        if self._password is not None and not compare_digest(password.encode(), self._password.encode()):
+            raise AmqpError(Code.ACCESS_REFUSED, "Login was refused using authentication mechanism PLAIN")
         self.user = user
         capabilities = (method.client_properties or {}).get("capabilities")
         self.cancels_consumers = (
@@ -80,3 +84,11 @@ class Handshake:
 
     def _on_nothing_more(self, method: base.Frame) -> None:
         raise AmqpError(Code.COMMAND_INVALID, f"unexpected {method.name}")
+
+
+def _plain(method: Connection.StartOk) -> tuple[str, str, str]:
+    """Authorization identity, user and password (RFC 4616); all empty if it is something else."""
+    parts = (method.response or "").split("\0")
+    if method.mechanism != "PLAIN" or len(parts) != 3:
+        return "", "", ""
+    return parts[0], parts[1], parts[2]

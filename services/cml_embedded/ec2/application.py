@@ -6,8 +6,9 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -23,12 +24,15 @@ from cml_embedded.ec2.journal import Journal
 from cml_embedded.ec2.malformed import MalformedRequests
 from cml_embedded.ec2.requests import check
 
+_SIGNED = re.compile(r"AWS4-HMAC-SHA256 Credential=[^/,\s]*/[^/,\s]*/[^/,\s]*/ec2/aws4_request(,|$)")
+"""By moto, too, the service is taken from here."""
+
 REMEMBERED = 2000
 """Calls that ``GET /simulator/calls`` shows."""
 
 
 class Application:
-    """A WSGI application. ``images``: those that there are from the beginning, id to region and name."""
+    """A WSGI application. ``images``: those that there are from the beginning, id to region and name; ``hosts``: see ``_stranger``."""
 
     def __init__(
         self,
@@ -36,7 +40,9 @@ class Application:
         data_dir: Path | None,
         transition_seconds: float,
         vcpu_limit: int | None,
+        hosts: Collection[str] = frozenset(),
     ) -> None:
+        self._hosts = hosts
         self._lock = threading.RLock()
         self._journal = Journal(data_dir) if data_dir else None
         added, left = self._journal.load() if self._journal else ({}, [])
@@ -63,12 +69,20 @@ class Application:
         ):  # whoever asked was cut off before the end of the request; EC2 acts on none of it
             start_response("400 Error", [("Content-Length", "0")])
             return []
-        if environ["PATH_INFO"].startswith("/simulator"):
-            status, content = self._admin(environ["REQUEST_METHOD"], environ["PATH_INFO"], body)
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        if stranger := _stranger(environ, self._hosts):
+            status, content, kind = 403, stranger.encode(), "text/plain"
+        elif path.startswith("/simulator/"):
+            status, content = self._admin(method, path, body)
             kind = "application/json"
+        elif path != "/" or method != "POST":  # moto has more, its own administration among it
+            status, content, kind = 404, b"EC2 is POST /", "text/plain"
         elif target := environ.get("HTTP_X_AMZ_TARGET"):
             status, content = self._other_service(environ, target, body)
             kind = "application/x-amz-json-1.1"
+        elif not _SIGNED.match(environ.get("HTTP_AUTHORIZATION", "")):
+            status, content = 403, error("MissingAuthenticationToken", "Request is not signed for EC2")
+            kind = "text/xml"
         else:
             form = dict(parse_qsl(body.decode(), keep_blank_values=True))
             with self._lock:
@@ -181,6 +195,23 @@ class Application:
             case _:
                 raise ValueError(f"{method} {path} is not known")
         return {}
+
+
+def _stranger(environ: Environ, hosts: Collection[str]) -> str | None:
+    """Why a request is not answered: a web page has it sent by a browser, or reached us by a name of its own (DNS rebinding).
+
+    Such a name is never an address. ``hosts``: names by which we are asked, besides localhost.
+    """
+    if "HTTP_ORIGIN" in environ or environ.get("HTTP_SEC_FETCH_SITE", "none") != "none":
+        return "not for web pages"
+    host = re.sub(r":\d*$", "", environ.get("HTTP_HOST", "")).strip("[]").lower()
+    if host == "localhost" or host in hosts:
+        return None
+    try:
+        ip_address(host)
+    except ValueError:
+        return "asked by a name that is not known here; --allow-host adds one"
+    return None
 
 
 def _signer(environ: Mapping[str, Any]) -> tuple[str, str]:

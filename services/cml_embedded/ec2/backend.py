@@ -40,7 +40,13 @@ class Backend:
         """Moto's answer to this form instead of the request's own."""
         body = urlencode(form).encode()
         statuses: list[int] = []
-        inner = {**environ, "wsgi.input": BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        inner = {
+            **environ,
+            "PATH_INFO": "/",
+            "QUERY_STRING": "",
+            "wsgi.input": BytesIO(body),
+            "CONTENT_LENGTH": str(len(body)),
+        }
 
         def started(status: str, _headers: Any, _info: Any = None) -> None:
             statuses.append(int(status.split(" ", 1)[0]))

@@ -5,6 +5,8 @@ import sqlite3
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cml_embedded.private import private_folder, private_sqlite
+
 
 @dataclass(slots=True)
 class Instance:
@@ -44,10 +46,10 @@ class Journal:
     """One file in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._database = sqlite3.connect(
-            folder / "ec2.sqlite3", isolation_level=None, check_same_thread=False
-        )
+        private_folder(folder, "ec2")
+        file = folder / "ec2.sqlite3"
+        private_sqlite(file)
+        self._database = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
         self._database.executescript(
             "PRAGMA journal_mode=WAL;"
             "CREATE TABLE IF NOT EXISTS instances (id TEXT PRIMARY KEY, known TEXT);"

@@ -30,6 +30,7 @@ from cml_workers.cli.show import WIDE, event_line, worker_panel, worker_table
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.worker_streams import stream_of
+from cml_workers.foundation.secrets import redacted
 from cml_workers.process.system import system
 from cml_workers.runtime.endpoints import event_store_uri
 from cml_workers.runtime.logs import configure_logging
@@ -101,7 +102,7 @@ async def run_demo(out: Console) -> bool:
         out.print("Starting the embedded system (AMQP broker, event store, read model, EC2 simulator) ...")
         async with system(settings) as (endpoints, _):
             for name, url in endpoints.items():
-                out.print(f"  {name:12} {url}", soft_wrap=True, highlight=False)
+                out.print(f"  {name:12} {redacted(url)}", soft_wrap=True, highlight=False)
             async with WorkerClient(endpoints["amqp"]) as client, client.events("cml.#") as incoming:
                 received: list[EventEnvelope] = []
 

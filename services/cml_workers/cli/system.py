@@ -38,9 +38,9 @@ def run() -> None:
         with ended_by_signals():
             async with system(settings) as (endpoints, running):
                 for name, url in endpoints.items():
-                    # The embedded broker's is no secret.
-                    shown = redacted(url) if settings.rabbitmq_url else url
-                    out.print(f"[bold]{name:12}[/bold] {escape(shown)}", soft_wrap=True, highlight=False)
+                    out.print(
+                        f"[bold]{name:12}[/bold] {escape(redacted(url))}", soft_wrap=True, highlight=False
+                    )
                 collect_seldom()
                 out.print("Ready. In another terminal: cml-workers create --help. Ctrl-C stops.")
                 await until_one_fails(running)

@@ -6,10 +6,15 @@ import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
+from secrets import token_urlsafe
 
+from cml_workers.foundation.private_file import make_private
 from cml_workers.foundation.tasks import ended
 from cml_workers.runtime.role import Running
 from cml_workers.runtime.settings import Settings, SettingsError
+
+PASSWORD = "amqp-password"  # noqa: S105 - the file's name
+"""Of the embedded broker, in the data folder."""
 
 
 @contextmanager
@@ -28,16 +33,29 @@ def _opened(port_setting: str, port: int, folder: Path) -> Iterator[None]:
 
 
 async def embed_broker(settings: Settings, stack: AsyncExitStack) -> tuple[str, Running]:
-    """Its address; it fails when its journal cannot be written: nothing would be confirmed any more."""
+    """Its address; it fails when its journal cannot be written: nothing would be confirmed any more.
+
+    Whoever may read the data folder may connect, as nobody else on this machine is to command: the password is the folder's.
+    """
     from cml_embedded.amqp_broker import AmqpBroker  # noqa: PLC0415 - an optional extra
 
     folder = settings.data_dir / "amqp"
-    broker = AmqpBroker(port=settings.amqp_port, data_dir=folder)
     with _opened("CML_AMQP_PORT", settings.amqp_port, folder):
+        password = _password(settings.data_dir / PASSWORD)
+        broker = AmqpBroker(port=settings.amqp_port, data_dir=folder, password=password)
         await stack.enter_async_context(broker)
     failing = asyncio.create_task(broker.failed(), name="the embedded broker")
     stack.push_async_callback(ended, failing)
     return broker.url, Running("embedded-broker", checks=(), tasks=(failing,))
+
+
+def _password(file: Path) -> str:
+    """The same at each start, so that clients reconnect. Raises OSError."""
+    make_private(file)
+    if not (password := file.read_text()):
+        password = token_urlsafe(24)
+        file.write_text(password)
+    return password
 
 
 async def embed_ec2(settings: Settings, stack: AsyncExitStack) -> tuple[Settings, str]:

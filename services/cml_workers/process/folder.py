@@ -8,13 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cml_workers.foundation.failures import AlreadyRunningError
-from cml_workers.runtime.endpoints import LOCK
+from cml_workers.foundation.private_file import make_private, make_private_folder
+from cml_workers.runtime.endpoints import ENDPOINTS, LOCK
 from cml_workers.runtime.settings import SettingsError
+
+_OWN = ("amqp", "ec2", "events.sqlite3", "read-model.sqlite3", ENDPOINTS.partition(".")[0], LOCK)
+"""How the names begin of what is in it."""
 
 
 def make_folder(folder: Path) -> None:
+    """For its owner alone. Raises SettingsError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder, _OWN)
     except OSError as error:
         raise SettingsError(
             f"CML_DATA_DIR: {folder.absolute()} cannot be a folder: {error.strerror}"
@@ -25,6 +30,7 @@ def make_folder(folder: Path) -> None:
 def sole_owner(folder: Path) -> Iterator[None]:
     """Two systems on one folder would share nothing but their files."""
     try:
+        make_private(folder / LOCK)
         lock = (folder / LOCK).open("a")
     except OSError as error:
         raise SettingsError(f"CML_DATA_DIR: cannot write to {folder.absolute()}: {error.strerror}") from error
@@ -42,7 +48,8 @@ def sole_owner(folder: Path) -> Iterator[None]:
 def published(path: Path, endpoints: Mapping[str, str]) -> Iterator[None]:
     """The endpoints, readable by the owner alone, for as long as they are open."""
     fresh = path.with_suffix(".new")
-    fresh.touch(mode=0o600)
+    fresh.unlink(missing_ok=True)
+    make_private(fresh)
     fresh.write_text(json.dumps(endpoints, indent=2) + "\n")
     fresh.replace(path)
     try:

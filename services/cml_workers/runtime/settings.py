@@ -276,6 +276,11 @@ class Settings(BaseSettings):
             raise SettingsError(
                 "CML_OWNERSHIP needs authorization: without it nobody knows who sends a command; set CML_AUTHORIZE=true"
             )
+        if self.aws and self.rabbitmq_url is None and self.authorize is None:
+            raise SettingsError(
+                "CML_AWS=true needs RABBITMQ_URL, whose broker says who sends a command: these launch real instances. With the embedded "
+                "broker everybody who can read the data folder may send every one; CML_AUTHORIZE=false says that this is wanted"
+            )
         if self.delegate_users and not self.actor_token_keys:
             raise SettingsError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
 

@@ -144,7 +144,7 @@ def open_sqlite(url: URL) -> sa.Engine:
 def _make_file(path: Path) -> None:
     """For its owner alone: dead letters hold what others sent."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         make_private(path)
     except OSError as error:
         raise DatabaseConfigurationError(f"DATABASE_URL: {path} cannot be made: {error.strerror}") from error
