@@ -146,7 +146,9 @@ class Projected:
         """The worker of its stream."""
         return await load(self.store, worker_id)
 
-    async def ask(self, query: GetCMLWorker | ListCMLWorkers | GetOperation) -> OperationResult:
+    async def ask(
+        self, query: GetCMLWorker | ListCMLWorkers | GetOperation, user: str | None = None
+    ) -> OperationResult:
         """The answer, as a caller gets it."""
         outbox = Outbox()
         message = Message(
@@ -154,6 +156,7 @@ class Projected:
             type=query.TYPE,
             message_id="q",
             reply_to=queue_of("caller"),
+            user_id=user,
         )
         assert await self.queries.on_query(message, outbox) == Ack()
         (result,) = outbox.results()
