@@ -321,6 +321,24 @@ async def test_a_service_sends_as_one_user_and_gets_events_as_the_other(broker: 
         assert seen == [subscriber_queue("billing-events", "kept")] * 3
 
 
+async def test_a_running_broker_takes_in_who_is_added_and_changes_nothing_else(broker: Broker):
+    files = ("--list", str(broker.folder / "list"), "--passwords", str(broker.folder / "passwords"))
+    assert CliRunner().invoke(app, ["broker-user", "add", "late", "--may", "stop", *files]).exit_code == 0
+    printed = CliRunner().invoke(app, ["broker-user", "definitions", *files[:2]])
+    (broker.folder / "new.json").write_text(printed.stdout)
+    before = broker.server.control("rabbitmqctl", "-q", "list_queues", "name", "arguments")
+    broker.server.control("rabbitmqctl", "import_definitions", str(broker.folder / "new.json"))
+    async with broker.channel("late") as channel:
+        replies = await channel.declare_queue(reply_queue("late", "a"), exclusive=True)
+        commands = await channel.get_exchange("cml.commands", ensure=False)
+        with pytest.raises(AMQPError, match="ACCESS_REFUSED"):
+            await commands.publish(command(created("late"), "late", replies.name), CreateCMLWorker.TYPE)
+    for user in ("cml-lifecycle", "portal"):
+        async with broker.channel(user):
+            pass
+    assert broker.server.control("rabbitmqctl", "-q", "list_queues", "name", "arguments") == before
+
+
 def created(by: str) -> CreateCMLWorker:
     return CreateCMLWorker(name="lab", aws_region="us-east-1", ami_id=DEMO_IMAGES["us-east-1"], created_by=by)
 

@@ -29,7 +29,6 @@ class Queries:
         self, *, database: Database, unavailable: Callable[[ReadModel], str | None], access: Access
     ) -> None:
         self._database = database
-        self._access = access
         self._unavailable = unavailable
 
     async def on_query(self, message: Message, publish: Publish) -> Verdict:
