@@ -33,10 +33,25 @@ DEFAULT_EXCHANGE = "amq.default"
 SUBSCRIBERS = r"^cml\.subscribers\."
 SUBSCRIBERS_LIMITS: Mapping[str, str | int] = {
     "max-length": 100_000,
+    "max-length-bytes": 1024**3,
+    "expires": 30 * 24 * 3600 * 1000,
     "message-ttl": 7 * 24 * 3600 * 1000,
     "overflow": "reject-publish",
 }
-"""A queue that nobody reads must not fill the disk. It takes no more, which the relay says; to drop its oldest would go unseen."""
+"""A queue that nobody reads must not fill the disk. It takes no more, which the relay says; to drop its oldest would go unseen.
+
+One that nobody has used for a month goes; the events in it had gone after a week."""
+REPLIES = r"^(cml\.replies\.|amq\.gen)"
+REPLIES_LIMITS: Mapping[str, str | int] = {
+    "max-length": 10_000,
+    "max-length-bytes": 256 * 1024**2,
+    "expires": 3600 * 1000,
+    "overflow": "reject-publish",
+}
+"""Of queues that wait for replies, or that the broker named. A caller who does not read them can ask for the outcome later."""
+VHOST_LIMITS: Mapping[str, int] = {"max-connections": 2000, "max-queues": 5000}
+USER_LIMITS: Mapping[str, int] = {"max-connections": 100, "max-channels": 1000}
+"""Of each user that is no role: connections and channels are memory of the broker's. RabbitMQ has no limit on one user's queues."""
 
 Permission = tuple[str, str, str]
 """Regular expressions of what may be configured, written, read."""
@@ -76,6 +91,7 @@ PERMISSIONS: Mapping[str, Permission] = {
     "cml-operator": _client(QUERIES_EXCHANGE, OPERATOR_EXCHANGE),
     "cml-monitor": ("^$", "^$", "^$"),
 }
+_ROLES = frozenset(role.user for role in ROLES.values())
 TAGS = {"cml-monitor": "monitoring"}
 """What is more than a right: the management API says nothing to a user without one, nor to one without any right."""
 
@@ -94,6 +110,7 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
                 "password_hash": _hashed(passwords[user]) if user in passwords else "",
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
                 "tags": TAGS.get(user, ""),
+                "limits": {} if user in _ROLES else dict(USER_LIMITS),
             }
             for user in PERMISSIONS
         ],
@@ -113,15 +130,22 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
             }
             for exchange in EXCHANGES
         ],
+        "parameters": [
+            {"component": "vhost-limits", "name": "limits", "vhost": "/", "value": dict(VHOST_LIMITS)}
+        ],
         "policies": [
             {
                 "vhost": "/",
-                "name": "cml-subscribers",
-                "pattern": SUBSCRIBERS,
+                "name": name,
+                "pattern": pattern,
                 "apply-to": "queues",
                 "priority": 0,
-                "definition": dict(SUBSCRIBERS_LIMITS),
+                "definition": dict(limits),
             }
+            for name, pattern, limits in (
+                ("cml-subscribers", SUBSCRIBERS, SUBSCRIBERS_LIMITS),
+                ("cml-replies", REPLIES, REPLIES_LIMITS),
+            )
         ],
         "queues": [
             {

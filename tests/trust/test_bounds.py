@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import aio_pika
 import pytest
 import sqlalchemy as sa
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import AMQPError, DeliveryError
 
 from cml_contracts.commands import StartCMLWorker
 from cml_contracts.deadletters import (
@@ -30,6 +33,7 @@ from cml_contracts.events import TagsUpdated, TagsUpdateRequested
 from cml_contracts.queries import GetCMLWorker, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_contracts.tokens import MAX_TOKEN, InvalidTokenError, sign, verify
+from cml_tools.definitions import PERMISSIONS, REPLIES_LIMITS, USER_LIMITS, VHOST_LIMITS, definitions
 from cml_workers.bus.codec import reply
 from cml_workers.bus.headers import CAUSE_HEADER, DEATH_HEADER, QUEUE_HEADER, REASON_HEADER
 from cml_workers.bus.port import Ack, BusUnavailableError, DeadLetter, Message, Outgoing
@@ -395,3 +399,47 @@ def test_the_counts_of_denied_commands_stay_small() -> None:
         counts = counts.more([{"user": f"user-{each}"} for each in range(number % 2 * 300)], day)
     assert (counts.total, len(counts.days), len(counts.users)) == (150_000, DAYS, USERS + 1)
     assert sum(counts.users.values()) == 300
+
+
+@pytest.fixture
+def shipped_broker(tmp_path: Path) -> Iterator[SpawnedRabbitMQ]:
+    """A RabbitMQ with the shipped definitions."""
+    script = installed()
+    if script is None:
+        pytest.skip("no RabbitMQ to configure")
+    shipped = json.dumps(definitions({user: user for user in PERMISSIONS}))
+    server = SpawnedRabbitMQ(script, tmp_path, shipped)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+async def test_a_caller_who_reads_no_replies_and_opens_connections_meets_limits(
+    shipped_broker: SpawnedRabbitMQ,
+) -> None:
+    said = shipped_broker.control("rabbitmqctl", "-q", "list_vhost_limits", "--formatter", "json")
+    assert all(str(limit) in said for limit in VHOST_LIMITS.values())
+    (user,) = (each for each in PERMISSIONS if each == "cml-client")
+    url = f"amqp://{user}:{user}@127.0.0.1:{shipped_broker.port}/"
+    open_ones: list[AbstractConnection] = []
+    connections = USER_LIMITS["max-connections"]
+    with contextlib.suppress(AMQPError):
+        while len(open_ones) <= connections:
+            open_ones.append(await aio_pika.connect(url))
+    assert len(open_ones) == connections
+    channel = await open_ones[0].channel()
+    of_role = await aio_pika.connect(url.replace(user, "cml-lifecycle"))
+    exchange = (await of_role.channel()).default_exchange
+    queue = await channel.declare_queue("cml.replies.cml-client.x", exclusive=True)
+    maximum = REPLIES_LIMITS["max-length"]
+    assert isinstance(maximum, int)
+    refused = 0
+    for _ in range(maximum // 500 + 2):
+        sent = [exchange.publish(aio_pika.Message(b""), queue.name) for _ in range(500)]
+        results = await asyncio.gather(*sent, return_exceptions=True)
+        refused += sum(isinstance(each, DeliveryError) for each in results)
+    assert 0 < refused <= 1000
+    for connection in (*open_ones, of_role):
+        await connection.close()
