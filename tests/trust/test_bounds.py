@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, DeliveryError
 
+from cml_contracts.broker import Nodes
 from cml_contracts.commands import StartCMLWorker
 from cml_contracts.deadletters import (
     DeadLetterState,
@@ -36,8 +37,9 @@ from cml_contracts.tokens import MAX_TOKEN, InvalidTokenError, sign, verify
 from cml_tools.definitions import PERMISSIONS, REPLIES_LIMITS, USER_LIMITS, VHOST_LIMITS, definitions
 from cml_workers.bus.codec import reply
 from cml_workers.bus.headers import CAUSE_HEADER, DEATH_HEADER, QUEUE_HEADER, REASON_HEADER
-from cml_workers.bus.port import Ack, BusUnavailableError, DeadLetter, Message, Outgoing
+from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Message, Outgoing
 from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.rabbit.direct_replies import PREFIX, WAITING, DirectReplies
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.deadletters.archive import DEATHS_KEPT, OUTCOMES, Archive, Limits
 from cml_workers.deadletters.handler import DeadLetters
@@ -47,6 +49,7 @@ from cml_workers.domain.history import ReplyAddress
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent, StoreUnavailableError
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.foundation.tasks import ended
 from cml_workers.lifecycle.denials import DAYS, DENIALS_STREAM, DESCRIBED, USERS, Counts
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector import queries
@@ -443,3 +446,32 @@ async def test_a_caller_who_reads_no_replies_and_opens_connections_meets_limits(
     assert 0 < refused <= 1000
     for connection in (*open_ones, of_role):
         await connection.close()
+
+
+async def test_made_up_nodes_in_direct_reply_addresses_keep_few_replies_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def no_answer(self: DirectReplies, node: bytes, process: str) -> None:
+        if node != b"rabbit@one":
+            await asyncio.Event().wait()
+        self._known.add(node)
+        self._once_known.add(node)
+
+    def address(node: bytes) -> str:
+        process = base64.b64encode(b"\x83Xv" + len(node).to_bytes(2, "big") + node + bytes(12)).decode()
+        return f"{PREFIX}{process}.key"
+
+    monkeypatch.setattr(DirectReplies, "_ask", no_answer)
+    replies = DirectReplies(Nodes("amqp://127.0.0.1:1/", "RABBITMQ_URL"))
+    assert await replies.reach(address(b"rabbit@one"))
+    waiting = [
+        asyncio.create_task(replies.reach(address(b"made@up%d" % number))) for number in range(WAITING)
+    ]
+    await asyncio.sleep(0)
+    for number in range(100):
+        with pytest.raises(CallerRefusesError):
+            await replies.reach(address(b"another@%d" % number))
+    replies.forget()  # the connection was lost: of a node that was known it is asked at once
+    assert await replies.reach(address(b"rabbit@one"))
+    for task in (*waiting, *replies._probes.values()):
+        await ended(task)
