@@ -17,6 +17,7 @@ from cml_workers.bus.topology import EXCHANGES, QUEUES
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.bus.users import (
     NOTHING,
+    USER_LIMITS,
     BrokerUsers,
     Permission,
     broker_user,
@@ -35,10 +36,23 @@ DEFAULT_EXCHANGE = "amq.default"
 SUBSCRIBERS = r"^cml\.subscribers\."
 SUBSCRIBERS_LIMITS: Mapping[str, str | int] = {
     "max-length": 100_000,
+    "max-length-bytes": 1024**3,
+    "expires": 30 * 24 * 3600 * 1000,
     "message-ttl": 7 * 24 * 3600 * 1000,
     "overflow": "reject-publish",
 }
-"""A queue that nobody reads must not fill the disk. It takes no more, which the relay says; to drop its oldest would go unseen."""
+"""A queue that nobody reads must not fill the disk. It takes no more, which the relay says; to drop its oldest would go unseen.
+
+One that nobody has used for a month goes; the events in it had gone after a week."""
+REPLIES = r"^(cml\.replies\.|amq\.gen)"
+REPLIES_LIMITS: Mapping[str, str | int] = {
+    "max-length": 10_000,
+    "max-length-bytes": 256 * 1024**2,
+    "expires": 3600 * 1000,
+    "overflow": "reject-publish",
+}
+"""Of queues that wait for replies, or that the broker named. A caller who does not read them can ask for the outcome later."""
+VHOST_LIMITS: Mapping[str, int] = {"max-connections": 2000, "max-queues": 5000}
 
 LIST = Path(__file__).parents[2] / "deploy" / "rabbitmq" / "broker-users.json"
 """The users of other services that the shipped definitions have."""
@@ -62,6 +76,7 @@ OURS: Mapping[str, Permission] = {
     **{role.user: _role(role.uses) for role in ROLES.values()},
     "cml-monitor": (NOTHING, NOTHING, NOTHING),
 }
+_ROLES = frozenset(role.user for role in ROLES.values())
 TAGS = {"cml-monitor": "monitoring"}
 """What is more than a right: the management API says nothing to a user without one, nor to one without any right."""
 
@@ -86,7 +101,10 @@ def definitions(passwords: Mapping[str, str], users: BrokerUsers = SHIPPED) -> d
     ]
     return {
         "vhosts": [{"name": "/"}],
-        "users": [broker_user(name, hashes.get(name, ""), TAGS.get(name, "")) for name in rights],
+        "users": [
+            broker_user(name, hashes.get(name, ""), TAGS.get(name, ""), {} if name in _ROLES else USER_LIMITS)
+            for name in rights
+        ],
         "permissions": [
             {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
             for user, (configure, write, read) in rights.items()
@@ -104,15 +122,22 @@ def definitions(passwords: Mapping[str, str], users: BrokerUsers = SHIPPED) -> d
             }
             for exchange in EXCHANGES
         ],
+        "parameters": [
+            {"component": "vhost-limits", "name": "limits", "vhost": "/", "value": dict(VHOST_LIMITS)}
+        ],
         "policies": [
             {
                 "vhost": "/",
-                "name": "cml-subscribers",
-                "pattern": SUBSCRIBERS,
+                "name": name,
+                "pattern": pattern,
                 "apply-to": "queues",
                 "priority": 0,
-                "definition": dict(SUBSCRIBERS_LIMITS),
+                "definition": dict(limits),
             }
+            for name, pattern, limits in (
+                ("cml-subscribers", SUBSCRIBERS, SUBSCRIBERS_LIMITS),
+                ("cml-replies", REPLIES, REPLIES_LIMITS),
+            )
         ],
         "queues": [
             {

@@ -1,5 +1,6 @@
 """The lifecycle handler on a real event store, with a bus that keeps what is published."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -20,9 +21,10 @@ from cml_workers.domain.messages import (
 )
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.port import EventStore, StoredEvent
+from cml_workers.eventstore.port import EventStore, StoredEvent, StreamNotFoundError
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import load
+from cml_workers.lifecycle.denials import DENIALS_STREAM
 from cml_workers.lifecycle.handler import Lifecycle
 from support.buses import Outbox, command
 from support.given import create, instance
@@ -53,6 +55,14 @@ class Service:
 
     async def command(self, body: WorkerCommand, command_id: str | None = None, **fields: Any) -> Verdict:
         return await self.handler.on_command(command(body, command_id, **fields))
+
+    async def denied(self) -> list[dict[str, Any]]:
+        """What is said of denied attempts."""
+        try:
+            events = await self.store.read(DENIALS_STREAM)
+        except StreamNotFoundError:
+            return []
+        return [attempt for each in events for attempt in json.loads(each.data)["attempts"]]
 
     async def report(self, report: Report, message_id: str | None = None, *, attempt: int = 0) -> Verdict:
         return await self.handler.on_report(

@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import aio_pika
 import pytest
 import sqlalchemy as sa
+from aio_pika.abc import AbstractConnection
+from aio_pika.exceptions import AMQPError, DeliveryError
 
+from cml_contracts.broker import Nodes
 from cml_contracts.commands import StartCMLWorker
 from cml_contracts.deadletters import (
     DeadLetterState,
@@ -30,11 +34,14 @@ from cml_contracts.events import TagsUpdated, TagsUpdateRequested
 from cml_contracts.queries import GetCMLWorker, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_contracts.tokens import MAX_TOKEN, InvalidTokenError, sign, verify
+from cml_tools.definitions import PERMISSIONS, REPLIES_LIMITS, VHOST_LIMITS, definitions
 from cml_workers.bus.codec import reply
 from cml_workers.bus.headers import CAUSE_HEADER, DEATH_HEADER, QUEUE_HEADER, REASON_HEADER
-from cml_workers.bus.port import Ack, BusUnavailableError, DeadLetter, Message, Outgoing
+from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Message, Outgoing
 from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.rabbit.direct_replies import PREFIX, WAITING, DirectReplies
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.bus.users import USER_LIMITS
 from cml_workers.deadletters.archive import DEATHS_KEPT, OUTCOMES, Archive, Limits
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.deadletters.letter import letter_of
@@ -43,6 +50,7 @@ from cml_workers.domain.history import ReplyAddress
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent, StoreUnavailableError
 from cml_workers.eventstore.sqlite import SqliteEventStore
+from cml_workers.foundation.tasks import ended
 from cml_workers.lifecycle.denials import DAYS, DENIALS_STREAM, DESCRIBED, USERS, Counts
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector import queries
@@ -395,3 +403,76 @@ def test_the_counts_of_denied_commands_stay_small() -> None:
         counts = counts.more([{"user": f"user-{each}"} for each in range(number % 2 * 300)], day)
     assert (counts.total, len(counts.days), len(counts.users)) == (150_000, DAYS, USERS + 1)
     assert sum(counts.users.values()) == 300
+
+
+@pytest.fixture
+def shipped_broker(tmp_path: Path) -> Iterator[SpawnedRabbitMQ]:
+    """A RabbitMQ with the shipped definitions."""
+    script = installed()
+    if script is None:
+        pytest.skip("no RabbitMQ to configure")
+    shipped = json.dumps(definitions({user: user for user in PERMISSIONS}))
+    server = SpawnedRabbitMQ(script, tmp_path, shipped)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+async def test_a_caller_who_reads_no_replies_and_opens_connections_meets_limits(
+    shipped_broker: SpawnedRabbitMQ,
+) -> None:
+    said = shipped_broker.control("rabbitmqctl", "-q", "list_vhost_limits", "--formatter", "json")
+    assert all(str(limit) in said for limit in VHOST_LIMITS.values())
+    (user,) = (each for each in PERMISSIONS if each == "cml-client")
+    url = f"amqp://{user}:{user}@127.0.0.1:{shipped_broker.port}/"
+    open_ones: list[AbstractConnection] = []
+    connections = USER_LIMITS["max-connections"]
+    with contextlib.suppress(AMQPError):
+        while len(open_ones) <= connections:
+            open_ones.append(await aio_pika.connect(url))
+    assert len(open_ones) == connections
+    channel = await open_ones[0].channel()
+    of_role = await aio_pika.connect(url.replace(user, "cml-lifecycle"))
+    exchange = (await of_role.channel()).default_exchange
+    queue = await channel.declare_queue("cml.replies.cml-client.x", exclusive=True)
+    maximum = REPLIES_LIMITS["max-length"]
+    assert isinstance(maximum, int)
+    refused = 0
+    for _ in range(maximum // 500 + 2):
+        sent = [exchange.publish(aio_pika.Message(b""), queue.name) for _ in range(500)]
+        results = await asyncio.gather(*sent, return_exceptions=True)
+        refused += sum(isinstance(each, DeliveryError) for each in results)
+    assert 0 < refused <= 1000
+    for connection in (*open_ones, of_role):
+        await connection.close()
+
+
+async def test_made_up_nodes_in_direct_reply_addresses_keep_few_replies_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def no_answer(self: DirectReplies, node: bytes, process: str) -> None:
+        if node != b"rabbit@one":
+            await asyncio.Event().wait()
+        self._known.add(node)
+        self._once_known.add(node)
+
+    def address(node: bytes) -> str:
+        process = base64.b64encode(b"\x83Xv" + len(node).to_bytes(2, "big") + node + bytes(12)).decode()
+        return f"{PREFIX}{process}.key"
+
+    monkeypatch.setattr(DirectReplies, "_ask", no_answer)
+    replies = DirectReplies(Nodes("amqp://127.0.0.1:1/", "RABBITMQ_URL"))
+    assert await replies.reach(address(b"rabbit@one"))
+    waiting = [
+        asyncio.create_task(replies.reach(address(b"made@up%d" % number))) for number in range(WAITING)
+    ]
+    await asyncio.sleep(0)
+    for number in range(100):
+        with pytest.raises(CallerRefusesError):
+            await replies.reach(address(b"another@%d" % number))
+    replies.forget()  # the connection was lost: of a node that was known it is asked at once
+    assert await replies.reach(address(b"rabbit@one"))
+    for task in (*waiting, *replies._probes.values()):
+        await ended(task)

@@ -1,6 +1,5 @@
 """Whose a worker is, where the deployment says that workers belong to somebody: commands of others, and what others see."""
 
-import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -25,13 +24,12 @@ from cml_workers.domain.messages import OperationSucceeded
 from cml_workers.domain.ownership import Ownership
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.lifecycle.denials import DENIALS_STREAM
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector.queries import Queries
 from cml_workers.runtime.settings import Settings, SettingsError
 from support.given import instance
 from support.projecting import CREATED, DATABASES, LAUNCH, LAUNCHED, Projected, a_database
-from support.service import CREATE, WORKER, Service, opened, streams
+from support.service import CREATE, WORKER, Service, opened
 
 KEY = b"k" * 32
 ACCESS = Access(
@@ -77,14 +75,6 @@ async def create(service: Service) -> None:
     await service.report(OperationSucceeded(worker_id=WORKER, operation_id="create", instance=running))
 
 
-async def denied(service: Service) -> list[dict[str, str]]:
-    """What is kept of denied attempts."""
-    if DENIALS_STREAM not in await streams(service, DENIALS_STREAM):
-        return []
-    events = await service.store.read(DENIALS_STREAM)
-    return [attempt for event in events for attempt in json.loads(event.data)["attempts"]]
-
-
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.TYPE)
 @pytest.mark.parametrize("stranger", ["ben", "dan"])
 async def test_nobody_commands_a_worker_of_somebody_else(
@@ -98,7 +88,7 @@ async def test_nobody_commands_a_worker_of_somebody_else(
     (result,) = service.outbox.results()
     assert result.problem is not None
     assert (result.outcome, result.problem.code) == ("rejected", ProblemCode.UNAUTHORIZED)
-    (attempt,) = await denied(service)
+    (attempt,) = await service.denied()
     assert (attempt["user"], attempt["worker_id"]) == (stranger, str(WORKER))
 
 
@@ -108,7 +98,7 @@ async def test_its_owner_their_team_and_operators_of_the_fleet_do(
     service: Service, command: WorkerCommand, user: str
 ):
     assert await service.command(command, "ours", user_id=user) == Ack()
-    assert await denied(service) == []
+    assert await service.denied() == []
 
 
 async def test_a_worker_may_be_made_for_somebody_else(service: Service):
@@ -117,7 +107,7 @@ async def test_a_worker_may_be_made_for_somebody_else(service: Service):
     stop = StopCMLWorker(worker_id=made.worker("for-ben"))
     assert isinstance(await service.command(stop, "no-longer-hers", user_id="ann"), DeadLetter)
     await service.command(stop, "his", user_id="ben")
-    assert len(await denied(service)) == 1
+    assert len(await service.denied()) == 1
 
 
 async def test_who_acts_for_others_commands_their_workers_alone(service: Service):

@@ -34,6 +34,9 @@ GIVEN_NAMES = r"amq\.gen-"
 NOTHING = "^$"
 VIRTUAL_HOST = "/"
 
+USER_LIMITS: Mapping[str, int] = {"max-connections": 100, "max-channels": 1000}
+"""Of each user that is no role: connections and channels are memory of the broker's. RabbitMQ has no limit on one user's queues."""
+
 Permission = tuple[str, str, str]
 """Regular expressions of what may be configured, written, read."""
 
@@ -137,13 +140,16 @@ def topic_permissions(users: BrokerUsers) -> list[dict[str, Any]]:
     ]
 
 
-def broker_user(name: str, password_hash: str, tags: str = "") -> dict[str, Any]:
+def broker_user(
+    name: str, password_hash: str, tags: str = "", limits: Mapping[str, int] = USER_LIMITS
+) -> dict[str, Any]:
     """As RabbitMQ's definitions have it."""
     return {
         "name": name,
         "password_hash": password_hash,
         "hashing_algorithm": "rabbit_password_hashing_sha256",
         "tags": tags,
+        "limits": dict(limits),
     }
 
 

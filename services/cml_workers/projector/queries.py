@@ -29,6 +29,7 @@ class Queries:
         self, *, database: Database, unavailable: Callable[[ReadModel], str | None], access: Access
     ) -> None:
         self._database = database
+        self._access = access
         self._unavailable = unavailable
 
     async def on_query(self, message: Message, publish: Publish) -> Verdict:
@@ -56,7 +57,8 @@ class Queries:
         unavailable = self._unavailable(model)
         if unavailable is not None:
             return Problem.of(ProblemCode.READ_MODEL_UNAVAILABLE, unavailable, retryable=True)
-        found = await model.answers[type(query)](self._database, query, viewer_of(user, self._access))
+        viewer = viewer_of(user, self._access)
+        found = await model.answers[type(query)](self._database, query, viewer)
         if isinstance(found, Found) and (size := len(found.data.encode())) > MAX_REPLY - ENVELOPE:
             too_large = f"the answer would have {size} bytes; at most {MAX_REPLY - ENVELOPE} are sent"
             return Problem.of(ProblemCode.REPLY_TOO_LARGE, too_large)

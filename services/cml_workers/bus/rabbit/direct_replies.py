@@ -9,6 +9,7 @@ to nodes which a probe, on a connection of its own, has shown to be known.
 
 import asyncio
 import base64
+import contextlib
 import re
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from aiormq.exceptions import ConnectionInternalError
 
 from cml_contracts.amqp import outage
 from cml_contracts.broker import Nodes, connect
-from cml_workers.bus.port import BusUnavailableError
+from cml_workers.bus.port import BusUnavailableError, CallerRefusesError
 
 PREFIX = "amq.rabbitmq.reply-to."
 REMEMBERED_NODES = 1000
@@ -30,6 +31,8 @@ PROBE_TIMEOUT = 10.0
 """Seconds for a probe."""
 PROBES = 4
 """Probes at once, each with a connection of its own."""
+WAITING = 8
+"""Replies that wait for the probe of a node that was never known: a sender can make nodes up, and each may take its time."""
 FIXED_IN = 4
 """The major version of RabbitMQ which drops a reply to an unknown node."""
 
@@ -44,6 +47,8 @@ class DirectReplies:
         self._nodes = nodes
         self._probes_needed = True
         self._known: set[bytes] = set()
+        self._once_known: set[bytes] = set()
+        self._waiting = 0
         self._unknown_until: dict[bytes, float] = {}
         self._probes: dict[bytes, asyncio.Task[None]] = {}
         self._at_once = asyncio.Semaphore(PROBES)
@@ -57,6 +62,7 @@ class DirectReplies:
 
         Raises:
             BusUnavailableError: the broker does not answer; try again.
+            CallerRefusesError: too many replies wait for nodes that were never known; try again a few times.
         """
         parts = [part for part in address.removeprefix(PREFIX).split(".") if part]
         if not address.startswith(PREFIX) or len(parts) != 2:
@@ -67,12 +73,24 @@ class DirectReplies:
         if self._unknown_until.get(node, 0.0) > time.monotonic():
             return False
         if node not in self._known:
-            await asyncio.shield(self._probe(node, parts[0]))
+            await self._probed_in_turn(node, parts[0])
         return node in self._known
 
     def forget(self) -> None:
         """The connection ended while a direct reply was under way: a node may have left."""
         self._known.clear()
+
+    async def _probed_in_turn(self, node: bytes, process: str) -> None:
+        if node in self._once_known:
+            await asyncio.shield(self._probe(node, process))
+            return
+        if self._waiting >= WAITING:
+            raise CallerRefusesError(f"{self._waiting} replies wait to learn whether there are such nodes")
+        self._waiting += 1
+        try:
+            await asyncio.shield(self._probe(node, process))
+        finally:
+            self._waiting -= 1
 
     def _probe(self, node: bytes, process: str) -> asyncio.Task[None]:
         """The one probe of the node, which all replies to it wait for."""
@@ -93,7 +111,7 @@ class DirectReplies:
             self._unknown_until.clear()
         try:
             async with (
-                self._at_once,
+                contextlib.nullcontext() if node in self._once_known else self._at_once,
                 asyncio.timeout(PROBE_TIMEOUT),
                 await connect(self._nodes) as connection,
             ):
@@ -109,6 +127,7 @@ class DirectReplies:
             raise BusUnavailableError(f"direct reply not tried: {cause}") from error
         else:
             self._known.add(node)
+            self._once_known.add(node)  # there are only as many as the cluster has had
 
 
 def probes_needed(server_properties: Mapping[str, Any]) -> bool:

@@ -113,7 +113,7 @@ def _is_open(view: str | None, viewer: Viewer | None) -> bool:
 async def list_workers(
     database: Database, query: ListCMLWorkers, viewer: Viewer | None = None
 ) -> Found | Problem:
-    """A page of the workers that meet the conditions and are open to the viewer: as many as are asked for, or as many as fit into a reply."""
+    """A page of the workers that meet the conditions, and are open to the viewer: as many as are asked for, or fit into a reply."""
     try:
         statements = _page(query, viewer)
     except InvalidCursorError as error:
