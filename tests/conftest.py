@@ -39,6 +39,8 @@ SLOW = (
     "doctor/test_doctor.py::test_a_right",
     "doctor/test_doctor.py::test_what_the_doctor_may_not_ask",
     "embedded/test_ec2_simulator_restarts.py::test_instances_survive_the_end_of_the_process",
+    "trust/test_embedded.py::test_a_",
+    "trust/test_misconfigured.py",
 )
 """Folders, files and tests that take their time: many runs, or many processes."""
 

@@ -51,6 +51,9 @@ OF_OTHERS = re.compile(
 """Variables that are no settings: what the files in ``deploy/`` replace, and what Kubernetes sets for services
 (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables)."""
 
+_PLAIN_URL = re.compile(r"[a-z+]+://(?:[^@/?#\[\]\s:]*(?::[^@/?#\[\]\s:]*)?@)?[^@/?#\s]*(?:[/?#][^@]*)?")
+"""A URL in which it is clear where the password ends."""
+
 OF_THE_DEFAULT_PROFILE = (
     "worker_ami_ids",
     "worker_ami_names",
@@ -249,6 +252,13 @@ class Settings(BaseSettings):
         ):
             if value is not None and not value.get_secret_value().startswith(schemes):
                 raise ValueError(f"{name} must begin with {' or '.join(schemes)}")
+            if (
+                name != "DATABASE_URL"
+                and value is not None
+                and not _PLAIN_URL.fullmatch(value.get_secret_value())
+            ):
+                # Said here, as libraries say which part they do not like, and that may be one of the password.
+                raise ValueError(f"{name} is no URL: user and password have none of @ / ? # [ ] and no space")
         if self.rabbitmq_url is not None:
             Nodes(self.rabbitmq_url.get_secret_value(), "RABBITMQ_URL")
         types = {EVERY_COMMAND, *COMMANDS}
