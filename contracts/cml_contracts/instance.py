@@ -13,6 +13,8 @@ NAME_TAG = "Name"
 """The tag that AWS shows as an instance's name (EC2 user guide, *Tag your EC2 resources*); it is the worker's name."""
 WORKER_TAG = "cml:worker-id"
 DEPLOYMENT_TAG = "cml:deployment"
+CONSENT_TAG = "cml:import"
+"""By which an instance's owner consents, in AWS, to its import: its value is the name of the deployment that may."""
 
 
 class InstanceState(StrEnum):

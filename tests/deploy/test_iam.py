@@ -12,13 +12,14 @@ from cml_embedded.ec2 import iam
 POLICY = json.loads((Path(__file__).parents[2] / "deploy/aws/iam-policy.json").read_text())
 OURS, THEIRS = "DEPLOYMENT", "other"
 INSTANCE = "arn:aws:ec2:REGION:ACCOUNT_ID:instance/i-0123456789abcdef0"
-DEPLOYMENT, WORKER = "cml:deployment", "cml:worker-id"
+DEPLOYMENT, WORKER, CONSENT = "cml:deployment", "cml:worker-id", "cml:import"
 POWER = ("ec2:StartInstances", "ec2:StopInstances", "ec2:TerminateInstances")
 
 
-def tagged(deployment: str | None) -> dict[str, str]:
-    """An instance with this deployment's tag, as a condition sees it."""
-    return {f"aws:ResourceTag/{DEPLOYMENT}": deployment} if deployment else {}
+def tagged(deployment: str | None, consent: str | None = None) -> dict[str, str]:
+    """An instance with this deployment's tag, and its owner's consent to an import, as a condition sees them."""
+    tags = {DEPLOYMENT: deployment, CONSENT: consent}
+    return {f"aws:ResourceTag/{key}": value for key, value in tags.items() if value}
 
 
 def asking_for(tags: Mapping[str, str], **more: str) -> dict[str, Any]:
@@ -39,28 +40,34 @@ def test_power_is_over_instances_of_this_deployment_alone(action: str):
     assert allows(action, tagged(OURS))
     assert not allows(action, tagged(THEIRS))
     assert not allows(action, tagged(None))
+    assert not allows(action, tagged(None, consent=OURS))
 
 
 @pytest.mark.parametrize(
-    ("instance", "tags", "allowed"),
+    ("instance", "consent", "tags", "allowed"),
     [
-        (OURS, {"course": "a"}, True),
-        (THEIRS, {"course": "a"}, False),
-        (None, {"course": "a"}, False),
-        (None, {DEPLOYMENT: OURS, WORKER: "w"}, True),
-        (OURS, {DEPLOYMENT: OURS, WORKER: "w"}, True),
-        (THEIRS, {DEPLOYMENT: OURS, WORKER: "w"}, False),
-        (None, {DEPLOYMENT: OURS, "course": "a"}, False),
-        (None, {DEPLOYMENT: THEIRS, WORKER: "w"}, False),
-        (OURS, {DEPLOYMENT: THEIRS}, False),
-        (OURS, {WORKER: "w"}, False),
-        (THEIRS, {WORKER: "w"}, False),
+        (OURS, None, {"course": "a"}, True),
+        (THEIRS, OURS, {"course": "a"}, False),
+        (None, OURS, {"course": "a"}, False),
+        (None, OURS, {DEPLOYMENT: OURS, WORKER: "w"}, True),
+        (None, None, {DEPLOYMENT: OURS, WORKER: "w"}, False),
+        (None, THEIRS, {DEPLOYMENT: OURS, WORKER: "w"}, False),
+        (OURS, OURS, {DEPLOYMENT: OURS, WORKER: "w"}, True),
+        (OURS, None, {DEPLOYMENT: OURS, WORKER: "w"}, False),
+        (THEIRS, OURS, {DEPLOYMENT: OURS, WORKER: "w"}, False),
+        (None, OURS, {DEPLOYMENT: OURS, "course": "a"}, False),
+        (None, OURS, {DEPLOYMENT: THEIRS, WORKER: "w"}, False),
+        (OURS, OURS, {DEPLOYMENT: THEIRS}, False),
+        (OURS, OURS, {WORKER: "w"}, False),
+        (OURS, None, {CONSENT: OURS}, False),
+        (None, OURS, {CONSENT: OURS}, False),
+        (THEIRS, OURS, {WORKER: "w"}, False),
     ],
 )
-def test_an_instance_of_another_deployment_is_neither_tagged_nor_adopted_nor_given_away(
-    instance: str | None, tags: dict[str, str], allowed: bool
+def test_an_instance_is_neither_tagged_nor_adopted_without_its_owners_consent_nor_given_away(
+    instance: str | None, consent: str | None, tags: dict[str, str], allowed: bool
 ):
-    assert allows("ec2:CreateTags", {**tagged(instance), **asking_for(tags)}) is allowed
+    assert allows("ec2:CreateTags", {**tagged(instance, consent), **asking_for(tags)}) is allowed
 
 
 def test_nothing_is_launched_for_another_deployment():
@@ -81,7 +88,7 @@ def test_a_policy_without_one_of_its_conditions_would_be_seen(sid: str, monkeypa
     """The test of the test."""
     statement = next(each for each in POLICY["Statement"] if each["Sid"] == sid)
     theirs = {
-        **tagged(THEIRS),
+        **tagged(THEIRS, OURS),
         **asking_for({DEPLOYMENT: OURS} if sid == "AdoptOnImport" else {"course": "a"}),
     }
     actions = statement["Action"]

@@ -27,7 +27,7 @@ from cml_contracts.events import (
     WorkerRecreated,
     WorkerTerminated,
 )
-from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
+from cml_contracts.instance import CONSENT_TAG, DEPLOYMENT_TAG, WORKER_TAG, InstanceState, WorkerStatus
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.creation import launch_token
 from cml_workers.domain.messages import (
@@ -236,8 +236,11 @@ IMPORT = ImportCMLWorker(aws_region="us-east-1", instance_id="i-0123456789abcdef
 ADOPTED = IMPORT.worker("any")
 
 
+FOUND_TAGS = {"Name": "found", CONSENT_TAG: "default"}
+
+
 def imported(state: InstanceState = InstanceState.RUNNING):
-    return instance(state, tags={"Name": "found"})
+    return instance(state, tags=FOUND_TAGS)
 
 
 def adoption(operation_id: str = "the-command"):
@@ -267,7 +270,7 @@ def test_the_same_instance_twice_is_the_same_worker():
     known.when(IMPORT).then_nothing(data=known.worker.dto.model_dump(mode="json"))
 
 
-OURS = {"Name": "found", **adoption()[1].tags}
+OURS = {**FOUND_TAGS, **adoption()[1].tags}
 ADOPTED_NOW = TagsUpdated(operation_id="earlier adopt", tags=OURS)
 REFUSED = Problem.of(ProblemCode.EC2_AUTHENTICATION, "UnauthorizedOperation")
 NOT_OURS = OperationFailed(worker_id=ADOPTED, operation_id="earlier adopt", problem=REFUSED)
@@ -316,32 +319,10 @@ def test_an_import_is_not_met_by_a_worker_of_another_instance():
         given(*history, worker_id=ADOPTED).when(IMPORT).then_rejected("Conflict")
 
 
-def test_an_instance_that_is_not_there_cannot_be_imported():
-    given(worker_id=ADOPTED).found().when(IMPORT).then_rejected("EC2InstanceNotFound", outcome="failed")
-
-
-@pytest.mark.parametrize("state", [InstanceState.TERMINATED, InstanceState.SHUTTING_DOWN])
-def test_an_instance_that_ends_cannot_be_imported(state):
-    given(worker_id=ADOPTED).found(imported(state)).when(IMPORT).then_rejected(
-        "EC2InstanceOperation", outcome="failed"
-    )
-
-
-def test_another_workers_instance_cannot_be_imported():
-    given(worker_id=ADOPTED).found(instance()).when(IMPORT).then_rejected("Conflict")
-
-
-def test_another_deployments_instance_is_never_imported():
-    """Both fleets would give the worker the same id, and each would command the other's."""
-    theirs = instance(tags={WORKER_TAG: str(ADOPTED), DEPLOYMENT_TAG: "other"})
-    case = given(worker_id=ADOPTED).found(theirs).when(IMPORT)
-    case.then_rejected("Conflict", saying="belongs to deployment 'other'")
-
-
 def test_only_what_has_the_tags_that_the_deployment_names_is_imported():
     case = given(worker_id=ADOPTED).under(import_tags={"pool": "cml"}).found(imported()).when(IMPORT)
-    case.then_rejected("ValidationFailed", saying="lacks the tag pool=cml")
-    tagged = imported().model_copy(update={"tags": {"Name": "found", "pool": "cml"}})
+    case.then_rejected("EC2InstanceNotFound", outcome="failed", saying="cml:import=default and pool=cml")
+    tagged = imported().model_copy(update={"tags": {**FOUND_TAGS, "pool": "cml"}})
     case = given(worker_id=ADOPTED).under(import_tags={"pool": "cml"}).found(tagged).when(IMPORT)
     case.then(adoption()[0].model_copy(update={"instance": tagged}), adoption()[1])
 

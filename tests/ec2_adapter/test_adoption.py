@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from cml_contracts.events import TagsUpdateRequested, WorkerEvent, WorkerImported
-from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance
+from cml_contracts.instance import CONSENT_TAG, DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance
 from cml_workers.domain.decisions import Record
 from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.messages import OperationFailed, OperationSucceeded, WorkerReport
@@ -16,7 +16,9 @@ from cml_workers.eventstore.worker_streams import load_ledger
 from support.given import WORKER, instance
 from support.given_adapter import Adapter, Given
 
-FOUND = instance(tags={"Name": "found"})
+FOUND = instance(tags={"Name": "found", CONSENT_TAG: "north"})
+FOR_SOUTH = FOUND.model_copy(update={"tags": {"Name": "found", CONSENT_TAG: "south"}})
+"""As it was before its owner chose the other fleet."""
 
 
 def imported(deployment: str) -> Sequence[WorkerEvent]:
@@ -72,7 +74,29 @@ async def test_what_another_fleet_has_adopted_meanwhile_is_left_alone(given: Giv
     await is_norths(north, south)
     assert north.called("add_tags") == written == 1
     (failed,) = south.outcomes(OperationFailed)
-    assert "belongs to deployment 'north' already" in failed.problem.detail
+    assert "belongs to another deployment already" in failed.problem.detail
+
+
+async def test_a_consent_that_is_withdrawn_before_the_tags_are_written_is_none(given: Given):
+    north = given(*imported("north")).observed(FOUND.model_copy(update={"tags": {"Name": "found"}}))
+    await north.triggered()
+    await north.passes(SETTLING.total_seconds() + 60)
+    assert north.called("add_tags") == 0
+    (failed,) = north.outcomes(OperationFailed)
+    assert "does not bear the tag cml:import=north" in failed.problem.detail
+
+
+async def test_what_bears_our_tags_already_needs_no_consent_any_more(given: Given):
+    """The call got through, its answer was lost, and the owner has removed the tag since."""
+    events = imported("north")
+    assert isinstance(events[1], TagsUpdateRequested)
+    ours = FOUND.model_copy(update={"tags": {"Name": "found", **events[1].tags}})
+    north = given(*events).observed(ours)
+    await north.triggered()
+    assert north.called("add_tags") == 0
+    result = (await recorded(north)).entries["import"].result
+    assert result
+    assert result.outcome == "succeeded"
 
 
 async def test_two_fleets_that_adopt_one_instance_at_the_same_moment(
@@ -82,7 +106,7 @@ async def test_two_fleets_that_adopt_one_instance_at_the_same_moment(
     north, south = await both(given)
     await north.triggered()
     look = south.ec2.describe_many
-    before = [{FOUND.instance_id: FOUND}]
+    before = [{FOUND.instance_id: FOR_SOUTH}]
 
     async def earlier(region: str, instance_ids: Sequence[str]) -> Mapping[str, Ec2Instance]:
         return before.pop() if before else await look(region, instance_ids)
@@ -107,7 +131,9 @@ async def test_where_no_policy_refuses_it_what_ec2_shows_afterwards_counts(
         south.ec2.put(FOUND.model_copy(update={"tags": theirs}))
 
     monkeypatch.setattr(south.ec2, "add_tags", overwritten)
+    south.ec2.put(FOR_SOUTH)
     await south.triggered()
+    assert north.called("add_tags") == 1
     monkeypatch.undo()
     await north.triggered()
     await is_norths(north, south)

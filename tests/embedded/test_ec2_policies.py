@@ -9,7 +9,7 @@ import boto3  # type: ignore[import-untyped]  # stubs are installed for the asyn
 import pytest
 from botocore.exceptions import ClientError
 
-from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG
+from cml_contracts.instance import CONSENT_TAG, DEPLOYMENT_TAG, WORKER_TAG
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from support.ec2 import SimulatorAdmin
 from support.instances import REGION
@@ -45,8 +45,13 @@ def clients() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def instance_id(clients: dict[str, Any]) -> str:
-    """Nobody's."""
-    launched = clients["stranger"].run_instances(ImageId=DEMO_IMAGES[REGION], MinCount=1, MaxCount=1)
+    """Nobody's, and one fleet may import it."""
+    launched = clients["stranger"].run_instances(
+        ImageId=DEMO_IMAGES[REGION],
+        MinCount=1,
+        MaxCount=1,
+        TagSpecifications=[{"ResourceType": "instance", "Tags": [{"Key": CONSENT_TAG, "Value": "north"}]}],
+    )
     return str(launched["Instances"][0]["InstanceId"])
 
 
@@ -78,7 +83,15 @@ def test_what_another_deployment_has_adopted_is_refused(
     (reservation,) = clients["south"].describe_instances(InstanceIds=[instance_id])["Reservations"]
     (seen,) = reservation["Instances"]
     assert seen["State"]["Name"] == "running"
-    assert {each["Key"]: each["Value"] for each in seen["Tags"]} == {DEPLOYMENT_TAG: "north", WORKER_TAG: "w"}
+    tags = {DEPLOYMENT_TAG: "north", WORKER_TAG: "w", CONSENT_TAG: "north"}
+    assert {each["Key"]: each["Value"] for each in seen["Tags"]} == tags
+
+
+def test_who_has_no_consent_cannot_take_what_is_nobodys(clients: dict[str, Any], instance_id: str):
+    for change in CHANGES:
+        with pytest.raises(ClientError, match="UnauthorizedOperation"):
+            change(clients["south"], instance_id)
+    adopt(clients["north"], instance_id, "north")
 
 
 def test_ones_own_is_changed_and_who_has_no_policy_may_do_everything(

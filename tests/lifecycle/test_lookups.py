@@ -115,18 +115,19 @@ async def test_a_status_update_that_finds_the_instance_gone_answers_everybody(se
 async def test_an_import_is_decided_when_ec2_has_answered(service: Service):
     adopt = ImportCMLWorker(aws_region="us-east-1", instance_id=instance().instance_id, created_by="ann")
     await service.command(adopt, "import")
-    await service.answer(instance(tags={"Name": "found"}))
+    tags = {"Name": "found", "cml:import": "default"}
+    await service.answer(instance(tags=tags))
     assert service.outbox.results() == []
     worker_id = adopt.worker("import")
     (_, requested) = (decode(each).event for each in await service.store.read(stream_of(worker_id)))
     assert isinstance(requested, TagsUpdateRequested)
-    done = instance(tags={"Name": "found", **requested.tags})
+    done = instance(tags={**tags, **requested.tags})
     await service.report(
         OperationSucceeded(worker_id=worker_id, operation_id=requested.operation_id, instance=done)
     )
     (result,) = service.outbox.results()
     assert (result.command_id, result.outcome) == ("import", "succeeded")
-    assert (result.data["instance_name"], result.data["tags"]) == ("found", {"Name": "found"})
+    assert (result.data["instance_name"], result.data["tags"]) == ("found", tags)
 
 
 async def test_stopped_outside_then_start_by_what_ec2_shows(service: Service):

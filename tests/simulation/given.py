@@ -5,7 +5,14 @@ from datetime import timedelta
 from uuid import UUID
 
 from cml_contracts.events import InstanceLaunched, LaunchRequested, WorkerCreated, WorkerEvent
-from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.instance import (
+    CONSENT_TAG,
+    DEPLOYMENT_TAG,
+    WORKER_TAG,
+    Ec2Instance,
+    InstanceState,
+    LaunchParameters,
+)
 from cml_workers.domain.creation import launch_token
 from cml_workers.domain.history import EventMetadata
 from cml_workers.eventstore.port import NO_STREAM, NewEvent
@@ -19,8 +26,10 @@ LONG_AGO = timedelta(hours=1)
 
 
 def found(fleet: Fleet) -> None:
-    """An instance that somebody launched without us."""
-    fleet.cloud.put(_instance(FOUND, InstanceState.RUNNING, {"Name": "found"}))
+    """An instance that somebody launched without us, and lets us import."""
+    fleet.cloud.put(
+        _instance(FOUND, InstanceState.RUNNING, {"Name": "found", CONSENT_TAG: POLICY.deployment})
+    )
 
 
 def worker(fleet: Fleet, worker_id: UUID, state: InstanceState) -> None:

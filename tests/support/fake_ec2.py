@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cml_contracts.instance import DEPLOYMENT_TAG, Ec2Instance, InstanceState, LaunchParameters
+from cml_contracts.instance import CONSENT_TAG, DEPLOYMENT_TAG, Ec2Instance, InstanceState, LaunchParameters
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
     EC2Error,
@@ -96,7 +96,8 @@ class FakeEc2:
         fault = self._enter("add_tags")
         instance = self._known(instance_id)
         owner = instance.tags.get(DEPLOYMENT_TAG)
-        if DEPLOYMENT_TAG in tags and owner not in (None, tags[DEPLOYMENT_TAG]):
+        ours = tags.get(DEPLOYMENT_TAG)
+        if ours and (owner not in (None, ours) or instance.tags.get(CONSENT_TAG) != ours):
             # As the shipped IAM policy has it.
             raise EC2AuthenticationException("UnauthorizedOperation", remedy=Remedy.FAIL)
         self.put(instance.model_copy(update={"tags": {**instance.tags, **tags}}))

@@ -17,7 +17,7 @@ from cml_contracts.commands import (
     WorkerCommand,
 )
 from cml_contracts.events import CommandRejected, CommandSkipped, WorkerEvent
-from cml_contracts.instance import InstanceState, StateReason
+from cml_contracts.instance import CONSENT_TAG, InstanceState, StateReason
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.domain.decide import decide
 from cml_workers.domain.decisions import Ask, NoChange, Record, Reject
@@ -100,10 +100,12 @@ def _situation(worker: Worker) -> object:
 def _commanded(history: tuple[WorkerEvent, ...], worker: Worker) -> Iterator[Step]:
     for command in TRIED:
         # As EC2 answers before anybody asked, where it has to be asked.
+        consent = {CONSENT_TAG: POLICY.deployment} if isinstance(command, ImportCMLWorker) else {}
+        tags = {**instance().tags, **consent}
         for looked_up in (
             None,
             LookupResult(),
-            *(LookupResult(instance=instance(state)) for state in InstanceState),
+            *(LookupResult(instance=instance(state, tags=tags)) for state in InstanceState),
         ):
             message = CommandMessage(
                 command_id=f"command-{worker.revision + 1}",

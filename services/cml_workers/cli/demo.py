@@ -24,7 +24,7 @@ from cml_contracts.commands import (
     WorkerCommand,
 )
 from cml_contracts.envelope import EventEnvelope
-from cml_contracts.instance import InstanceState, LaunchParameters, WorkerStatus
+from cml_contracts.instance import CONSENT_TAG, InstanceState, LaunchParameters, WorkerStatus
 from cml_contracts.results import OperationResult
 from cml_workers.cli.show import WIDE, event_line, worker_panel, worker_table
 from cml_workers.ec2_adapter.aws import AwsEc2Client
@@ -172,7 +172,7 @@ async def _play(
                     aws_region="eu-west-1",
                     ami_id=image or "",
                     instance_type="m5.large",
-                    tags={"Name": "found"},
+                    tags={"Name": "found", CONSENT_TAG: settings.deployment},
                     generation=1,
                     client_token=uuid4().hex,
                 )

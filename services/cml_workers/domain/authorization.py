@@ -10,7 +10,7 @@ from cml_contracts.commands import ImportCMLWorker, WorkerCommand
 from cml_contracts.results import Problem, ProblemCode
 from cml_contracts.tokens import InvalidTokenError, verify
 from cml_workers.domain.ownership import Ownership, Viewer
-from cml_workers.domain.policy import EVERY_COMMAND, Access
+from cml_workers.domain.policy import EVERY_COMMAND, NAMED_ONLY, Access
 from cml_workers.domain.worker import Worker
 
 
@@ -37,7 +37,8 @@ def authorized_actor(
     if user_id is None:
         raise UnauthorizedError("the message has no user_id that the broker vouches for")
     allowed = access.users.get(user_id, frozenset())
-    if not allowed & {EVERY_COMMAND, command.TYPE}:
+    by_all = {EVERY_COMMAND} if command.TYPE not in NAMED_ONLY else set[str]()
+    if not allowed & {command.TYPE, *by_all}:
         raise UnauthorizedError(f"user {user_id!r} may not send {command.TYPE}")
     if token is None and command.actor in (None, user_id):
         return user_id

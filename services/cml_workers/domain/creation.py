@@ -15,9 +15,11 @@ from cml_contracts.events import (
     WorkerRecreated,
 )
 from cml_contracts.instance import (
+    CONSENT_TAG,
     DEPLOYMENT_TAG,
     NAME_TAG,
     WORKER_TAG,
+    Ec2Instance,
     InstanceState,
     LaunchParameters,
     WorkerStatus,
@@ -188,8 +190,8 @@ def import_instance(command: ImportCMLWorker, command_id: str, at: Situation) ->
     if policy.import_tags is None:
         raise rejected(
             ProblemCode.VALIDATION_FAILED,
-            "imports are off: whoever may import could terminate any instance of the account; CML_IMPORT_TAGS names the "
-            "tags that an instance must have to be imported",
+            "imports are off; CML_IMPORT_TAGS names what else an instance must be tagged with, beside the consent of its "
+            "owner, to be imported",
         )
     lookup = InstanceLookup(
         aws_region=command.aws_region,
@@ -197,34 +199,9 @@ def import_instance(command: ImportCMLWorker, command_id: str, at: Situation) ->
         seen_revision=worker.observed_revision,
     )
     instance = answer_to(lookup, at.looked_up).instance
-    if instance is None:
-        raise failed(
-            ProblemCode.EC2_INSTANCE_NOT_FOUND,
-            f"instance {command.instance_id} is not found in region {command.aws_region}",
-        )
-    if instance.state in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED):
-        raise failed(
-            ProblemCode.EC2_INSTANCE_OPERATION, f"instance {command.instance_id} is {instance.state}"
-        )
-    owner = instance.tags.get(DEPLOYMENT_TAG, policy.deployment)
-    if owner != policy.deployment:
-        raise rejected(
-            ProblemCode.CONFLICT, f"instance {command.instance_id} belongs to deployment {owner!r} already"
-        )
-    missing = [
-        f"{key}={value}" for key, value in policy.import_tags.items() if instance.tags.get(key) != value
-    ]
-    if missing:
-        raise rejected(
-            ProblemCode.VALIDATION_FAILED,
-            f"instance {command.instance_id} lacks the tag {missing[0]}, without which it is not imported",
-        )
-    if instance.tags.get(WORKER_TAG, str(worker.id)) != str(worker.id):
-        raise rejected(
-            ProblemCode.CONFLICT,
-            f"instance {command.instance_id} belongs to worker {instance.tags[WORKER_TAG]} already",
-        )
     ours = {WORKER_TAG: str(worker.id), DEPLOYMENT_TAG: policy.deployment}
+    if instance is None or not _may_be_imported(instance, ours, policy.import_tags):
+        raise failed(ProblemCode.EC2_INSTANCE_NOT_FOUND, _not_importable(command, policy))
     check_tag_count({**instance.tags, **ours})
     return [
         WorkerImported(
@@ -236,6 +213,26 @@ def import_instance(command: ImportCMLWorker, command_id: str, at: Situation) ->
         ),
         TagsUpdateRequested(operation_id=adoption_of(command_id), tags=ours),
     ]
+
+
+def _may_be_imported(instance: Ec2Instance, ours: Mapping[str, str], required: Mapping[str, str]) -> bool:
+    """Whether its owner consents, and it is there and nobody else's."""
+    consent = {CONSENT_TAG: ours[DEPLOYMENT_TAG], **required}
+    return (
+        consent.items() <= instance.tags.items()
+        and all(instance.tags.get(tag, value) == value for tag, value in ours.items())
+        and instance.state not in (InstanceState.SHUTTING_DOWN, InstanceState.TERMINATED)
+    )
+
+
+def _not_importable(command: ImportCMLWorker, policy: Policy) -> str:
+    """One text for every instance: who asks for one learns nothing of it that its owner has not agreed to."""
+    required = {CONSENT_TAG: policy.deployment, **(policy.import_tags or {})}
+    tags = " and ".join(f"{key}={value}" for key, value in required.items())
+    return (
+        f"no instance {command.instance_id} that this deployment may import is found in region {command.aws_region}: it has to be "
+        f"there and nobody else's, and bear the tag {tags} from its owner"
+    )
 
 
 def check_region(region: str, policy: Policy) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from cml_contracts.commands import ImportCMLWorker
 from cml_workers.domain.ownership import Ownership
 from cml_workers.domain.profiles import DEFAULT, Profiles, default_profile
 
@@ -21,13 +22,15 @@ class Policy:
     allowed_regions: frozenset[str] = frozenset()
     allowed_instance_types: frozenset[str] = frozenset()
     import_tags: Mapping[str, str] | None = field(default_factory=dict)
-    """What an instance must be tagged with to be imported; None: nothing is imported."""
+    """What an instance must be tagged with to be imported, beside its owner's consent; None: nothing is imported."""
     visibility_grace: timedelta = VISIBILITY_GRACE
     observation_age: timedelta = timedelta()
     """How old may be what a no-op rests on; zero: EC2 is always asked."""
 
 
 EVERY_COMMAND = "*"
+NAMED_ONLY = frozenset({ImportCMLWorker.TYPE})
+"""What ``*`` does not allow: a right to instances that others launched is given by name or not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """``users``: which command types each user of the broker may send, ``*`` for all.
+    """``users``: which command types each user of the broker may send, ``*`` for all but those of ``NAMED_ONLY``.
 
     ``delegates``: users that may name others as actors, by a token signed with one of the ``keys``;
     ``operators``: users that may deal with dead letters. ``of_worker``, ``of_user``: how many commands are taken. Not ``enforced``: everybody may do everything in any

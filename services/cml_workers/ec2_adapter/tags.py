@@ -1,7 +1,7 @@
 """Adding and overwriting tags of an instance."""
 
 from cml_contracts.events import TagsUpdateRequested
-from cml_contracts.instance import DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, InstanceState
+from cml_contracts.instance import CONSENT_TAG, DEPLOYMENT_TAG, WORKER_TAG, Ec2Instance, InstanceState
 from cml_workers.domain.messages import OperationSucceeded
 from cml_workers.domain.operations import is_adoption
 from cml_workers.ec2_adapter.attempts import Turn
@@ -9,15 +9,23 @@ from cml_workers.ec2_adapter.errors import EC2Exception, EC2TagOperationExceptio
 from cml_workers.ec2_adapter.instances import Instances
 from cml_workers.ec2_adapter.tenure import NotYet
 
+_OWNERS = {DEPLOYMENT_TAG: "deployment", WORKER_TAG: "worker"}
+
 
 async def update_tags(turn: Turn, intent: TagsUpdateRequested, here: Instances) -> OperationSucceeded:
     """Write them, then look at the instance: EC2 also takes tags of one that has ended. Raises NotYet, Gone, EC2Error.
 
-    An adoption looks before, too: what bears another deployment's tag by now is left alone.
+    An adoption looks before, too: what bears another deployment's tag by now, or its owner's consent no more, is left alone.
     """
     instance = turn.instance
     if is_adoption(intent.operation_id):
-        _check_owner(intent, await here.see(turn.worker))
+        shown = await here.see(turn.worker)
+        if intent.tags.items() <= shown.tags.items():
+            return turn.succeeded(
+                shown
+            )  # an earlier call got through, and the consent may have been taken away since
+        _check_owner(intent, shown)
+        _check_consent(intent, shown)
     region, instance_id = instance.aws_region, instance.instance_id
     try:
         await here.change(
@@ -43,12 +51,20 @@ async def update_tags(turn: Turn, intent: TagsUpdateRequested, here: Instances) 
 def _check_owner(intent: TagsUpdateRequested, shown: Ec2Instance) -> None:
     """Raise a refusal of an instance that another deployment, or another worker, has adopted meanwhile."""
     for tag in (DEPLOYMENT_TAG, WORKER_TAG):
-        owner = shown.tags.get(tag)
-        if tag in intent.tags and owner not in (None, intent.tags[tag]):
+        if tag in intent.tags and shown.tags.get(tag) not in (None, intent.tags[tag]):
             raise EC2TagOperationException(
-                f"instance {shown.instance_id} belongs to {tag.removeprefix('cml:')} {owner!r} already",
-                remedy=Remedy.FAIL,
+                f"instance {shown.instance_id} belongs to another {_OWNERS[tag]} already", remedy=Remedy.FAIL
             )
+
+
+def _check_consent(intent: TagsUpdateRequested, shown: Ec2Instance) -> None:
+    """Raise a refusal where the owner has withdrawn the consent before the instance became ours."""
+    deployment = intent.tags[DEPLOYMENT_TAG]
+    if shown.tags.get(CONSENT_TAG) != deployment:
+        raise EC2TagOperationException(
+            f"instance {shown.instance_id} does not bear the tag {CONSENT_TAG}={deployment}, by which its owner consents",
+            remedy=Remedy.FAIL,
+        )
 
 
 async def are_updated(turn: Turn, intent: TagsUpdateRequested, here: Instances) -> OperationSucceeded | None:

@@ -143,8 +143,8 @@ class Settings(BaseSettings):
     default_tags: Tags = {}
     """JSON object: tags of every new instance, beside those of its create."""
     import_tags: dict[str, str] | None = None
-    """JSON object: tags that an instance must have to be imported as a worker; {}: any. Unset: none is imported if commands need
-    authorization, otherwise any: whoever may import may also terminate."""
+    """JSON object: tags that an instance must have to be imported as a worker, beside the tag cml:import with the name of this deployment,
+    by which its owner consents; {}: no others. Unset: none is imported if commands need authorization, otherwise as {}."""
     allowed_regions: frozenset[Region] = frozenset()
     """JSON array; empty: every region."""
     allowed_instance_types: frozenset[InstanceType] = frozenset()
@@ -174,7 +174,8 @@ class Settings(BaseSettings):
     authorize: bool | None = None
     """Deny commands of users that may not send them. Unset: true with RABBITMQ_URL, false with the embedded broker."""
     command_users: dict[str, frozenset[str]] = {}
-    """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}."""
+    """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}; * allows all but imports, which have to be
+    named."""
     delegate_users: frozenset[str] = frozenset()
     """JSON array: users that may send commands on behalf of others, with a signed token."""
     worker_commands_at_once: Annotated[int, Field(ge=1)] | None = None

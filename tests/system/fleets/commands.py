@@ -17,7 +17,7 @@ from cml_contracts.commands import (
     UpdateCMLWorkerTags,
     WorkerCommand,
 )
-from cml_contracts.instance import DEPLOYMENT_TAG
+from cml_contracts.instance import CONSENT_TAG, DEPLOYMENT_TAG
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_embedded.ec2_simulator import DEMO_IMAGES
 from support.ec2 import SimulatorAdmin
@@ -44,9 +44,9 @@ GONE = (ProblemCode.WORKER_TERMINATED, ProblemCode.WORKER_NOT_FOUND)
 
 
 class Commands:
-    """Random commands for one fleet; ``importers`` is shared by all: who has asked to import an instance of nobody."""
+    """Random commands for one fleet."""
 
-    def __init__(self, fleet: Fleet, admin: SimulatorAdmin, importers: dict[str, str], seed: int) -> None:
+    def __init__(self, fleet: Fleet, admin: SimulatorAdmin, seed: int) -> None:
         self.counts: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -55,7 +55,6 @@ class Commands:
         self.sent: dict[str, WorkerCommand] = {}
         self._fleet = fleet
         self._admin = admin
-        self._importers = importers
         self._random = random.Random(seed)
 
     async def run(self, until: Callable[[], bool], lanes: int) -> None:
@@ -132,21 +131,24 @@ class Commands:
         )
 
     def _import(self, kind: str, instances: Sequence[Mapping[str, Any]]) -> tuple[str, WorkerCommand] | None:
-        """Of an instance of nobody, or of one that another fleet has or has asked for."""
+        """Of an instance that we may import, or of one that another fleet has or may import."""
         us = self._fleet.name
         there = [each for each in instances if each["state"] in ("running", "stopped")]
         if kind == "import":
             there = [
                 each
                 for each in there
-                if DEPLOYMENT_TAG not in each["tags"] and self._importers.get(each["instance_id"], us) == us
+                if DEPLOYMENT_TAG not in each["tags"] and each["tags"].get(CONSENT_TAG) == us
             ]
         else:
-            there = [each for each in there if each["tags"].get(DEPLOYMENT_TAG, us) != us]
+            there = [
+                each
+                for each in there
+                if each["tags"].get(DEPLOYMENT_TAG, each["tags"].get(CONSENT_TAG)) != us
+            ]
         if not there:
             return None
         chosen = self._random.choice(there)
-        self._importers.setdefault(chosen["instance_id"], us)
         return kind, ImportCMLWorker(
             aws_region=chosen["region"], instance_id=chosen["instance_id"], created_by=us
         )

@@ -1,4 +1,4 @@
-"""A stranger with the console, who changes whatever instance there is, and launches some that are nobody's."""
+"""A stranger with the console, who changes whatever instance there is, and launches some that are nobody's, of which each fleet may import its share."""
 
 import asyncio
 import random
@@ -9,10 +9,10 @@ from typing import Any
 import boto3  # type: ignore[import-untyped]  # stubs are installed for the asynchronous one only
 from botocore.exceptions import ClientError
 
-from cml_contracts.instance import DEPLOYMENT_TAG
+from cml_contracts.instance import CONSENT_TAG, DEPLOYMENT_TAG
 from cml_embedded.ec2_simulator import DEMO_IMAGES
 from system.fleets.commands import KEYS, REGIONS, TYPES
-from system.fleets.parts import Account
+from system.fleets.parts import FLEETS, Account
 
 STRANGER = "stranger"
 """The access key."""
@@ -86,7 +86,7 @@ class Interference:
         if sum(DEPLOYMENT_TAG not in each["tags"] for each in there) >= MOST_OF_NOBODY:
             return False
         region = self._random.choice(REGIONS)
-        tags = {"Name": "by hand"}
+        tags = {"Name": "by hand", CONSENT_TAG: self._random.choice(FLEETS)}
         if kind == "launch for a third fleet":
             tags[DEPLOYMENT_TAG] = ELSEWHERE
         self._clients[region].run_instances(

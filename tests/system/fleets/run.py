@@ -40,12 +40,11 @@ class Run:
 
     def __init__(self, running: Account, *, seconds: float, seed: int, pause: float = PAUSE) -> None:
         self.stage = "starting"
-        importers: dict[str, str] = {}
         self._account = running
         self._seconds = seconds
         self._seed = seed
         self._commands = {
-            fleet.name: Commands(fleet, running.admin, importers, seed * 10 + number)
+            fleet.name: Commands(fleet, running.admin, seed * 10 + number)
             for number, fleet in enumerate(running.fleets)
         }
         self._stranger = Interference(running, seed * 10 + 9, pause)

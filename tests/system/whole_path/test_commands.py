@@ -78,7 +78,7 @@ async def test_seven_commands_and_the_queries_with_nothing_but_amqp_and_json(sys
                     aws_region="us-east-1",
                     ami_id=instance["ami_id"],
                     instance_type="m5.large",
-                    tags={"Name": "found"},
+                    tags={"Name": "found", "cml:import": "default"},
                     generation=1,
                     client_token=uuid4().hex,
                 )

@@ -113,6 +113,9 @@ async def test_an_import_of_a_worker_that_somebody_terminated_says_so(system: Sy
             InstanceType="m5.large",
             MinCount=1,
             MaxCount=1,
+            TagSpecifications=[
+                {"ResourceType": "instance", "Tags": [{"Key": "cml:import", "Value": "default"}]}
+            ],
         )
         instance_id = launched["Instances"][0]["InstanceId"]
         await until(outsider, instance_id, "running")
