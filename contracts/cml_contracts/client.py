@@ -32,6 +32,7 @@ except ModuleNotFoundError as error:
 from cml_contracts.commands import WorkerCommand
 from cml_contracts.deadletters import OperatorRequest
 from cml_contracts.envelope import JSON, EventEnvelope
+from cml_contracts.model import encoded
 from cml_contracts.queries import (
     GetCMLWorker,
     GetOperation,
@@ -273,7 +274,7 @@ class WorkerClient:
         actor_token: str | None = None,
     ) -> aio_pika.Message:
         return aio_pika.Message(
-            body.model_dump_json(exclude_none=True).encode(),
+            encoded(body),
             message_id=message_id,
             type=body.TYPE,
             correlation_id=correlation_id,

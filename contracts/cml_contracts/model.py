@@ -11,6 +11,11 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
+def encoded(message: Strict) -> bytes:
+    """The body of a message to us, as ``WorkerClient`` sends it."""
+    return message.model_dump_json(exclude_none=True).encode()
+
+
 class Tolerant(BaseModel):
     """A message from us: immutable. A reader ignores fields that a later version added; code that makes one may add none.
 

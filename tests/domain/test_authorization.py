@@ -6,9 +6,10 @@ from uuid import uuid4
 import pytest
 
 from cml_contracts.commands import StartCMLWorker, TerminateCMLWorker, UpdateCMLWorkerStatus, WorkerCommand
-from cml_contracts.tokens import sign
+from cml_contracts.model import encoded
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
 from cml_workers.domain.policy import Access
+from support.buses import token_for
 
 KEY = b"k" * 32
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -24,14 +25,19 @@ TERMINATE = TerminateCMLWorker(worker_id=WORKER)
 START_FOR_ANN = StartCMLWorker(worker_id=WORKER, started_by="ann")
 
 
-def token(actor: str = "ann", command_id: str = "c-1", minutes: float = 1) -> str:
-    return sign(KEY, actor=actor, command_id=command_id, expires=NOW + timedelta(minutes=minutes))
+def token(
+    actor: str = "ann", command_id: str = "c-1", minutes: float = 1, command: WorkerCommand | None = None
+) -> str:
+    expires = NOW + timedelta(minutes=minutes)
+    return token_for(KEY, command or START_FOR_ANN, command_id, actor=actor, user="portal", expires=expires)
 
 
 def actor(
     command: WorkerCommand, user_id: str | None, token: str | None = None, access: Access = ACCESS
 ) -> str | None:
-    return authorized_actor(command, "c-1", user_id=user_id, token=token, access=access, now=NOW)
+    return authorized_actor(
+        command, "c-1", body=encoded(command), user_id=user_id, token=token, access=access, now=NOW
+    )
 
 
 @pytest.mark.parametrize(
@@ -43,7 +49,7 @@ def actor(
         (StartCMLWorker(worker_id=WORKER, started_by="starter"), "starter", None, "starter"),
         (UpdateCMLWorkerStatus(worker_id=WORKER), "portal", None, "portal"),
         (START_FOR_ANN, "portal", token(), "ann"),
-        (START, "portal", token(), "ann"),
+        (START, "portal", token(command=START), "ann"),
     ],
 )
 def test_who_may_is_the_actor(command: WorkerCommand, user: str, token: str | None, expected: str):
@@ -64,6 +70,7 @@ def test_who_may_is_the_actor(command: WorkerCommand, user: str, token: str | No
         (START_FOR_ANN, "portal", token(command_id="c-2"), "another command"),
         (START_FOR_ANN, "portal", token(minutes=-1), "expired"),
         (START_FOR_ANN, "portal", "forged", "signature|malformed"),
+        (TERMINATE, "portal", token(), "another command"),
         (START_FOR_ANN, None, token(), "no user_id"),
     ],
 )

@@ -184,17 +184,25 @@ def test_a_stored_event_decodes_or_is_refused(kind: str, fields: dict[str, Any])
 @given(token=st.text() | st.binary().map(lambda raw: base64.urlsafe_b64encode(raw).decode() + "."))
 def test_a_token_is_ours_or_refused(token: str):
     with pytest.raises(InvalidTokenError):
-        verify(token, [b"k" * 32], command_id="c", now=NOW)
+        verify(token, [b"k" * 32], user="u", command_id="c", command_type="t", body=b"", now=NOW)
 
 
 @STEADY
 @given(st.data())
 def test_no_part_of_a_token_can_be_changed(data: st.DataObject):
-    token = sign(b"k" * 32, actor="ann", command_id="c", expires=NOW)
+    token = sign(b"k" * 32, actor="ann", user="u", command_id="c", command_type="t", body=b"", expires=NOW)
     at = data.draw(st.integers(0, len(token) - 1))
     other = data.draw(st.characters(codec="ascii").filter(lambda letter: letter != token[at]))
     with pytest.raises(InvalidTokenError):
-        verify(token[:at] + other + token[at + 1 :], [b"k" * 32], command_id="d", now=NOW)
+        verify(
+            token[:at] + other + token[at + 1 :],
+            [b"k" * 32],
+            user="u",
+            command_id="d",
+            command_type="t",
+            body=b"",
+            now=NOW,
+        )
 
 
 @STEADY

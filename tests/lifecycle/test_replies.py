@@ -21,7 +21,7 @@ from cml_contracts.commands import (
 )
 from cml_contracts.instance import Ec2Instance, InstanceState, StateReason
 from cml_contracts.results import Problem, ProblemCode
-from cml_contracts.tokens import TOKEN_HEADER, sign
+from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Message, Outgoing
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.messages import (
@@ -35,7 +35,7 @@ from cml_workers.domain.messages import (
 )
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.port import StoreUnavailableError, WrongExpectedVersionError
-from support.buses import GIVEN, command, queue_of
+from support.buses import GIVEN, command, queue_of, token_for
 from support.given import instance
 from support.service import CREATE, WORKER, Service
 
@@ -350,7 +350,7 @@ async def test_a_token_that_was_valid_when_the_command_came_is_valid_for_its_ret
     key, came = b"k" * 32, service.now
     users = {"portal": frozenset({"*"})}
     service.handler._access = Access(enforced=True, users=users, delegates=frozenset({"portal"}), keys=(key,))
-    token = sign(key, actor="ann", command_id="create", expires=came + timedelta(minutes=1))
+    token = token_for(key, CREATE, "create", actor="ann", user="portal", expires=came + timedelta(minutes=1))
     service.now += timedelta(hours=1)
     sent: dict[str, Any] = {"user_id": "portal", "headers": {TOKEN_HEADER: token}}
     assert isinstance(await service.command(CREATE, "create", **sent), DeadLetter)
@@ -365,7 +365,9 @@ async def test_who_was_authorized_is_not_judged_again_when_the_token_has_run_out
         delegates=frozenset({"portal", "other"}),
         keys=(key,),
     )
-    token = sign(key, actor="ann", command_id="create", expires=service.now + timedelta(minutes=1))
+    token = token_for(
+        key, CREATE, "create", actor="ann", user="portal", expires=service.now + timedelta(minutes=1)
+    )
     headers = {TOKEN_HEADER: token}
     service.outbox.broken = 0
     assert await service.command(CREATE, "create", user_id="portal", headers=headers) == Ack()

@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -9,7 +10,9 @@ import aio_pika
 from aio_pika.exceptions import ChannelNotFoundEntity
 
 from cml_contracts.commands import WorkerCommand
+from cml_contracts.model import encoded
 from cml_contracts.results import OperationResult
+from cml_contracts.tokens import sign
 from cml_workers.bus.port import BusUnavailableError, Message, Outgoing
 from cml_workers.bus.rabbit import declare_topology
 from cml_workers.bus.topology import QUEUES, RETRY_DELAYS
@@ -54,12 +57,20 @@ def command(
 ) -> Message:
     """The command as a message, as a client sends it; ``reply_to``: who awaits the reply."""
     return Message(
-        body=body.model_dump_json(exclude_none=True).encode(),
+        body=encoded(body),
         type=body.TYPE,
         message_id=command_id or str(uuid4()),
         reply_to=reply_to and queue_of(reply_to),
         **fields,
     )
+
+
+def token_for(
+    key: bytes, body: WorkerCommand, command_id: str, *, actor: str, user: str, expires: datetime
+) -> str:
+    """A token for the command as ``command`` and ``WorkerClient`` send it."""
+    bound: dict[str, Any] = {"command_id": command_id, "command_type": body.TYPE, "body": encoded(body)}
+    return sign(key, actor=actor, user=user, expires=expires, **bound)
 
 
 def delivered(message: Outgoing, **fields: Any) -> Message:

@@ -91,7 +91,15 @@ class SecretParts:
         headers = {name: self.secrets[f"{name} of {message_id}"] for name in SECRET_HEADERS}
         if actor:
             key, soon = self.secrets["the key of tokens"], datetime.now(UTC) + timedelta(minutes=5)
-            token = sign(key.encode(), actor=actor, command_id=message_id, expires=soon)
+            token = sign(
+                key.encode(),
+                actor=actor,
+                user="cml-client",
+                command_id=message_id,
+                command_type=kind,
+                body=body,
+                expires=soon,
+            )
             headers[TOKEN_HEADER] = self.secrets.plant(f"the token of {message_id}", token)
         else:
             del headers[TOKEN_HEADER]

@@ -13,7 +13,6 @@ from aio_pika.exceptions import AMQPError
 from cml_contracts.client import NotSentError, WorkerClient
 from cml_contracts.commands import CreateCMLWorker, TerminateCMLWorker
 from cml_contracts.deadletters import RedriveDeadLetter
-from cml_contracts.tokens import sign
 from cml_contracts.topology import Exchange
 from cml_embedded.ec2_simulator import DEMO_IMAGES
 from cml_tools.definitions import PERMISSIONS
@@ -22,6 +21,7 @@ from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.bus.usage import Usage
 from cml_workers.process.registry import ROLES, USERS
+from support.buses import token_for
 from support.deadletters import dead_letters
 from support.plain_amqp import PlainAmqp
 from support.rabbitmq import SpawnedRabbitMQ
@@ -68,8 +68,13 @@ async def test_a_worker_lives_with_least_rights_and_its_events_name_who_did_it(
         assert (first.worker_id, first.actor) == (created.worker_id, "cml-client")
         terminate = TerminateCMLWorker(worker_id=created.worker_id, terminated_by="ann")
         command_id = str(uuid4())
-        token = sign(
-            KEY.encode(), actor="ann", command_id=command_id, expires=datetime.now(UTC) + timedelta(minutes=2)
+        token = token_for(
+            KEY.encode(),
+            terminate,
+            command_id,
+            actor="ann",
+            user="cml-client",
+            expires=datetime.now(UTC) + timedelta(minutes=2),
         )
         ended = await client.send(terminate, command_id=command_id, actor_token=token)
         assert ended.data is True
@@ -93,12 +98,16 @@ async def test_strangers_forgers_and_stale_tokens_are_refused(rabbitmq: SpawnedR
     async with WorkerClient(url_of(rabbitmq, "cml-client")) as client:
         soon, late = datetime.now(UTC) + timedelta(minutes=2), datetime.now(UTC) - timedelta(minutes=1)
         for_ann = CREATE.model_copy(update={"created_by": "ann"})
+
+        def signed(key: bytes, command_id: str, expires: datetime) -> str:
+            return token_for(key, for_ann, command_id, actor="ann", user="cml-client", expires=expires)
+
         for token in (
             None,
             "forged",
-            sign(KEY.encode(), actor="ann", command_id="c-late", expires=late),
-            sign(KEY.encode(), actor="ann", command_id="replayed", expires=soon),
-            sign(b"x" * 32, actor="ann", command_id="c-late", expires=soon),
+            signed(KEY.encode(), "c-late", late),
+            signed(KEY.encode(), "replayed", soon),
+            signed(b"x" * 32, "c-late", soon),
         ):
             result = await client.send(for_ann, command_id="c-late", actor_token=token)
             assert result.problem

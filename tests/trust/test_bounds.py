@@ -132,6 +132,10 @@ def test_no_reply_is_larger_than_a_message_may_be() -> None:
     assert read.problem.code == ProblemCode.REPLY_TOO_LARGE
 
 
+BOUND: dict[str, Any] = {"user": "portal", "command_type": StartCMLWorker.TYPE, "body": b"{}"}
+"""What a token is for beside its command id."""
+
+
 @pytest.mark.parametrize("since", ["9999-12-31T23:59:59.999999Z", "0001-01-01T00:00:00Z"])
 async def test_the_ends_of_time_are_answered(projected: Projected, since: str) -> None:
     await projected.workers(1, CREATED)
@@ -151,18 +155,21 @@ def test_an_actor_is_a_short_text_that_can_be_shown(actor: str) -> None:
         body = f'{json.dumps(other)[:-1]}, "{field}": {actor}}}'
         with pytest.raises(ValueError, match=field):
             model.model_validate_json(body)
-    token = sign(KEY, actor=json.loads(actor), command_id="c", expires=NOW + timedelta(minutes=1))
+    token = sign(KEY, actor=json.loads(actor), command_id="c", expires=NOW + timedelta(minutes=1), **BOUND)
     with pytest.raises(InvalidTokenError, match="actor"):
-        verify(token, [KEY], command_id="c", now=NOW)
+        verify(token, [KEY], command_id="c", now=NOW, **BOUND)
 
 
 @pytest.mark.parametrize("content", [b"[" * 2500, b'{"actor": 1e999}', b'{"actor":' * 300, b"1" * 6000])
 def test_a_token_that_nests_or_is_long_is_no_token(content: bytes) -> None:
-    payload = base64.urlsafe_b64encode(content).decode().rstrip("=")
+    payload = "v2." + base64.urlsafe_b64encode(content).decode().rstrip("=")
     signature = base64.urlsafe_b64encode(hmac.new(KEY, payload.encode(), hashlib.sha256).digest())
     with pytest.raises(InvalidTokenError):
-        verify(f"{payload}.{signature.decode()}", [KEY], command_id="c", now=NOW)
-    assert len(sign(KEY, actor="\N{GRINNING FACE}" * 128, command_id="c" * 200, expires=NOW)) < MAX_TOKEN
+        verify(f"{payload}.{signature.decode()}", [KEY], command_id="c", now=NOW, **BOUND)
+    assert (
+        len(sign(KEY, actor="\N{GRINNING FACE}" * 128, command_id="c" * 200, expires=NOW, **BOUND))
+        < MAX_TOKEN
+    )
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def test_whoever_may_do_everything_may_not_import():
         },
     )
     command = IMPORT.model_copy(update={"created_by": "importer"})
-    given: dict[str, Any] = {"token": None, "access": access, "now": NOW}
+    given: dict[str, Any] = {"body": b"", "token": None, "access": access, "now": NOW}
     assert authorized_actor(command, "c", user_id="importer", **given) == "importer"
     command = IMPORT.model_copy(update={"created_by": "all"})
     with pytest.raises(UnauthorizedError, match="may not send"):

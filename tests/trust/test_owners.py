@@ -18,7 +18,7 @@ from cml_contracts.commands import (
 from cml_contracts.instance import InstanceState
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, WorkerPage
 from cml_contracts.results import ProblemCode
-from cml_contracts.tokens import TOKEN_HEADER, sign
+from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.port import Ack, DeadLetter
 from cml_workers.domain.messages import OperationSucceeded
 from cml_workers.domain.ownership import Ownership
@@ -27,6 +27,7 @@ from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector.queries import Queries
 from cml_workers.runtime.settings import Settings, SettingsError
+from support.buses import token_for
 from support.given import instance
 from support.projecting import CREATED, DATABASES, LAUNCH, LAUNCHED, Projected, a_database
 from support.service import CREATE, WORKER, Service, opened
@@ -112,10 +113,9 @@ async def test_a_worker_may_be_made_for_somebody_else(service: Service):
 
 async def test_who_acts_for_others_commands_their_workers_alone(service: Service):
     async def stop(actor: str, command_id: str) -> object:
-        token = sign(KEY, actor=actor, command_id=command_id, expires=service.now + timedelta(minutes=1))
-        return await service.command(
-            StopCMLWorker(worker_id=WORKER), command_id, user_id="portal", headers={TOKEN_HEADER: token}
-        )
+        command, expires = StopCMLWorker(worker_id=WORKER), service.now + timedelta(minutes=1)
+        token = token_for(KEY, command, command_id, actor=actor, user="portal", expires=expires)
+        return await service.command(command, command_id, user_id="portal", headers={TOKEN_HEADER: token})
 
     assert isinstance(await stop("ben", "for-ben"), DeadLetter)
     assert await stop("ann", "for-ann") == Ack()

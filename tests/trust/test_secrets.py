@@ -19,7 +19,15 @@ from cml_workers.foundation.secrets import redacted, redacted_values, without_se
 from cml_workers.foundation.texts import visible
 
 SPECIAL = "Cnry1/Cnry2?Cnry3#Cnry4@Cnry5:Cnry6%Cnry7&Cnry8+Cnry9[Cnry0]"
-TOKEN = sign(b"k" * 32, actor="ann", command_id="1", expires=datetime.now(UTC) + timedelta(minutes=5))
+TOKEN = sign(
+    b"k" * 32,
+    actor="ann",
+    user="portal",
+    command_id="1",
+    command_type="cml.worker.stop.v1",
+    body=b"{}",
+    expires=datetime.now(UTC) + timedelta(minutes=5),
+)
 SECRET = "Cnry-4f2a"
 
 TEXTS = (

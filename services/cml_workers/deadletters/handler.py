@@ -265,7 +265,13 @@ class DeadLetters:
             return  # it comes back with the reason
         try:
             authorized_actor(
-                command, "", user_id=edited.user, token=None, access=self._access, now=self._now()
+                command,
+                "",
+                body=edited.body,
+                user_id=edited.user,
+                token=None,
+                access=self._access,
+                now=self._now(),
             )
         except UnauthorizedError as error:
             raise RequestRejectedError(

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from cml_contracts.commands import ImportCMLWorker, WorkerCommand
 from cml_contracts.results import Problem, ProblemCode
-from cml_contracts.tokens import InvalidTokenError, verify
+from cml_contracts.tokens import ExpiredTokenError, InvalidTokenError, verify
 from cml_workers.domain.ownership import Ownership, Viewer
 from cml_workers.domain.policy import EVERY_COMMAND, NAMED_ONLY, Access
 from cml_workers.domain.worker import Worker
@@ -17,21 +17,22 @@ from cml_workers.domain.worker import Worker
 class UnauthorizedError(Exception):
     """The sender may not do this; nothing is done."""
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, *, retryable: bool = False) -> None:
         super().__init__(detail)
-        self.problem = Problem.of(ProblemCode.UNAUTHORIZED, detail)
+        self.problem = Problem.of(ProblemCode.UNAUTHORIZED, detail, retryable=retryable)
 
 
 def authorized_actor(
     command: WorkerCommand,
     command_id: str,
     *,
+    body: bytes,
     user_id: str | None,
     token: str | None,
     access: Access,
     now: datetime,
 ) -> str | None:
-    """In whose name the command is done. Raises UnauthorizedError."""
+    """In whose name the command is done; ``body``: as it was sent. Raises UnauthorizedError."""
     if not access.enforced:
         return command.actor
     if user_id is None:
@@ -47,9 +48,17 @@ def authorized_actor(
     if token is None:
         raise UnauthorizedError(f"a token is needed to send a command on behalf of {command.actor!r}")
     try:
-        actor = verify(token, access.keys, command_id=command_id, now=now)
+        actor = verify(
+            token,
+            access.keys,
+            user=user_id,
+            command_id=command_id,
+            command_type=command.TYPE,
+            body=body,
+            now=now,
+        )
     except InvalidTokenError as error:
-        raise UnauthorizedError(str(error)) from error
+        raise UnauthorizedError(str(error), retryable=isinstance(error, ExpiredTokenError)) from error
     if command.actor not in (None, actor):
         raise UnauthorizedError(f"the token is for {actor!r}, the command says {command.actor!r}")
     return actor

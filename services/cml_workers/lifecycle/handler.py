@@ -23,7 +23,7 @@ from cml_contracts.commands import (
     WorkerCommand,
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_contracts.tokens import TOKEN_HEADER
+from cml_contracts.tokens import MAX_TOKEN, TOKEN_HEADER
 from cml_workers.bus.codec import BadMessageError, identity, read, reply_address
 from cml_workers.bus.headers import OPERATOR_HEADER
 from cml_workers.bus.port import (
@@ -140,6 +140,7 @@ class Lifecycle:
                 actor = authorized_actor(
                     command,
                     command_id,
+                    body=message.body,
                     user_id=message.user_id,
                     token=_text(message.headers.get(TOKEN_HEADER)),
                     access=self._access,
@@ -259,6 +260,8 @@ class Lifecycle:
         def judge(worker: Worker, ledger: Ledger | None) -> Step:
             entry = ledger.entries.get(message.command_id) if ledger else None
             if entry is not None:
+                if entry.requested.user and message.user not in (None, entry.requested.user):
+                    return Duplicate()  # whoever learns an id gets no result of another's command by it
                 repeat = _repeat(message, entry)
                 before = entry.requested.fingerprint
                 if before is None:
@@ -391,4 +394,4 @@ def _redrive(message: Message) -> Redrive | None:
 
 
 def _text(header: object) -> str | None:
-    return header if isinstance(header, str) and len(header) <= 1000 else None
+    return header if isinstance(header, str) and len(header) <= MAX_TOKEN else None

@@ -1,0 +1,95 @@
+"""What somebody can do with a token that was made for another: nothing. They see it, e.g. as they share the sender's broker."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from cml_contracts.commands import StopCMLWorker, TerminateCMLWorker, UpdateCMLWorkerTags
+from cml_contracts.results import ProblemCode
+from cml_contracts.tokens import TOKEN_HEADER
+from cml_workers.bus.port import Ack, DeadLetter
+from cml_workers.domain.policy import Access
+from support.buses import token_for
+from support.service import CREATE, WORKER, Service
+
+KEY = b"k" * 32
+ACCESS = Access(
+    enforced=True,
+    users={"portal": frozenset({"*"}), "other": frozenset({"*"})},
+    delegates=frozenset({"portal", "other"}),
+    keys=(KEY,),
+)
+STOP = StopCMLWorker(worker_id=WORKER, stopped_by="ann")
+
+
+@pytest.fixture
+async def guarded(service: Service) -> Service:
+    await service.launched()
+    service.handler._access = ACCESS
+    service.outbox.sent.clear()
+    return service
+
+
+@pytest.mark.parametrize(
+    ("stolen_for", "user"),
+    [
+        (TerminateCMLWorker(worker_id=WORKER, terminated_by="ann"), "portal"),
+        (StopCMLWorker(worker_id=uuid4(), stopped_by="ann"), "portal"),
+        (UpdateCMLWorkerTags(worker_id=WORKER, tags={"a": "1"}, updated_by="ann"), "portal"),
+        (STOP.model_copy(update={"reason": "another one"}), "portal"),
+        (STOP, "other"),
+    ],
+    ids=["another command", "another worker", "other fields", "another reason", "another delegate"],
+)
+async def test_a_token_is_for_one_command_of_one_sender(guarded: Service, stolen_for: Any, user: str):
+    """Before: whatever came under the command id was done in Ann's name, by any delegate, whose events then bore her name."""
+    expires = guarded.now + timedelta(minutes=1)
+    token = token_for(KEY, STOP, "c", actor="ann", user="portal", expires=expires)
+    before = await guarded.types()
+    sent: dict[str, Any] = {"user_id": user, "headers": {TOKEN_HEADER: token}}
+    verdict = await guarded.command(stolen_for, "c", **sent)
+    assert isinstance(verdict, DeadLetter)
+    assert verdict.cause == ProblemCode.UNAUTHORIZED
+    assert await guarded.types() == before
+    # And the command that it was made for is none the worse for it.
+    assert await guarded.command(STOP, "c", user_id="portal", headers={TOKEN_HEADER: token}) == Ack()
+    assert (await guarded.types())[-1] == "worker.stop_requested"
+
+
+async def test_a_token_that_expired_while_we_were_away_can_be_replaced_under_the_same_id(service: Service):
+    """The queue held the command back for longer than its token was valid: the sender is asked for another one."""
+    service.handler._access = ACCESS
+    expires = service.now + timedelta(minutes=1)
+    late = token_for(KEY, CREATE, "create", actor="ann", user="portal", expires=expires)
+    service.now += timedelta(hours=1)
+    verdict = await service.command(CREATE, "create", user_id="portal", headers={TOKEN_HEADER: late})
+    assert isinstance(verdict, DeadLetter)
+    (result,) = service.outbox.results()
+    assert result.problem
+    assert result.problem.retryable
+    assert "with another token" in result.problem.detail
+    expires = service.now + timedelta(minutes=1)
+    fresh = token_for(KEY, CREATE, "create", actor="ann", user="portal", expires=expires)
+    assert await service.command(CREATE, "create", user_id="portal", headers={TOKEN_HEADER: fresh}) == Ack()
+    assert await service.types() == ["worker.created", "worker.launch_requested"]
+
+
+async def test_whoever_sends_anothers_command_again_gets_none_of_its_result(guarded: Service):
+    """Before: the same id and body, from any user with the right, were answered with the other's result."""
+    create = CREATE.model_copy(update={"worker_id": uuid4(), "created_by": "portal"})
+    assert await guarded.command(create, "theirs", user_id="portal") == Ack()
+    stolen = create.model_copy(update={"created_by": "other"})
+    for body, token in ((stolen, None), (create, "portal")):
+        expires = guarded.now + timedelta(minutes=1)
+        headers = (
+            {TOKEN_HEADER: token_for(KEY, body, "theirs", actor=token, user="other", expires=expires)}
+            if token
+            else {}
+        )
+        sent: dict[str, Any] = {"user_id": "other", "reply_to": "other", "headers": headers}
+        assert isinstance(await guarded.command(body, "theirs", **sent), DeadLetter)
+        assert guarded.outbox.results("other")[-1].problem.code is ProblemCode.DUPLICATE_COMMAND
+        assert guarded.outbox.results("other")[-1].data is None
+    assert await guarded.command(create, "theirs", user_id="portal") == Ack()
