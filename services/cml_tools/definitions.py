@@ -23,7 +23,7 @@ from cml_contracts.topology import (
     Exchange,
 )
 from cml_tools.generated import check
-from cml_workers.bus.topology import EXCHANGES, QUEUES
+from cml_workers.bus.topology import EXCHANGES, INTERNAL_EXCHANGE, QUEUES
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.process.registry import ROLES
 
@@ -76,6 +76,10 @@ PERMISSIONS: Mapping[str, Permission] = {
     "cml-operator": _client(QUERIES_EXCHANGE, OPERATOR_EXCHANGE),
     "cml-monitor": ("^$", "^$", "^$"),
 }
+INTERNAL_TYPES: Mapping[str, tuple[str, ...]] = {
+    role.user: role.uses.internal for role in ROLES.values() if role.uses.internal
+}
+"""By user, the routing keys with which it may publish to ``INTERNAL_EXCHANGE``: https://www.rabbitmq.com/docs/access-control#topic-authorisation."""
 TAGS = {"cml-monitor": "monitoring"}
 """What is more than a right: the management API says nothing to a user without one, nor to one without any right."""
 
@@ -100,6 +104,16 @@ def definitions(passwords: Mapping[str, str]) -> dict[str, Any]:
         "permissions": [
             {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
             for user, (configure, write, read) in PERMISSIONS.items()
+        ],
+        "topic_permissions": [
+            {
+                "user": user,
+                "vhost": "/",
+                "exchange": INTERNAL_EXCHANGE.name,
+                "write": _names(types),
+                "read": "^$",
+            }
+            for user, types in INTERNAL_TYPES.items()
         ],
         "exchanges": [
             {

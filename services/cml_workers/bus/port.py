@@ -69,6 +69,7 @@ class Outgoing:
 
     ``exchange`` None is the default exchange, whose routing key is a queue's name. ``behind``: the id of a message that is published and not
     confirmed, which it must not come before; it is not published, and BusUnavailableError is raised, where that one may be lost.
+    ``user_id``: whom the broker is to vouch for, ourselves; the bus supplies it between roles.
     """
 
     exchange: Exchange | None

@@ -23,6 +23,7 @@ from cml_workers.bus.usage import Usage
 from cml_workers.deadletters.archive import Archive
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.deadletters.quarantined import Quarantined
+from cml_workers.domain.messages import OperationOutstanding, Reminder
 from cml_workers.eventstore.quarantine import RELAY, of_read_model
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.model import ReadModel
@@ -144,7 +145,9 @@ PROJECTOR = Role(
     compose=projector,
     needs=(Part.BUS, Part.STORE, Part.DATABASE),
     uses=Usage(
-        consumes=(PROJECTOR_QUERIES, PROJECTOR_OPERATOR, DEAD_LETTER_QUEUE), publishes=(INTERNAL_EXCHANGE,)
+        consumes=(PROJECTOR_QUERIES, PROJECTOR_OPERATOR, DEAD_LETTER_QUEUE),
+        publishes=(INTERNAL_EXCHANGE,),
+        internal=(OperationOutstanding.TYPE, Reminder.TYPE),
     ),
     replicas=Replicas.ONE,
 )

@@ -71,7 +71,9 @@ class RabbitBus:
             reconnect_interval=0.5,
         )
         self._direct_replies = DirectReplies(self._nodes)
-        self._publisher = Publisher(self._broker, uses.exchanges, self._direct_replies, app_id=name)
+        self._publisher = Publisher(
+            self._broker, uses.exchanges, self._direct_replies, app_id=name, user=self.user
+        )
         self._serving = Serving(self._nodes, self.publish, probe_of(uses))
         self._consumers: list[Consumer] = []
         self._subscribers: list[RabbitSubscriber] = []
