@@ -28,6 +28,7 @@ from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
 from support.roles import Roles
 
 KEY = "k" * 32
+REDRIVE_KEYS = {"lifecycle": "l" * 32, "ec2-adapter": "e" * 32, "projector": "p" * 32}
 CREATE = CreateCMLWorker(
     name="lab", aws_region="us-east-1", ami_id=DEMO_IMAGES["us-east-1"], created_by="cml-client"
 )
@@ -48,12 +49,20 @@ def url(rabbitmq: SpawnedRabbitMQ, user: str, password: str | None = None) -> st
     return f"amqp://{user}:{password or user}@127.0.0.1:{rabbitmq.port}/"
 
 
+def own_key(role: str) -> dict[str, str]:
+    """What a role has to know of the keys, but for the projector, which has all."""
+    return {name: key for name, key in REDRIVE_KEYS.items() if name == role}
+
+
 @pytest.fixture(scope="module")
 def roles(rabbitmq: SpawnedRabbitMQ, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roles]:
     with Ec2Simulator(transition_seconds=0.3) as simulator:
         roles = Roles(
             tmp_path_factory.mktemp("roles"),
-            each=lambda role: {"RABBITMQ_URL": url(rabbitmq, f"cml-{role}")},
+            each=lambda role: {
+                "RABBITMQ_URL": url(rabbitmq, f"cml-{role}"),
+                "CML_REDRIVE_KEYS": json.dumps(REDRIVE_KEYS if role == "projector" else own_key(role)),
+            },
             AWS_ENDPOINT_URL=simulator.url,
             CML_DECLARE_TOPOLOGY="false",
             CML_COMMAND_USERS='{"cml-client": ["cml.worker.create.v1", "cml.worker.terminate.v1"]}',

@@ -17,6 +17,8 @@ DEATH_HEADER = "x-cml-death"
 """An id of its own for each death, so that a redelivered dead letter is not counted twice."""
 REDRIVE_HEADER = "x-cml-redrive"
 """Which dead letter it was redriven from, and the number of that redrive: ``<id>/<number>``."""
+SIGNATURE_HEADER = "x-cml-signature"
+"""Of a message that was published again by a role that does not consume its queue: see ``trust``."""
 
 OWN_HEADERS = frozenset(
     {
@@ -30,5 +32,6 @@ OWN_HEADERS = frozenset(
         DELIVERIES_HEADER,
         DEATH_HEADER,
         REDRIVE_HEADER,
+        SIGNATURE_HEADER,
     }
 )

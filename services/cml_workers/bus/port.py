@@ -34,6 +34,10 @@ class CallerRefusesError(Exception):
     """The queue that awaits the reply does not take it: its owner limits it."""
 
 
+class NoKeyError(Exception):
+    """A message cannot be published again for its sender: its consumer would not believe it; says which key is missing."""
+
+
 class TopologyError(BusConfigurationError):
     """The broker's exchanges or queues are not as they must be; says which, and how to fix it."""
 

@@ -69,4 +69,5 @@ EC2_ADAPTER = Role(
         internal=(*(each for each in REPORTS if each != OperationOutstanding.TYPE), Reminder.TYPE),
     ),
     replicas=Replicas.STANDBY,
+    secrets=("CML_REDRIVE_KEYS",),
 )

@@ -46,5 +46,5 @@ LIFECYCLE = Role(
         internal=(LookupRequested.TYPE,),
     ),
     replicas=Replicas.MANY,
-    secrets=("CML_ACTOR_TOKEN_KEYS",),
+    secrets=("CML_ACTOR_TOKEN_KEYS", "CML_REDRIVE_KEYS"),
 )

@@ -150,4 +150,5 @@ PROJECTOR = Role(
         internal=(OperationOutstanding.TYPE, Reminder.TYPE),
     ),
     replicas=Replicas.ONE,
+    secrets=("CML_REDRIVE_KEYS",),
 )
