@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Self
 from uuid import uuid4
@@ -317,6 +318,16 @@ async def test_a_redrive_of_the_projector_is_its_senders(bystanders: Bystanders)
     seen = await bystanders.arrived(LIFECYCLE_COMMANDS, message.message_id)
     assert (seen.user_id, seen.headers["mark"], seen.body) == ("cml-client", "x", b"{}")
     assert SIGNATURE_HEADER not in seen.headers
+
+
+@pytest.mark.parametrize("user", [LIFECYCLE, PROJECTOR, ""])
+async def test_what_was_forged_is_refused_again_when_an_operator_redrives_it(
+    bystanders: Bystanders, user: str
+):
+    """As one who redrives all of the cause Unauthorized."""
+    message = replace(redriven(LIFECYCLE_REPORTS, user), type=OperationSucceeded.TYPE)
+    await bystanders.buses["projector"].publish(message)
+    assert ((await bystanders.refusal(LIFECYCLE_REPORTS, message.message_id)).user_id or "") == user
 
 
 @pytest.mark.parametrize("changed", ["queue", "body", "user", "id", "reply_to", "redrive", "key"])
