@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cml_tools.generated import check
-from cml_workers.bus.topology import EXCHANGES, QUEUES
+from cml_workers.bus.topology import EXCHANGES, INTERNAL_EXCHANGE, QUEUES
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.bus.users import (
     NOTHING,
@@ -77,6 +77,10 @@ OURS: Mapping[str, Permission] = {
     "cml-monitor": (NOTHING, NOTHING, NOTHING),
 }
 _ROLES = frozenset(role.user for role in ROLES.values())
+INTERNAL_TYPES: Mapping[str, tuple[str, ...]] = {
+    role.user: role.uses.internal for role in ROLES.values() if role.uses.internal
+}
+"""By user, the routing keys with which it may publish to ``INTERNAL_EXCHANGE``: https://www.rabbitmq.com/docs/access-control#topic-authorisation."""
 TAGS = {"cml-monitor": "monitoring"}
 """What is more than a right: the management API says nothing to a user without one, nor to one without any right."""
 
@@ -109,7 +113,19 @@ def definitions(passwords: Mapping[str, str], users: BrokerUsers = SHIPPED) -> d
             {"user": user, "vhost": "/", "configure": configure, "write": write, "read": read}
             for user, (configure, write, read) in rights.items()
         ],
-        "topic_permissions": topic_permissions(users),
+        "topic_permissions": [
+            *(
+                {
+                    "user": user,
+                    "vhost": "/",
+                    "exchange": INTERNAL_EXCHANGE.name,
+                    "write": named(types),
+                    "read": NOTHING,
+                }
+                for user, types in INTERNAL_TYPES.items()
+            ),
+            *topic_permissions(users),
+        ],
         "exchanges": [
             {
                 "name": exchange.name,

@@ -239,6 +239,7 @@ ROOMS: Mapping[str, Room] = {
         imports=(
             "embedded.amqp",
             "embedded.ec2",
+            "contracts.client",
             "foundation",
             "bus",
             "bus.rabbit",

@@ -8,7 +8,8 @@ import pytest
 from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.rabbit.consuming import SUSPECT
 from cml_workers.bus.rabbit.messages import delivered
-from cml_workers.bus.topology import DELIVERY_LIMIT
+from cml_workers.bus.topology import DELIVERY_LIMIT, LIFECYCLE_COMMANDS
+from cml_workers.bus.trust import Trust
 from support.recorder import Recorder, outgoing
 
 DIED = {"death": [{"reason": "delivery_limit", "queue": "cml.lifecycle.commands", "count": 1}]}
@@ -20,7 +21,13 @@ def raw(*, redelivered: bool, **headers: Any) -> Any:
     named = {f"x-{name.replace('_', '-')}": value for name, value in headers.items()}
     properties = dict.fromkeys(("type", "message_id", "correlation_id", "reply_to", "content_type"))
     message = SimpleNamespace(
-        body=b"", routing_key="k", user_id="ann", headers=named, redelivered=redelivered, **properties
+        body=b"",
+        exchange="",
+        routing_key="k",
+        user_id="ann",
+        headers=named,
+        redelivered=redelivered,
+        **properties,
     )
     return SimpleNamespace(raw_message=message)
 
@@ -37,7 +44,7 @@ def raw(*, redelivered: bool, **headers: Any) -> Any:
     ids=["the first one", "before 4.3", "4.3", "given back without a failure", "of which one failed"],
 )
 def test_what_failed_counts(message: Any, deliveries: int):
-    assert delivered(message, ()).deliveries == deliveries
+    assert delivered(message, LIFECYCLE_COMMANDS, Trust())[0].deliveries == deliveries
 
 
 @pytest.mark.parametrize(
@@ -52,7 +59,7 @@ def test_what_failed_counts(message: Any, deliveries: int):
     ids=["3.10", "3.10, failed once", "4.0, of a lost consumer", "4.3", "4.3, failed twice"],
 )
 def test_what_the_limit_dead_lettered_begins_to_count_again(message: Any, deliveries: int):
-    assert delivered(message, ()).deliveries == deliveries
+    assert delivered(message, LIFECYCLE_COMMANDS, Trust())[0].deliveries == deliveries
 
 
 async def test_what_a_sender_counts_makes_no_message_a_suspect(bus: RabbitBus, recorder: Recorder):

@@ -14,9 +14,11 @@ from cml_contracts.deadletters import (
     RedriveDeadLetter,
 )
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_workers.bus.port import Message, Retry, Verdict
+from cml_workers.bus.port import DeadLetter, Message, Retry, Verdict
 from cml_workers.bus.topology import DELIVERY_LIMIT, LIFECYCLE_COMMANDS
+from cml_workers.bus.trust import Trust
 from cml_workers.domain.policy import Access
+from cml_workers.process.registry import ROLES
 from support.dead_letter_service import CREATE, Service, types, until
 
 
@@ -160,3 +162,24 @@ async def test_a_discarded_one_stays_archived_and_waits_again_when_it_dies_again
     await service.send(b"{", "m-1")
     await service.until(letter, state=DeadLetterState.WAITING, deaths=2)
     assert await service.archive.waiting() == 1
+
+
+async def test_what_its_consumer_would_not_believe_is_not_redriven(service: Service):
+    """It waits until the key is there, and its sender gets no reply that says it was denied."""
+    service.bus._trust = Trust(
+        uses={name: role.uses for name, role in ROLES.items()},
+        users={"projector": frozenset({"guest"}), "lifecycle": frozenset({"cml-lifecycle"})},
+        enforced=True,
+    )
+    service.handle = broken
+    await service.consume()
+    sent = await service.send({"worker_id": str(uuid4())}, reply_to=None)
+    letter = await service.the_letter()
+    result = await service.ask(RedriveDeadLetter(dead_letter_id=letter.id))
+    assert "CML_REDRIVE_KEYS has no key of lifecycle" in (result.problem.detail if result.problem else "")
+    assert (await service.the_letter(state=DeadLetterState.WAITING)).correlation_id == sent
+    assert len(service.seen) == 1
+
+
+async def broken(_: Message) -> Verdict:
+    return DeadLetter("a bug")

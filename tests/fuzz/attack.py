@@ -88,6 +88,7 @@ class Attack:
                 AWS_ENDPOINT_URL=self._simulator.url,
                 CML_VISIBILITY_GRACE_SECONDS="3",
                 CML_COMMAND_USERS=json.dumps({USER: ["*"]}),
+                CML_ROLE_USERS=json.dumps([USER]),
                 CML_LOG_FORMAT="json",
                 CML_REMINDER_SECONDS="3600",
             )

@@ -243,6 +243,13 @@ async def secret_parts(
             each=lambda role: {
                 "RABBITMQ_URL": _amqp(secrets, rabbitmq, f"cml-{role}"),
                 "CML_HEALTH_PORT": str(health[role]),
+                "CML_REDRIVE_KEYS": json.dumps(
+                    {
+                        each: secrets[f"the key of redrives to {each}"]
+                        for each in ROLES
+                        if role in (each, "projector")
+                    }
+                ),
             },
             plant=plant,
             **settings,

@@ -12,6 +12,7 @@ from cml_tools.definitions import PERMISSIONS, definitions
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
 from support.roles import Roles
 
+REDRIVE_KEYS = {"lifecycle": "l" * 32, "ec2-adapter": "e" * 32, "projector": "p" * 32}
 EVERYTHING = {"configure": ".*", "write": ".*", "read": ".*"}
 
 
@@ -36,13 +37,21 @@ def url_of(rabbitmq: SpawnedRabbitMQ, user: str) -> str:
     return f"amqp://{user}:{user}@127.0.0.1:{rabbitmq.port}/"
 
 
+def _keys_of(role: str) -> dict[str, str]:
+    """What it has to know of the keys: the projector all."""
+    return {name: key for name, key in REDRIVE_KEYS.items() if role in (name, "projector")}
+
+
 @contextmanager
 def roles_with_users(rabbitmq: SpawnedRabbitMQ, folder: Path, **settings: str) -> Iterator[Roles]:
     """Each role a process with its own user, and an EC2 simulator."""
     with Ec2Simulator(transition_seconds=0.3) as simulator:
         roles = Roles(
             folder,
-            each=lambda role: {"RABBITMQ_URL": url_of(rabbitmq, f"cml-{role}")},
+            each=lambda role: {
+                "RABBITMQ_URL": url_of(rabbitmq, f"cml-{role}"),
+                "CML_REDRIVE_KEYS": json.dumps(_keys_of(role)),
+            },
             AWS_ENDPOINT_URL=simulator.url,
             CML_DECLARE_TOPOLOGY="false",
             CML_REMINDER_SECONDS="3600",

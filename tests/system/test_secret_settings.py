@@ -34,6 +34,7 @@ URLS = {
         "postgresql:/cml:{secret}@127.0.0.1",
         "{secret}",
     ),
+    "CML_REDRIVE_KEYS": ("{secret}", '["{secret}"]', '{"lifecycle": "{short}"}'),
     "CML_ACTOR_TOKEN_KEYS": ("{secret}", '["{secret}"', '["{short}"]', '[["{secret}"]]'),
 }
 """Settings that hold a secret, each wrong in its own way."""

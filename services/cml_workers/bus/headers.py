@@ -19,6 +19,8 @@ REDRIVE_HEADER = "x-cml-redrive"
 """Which dead letter it was redriven from, and the number of that redrive: ``<id>/<number>``."""
 OPERATOR_HEADER = "x-cml-operator"
 """Of a redriven message: who had it redriven, and whether they had edited it; a ``Redrive`` as JSON."""
+SIGNATURE_HEADER = "x-cml-signature"
+"""Of a message that was published again by a role that does not consume its queue: see ``trust``."""
 
 OWN_HEADERS = frozenset(
     {
@@ -33,5 +35,6 @@ OWN_HEADERS = frozenset(
         DEATH_HEADER,
         REDRIVE_HEADER,
         OPERATOR_HEADER,
+        SIGNATURE_HEADER,
     }
 )

@@ -34,6 +34,10 @@ class CallerRefusesError(Exception):
     """The queue that awaits the reply does not take it: its owner limits it."""
 
 
+class NoKeyError(Exception):
+    """A message cannot be published again for its sender: its consumer would not believe it; says which key is missing."""
+
+
 class TopologyError(BusConfigurationError):
     """The broker's exchanges or queues are not as they must be; says which, and how to fix it."""
 
@@ -69,6 +73,7 @@ class Outgoing:
 
     ``exchange`` None is the default exchange, whose routing key is a queue's name. ``behind``: the id of a message that is published and not
     confirmed, which it must not come before; it is not published, and BusUnavailableError is raised, where that one may be lost.
+    ``user_id``: whom the broker is to vouch for, ourselves; the bus supplies it between roles.
     """
 
     exchange: Exchange | None

@@ -56,6 +56,8 @@ class Queue:
 INTERNAL_EXCHANGE = Exchange("cml.internal")
 TRIGGERS_EXCHANGE = Exchange("cml.triggers")
 """The events that are triggers, a second time: subscribers' queues are bound to ``cml.events``, where one can keep a confirm back."""
+BETWEEN_ROLES = (INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE)
+"""What is published here has the property ``user_id``: whoever consumes it has to know which role it comes from."""
 DEAD_LETTER_EXCHANGE = Exchange("cml.dead-letters", kind="fanout")
 
 _QUORUM: Mapping[str, str | int | bool] = {"x-queue-type": "quorum"}

@@ -22,11 +22,13 @@ from cml_workers.bus.topology import (
 class Usage:
     """The queues it consumes, and the exchanges it publishes to itself.
 
+    ``internal``: the types of its messages to other roles, which are the routing keys it publishes to ``INTERNAL_EXCHANGE`` with.
     Replies, retries and redrives go to queues by name, through the default exchange, which is always there.
     """
 
     consumes: tuple[Queue, ...] = ()
     publishes: tuple[Exchange, ...] = ()
+    internal: tuple[str, ...] = ()
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:

@@ -26,7 +26,7 @@ from cml_contracts.deadletters import (
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
-from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, UnroutableError, Verdict
+from cml_workers.bus.port import Ack, DeadLetter, Message, NoKeyError, Publish, UnroutableError, Verdict
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS, PUBLIC
 from cml_workers.deadletters.archive import Archive, ArchivedLetter, OperatorAction
 from cml_workers.deadletters.letter import Letter, again, letter_of
@@ -215,6 +215,8 @@ class DeadLetters:
         redrive = Redrive(edited=action.what == "edited", user=action.user, by=action.by)
         try:
             await self._publish(again(letter, archived.next_redrive, self._own_user, redrive))
+        except NoKeyError as error:
+            raise RequestRejectedError(ProblemCode.CONFLICT, f"it cannot be redriven: {error}") from error
         except UnroutableError as error:
             raise RequestRejectedError(
                 ProblemCode.CONFLICT, f"queue {letter.queue!r} is gone; declare it again, or discard this"

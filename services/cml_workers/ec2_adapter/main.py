@@ -8,6 +8,7 @@ from datetime import timedelta
 from cml_workers.bus.port import BusUnavailableError, UnroutableError
 from cml_workers.bus.topology import EC2_LOOKUPS, EC2_TRIGGERS, INTERNAL_EXCHANGE
 from cml_workers.bus.usage import Usage
+from cml_workers.domain.messages import REPORTS, OperationOutstanding, Reminder
 from cml_workers.ec2_adapter.aws import AwsEc2Client
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.ec2_adapter.limits import AWS_LIMITS
@@ -62,6 +63,11 @@ EC2_ADAPTER = Role(
     does="Performs the pending operations at EC2, watches instances, reports.",
     compose=ec2_adapter,
     needs=(Part.BUS, Part.STORE, Part.EC2),
-    uses=Usage(consumes=(EC2_TRIGGERS, EC2_LOOKUPS), publishes=(INTERNAL_EXCHANGE,)),
+    uses=Usage(
+        consumes=(EC2_TRIGGERS, EC2_LOOKUPS),
+        publishes=(INTERNAL_EXCHANGE,),
+        internal=(*(each for each in REPORTS if each != OperationOutstanding.TYPE), Reminder.TYPE),
+    ),
     replicas=Replicas.STANDBY,
+    secrets=("CML_REDRIVE_KEYS",),
 )

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 from cml_workers.bus.topology import INTERNAL_EXCHANGE, LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
 from cml_workers.bus.usage import Usage
+from cml_workers.domain.messages import LookupRequested
 from cml_workers.eventstore.relay_stream import begin_if_new
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.runtime.role import Infrastructure, Part, Replicas, Role, Running, utc_now
@@ -39,7 +40,11 @@ LIFECYCLE = Role(
     does="Takes commands and reports, appends events, replies.",
     compose=lifecycle,
     needs=(Part.BUS, Part.STORE),
-    uses=Usage(consumes=(LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS), publishes=(INTERNAL_EXCHANGE,)),
+    uses=Usage(
+        consumes=(LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS),
+        publishes=(INTERNAL_EXCHANGE,),
+        internal=(LookupRequested.TYPE,),
+    ),
     replicas=Replicas.MANY,
-    secrets=("CML_ACTOR_TOKEN_KEYS",),
+    secrets=("CML_ACTOR_TOKEN_KEYS", "CML_REDRIVE_KEYS"),
 )

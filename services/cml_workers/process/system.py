@@ -8,6 +8,7 @@ from functools import partial
 
 import structlog
 
+from cml_contracts.broker import Nodes
 from cml_workers.bus.port import BusUnavailableError
 from cml_workers.bus.rabbit import reach
 from cml_workers.eventstore.opening import open_event_store
@@ -18,7 +19,7 @@ from cml_workers.foundation.secrets import redacted
 from cml_workers.lifecycle.main import LIFECYCLE
 from cml_workers.process.embedded import embed_broker, embed_ec2
 from cml_workers.process.folder import make_folder, published, sole_owner
-from cml_workers.process.registry import ROLES, USERS
+from cml_workers.process.registry import ROLES, trust
 from cml_workers.process.starting import Starting, reached
 from cml_workers.runtime.endpoints import (
     ENDPOINTS,
@@ -140,9 +141,9 @@ async def _start(
 
 
 def _opened(
-    roles: Iterable[Role], settings: Settings, amqp: str, ec2: str | None, stack: AsyncExitStack
+    roles: Collection[Role], settings: Settings, amqp: str, ec2: str | None, stack: AsyncExitStack
 ) -> Infrastructure:
-    """What the roles say that they need, and no more."""
+    """What the roles say that they need, and no more. Raises SettingsError."""
     if settings.rabbitmq_url and not settings.access.enforced:
         log.warning("CML_AUTHORIZE=false: EVERYBODY who reaches RabbitMQ may send every command in any name")
     needed = {part for role in roles for part in role.needs}
@@ -153,7 +154,7 @@ def _opened(
         settings,
         amqp,
         ec2_endpoint=ec2,
-        role_users=settings.role_users or USERS,
+        trust=trust(settings, roles, Nodes(amqp, "RABBITMQ_URL").user),
         dependencies=dependencies,
     )
     if Part.STORE in needed:

@@ -23,6 +23,7 @@ from cml_workers.bus.usage import Usage
 from cml_workers.deadletters.archive import Archive, Limits
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.deadletters.quarantined import Quarantined
+from cml_workers.domain.messages import OperationOutstanding, Reminder
 from cml_workers.eventstore.quarantine import RELAY, of_read_model
 from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.projector.queries import Queries
@@ -82,7 +83,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
         own_user=bus.user,
         access=given.settings.access,
         now=utc_now,
-        roles=given.role_users,
+        roles=given.trust.everybody if given.trust else (),
     )
 
     async def on_query(message: Message) -> Verdict:
@@ -171,7 +172,10 @@ PROJECTOR = Role(
     compose=projector,
     needs=(Part.BUS, Part.STORE, Part.DATABASE),
     uses=Usage(
-        consumes=(PROJECTOR_QUERIES, PROJECTOR_OPERATOR, DEAD_LETTER_QUEUE), publishes=(INTERNAL_EXCHANGE,)
+        consumes=(PROJECTOR_QUERIES, PROJECTOR_OPERATOR, DEAD_LETTER_QUEUE),
+        publishes=(INTERNAL_EXCHANGE,),
+        internal=(OperationOutstanding.TYPE, Reminder.TYPE),
     ),
     replicas=Replicas.ONE,
+    secrets=("CML_REDRIVE_KEYS",),
 )

@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cml_workers.bus.rabbit import RabbitBus
+from cml_workers.bus.trust import Trust
 from cml_workers.bus.usage import Usage
 from cml_workers.eventstore.following import Following
 from cml_workers.eventstore.port import EventStore
@@ -55,8 +56,8 @@ class Infrastructure:
     """What a process has opened: all that its roles say that they need.
 
     ``dependencies``: whether each part answers, for all roles of the process.
-    ``archive``: the same database as ``database``, for what cannot be rebuilt. ``role_users``: the roles' users at the
-    broker, who may publish a message again for its sender.
+    ``archive``: the same database as ``database``, for what cannot be rebuilt. ``trust``: what the
+    roles believe of each other's messages.
     """
 
     settings: Settings
@@ -65,7 +66,7 @@ class Infrastructure:
     database: AsyncEngine = _NO_DATABASE
     archive: AsyncEngine = _NO_DATABASE
     ec2_endpoint: str | None = None
-    role_users: frozenset[str] = frozenset()
+    trust: Trust | None = None
     dependencies: Mapping[Part, Dependency] = field(default_factory=dict)
 
     def outages(self, *parts: Part) -> Outages:
@@ -79,7 +80,7 @@ class Infrastructure:
             name=role.user,
             uses=role.uses,
             declare=self.settings.declare_topology,
-            roles=self.role_users,
+            trust=self.trust,
         )
 
 

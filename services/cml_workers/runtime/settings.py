@@ -45,7 +45,7 @@ class SettingsError(ConfigurationError):
 
 PREFIX = "CML_"
 OF_OTHERS = re.compile(
-    r"CML_\w+_PASSWORD|CML_ACTOR_TOKEN_KEY|CML_PROFILES_FOLDER|CML_(WORKERS|SIMULATOR)_IMAGE"
+    r"CML_\w+_PASSWORD|CML_ACTOR_TOKEN_KEY|CML_\w+_REDRIVE_KEY|CML_PROFILES_FOLDER|CML_(WORKERS|SIMULATOR)_IMAGE"
     r"|CML_\w+_SERVICE_(HOST|PORT(_\w+)?)|CML_\w+_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
 )
 """Variables that are no settings: what the files in ``deploy/`` replace, and what Kubernetes sets for services
@@ -209,9 +209,13 @@ class Settings(BaseSettings):
     """The tag that names a worker's team. Whoever may tag the instance in AWS may change it."""
     operator_users: frozenset[str] = frozenset()
     """JSON array: users that may see, redrive, edit and discard dead letters."""
-    role_users: frozenset[str] = frozenset()
-    """JSON array: the roles' own users at the broker, believed when they publish a message again for its sender; nobody
-    else's. Empty: ``cml-`` and the name of each role."""
+    role_users: dict[str, str] | frozenset[str] = {}
+    """JSON object: role to its user at the broker, by whom the others know which role a message comes from. A JSON array: each role may
+    be any of these users. Empty: ``cml-`` and the name of each role. A user of a role is nobody else's."""
+    redrive_keys: dict[str, SecretStr] = {}
+    """JSON object: role to the key, of at least 32 characters, with which the projector signs what it redrives into the role's queues. The
+    projector needs those of lifecycle, ec2-adapter and projector; the first two of these each their own and no other. Without a role's key
+    nothing is redriven into its queues if commands need authorization and it has another user than the projector."""
     actor_token_keys: tuple[SecretStr, ...] = ()
     """JSON array: keys of at least 32 characters that sign such tokens; several while they are changed."""
 
@@ -271,6 +275,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"CML_DEFAULT_INSTANCE_TYPE: {self.default_instance_type} is not among CML_ALLOWED_INSTANCE_TYPES"
             )
+        for role, key in self.redrive_keys.items():
+            if len(key.get_secret_value()) < 32:
+                raise ValueError(
+                    f"CML_REDRIVE_KEYS: the key of {role[:80]!r} must have at least 32 characters"
+                )
         if any(len(key.get_secret_value()) < 32 for key in self.actor_token_keys):
             raise ValueError("CML_ACTOR_TOKEN_KEYS must have at least 32 characters each")
         return self

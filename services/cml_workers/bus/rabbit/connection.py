@@ -1,7 +1,7 @@
 """One connection to RabbitMQ: a channel to publish, a channel for each consumer, and what is wrong with them."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
@@ -26,6 +26,7 @@ from cml_workers.bus.rabbit.restored_connection import RestoredConnection, conne
 from cml_workers.bus.rabbit.serving import Serving
 from cml_workers.bus.rabbit.topology import declare_topology, no_right, verify_topology
 from cml_workers.bus.topology import Queue
+from cml_workers.bus.trust import Trust
 from cml_workers.bus.usage import EVERYTHING, Usage
 from cml_workers.foundation.outages import NO_OUTAGES, Outages
 from cml_workers.foundation.tasks import ended
@@ -41,8 +42,7 @@ START_TIMEOUT = 30.0
 class RabbitBus:
     """A connection of one role.
 
-    ``uses``: the queues and exchanges it uses; it knows no others. ``roles``: the users of our roles, who are believed
-    when they say for whom they publish a message again.
+    ``uses``: the queues and exchanges it uses; it knows no others. ``trust``: what it believes of messages; None: ourselves everything.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class RabbitBus:
         name: str,
         uses: Usage = EVERYTHING,
         declare: bool = True,
-        roles: Collection[str] = frozenset(),
+        trust: Trust | None = None,
     ) -> None:
         self._url = url
         self._uses = uses
@@ -60,7 +60,7 @@ class RabbitBus:
         self._nodes = Nodes(url, "RABBITMQ_URL")
         self.user = self._nodes.user
         """Whom the broker vouches for when we publish."""
-        self._roles = {self.user, *roles}
+        self._trust = trust or Trust(users={name: frozenset({self.user})})
         self._broker = RabbitBroker(
             str(self._nodes.url.update_query(name=name)),
             default_channel=Channel(publisher_confirms=True, on_return_raises=True),
@@ -71,7 +71,9 @@ class RabbitBus:
             reconnect_interval=0.5,
         )
         self._direct_replies = DirectReplies(self._nodes)
-        self._publisher = Publisher(self._broker, uses.exchanges, self._direct_replies, app_id=name)
+        self._publisher = Publisher(
+            self._broker, uses.exchanges, self._direct_replies, app_id=name, user=self.user
+        )
         self._serving = Serving(self._nodes, self.publish, probe_of(uses))
         self._consumers: list[Consumer] = []
         self._subscribers: list[RabbitSubscriber] = []
@@ -87,8 +89,8 @@ class RabbitBus:
         return timedelta(seconds=asked) if asked else timedelta.max
 
     async def publish(self, message: Outgoing) -> None:
-        """See ``Publish``."""
-        await self._publisher(message)
+        """See ``Publish``. Raises NoKeyError as well."""
+        await self._publisher(self._trust.signed(message))
         self._serving.sign()
 
     async def routed(self, message: Outgoing) -> bool:
@@ -109,7 +111,7 @@ class RabbitBus:
             handler,
             publish=self.publish,
             own_user=self.user,
-            roles=frozenset(self._roles),
+            trust=self._trust,
             outages=outages,
         )
 

@@ -9,11 +9,12 @@ While a part is unavailable, a consumer keeps what it has, unacknowledged, so it
 import asyncio
 import contextlib
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import structlog
 from faststream.rabbit.message import RabbitMessage
 
+from cml_contracts.results import ProblemCode
 from cml_workers.bus.delivery import Requeue, handled, settle
 from cml_workers.bus.headers import FAULT_HEADER
 from cml_workers.bus.port import (
@@ -39,6 +40,7 @@ from cml_workers.bus.rabbit.messages import (
 )
 from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, Queue
+from cml_workers.bus.trust import Trust
 from cml_workers.foundation.outages import NO_OUTAGES, Outages
 
 log = structlog.get_logger(__name__)
@@ -52,7 +54,7 @@ SUSPENSE = 1.0
 
 
 class Consumer:
-    """Consumes one queue. ``roles``: the users of our roles; ``own_user``: the one we publish as; ``outages``: of what the handler needs."""
+    """Consumes one queue. ``trust``: what is believed; ``own_user``: whom we publish as; ``outages``: of what the handler needs."""
 
     def __init__(
         self,
@@ -61,14 +63,14 @@ class Consumer:
         *,
         publish: Publish,
         own_user: str,
-        roles: Collection[str],
+        trust: Trust,
         outages: Outages = NO_OUTAGES,
     ) -> None:
         self._queue = queue
         self._handler = handler
         self._publish = publish
         self._own_user = own_user
-        self._roles = roles
+        self._trust = trust
         self._outages = outages
         self._alone = asyncio.Lock()
         self._ending = asyncio.Event()
@@ -91,10 +93,14 @@ class Consumer:
         self._ending.set()
 
     async def _process(self, received: RabbitMessage) -> None:
-        message = delivered(received, self._roles)
+        message, refusal = delivered(received, self._queue, self._trust)
         headers = publishable(message.headers)
         try:
-            ended = await self._handle(received, message, headers)
+            ended: Verdict | Exception
+            if refusal is not None:
+                ended = DeadLetter(refusal, ProblemCode.UNAUTHORIZED)
+            else:
+                ended = await self._handle(received, message, headers)
         except NotHandledError as why:
             await self._leave(received, message, headers, why)
             return

@@ -1,7 +1,8 @@
 """Messages as FastStream delivers them, as handlers see them, and as they are published again."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
@@ -18,10 +19,12 @@ from cml_workers.bus.headers import (
     QUEUE_HEADER,
     REASON_HEADER,
     RECEIVED_HEADER,
+    SIGNATURE_HEADER,
     USER_HEADER,
 )
 from cml_workers.bus.port import DeadLetter, Message, Outgoing
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, DELIVERY_LIMIT, Queue
+from cml_workers.bus.trust import Trust
 from cml_workers.foundation.secrets import redacted, without_secrets
 
 MAX_HEADER_NAME = 128
@@ -32,17 +35,12 @@ MAX_REASON = 1000
 """Characters of a dead letter's reason, which may quote its error: headers must fit into one frame."""
 
 
-def delivered(received: RabbitMessage, roles: Collection[str]) -> Message:
-    """The message for its handler; our own headers are believed only if a user of ``roles`` published it."""
+def delivered(received: RabbitMessage, queue: Queue, trust: Trust) -> tuple[Message, str | None]:
+    """The message for its handler, with those of our own headers that are believed; and why it is refused."""
     raw = received.raw_message
     headers: dict[str, object] = dict(raw.headers or {})
     redeliveries = _redeliveries(raw, headers)
-    user: object = raw.user_id or None
-    if user in roles and USER_HEADER in headers:
-        user = headers.pop(USER_HEADER) or None
-    else:
-        headers = {name: value for name, value in headers.items() if name not in OWN_HEADERS}
-    return Message(
+    published = Message(
         body=raw.body,
         type=raw.type or raw.routing_key or "",
         routing_key=raw.routing_key or "",
@@ -51,12 +49,25 @@ def delivered(received: RabbitMessage, roles: Collection[str]) -> Message:
         reply_to=raw.reply_to or None,
         headers=headers,
         content_type=raw.content_type or None,
-        user_id=user if isinstance(user, str) else None,
+        user_id=raw.user_id or None,
         redelivered=bool(raw.redelivered),
         deliveries=1 + redeliveries,
+    )
+    judgment = trust.judge(published, queue, raw.exchange or "")
+    user: object = published.user_id
+    if judgment.believed:
+        user = headers.pop(USER_HEADER) or None
+        headers.pop(SIGNATURE_HEADER, None)
+    else:
+        headers = {name: value for name, value in headers.items() if name not in OWN_HEADERS}
+    message = replace(
+        published,
+        headers=headers,
+        user_id=user if isinstance(user, str) else None,
         attempt=counter(headers.get(ATTEMPT_HEADER)),
         received_at=datetime.fromtimestamp(counter(headers.get(RECEIVED_HEADER)) or time.time(), UTC),
     )
+    return message, judgment.refusal
 
 
 def _redeliveries(raw: IncomingMessage, headers: dict[str, object]) -> int:
@@ -127,8 +138,7 @@ def to_dead_letters(
 def _again(message: Message, headers: Mapping[str, object], own_user: str, *, into: str | None) -> Outgoing:
     """The same message into this queue, or (None) to the dead letters.
 
-    The property ``user_id`` must name the publisher, which is us, so the sender's user goes into a header. That is how
-    our own headers differ from those that a sender made up.
+    The property ``user_id`` must name the publisher, which is us, so the sender's user goes into a header: see ``trust``.
     """
     return Outgoing(
         exchange=None if into else DEAD_LETTER_EXCHANGE,

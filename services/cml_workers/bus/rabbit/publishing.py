@@ -20,7 +20,7 @@ from cml_workers.bus.port import (
     UnroutableError,
 )
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
-from cml_workers.bus.topology import TRIGGERS_EXCHANGE
+from cml_workers.bus.topology import BETWEEN_ROLES, TRIGGERS_EXCHANGE
 
 CONFIRM_TIMEOUT = 15.0
 """Seconds to wait for a publisher confirm before it counts as missing."""
@@ -48,8 +48,10 @@ class Publisher:
         direct_replies: DirectReplies,
         *,
         app_id: str,
+        user: str,
     ) -> None:
         self._broker = broker
+        self._user = user
         self._app_id = app_id
         self._direct_replies = direct_replies
         self._exchanges = {exchange.name for exchange in exchanges}
@@ -143,5 +145,5 @@ class Publisher:
             message_type=message.type,
             reply_to=message.reply_to,
             timestamp=datetime.now(UTC),
-            user_id=message.user_id,
+            user_id=message.user_id or (self._user if message.exchange in BETWEEN_ROLES else None),
         )
