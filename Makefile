@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test test-rabbitmq test-cluster quick coverage chaos fleets fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock clean
+.PHONY: help demo run test test-rabbitmq test-cluster quick coverage chaos fleets fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock audit clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -119,12 +119,22 @@ simulate-planted: $(READY) ## see that the simulation catches every deliberate f
 compose-smoke: $(if $(SECURED),$(READY)) ## bring the compose stack up on a Docker engine and take a worker through its life (SECURED=1: with TLS)
 	@deploy/smoke
 
+# One resolution, of everything; the other files are parts of it, so that what is tested is what is deployed.
+COMPILE := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q --no-emit-package cml-contracts
 lock: $(READY) ## pin the dependencies again
-	@echo uv | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q - -o requirements/uv.txt
-	@echo hatchling | $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q - -o requirements/build.txt
-	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q pyproject.toml --no-emit-package cml-contracts -o requirements/prod.txt
-	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q pyproject.toml --extra embedded --no-emit-package cml-contracts -o requirements/embedded.txt
-	@$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q pyproject.toml --extra embedded --group dev --no-emit-package cml-contracts -o requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra embedded --group dev -o requirements/dev.txt
+	@$(COMPILE) -c requirements/dev.txt pyproject.toml --extra embedded -o requirements/embedded.txt
+	@$(COMPILE) -c requirements/dev.txt pyproject.toml -o requirements/prod.txt
+	@echo hatchling | $(COMPILE) -c requirements/dev.txt - -o requirements/build.txt
+	@echo uv | $(COMPILE) - -o requirements/uv.txt
+	@echo pip-audit | $(COMPILE) - -o requirements/audit.txt
+
+# The data is asked of pypi.org. --strict: a version that nothing could be learned about is a failure, too.
+audit: requirements/audit.txt ## look the pinned versions up among known vulnerabilities
+	@$(PYTHON) -m venv .audit
+	@.audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/audit.txt
+	@for pinned in dev uv build audit; do .audit/bin/pip-audit --strict --progress-spinner off --require-hashes --disable-pip -r requirements/$$pinned.txt || \
+		{ echo "requirements/$$pinned.txt: a pinned version is known to be vulnerable, or https://pypi.org does not answer; see above" >&2; exit 1; }; done
 
 clean: ## remove the virtual environment and caches
-	@rm -rf $(VENV) .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) .audit .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

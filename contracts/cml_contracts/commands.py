@@ -35,7 +35,8 @@ class CreateCMLWorker(Strict):
     The image is ``ami_id``, else the one named ``ami_name``, else the profile's for the region; everything else is as in the
     profile, and ``instance_type`` one of those that it launches. Without ``profile`` it is the deployment's default one.
     A client may choose ``worker_id``; otherwise it follows from the command id. A worker whose launch failed may be created
-    again, in its region: a new command with its ``worker_id`` launches it under a new token.
+    again, in its region: a new command with its ``worker_id`` launches it under a new token. The worker is ``owner``'s; without one
+    ``created_by``'s.
     """
 
     TYPE: ClassVar = "cml.worker.create.v1"
@@ -51,6 +52,7 @@ class CreateCMLWorker(Strict):
     worker_id: UUID | None = None
     reason: Reason | None = None
     profile: ProfileName | None = None
+    owner: Actor | None = None
 
     def worker(self, command_id: str) -> UUID:
         """The worker that the command is for."""
@@ -130,7 +132,10 @@ class UpdateCMLWorkerStatus(_OfWorker):
 
 
 class ImportCMLWorker(Strict):
-    """Import an existing instance; the same instance twice is the same worker. Reply data: the DTO."""
+    """Import an existing instance; the same instance twice is the same worker. Reply data: the DTO.
+
+    The worker is ``owner``'s; without one ``created_by``'s.
+    """
 
     TYPE: ClassVar = "cml.worker.import.v1"
 
@@ -138,6 +143,7 @@ class ImportCMLWorker(Strict):
     instance_id: InstanceId
     created_by: Actor
     reason: Reason | None = None
+    owner: Actor | None = None
 
     def worker(self, _command_id: str) -> UUID:
         """The worker that the command is for: one for each instance, whoever imports it."""

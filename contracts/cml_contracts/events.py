@@ -14,6 +14,8 @@ from cml_contracts.results import Outcome, Problem
 
 
 class WorkerCreated(Tolerant):
+    """``owner``: None: who created it."""
+
     TYPE: ClassVar = "cml.worker.created.v1"
     name: str
     aws_region: str
@@ -24,6 +26,7 @@ class WorkerCreated(Tolerant):
     tags: Mapping[str, str] = {}
     created_by: str
     profile: str | None = None
+    owner: str | None = None
 
 
 class WorkerRecreated(WorkerCreated):
@@ -37,13 +40,17 @@ class WorkerRecreated(WorkerCreated):
 
 
 class WorkerImported(Tolerant):
-    """An instance that was launched elsewhere is this worker's, as soon as it bears our tags: ``TagsUpdateRequested`` follows."""
+    """An instance that was launched elsewhere is this worker's, as soon as it bears our tags: ``TagsUpdateRequested`` follows.
+
+    ``owner``: None: who imported it.
+    """
 
     TYPE: ClassVar = "cml.worker.imported.v1"
     operation_id: str
     name: str
     instance: Ec2Instance
     created_by: str
+    owner: str | None = None
 
 
 class ImportFailed(Tolerant):

@@ -29,6 +29,7 @@ class ProblemCode(StrEnum):
     CONFLICT = "Conflict"
     VALIDATION_FAILED = "ValidationFailed"
     UNAUTHORIZED = "Unauthorized"
+    THROTTLED = "Throttled"
     DUPLICATE_COMMAND = "DuplicateCommand"
     DEAD_LETTER_NOT_FOUND = "DeadLetterNotFound"
     READ_MODEL_UNAVAILABLE = "ReadModelUnavailable"
@@ -79,6 +80,7 @@ TITLES: Mapping[ProblemCode, str] = {
     ProblemCode.CONFLICT: "The worker's state does not allow this now",
     ProblemCode.VALIDATION_FAILED: "The message is not valid",
     ProblemCode.UNAUTHORIZED: "The sender is not authorized to do this",
+    ProblemCode.THROTTLED: "Too many commands",
     ProblemCode.DUPLICATE_COMMAND: "The command id was used before with another body",
     ProblemCode.DEAD_LETTER_NOT_FOUND: "There is no such dead letter",
     ProblemCode.READ_MODEL_UNAVAILABLE: "Queries cannot be answered now",

@@ -8,6 +8,7 @@ import pytest
 
 from cml_contracts.queries import QUERIES, GetCMLWorker
 from cml_contracts.results import ProblemCode
+from cml_workers.domain.policy import Access
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.projector.queries import ANSWERED_BY, Queries
 from cml_workers.readmodels.registry import READ_MODELS
@@ -31,7 +32,9 @@ def test_every_query_is_answered_by_one_read_model():
 
 
 async def test_while_a_read_model_is_rebuilt_its_queries_are_to_be_retried(projected: Projected):
-    projected.queries = Queries(database=projected.database, unavailable=lambda model: f"{model.name}: 7 %")
+    projected.queries = Queries(
+        database=projected.database, unavailable=lambda model: f"{model.name}: 7 %", access=Access()
+    )
     result = await projected.ask(GetCMLWorker(worker_id=uuid4()))
     assert result.problem is not None
     assert (result.problem.code, result.problem.retryable) == (ProblemCode.READ_MODEL_UNAVAILABLE, True)

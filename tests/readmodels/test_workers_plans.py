@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from cml_contracts.queries import ListCMLWorkers
+from cml_workers.domain.ownership import Viewer
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.readmodels.generations import Generations
 from cml_workers.readmodels.workers import WORKERS_VIEW
@@ -72,10 +73,12 @@ def _carry_out(statement: sa.Select[Any], connection: sa.Connection) -> tuple[An
     return said, len(connection.execute(statement).all())
 
 
-async def plans(database: PostgresqlDatabase, query: ListCMLWorkers) -> list[Mapping[str, Any]]:
+async def plans(
+    database: PostgresqlDatabase, query: ListCMLWorkers, viewer: Viewer | None
+) -> list[Mapping[str, Any]]:
     """Of the statements that are needed for the page."""
     found = []
-    for statement in _page(query):
+    for statement in _page(query, viewer):
         said, rows = await database.read(partial(_carry_out, statement))
         found.append((said if isinstance(said, list) else json.loads(said))[0]["Plan"])
         if rows > query.limit:
@@ -89,8 +92,10 @@ def nodes(of: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from nodes(each)
 
 
-async def found_by_an_index(database: PostgresqlDatabase, query: ListCMLWorkers) -> None:
-    found = await plans(database, query)
+async def found_by_an_index(
+    database: PostgresqlDatabase, query: ListCMLWorkers, viewer: Viewer | None = None
+) -> None:
+    found = await plans(database, query, viewer)
     read = sum(each["Shared Hit Blocks"] + each["Shared Read Blocks"] for each in found)
     scanned = [
         node["Relation Name"] for each in found for node in nodes(each) if node["Node Type"] == "Seq Scan"
@@ -115,6 +120,16 @@ async def test_conditions_together_are_found_by_an_index(database: PostgresqlDat
         sort = SORTS[number % len(SORTS)]
         query = ListCMLWorkers.model_validate({**filters, "sort": sort, "descending": number % 2 == 1})
         await found_by_an_index(database, query)
+
+
+@pytest.mark.parametrize("actor", ["portal", "owner-17", "nobody"])
+@pytest.mark.parametrize("teams", [(), ("ccna",), ("final", "none")])
+async def test_what_is_open_to_somebody_is_found_by_an_index(
+    database: PostgresqlDatabase, actor: str, teams: tuple[str, ...]
+):
+    viewer = Viewer(actor, frozenset(teams), "exam" if "final" in teams else "course")
+    for query in (*pages(FILTERS["everything"]), *pages(FILTERS["a part of many names"])):
+        await found_by_an_index(database, query, viewer)
 
 
 async def test_a_plan_is_made_for_the_values_that_are_asked_for(database: PostgresqlDatabase):

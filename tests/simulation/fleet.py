@@ -217,7 +217,7 @@ class Fleet:
             backoff=self._backoff(process),
             sleep=process.sleep,
         )
-        queries = Queries(database=database, unavailable=lambda _: runner.problem())
+        queries = Queries(database=database, unavailable=lambda _: runner.problem(), access=Access())
         reminders = {
             reminded: of(
                 database=database,

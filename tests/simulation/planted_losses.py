@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from cml_contracts.commands import UpdateCMLWorkerStatus
 from cml_contracts.events import (
     InstanceStarting,
     WorkerEvent,
@@ -16,6 +17,7 @@ from cml_workers.bus.port import Ack, Outgoing, Publish, Routed, Verdict
 from cml_workers.bus.probes import PROBE
 from cml_workers.bus.topology import EC2_TRIGGERS
 from cml_workers.domain.ledger import Entry
+from cml_workers.domain.messages import CommandMessage
 from cml_workers.eventstore import worker_streams as stream
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.lifecycle.transactions import Transactions
@@ -88,17 +90,17 @@ def reply_forgotten_of_a_rejection(patch: pytest.MonkeyPatch) -> None:
 
 def reply_forgotten_by_a_status_update(patch: pytest.MonkeyPatch) -> None:
     """A status update answers its own caller, and forgets whose operations it ended."""
-    original = Lifecycle._decide_status
+    original = Lifecycle._decide
 
-    async def decide_status(self: Lifecycle, message: Any, *arguments: Any) -> Verdict:
-        token = _PARTIAL.set(True)
+    async def decide(self: Lifecycle, message: CommandMessage, **answered: Any) -> Verdict:
+        token = _PARTIAL.set(isinstance(message.command, UpdateCMLWorkerStatus))
         try:
-            return await original(self, message, *arguments)
+            return await original(self, message, **answered)
         finally:
             _PARTIAL.reset(token)
 
     _forget_others(patch)
-    patch.setattr(Lifecycle, "_decide_status", decide_status)
+    patch.setattr(Lifecycle, "_decide", decide)
 
 
 def event_missing_in_one_queue(patch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from cml_contracts.queries import GetCMLWorker
 from cml_workers.bus.delivery import MAX_FAULTS, settle
 from cml_workers.bus.port import Ack, DeadLetter, Message, Verdict
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, PROJECTOR_QUERIES
+from cml_workers.domain.policy import Access
 from cml_workers.projector.queries import Queries
 from cml_workers.sql.database import migrate, open_database, transaction
 from cml_workers.sql.errors import (
@@ -199,7 +200,9 @@ async def asked(database: Database) -> Verdict | Exception:
         body=query.model_dump_json().encode(), type=query.TYPE, message_id="q", reply_to="caller"
     )
     try:
-        return await Queries(database=database, unavailable=lambda _: None).on_query(message, Outbox())
+        return await Queries(database=database, unavailable=lambda _: None, access=Access()).on_query(
+            message, Outbox()
+        )
     except Exception as error:  # noqa: BLE001 - the delivery policy knows what it means
         return error
 

@@ -17,6 +17,7 @@ from cml_contracts.events import (
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult
 from cml_workers.bus.port import Ack, Message
+from cml_workers.domain.policy import Access
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, append, load
@@ -83,7 +84,7 @@ class Projected:
         self.database = database
         self.generations = Generations(model, database)
         self.writer = self.new_writer()
-        self.queries = Queries(database=database, unavailable=lambda _: None)
+        self.queries = Queries(database=database, unavailable=lambda _: None, access=Access())
 
     def new_writer(self) -> Writer:
         """As another process has one."""
@@ -145,7 +146,9 @@ class Projected:
         """The worker of its stream."""
         return await load(self.store, worker_id)
 
-    async def ask(self, query: GetCMLWorker | ListCMLWorkers | GetOperation) -> OperationResult:
+    async def ask(
+        self, query: GetCMLWorker | ListCMLWorkers | GetOperation, user: str | None = None
+    ) -> OperationResult:
         """The answer, as a caller gets it."""
         outbox = Outbox()
         message = Message(
@@ -153,6 +156,7 @@ class Projected:
             type=query.TYPE,
             message_id="q",
             reply_to="caller",
+            user_id=user,
         )
         assert await self.queries.on_query(message, outbox) == Ack()
         (result,) = outbox.results()

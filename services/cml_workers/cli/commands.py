@@ -43,6 +43,7 @@ Deadline = Annotated[float, typer.Option(help="Seconds to await the result.", mi
 CommandIdOption = Annotated[
     str | None, typer.Option(help="Idempotency key: a command sent again under it has no second effect.")
 ]
+Owner = Annotated[str | None, typer.Option(help="Whose the worker is; default: who sends this.")]
 TagOptions = Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE; may be repeated.")]
 
 
@@ -68,6 +69,7 @@ def create(
             "default: one that follows from the command id."
         ),
     ] = None,
+    owner: Owner = None,
     by: By = None,
     reason: Why = None,
     command_id: CommandIdOption = None,
@@ -88,6 +90,7 @@ def create(
             tags=_tags(tag),
             worker_id=worker_id,
             created_by=by or me(),
+            owner=owner,
             reason=reason,
         )
     )
@@ -165,6 +168,7 @@ def status(
 def import_(
     instance_id: str,
     region: Annotated[str, typer.Option(help="AWS region.")] = "us-east-1",
+    owner: Owner = None,
     by: By = None,
     reason: Why = None,
     command_id: CommandIdOption = None,
@@ -175,7 +179,7 @@ def import_(
     """Import an existing instance as a worker."""
     command = valid(
         lambda: ImportCMLWorker(
-            aws_region=region, instance_id=instance_id, created_by=by or me(), reason=reason
+            aws_region=region, instance_id=instance_id, created_by=by or me(), owner=owner, reason=reason
         )
     )
     _send(lambda _: _value(command), command_id, wait, deadline, as_json)

@@ -61,7 +61,7 @@ def show_workers(
     status: Annotated[
         WorkerStatus | None, typer.Option(help="Only in this status.", case_sensitive=False)
     ] = None,
-    owner: Annotated[str | None, typer.Option(help="Only those created by this actor.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only those of this actor.")] = None,
     tag: Annotated[str | None, typer.Option(help="Only with this tag: KEY or KEY=VALUE.")] = None,
     name: Annotated[str | None, typer.Option(help="Only with this in the name.")] = None,
     sort: Annotated[str, typer.Option(help="created_at, name, status or aws_region.")] = "created_at",

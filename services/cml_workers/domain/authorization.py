@@ -6,10 +6,12 @@ RabbitMQ refuses a message whose ``user_id`` is not its connection's user, but l
 
 from datetime import datetime
 
-from cml_contracts.commands import WorkerCommand
+from cml_contracts.commands import ImportCMLWorker, WorkerCommand
 from cml_contracts.results import Problem, ProblemCode
 from cml_contracts.tokens import InvalidTokenError, verify
+from cml_workers.domain.ownership import Ownership, Viewer
 from cml_workers.domain.policy import EVERY_COMMAND, Access
+from cml_workers.domain.worker import Worker
 
 
 class UnauthorizedError(Exception):
@@ -50,3 +52,23 @@ def authorized_actor(
     if command.actor not in (None, actor):
         raise UnauthorizedError(f"the token is for {actor!r}, the command says {command.actor!r}")
     return actor
+
+
+def check_owner(command: WorkerCommand, actor: str | None, worker: Worker, ownership: Ownership) -> None:
+    """Raises UnauthorizedError if the worker is another's, with whom the actor shares no team.
+
+    One that is nobody's instance may be imported again by whoever may import: its first import failed.
+    """
+    viewer = ownership.viewer(actor)
+    free = not worker.exists or (isinstance(command, ImportCMLWorker) and worker.instance is None)
+    if viewer is None or free or viewer.may(worker.owner, worker.tags):
+        return
+    raise UnauthorizedError(f"worker {worker.id} is not {actor!r}'s, nor of a team of theirs")
+
+
+def viewer_of(user: str | None, access: Access) -> Viewer | None:
+    """To whom a query is answered; None: no worker is kept from the user.
+
+    Whoever acts for others sees every worker, and shows each of them theirs: the query names no actor.
+    """
+    return None if user in access.delegates else access.ownership.viewer(user)

@@ -99,6 +99,7 @@ def create_worker(
         tags=command.tags,
         created_by=command.created_by,
         profile=profile.name,
+        owner=command.owner,
     )
     return [
         WorkerRecreated(**dict(created), generation=generation) if worker.exists else created,
@@ -231,6 +232,7 @@ def import_instance(command: ImportCMLWorker, command_id: str, at: Situation) ->
             name=instance.tags.get(NAME_TAG) or command.instance_id,
             instance=instance,
             created_by=command.created_by,
+            owner=command.owner,
         ),
         TagsUpdateRequested(operation_id=adoption_of(command_id), tags=ours),
     ]

@@ -59,7 +59,7 @@ def _created(worker: Worker, event: WorkerCreated, recorded: Recorded) -> Worker
     return worker._replace(
         revision=recorded.revision,
         given_name=event.name,
-        owner=worker.owner or event.created_by,
+        owner=worker.owner or event.owner or event.created_by,
         aws_region=event.aws_region,
         instance_type=event.instance_type,
         ami_name=event.ami_name,
@@ -80,7 +80,7 @@ def _imported(worker: Worker, event: WorkerImported, recorded: Recorded) -> Work
     return _observed(
         worker._replace(
             given_name=event.name,
-            owner=event.created_by,
+            owner=event.owner or event.created_by,
             aws_region=event.instance.aws_region,
             instance_type=event.instance.instance_type,
             tags=event.instance.tags,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from cml_workers.domain.ownership import Ownership
 from cml_workers.domain.profiles import DEFAULT, Profiles, default_profile
 
 VISIBILITY_GRACE = timedelta(minutes=5)
@@ -30,11 +31,19 @@ EVERY_COMMAND = "*"
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """Commands of one user, or for one worker. None: as many as come."""
+
+    at_once: int | None = None
+    per_minute: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Access:
     """``users``: which command types each user of the broker may send, ``*`` for all.
 
     ``delegates``: users that may name others as actors, by a token signed with one of the ``keys``;
-    ``operators``: users that may deal with dead letters. Not ``enforced``: everybody may do everything in any
+    ``operators``: users that may deal with dead letters. ``of_worker``, ``of_user``: how many commands are taken. Not ``enforced``: everybody may do everything in any
     name.
     """
 
@@ -43,3 +52,6 @@ class Access:
     delegates: frozenset[str] = frozenset()
     operators: frozenset[str] = frozenset()
     keys: tuple[bytes, ...] = ()
+    ownership: Ownership = field(default_factory=Ownership)
+    of_worker: Limit = Limit()
+    of_user: Limit = Limit()

@@ -23,11 +23,12 @@ from cml_contracts.commands import (
     UpdateCMLWorkerStatus,
     WorkerCommand,
 )
-from cml_contracts.results import OperationResult, Problem
+from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.codec import BadMessageError, identity, read, reply_address
 from cml_workers.bus.headers import OPERATOR_HEADER
 from cml_workers.bus.port import (
+    Ack,
     DeadLetter,
     Message,
     Outgoing,
@@ -35,7 +36,7 @@ from cml_workers.bus.port import (
     Retry,
     Verdict,
 )
-from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
+from cml_workers.domain.authorization import UnauthorizedError, authorized_actor, check_owner
 from cml_workers.domain.decide import already_so, decide
 from cml_workers.domain.decisions import Ask, Decision, NoChange, Record, Reject
 from cml_workers.domain.history import Redrive, described, fingerprint
@@ -59,6 +60,7 @@ from cml_workers.eventstore.command_streams import load_record
 from cml_workers.eventstore.lookup_records import is_recorded, record_lookup
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
+from cml_workers.lifecycle.limits import Limits
 from cml_workers.lifecycle.replies import (
     lookup_request,
     rejected,
@@ -73,6 +75,7 @@ from cml_workers.lifecycle.transactions import (
     Due,
     Duplicate,
     Finish,
+    Judge,
     Step,
     Transactions,
     these,
@@ -112,6 +115,7 @@ class Lifecycle:
         self._policy = policy
         self._sightings = Sightings()
         self._access = access
+        self._limits = Limits(worker=access.of_worker, user=access.of_user, now=now)
         self._now = now
         self._new_id = new_id
 
@@ -144,7 +148,7 @@ class Lifecycle:
                 # Its token may have expired since: what was authorized once is not judged a second time.
                 before = await self._authorized_before(command, command_id, user) if user else None
                 if before is None:
-                    await self._audit(message, command, error.problem, redrive)
+                    await self._audit(command, command_id, message.user_id, error.problem, redrive)
                     await self._answer(message, error.problem)
                     return DeadLetter(error.problem.detail, error.problem.code)
                 (actor,) = before
@@ -159,7 +163,22 @@ class Lifecycle:
                 reply=reply_address(message),
                 redrive=redrive,
             )
-            return await self._decide(accepted)
+            with self._limits.counted(accepted.worker_id, message.user_id) as excess:
+                if excess is not None and not await self._is_recorded(accepted):
+                    return await self._throttle(accepted, excess)
+                return await self._decide(accepted)
+
+    async def _is_recorded(self, message: CommandMessage) -> bool:
+        return await self._transactions.entry(message.worker_id, message.command_id) is not None
+
+    async def _throttle(self, message: CommandMessage, excess: str) -> Verdict:
+        """Nothing is recorded of it, so that it may come again; if nobody learns of that, it comes again by itself."""
+        if message.reply is None:
+            return Retry()
+        problem = Problem.of(ProblemCode.THROTTLED, excess, retryable=True)
+        for each in replies(result_of(message, "rejected", problem=problem), message.reply):
+            await self._publish(each)
+        return Ack()
 
     async def _authorized_before(
         self, command: WorkerCommand, command_id: str, user: str
@@ -215,9 +234,27 @@ class Lifecycle:
         return await self._transactions.transact(report.worker_id, report_id, judge, about=about)
 
     async def _decide(self, message: CommandMessage, *, answered: LookupAnswered | None = None) -> Verdict:
-        if isinstance(message.command, UpdateCMLWorkerStatus):
-            return await self._decide_status(message, answered)
+        is_status = isinstance(message.command, UpdateCMLWorkerStatus)
+        judge = (self._judge_status if is_status else self._judge_command)(message, answered)
+        verdict = await self._transactions.transact(
+            message.worker_id, message.command_id, judge, origin=message
+        )
+        if isinstance(verdict, DeadLetter) and verdict.cause == ProblemCode.UNAUTHORIZED:
+            problem = Problem.of(ProblemCode.UNAUTHORIZED, verdict.reason)
+            await self._audit(message.command, message.command_id, message.user, problem, message.redrive)
+            for each in replies(result_of(message, "rejected", problem=problem), message.reply):
+                await self._publish(each)
+        return verdict
 
+    def _denied(self, message: CommandMessage, worker: Worker) -> DeadLetter | None:
+        """Nothing of it is recorded in the worker's stream, which is not theirs."""
+        try:
+            check_owner(message.command, message.actor, worker, self._access.ownership)
+        except UnauthorizedError as error:
+            return DeadLetter(error.problem.detail, error.problem.code)
+        return None
+
+    def _judge_command(self, message: CommandMessage, answered: LookupAnswered | None) -> Judge:
         def judge(worker: Worker, ledger: Ledger | None) -> Step:
             entry = ledger.entries.get(message.command_id) if ledger else None
             if entry is not None:
@@ -226,6 +263,8 @@ class Lifecycle:
                 if before is None:
                     return Compare(repeat)
                 return repeat if before == fingerprint(message.command) else Duplicate()
+            if denied := self._denied(message, worker):
+                return denied
             decision = self._decision(message, worker, _still_true(answered, worker))
             match decision:
                 case Record(events):
@@ -238,7 +277,7 @@ class Lifecycle:
                     return Finish(self._asking(message, lookup))
             assert_never(decision)
 
-        return await self._transactions.transact(message.worker_id, message.command_id, judge, origin=message)
+        return judge
 
     def _decision(self, message: CommandMessage, worker: Worker, looked_up: LookupResult | None) -> Decision:
         now = self._now()
@@ -249,10 +288,12 @@ class Lifecycle:
             self._sightings.saw(worker, now)
         return decision
 
-    async def _decide_status(self, message: CommandMessage, answered: LookupAnswered | None) -> Verdict:
+    def _judge_status(self, message: CommandMessage, answered: LookupAnswered | None) -> Judge:
         """What EC2 shows becomes an event if it is news, and is the answer."""
 
         def judge(worker: Worker, _: Ledger | None) -> Step:
+            if denied := self._denied(message, worker):
+                return denied
             looked_up = _still_true(answered, worker)
 
             async def shown(after: Worker) -> Sequence[Outgoing]:
@@ -271,7 +312,7 @@ class Lifecycle:
                     return Finish(self._asking(message, lookup))
             assert_never(decision)
 
-        return await self._transactions.transact(message.worker_id, message.command_id, judge, origin=message)
+        return judge
 
     def _asking(self, message: CommandMessage, lookup: Lookup) -> Due:
         """The lookup request is due, once it is recorded which command waits for it."""
@@ -283,15 +324,20 @@ class Lifecycle:
         return due
 
     async def _audit(
-        self, message: Message, command: WorkerCommand, problem: Problem, redrive: Redrive | None
+        self,
+        command: WorkerCommand,
+        command_id: str,
+        user: str | None,
+        problem: Problem,
+        redrive: Redrive | None,
     ) -> None:
         """Keep for good that somebody tried; apart from the workers' streams, which strangers cannot fill."""
-        log.warning("unauthorized", user=message.user_id, reason=problem.detail)
+        log.warning("unauthorized", user=user, reason=problem.detail)
         attempt = {
-            "command_id": message.message_id,
+            "command_id": command_id,
             "command_type": command.TYPE,
-            "worker_id": str(command.worker(message.message_id or "")),
-            "user": message.user_id,
+            "worker_id": str(command.worker(command_id)),
+            "user": user,
             "claimed_actor": command.actor,
             "reason": problem.detail,
             "time": self._now().isoformat(),

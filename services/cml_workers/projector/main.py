@@ -62,7 +62,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     def unavailable(model: ReadModel) -> str | None:
         return runners[model.name].problem()
 
-    queries = Queries(database=database, unavailable=unavailable)
+    queries = Queries(database=database, unavailable=unavailable, access=given.settings.access)
 
     archive = Archive(given.archive)
     followers = (RELAY, *(of_read_model(model.name) for model in READ_MODELS))

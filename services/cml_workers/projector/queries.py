@@ -7,6 +7,8 @@ from cml_contracts.queries import QUERIES, Query
 from cml_contracts.results import OperationResult, Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError, read, reply, reply_address
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, Verdict
+from cml_workers.domain.authorization import viewer_of
+from cml_workers.domain.policy import Access
 from cml_workers.readmodels.model import Found, ReadModel
 from cml_workers.readmodels.registry import READ_MODELS
 from cml_workers.sql.port import Database
@@ -17,11 +19,14 @@ ANSWERED_BY: Mapping[type[Any], ReadModel] = {
 
 
 class Queries:
-    """``unavailable``: why a read model cannot be asked now, None if it can."""
+    """``unavailable``: why a read model cannot be asked now, None if it can; ``access``: who may see which workers."""
 
-    def __init__(self, *, database: Database, unavailable: Callable[[ReadModel], str | None]) -> None:
+    def __init__(
+        self, *, database: Database, unavailable: Callable[[ReadModel], str | None], access: Access
+    ) -> None:
         self._database = database
         self._unavailable = unavailable
+        self._access = access
 
     async def on_query(self, message: Message, publish: Publish) -> Verdict:
         """Answer a query; one that nobody awaits is dropped.
@@ -33,7 +38,7 @@ class Queries:
         answer: Found | Problem
         try:
             query: Query = read(message, QUERIES)
-            answer = await self._answer(query)
+            answer = await self._answer(query, message.user_id)
         except BadMessageError as error:
             answer = error.problem
             verdict = DeadLetter(error.problem.detail, error.problem.code)
@@ -42,12 +47,12 @@ class Queries:
             await publish(reply(_result(message.message_id, answer), address, data))
         return verdict
 
-    async def _answer(self, query: Query) -> Found | Problem:
+    async def _answer(self, query: Query, user: str | None) -> Found | Problem:
         model = ANSWERED_BY[type(query)]
         unavailable = self._unavailable(model)
         if unavailable is not None:
             return Problem.of(ProblemCode.READ_MODEL_UNAVAILABLE, unavailable, retryable=True)
-        return await model.answers[type(query)](self._database, query)
+        return await model.answers[type(query)](self._database, query, viewer_of(user, self._access))
 
 
 def _result(query_id: str | None, answer: Found | Problem) -> OperationResult:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from cml_contracts.results import Problem
 from cml_workers.domain.history import Recorded
+from cml_workers.domain.ownership import Viewer
 from cml_workers.domain.worker import Worker
 from cml_workers.readmodels.changes import Change
 from cml_workers.sql.port import Database
@@ -23,7 +24,8 @@ class Found:
     worker_id: UUID | None = None
 
 
-Answer = Callable[[Database, Any], Awaitable[Found | Problem]]
+Answer = Callable[[Database, Any, Viewer | None], Awaitable[Found | Problem]]
+"""A query, answered with what is open to a viewer; None: with everything."""
 
 
 @dataclass(frozen=True, slots=True)

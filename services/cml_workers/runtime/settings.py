@@ -23,7 +23,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cml_contracts.broker import Nodes
 from cml_contracts.commands import COMMANDS
 from cml_contracts.texts import AmiId, Form, InstanceType, Region, Tags, Text
-from cml_workers.domain.policy import EVERY_COMMAND, VISIBILITY_GRACE, Access, Policy
+from cml_workers.domain.ownership import Ownership
+from cml_workers.domain.policy import EVERY_COMMAND, VISIBILITY_GRACE, Access, Limit, Policy
 from cml_workers.domain.profiles import (
     DEFAULT,
     Image,
@@ -64,6 +65,11 @@ _JSON_EXAMPLES: Mapping[Any, str] = {
     dict: '{"name": "value"}',
     tuple: '["one", "another"]',
     frozenset: '["one", "another"]',
+}
+
+_JSON_EXAMPLES_OF: Mapping[str, str] = {
+    "command_users": '{"portal": ["*"]}',
+    "teams": '{"ccna": ["ann", "ben"]}',
 }
 
 
@@ -171,6 +177,24 @@ class Settings(BaseSettings):
     """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}."""
     delegate_users: frozenset[str] = frozenset()
     """JSON array: users that may send commands on behalf of others, with a signed token."""
+    worker_commands_at_once: Annotated[int, Field(ge=1)] | None = None
+    """How many commands for one worker a process handles at once; the next ones are rejected as Throttled, and may be sent again. Unset:
+    four fifths of CML_PREFETCH, so that one worker never keeps others waiting."""
+    worker_commands_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Likewise within a minute. Unset: as many as come."""
+    user_commands_at_once: Annotated[int, Field(ge=1)] | None = None
+    """Likewise of one user of the broker, for all workers. Unset: as many as come, as one service may send everybody's."""
+    user_commands_per_minute: Annotated[int, Field(ge=1)] | None = None
+    """Likewise within a minute. Unset: as many as come."""
+    ownership: bool = False
+    """Workers belong to somebody: whoever may send a command may send it for its own workers alone, and sees no others. Their owner is who
+    created them, or whom the create names."""
+    fleet_actors: frozenset[str] = frozenset()
+    """JSON array: who may command and see every worker all the same; a user of the broker, or whom a signed token names."""
+    teams: dict[str, frozenset[str]] = {}
+    """JSON object: team to those in it, e.g. {"ccna": ["ann", "ben"]}; they share the workers that have it as tag CML_TEAM_TAG."""
+    team_tag: Annotated[str, Field(min_length=1, max_length=128)] = "team"
+    """The tag that names a worker's team. Whoever may tag the instance in AWS may change it."""
     operator_users: frozenset[str] = frozenset()
     """JSON array: users that may see, redrive, edit and discard dead letters."""
     role_users: frozenset[str] = frozenset()
@@ -203,7 +227,7 @@ class Settings(BaseSettings):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
-            example = '{"portal": ["*"]}' if info.field_name == "command_users" else _JSON_EXAMPLES[kind]
+            example = _JSON_EXAMPLES_OF.get(info.field_name or "", _JSON_EXAMPLES[kind])
             raise ValueError(f"must be JSON, e.g. {example}") from None
 
     @model_validator(mode="after")
@@ -238,6 +262,10 @@ class Settings(BaseSettings):
                 "CML_COMMAND_USERS must say who may send commands, e.g. "
                 '{"portal": ["*"]}; CML_AUTHORIZE=false lets everybody do everything'
             )
+        if self.ownership and not self.access.enforced:
+            raise SettingsError(
+                "CML_OWNERSHIP needs authorization: without it nobody knows who sends a command; set CML_AUTHORIZE=true"
+            )
         if self.delegate_users and not self.actor_token_keys:
             raise SettingsError("CML_DELEGATE_USERS needs CML_ACTOR_TOKEN_KEYS")
 
@@ -261,6 +289,13 @@ class Settings(BaseSettings):
             delegates=self.delegate_users,
             operators=self.operator_users,
             keys=tuple(key.get_secret_value().encode() for key in self.actor_token_keys),
+            of_worker=Limit(
+                self.worker_commands_at_once or self.prefetch * 4 // 5 or 1, self.worker_commands_per_minute
+            ),
+            of_user=Limit(self.user_commands_at_once, self.user_commands_per_minute),
+            ownership=Ownership(
+                enforced=self.ownership, fleet=self.fleet_actors, teams=self.teams, team_tag=self.team_tag
+            ),
         )
 
     @property

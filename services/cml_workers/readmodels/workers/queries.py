@@ -17,6 +17,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, OperationView, WorkerView
 from cml_contracts.results import Problem, ProblemCode
+from cml_workers.domain.ownership import Viewer
 from cml_workers.readmodels.model import Found, active
 from cml_workers.readmodels.workers import fold
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKER_TAGS, WORKERS, pairs_of, parts_of
@@ -78,28 +79,42 @@ def _by_pairs(element: _Contains, compiler: Any, **how: Any) -> str:
     return f"({parts_of(text)} @> {pairs_of(part)} AND strpos(lower({text}), lower({part})) > 0)"
 
 
-async def get_worker(database: Database, query: GetCMLWorker) -> Found | Problem:
-    """The worker's row."""
+async def get_worker(
+    database: Database, query: GetCMLWorker, viewer: Viewer | None = None
+) -> Found | Problem:
+    """The worker's row. One that is not open to the viewer is not known to it."""
     row = await database.find(_WORKER, query.worker_id)
-    if row is None:
+    if row is None or not _is_open(row.view, viewer):
         missing = f"worker {query.worker_id} is not known, or not yet"
         return Problem.of(ProblemCode.WORKER_NOT_FOUND, missing, retryable=True)
     return Found(row.view, query.worker_id)
 
 
-async def get_operation(database: Database, query: GetOperation) -> Found | Problem:
-    """What became of a command."""
+async def get_operation(
+    database: Database, query: GetOperation, viewer: Viewer | None = None
+) -> Found | Problem:
+    """What became of a command; unknown to the viewer like its worker."""
     row = await database.find(_OPERATION, query.command_id)
-    if row is None:
+    of = await database.find(_WORKER, row.worker_id) if row is not None and viewer is not None else None
+    if row is None or not _is_open(of.view if of else None, viewer):
         missing = f"no operation of command {query.command_id!r} is recorded, or not yet"
         return Problem.of(ProblemCode.OPERATION_NOT_FOUND, missing, retryable=True)
     return Found(row.view, row.worker_id)
 
 
-async def list_workers(database: Database, query: ListCMLWorkers) -> Found | Problem:
-    """A page of the workers that meet the conditions."""
+def _is_open(view: str | None, viewer: Viewer | None) -> bool:
+    if viewer is None:
+        return True
+    shown = json.loads(view) if view else None
+    return shown is not None and viewer.may(shown["owner"], shown["tags"])
+
+
+async def list_workers(
+    database: Database, query: ListCMLWorkers, viewer: Viewer | None = None
+) -> Found | Problem:
+    """A page of the workers that meet the conditions, and are open to the viewer."""
     try:
-        statements = _page(query)
+        statements = _page(query, viewer)
     except InvalidCursorError as error:
         return Problem.of(ProblemCode.VALIDATION_FAILED, str(error))
     rows: Sequence[Row] = ()
@@ -143,7 +158,7 @@ def _all(statement: sa.Select[Any], connection: sa.Connection) -> Sequence[Row]:
     return connection.execute(statement).all()
 
 
-def _page(wanted: ListCMLWorkers) -> Sequence[sa.Select[Any]]:
+def _page(wanted: ListCMLWorkers, viewer: Viewer | None = None) -> Sequence[sa.Select[Any]]:
     """Statements of which the first that finds a whole page will do; what the last one finds is all there is.
 
     Of names and tags nobody knows where in the order they are. So the next workers are looked at first, which is enough for what is
@@ -151,17 +166,21 @@ def _page(wanted: ListCMLWorkers) -> Sequence[sa.Select[Any]]:
     """
     sort = wanted.sort
     conditions = _conditions(wanted)
-    if not (wanted.name_part or wanted.tag):
+    if viewer and not viewer.teams:
+        conditions.append(_WORKERS.c.owner == viewer.actor)
+    if not (wanted.name_part or wanted.tag or (viewer and viewer.teams)):
         return [
             _ordered(wanted, sa.select(_WORKERS.c.view, _WORKERS.c[sort], _WORKERS.c.id).where(*conditions))
         ]
     columns = dict.fromkeys(_WORKERS.c[each] for each in ("view", "name", sort, "id"))
     next_ones = _ordered(wanted, sa.select(*columns).where(*conditions), more=NEXT_ONES).subquery()
     near = sa.select(next_ones.c.view, next_ones.c[sort], next_ones.c.id).where(
-        *_looked_up(wanted, next_ones.c)
+        *_looked_up(wanted, next_ones.c, viewer)
     )
     # A plan for all of them: one for the first ones would walk through the order.
-    every = sa.select(_WORKERS.c[sort], _WORKERS.c.id).where(*conditions, *_looked_up(wanted, _WORKERS.c))
+    every = sa.select(_WORKERS.c[sort], _WORKERS.c.id).where(
+        *conditions, *_looked_up(wanted, _WORKERS.c, viewer)
+    )
     found = every.cte("found").prefix_with("MATERIALIZED")
     page = _ordered(wanted, sa.select(found), found.c).subquery()
     views = sa.select(_WORKERS.c.view, page.c[sort], page.c.id).join_from(
@@ -203,8 +222,16 @@ def _conditions(wanted: ListCMLWorkers) -> list[sa.ColumnElement[bool]]:
     return conditions
 
 
-def _looked_up(wanted: ListCMLWorkers, columns: Columns) -> Iterator[sa.ColumnElement[bool]]:
+def _looked_up(
+    wanted: ListCMLWorkers, columns: Columns, viewer: Viewer | None
+) -> Iterator[sa.ColumnElement[bool]]:
     """Those that have indexes of their own."""
+    if viewer and viewer.teams:
+        own = sa.select(_WORKERS.c.id).where(_WORKERS.c.owner == viewer.actor)
+        shared = sa.select(_TAGS.c.worker_id).where(
+            _TAGS.c.key == viewer.team_tag, _TAGS.c.value.in_(sorted(viewer.teams))
+        )
+        yield columns.id.in_(sa.union(own, shared))
     if wanted.name_part:
         yield _Contains(columns.name, sa.literal(wanted.name_part))
     if wanted.tag:
