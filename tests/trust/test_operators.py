@@ -41,6 +41,8 @@ from support.rabbitmq import SpawnedRabbitMQ
 from support.roles import Roles
 from support.users import broker_with_users, roles_with_users, url_of
 
+pytestmark = pytest.mark.timeout(300)  # processes start slowly on a busy machine
+
 SENDER, OPERATOR, PROJECTOR, STRANGER = "cml-client", "cml-operator", "cml-projector", "stranger"
 CREATE = CreateCMLWorker(
     name="lab", aws_region="us-east-1", ami_id=DEMO_IMAGES["us-east-1"], created_by=SENDER
