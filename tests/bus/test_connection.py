@@ -121,6 +121,6 @@ async def test_a_cancellation_of_the_librarys_own_is_an_outage(
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Channel, "basic_publish", given_up)
+        patch.setattr(Channel, "_on_confirm_frame", given_up)  # which ends its channel
         with pytest.raises(BusUnavailableError):
             await bus.publish(outgoing())

@@ -100,7 +100,7 @@ async def test_a_reply_to_a_known_node_does_not_wait_for_the_probe_of_another(
         monkeypatch.setattr(DirectReplies, "_ask", no_answer)
         made_up = f"amq.rabbitmq.reply-to.{process()}.key"
         waiting = [
-            asyncio.create_task(bus.publish(Outgoing(None, made_up, b"", "t", "m", mandatory=False)))
+            asyncio.ensure_future(bus.publish(Outgoing(None, made_up, b"", "t", "m", mandatory=False)))
             for _ in range(2)
         ]
         async with asyncio.timeout(5):

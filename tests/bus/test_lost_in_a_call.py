@@ -33,7 +33,7 @@ async def test_a_role_that_starts_cannot_reach_the_broker(rabbitmq_url: str, mon
 async def test_a_message_is_not_confirmed(rabbitmq_url: str, monkeypatch: pytest.MonkeyPatch):
     async with RabbitBus(rabbitmq_url, name="test") as bus:
         with monkeypatch.context() as patch:
-            patch.setattr(Channel, "basic_publish", lost)
+            patch.setattr(Channel, "_on_confirm_frame", lost)  # which ends its channel
             with pytest.raises(BusUnavailableError):
                 await bus.publish(REPLY)
 

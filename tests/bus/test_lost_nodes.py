@@ -168,7 +168,7 @@ async def test_a_silent_network_cancels_nobody(network: TcpProxy, service: Servi
                 return await anext(more)
 
         network.pause()
-        published = asyncio.create_task(bus.publish(event("lost")))
+        published = asyncio.ensure_future(bus.publish(event("lost")))
         calls: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(call)
             for call in (

@@ -191,11 +191,11 @@ async def test_a_reply_that_closes_its_channel_takes_none_of_the_systems_own_mes
     small_broker: str,
 ) -> None:
     async with RabbitBus(small_broker, name="test") as bus:
-        own = await (await bus._publisher._robust_channel()).get_underlay_channel()
+        own = await (await bus._publisher._channel()).get_underlay_channel()
         await bus.publish(Outgoing(None, "nobody", b"", "t", "small", mandatory=False))
         with pytest.raises(BusUnavailableError):
             await bus.publish(Outgoing(None, "nobody", bytes(200_000), "t", "large", mandatory=False))
-        assert await (await bus._publisher._robust_channel()).get_underlay_channel() is own
+        assert await (await bus._publisher._channel()).get_underlay_channel() is own
         assert not own.is_closed
         async with asyncio.timeout(10):
             while True:

@@ -91,15 +91,15 @@ class Outgoing:
 
 
 class Publish(Protocol):
-    """Hands a message to the broker and returns once the broker has confirmed it.
+    """Hands a message to the broker; what is awaited is done once the broker has confirmed it.
 
-    Raises:
+    Raises, when it is awaited:
         BusUnavailableError: not confirmed; repeat. NotTakenError, if one of several queues is the reason.
         UnroutableError: mandatory, and no queue takes it.
         CallerRefusesError: a reply, and the caller's queue refuses it.
     """
 
-    async def __call__(self, message: Outgoing, /) -> None: ...
+    def __call__(self, message: Outgoing, /) -> Awaitable[None]: ...
 
 
 class Routed(Protocol):

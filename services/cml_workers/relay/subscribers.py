@@ -3,7 +3,7 @@
 The broker confirms an event when every queue that it goes to has taken it. A queue that is full, or whose node is down, has it
 withhold the confirm; one that hangs keeps it waiting. All other queues have the event by then, so it is tried a few times and
 given up, which the log, a count and ``/readyz`` say; it stays in the event store. While there is such a queue, each event is
-tried once.
+tried once; twice where no probe was taken in the ``NEAR`` seconds before.
 """
 
 import asyncio
@@ -146,7 +146,7 @@ class Subscribers:
     async def _try(self, entry: Entry) -> None:
         """Once; if it was routed and is not confirmed, the rest goes on in the background."""
         message = self._behind_others(entry)
-        publishing = asyncio.create_task(self._publish(message), name=f"publishes {message.message_id}")
+        publishing = asyncio.ensure_future(self._publish(message))
         late = False
         try:
             await asyncio.wait((publishing,), timeout=0 if self._troubled else PATIENCE)

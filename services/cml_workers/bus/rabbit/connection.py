@@ -1,7 +1,7 @@
 """One connection to RabbitMQ: a channel to publish, a channel for each consumer, and what is wrong with them."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self, cast
@@ -71,10 +71,15 @@ class RabbitBus:
             reconnect_interval=0.5,
         )
         self._direct_replies = DirectReplies(self._nodes)
-        self._publisher = Publisher(
-            self._broker, uses.exchanges, self._direct_replies, app_id=name, user=self.user
-        )
         self._serving = Serving(self._nodes, self.publish, probe_of(uses))
+        self._publisher = Publisher(
+            self._broker,
+            uses.exchanges,
+            self._direct_replies,
+            app_id=name,
+            user=self.user,
+            confirmed=self._serving.sign,
+        )
         self._consumers: list[Consumer] = []
         self._subscribers: list[RabbitSubscriber] = []
         self._broker_name = name
@@ -88,10 +93,9 @@ class RabbitBus:
         asked = self._nodes.heartbeat
         return timedelta(seconds=asked) if asked else timedelta.max
 
-    async def publish(self, message: Outgoing) -> None:
+    def publish(self, message: Outgoing) -> Awaitable[None]:
         """See ``Publish``. Raises NoKeyError as well."""
-        await self._publisher(self._trust.signed(message))
-        self._serving.sign()
+        return self._publisher(self._trust.signed(message))
 
     async def routed(self, message: Outgoing) -> bool:
         """See ``Routed``."""
