@@ -258,14 +258,23 @@ async def test_a_command_whose_lookup_was_not_sent_has_its_record_and_goes_on_fr
     await service.launched()
     service.outbox.broken = 1
     with pytest.raises(BusUnavailableError):
-        await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
+        await service.command(StartCMLWorker(worker_id=WORKER), "start")
     recorded = await streams(service, LOOKUP_STREAMS)
     assert len(recorded) == 1
     for _ in range(2):
-        await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
+        await service.command(StartCMLWorker(worker_id=WORKER), "start")
     assert await streams(service, LOOKUP_STREAMS) == recorded
     await service.answer(instance())
+    assert [result.data for result in service.outbox.results()] == [True]
+
+
+async def test_a_status_update_leaves_no_record(service: Service):
+    """Deployments send them by the minute."""
+    await service.launched()
+    await service.command(UpdateCMLWorkerStatus(worker_id=WORKER), "status")
+    await service.answer(instance())
     assert [result.data["instance_state"] for result in service.outbox.results()] == ["running"]
+    assert await streams(service, LOOKUP_STREAMS) == set()
 
 
 async def test_a_record_says_whose_command_waits_and_nothing_of_its_body(service: Service):

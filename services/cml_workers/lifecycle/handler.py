@@ -207,7 +207,7 @@ class Lifecycle:
             with structlog.contextvars.bound_contextvars(
                 command_id=report.origin.command_id, worker_id=str(report.origin.worker_id)
             ):
-                if not await is_recorded(self._store, report.origin, report.lookup):
+                if not await self._waits_for(report):
                     # A replica of the store that lags behind may not have the record yet.
                     return (
                         Retry(1)
@@ -218,6 +218,12 @@ class Lifecycle:
 
         with structlog.contextvars.bound_contextvars(worker_id=str(report.worker_id)):
             return await self._settle(report, report_id, message.attempt)
+
+    async def _waits_for(self, answered: LookupAnswered) -> bool:
+        """Whether its command was accepted. A status update is answered and changes nothing but what EC2 shows, so it is not recorded."""
+        if isinstance(answered.origin.command, UpdateCMLWorkerStatus):
+            return True
+        return await is_recorded(self._store, answered.origin, answered.lookup)
 
     async def _settle(self, report: WorkerReport, report_id: str, attempt: int) -> Verdict:
         def judge(worker: Worker, ledger: Ledger | None) -> Step:
@@ -313,7 +319,7 @@ class Lifecycle:
                         these(*replies(result_of(message, outcome, problem=problem), message.reply))
                     )
                 case Ask(lookup):
-                    return Finish(self._asking(message, lookup))
+                    return Finish(these(lookup_request(message, lookup)))
             assert_never(decision)
 
         return judge
