@@ -115,7 +115,7 @@ async def test_how_long_the_broker_tolerates_silence_is_known(asked: str, heartb
 
 
 async def test_a_cancellation_of_the_librarys_own_is_an_outage(
-    bus: RabbitBus, monkeypatch: pytest.MonkeyPatch
+    bus: RabbitBus, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ):
     async def given_up(*_: object, **__: object) -> None:
         raise asyncio.CancelledError
@@ -124,3 +124,4 @@ async def test_a_cancellation_of_the_librarys_own_is_an_outage(
         patch.setattr(Channel, "_on_confirm_frame", given_up)  # which ends its channel
         with pytest.raises(BusUnavailableError):
             await bus.publish(outgoing())
+    await recorder.until(1)  # it was on its way all the same

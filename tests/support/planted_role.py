@@ -51,11 +51,12 @@ def forgotten_reply(patch: pytest.MonkeyPatch) -> None:
 
 
 def headers_logged(patch: pytest.MonkeyPatch) -> None:
-    """A line for each command, with all that came with it."""
+    """A line for each command, with all that came with it, past the log that would redact it."""
     on_command = Lifecycle.on_command
 
     async def _on_command(self: Lifecycle, message: Message) -> Verdict:
-        log.debug("a command", headers=message.headers)
+        sys.stderr.write(f"planted: a command with {message.headers}\n")
+        sys.stderr.flush()
         return await on_command(self, message)
 
     patch.setattr(Lifecycle, "on_command", _on_command)

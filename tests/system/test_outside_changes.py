@@ -148,7 +148,7 @@ async def test_what_a_command_learns_of_an_instance_that_somebody_terminated_is_
     [
         {"cml:import": "default", "cml:deployment": "other"},
         {"cml:import": "default", "cml:deployment": "other", "cml:worker-id": str(uuid4())},
-        {},
+        {"Name": "of nobody who consents"},
     ],
 )
 @pytest.mark.parametrize("state", ["running", "stopped"])
