@@ -22,10 +22,9 @@ from cml_workers.domain.messages import (
     OperationFailed,
     OperationSucceeded,
 )
-from cml_workers.domain.policy import Access, Policy
+from cml_workers.domain.policy import Access
 from cml_workers.eventstore.port import StoreUnavailableError
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, load_ledger
-from cml_workers.lifecycle.handler import Lifecycle
 from support.buses import queue_of
 from support.given import instance
 from support.service import CREATE, WORKER, Service
@@ -358,14 +357,7 @@ ENFORCED = Access(enforced=True, users={"portal": frozenset({"*"})})
 
 
 async def test_the_unauthorized_is_refused_kept_and_audited_and_leaves_the_worker_alone(service: Service):
-    service.handler = Lifecycle(
-        store=service.store,
-        publish=service.outbox,
-        policy=Policy(),
-        access=ENFORCED,
-        now=lambda: service.now,
-        new_id=uuid4,
-    )
+    service.allow(ENFORCED)
     redrive = Redrive(edited=True, user="stranger", by="ann")
     for user, headers in ((None, {}), ("stranger", {OPERATOR_HEADER: redrive.model_dump_json()})):
         verdict = await service.command(CREATE, "create", user_id=user, headers=headers)
@@ -379,14 +371,7 @@ async def test_the_unauthorized_is_refused_kept_and_audited_and_leaves_the_worke
 
 
 async def test_the_user_and_the_actor_are_recorded(service: Service):
-    service.handler = Lifecycle(
-        store=service.store,
-        publish=service.outbox,
-        policy=Policy(),
-        access=ENFORCED,
-        now=lambda: service.now,
-        new_id=uuid4,
-    )
+    service.allow(ENFORCED)
     create = CREATE.model_copy(update={"created_by": "portal"})
     assert await service.command(create, "create", user_id="portal") == Ack()
     (first, _) = await service.store.read(f"cml_worker-{WORKER}")

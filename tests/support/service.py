@@ -41,11 +41,15 @@ class Service:
         self.outbox = Outbox()
         self.publish: Publish = self.outbox
         self.now = datetime(2026, 1, 2, tzinfo=UTC)
+        self.allow(Access())
+
+    def allow(self, access: Access) -> None:
+        """From now on, who may command, and how much."""
         self.handler = Lifecycle(
-            store=store,
+            store=self.store,
             publish=self._published,
             policy=Policy(),
-            access=Access(),
+            access=access,
             now=lambda: self.now,
             new_id=uuid4,
         )

@@ -22,9 +22,8 @@ from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.port import Ack, DeadLetter
 from cml_workers.domain.messages import OperationSucceeded
 from cml_workers.domain.ownership import Ownership
-from cml_workers.domain.policy import Access, Policy
+from cml_workers.domain.policy import Access
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector.queries import Queries
 from cml_workers.runtime.settings import Settings, SettingsError
 from support.buses import token_for
@@ -57,14 +56,7 @@ COMMANDS = [
 async def service(tmp_path: Path) -> AsyncIterator[Service]:
     """With a running worker of ann's, which bears the tag of team ccna."""
     async with opened(tmp_path) as service:
-        service.handler = Lifecycle(
-            store=service.store,
-            publish=service.outbox,
-            policy=Policy(),
-            access=ACCESS,
-            now=lambda: service.now,
-            new_id=uuid4,
-        )
+        service.allow(ACCESS)
         await create(service)
         yield service
 

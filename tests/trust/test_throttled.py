@@ -12,9 +12,8 @@ import pytest
 from cml_contracts.commands import StopCMLWorker, UpdateCMLWorkerStatus, UpdateCMLWorkerTags
 from cml_contracts.results import ProblemCode
 from cml_workers.bus.port import Ack, Retry
-from cml_workers.domain.policy import Access, Limit, Policy
+from cml_workers.domain.policy import Access, Limit
 from cml_workers.eventstore.worker_streams import load
-from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.runtime.settings import Settings
 from support.given import create
 from support.service import WORKER, Service, opened
@@ -30,14 +29,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
 
 
 def limited(service: Service, *, of_worker: Limit = NONE, of_user: Limit = NONE) -> None:
-    service.handler = Lifecycle(
-        store=service.store,
-        publish=service.outbox,
-        policy=Policy(),
-        access=Access(of_worker=of_worker, of_user=of_user),
-        now=lambda: service.now,
-        new_id=uuid4,
-    )
+    service.allow(Access(of_worker=of_worker, of_user=of_user))
 
 
 def tags(number: int) -> UpdateCMLWorkerTags:
