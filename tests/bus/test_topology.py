@@ -1,5 +1,7 @@
 """The topology on both brokers: declared again, and found with other arguments."""
 
+import asyncio
+
 import aio_pika
 import pytest
 from aiormq.exceptions import PublishError
@@ -38,7 +40,9 @@ async def test_the_bindings_of_earlier_versions_go_when_the_relay_starts_and_not
         assert await arrives(EVENTS_EXCHANGE)
         assert await arrives(TRIGGERS_EXCHANGE)
         await declare_topology(empty, ROLES["relay"].uses)
-        assert not await arrives(EVENTS_EXCHANGE)
+        async with asyncio.timeout(5):  # with Khepri, routes follow the bindings a moment later
+            while await arrives(EVENTS_EXCHANGE):
+                await asyncio.sleep(0.05)
         assert await arrives(TRIGGERS_EXCHANGE)
         await triggers.purge()
 

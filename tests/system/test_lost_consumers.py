@@ -70,11 +70,11 @@ async def published(cluster: RabbitMQCluster, number: int) -> AsyncIterator[Publ
             event = EventEnvelope(
                 id=uuid4(),
                 source="test",
-                type="cml.worker.created.v1",
+                type="cml.worker.start_requested.v1",
                 worker_id=worker_id,
                 revision=next(revisions),
                 time=datetime(2026, 1, 2, tzinfo=UTC),
-                data={},
+                data={"operation_id": "start"},
             )
             body = json.dumps(event.to_cloudevent()).encode()
             await exchange.publish(aio_pika.Message(body, delivery_mode=2), event.type)
