@@ -20,7 +20,7 @@ from cml_contracts.commands import StopCMLWorker
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.queries import ListCMLWorkers
 from cml_contracts.results import OperationResult
-from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_contracts.topology import EVENTS_EXCHANGE, subscriber_queue
 from cml_workers.bus.codec import reply, reply_address
 from cml_workers.bus.port import Ack, BusUnavailableError, Message, Outgoing, Verdict
 from cml_workers.bus.rabbit import RabbitBus, connection, restored_connection, serving
@@ -154,7 +154,7 @@ async def test_events_of_a_durable_queue_are_kept_while_the_connection_is_lost(
         async with asyncio.timeout(60):
             assert [await anext(events), await anext(events)] == [ENVELOPE] * 2, "the first comes again"
     async with await aio_pika.connect(rabbitmq_url) as direct:
-        await (await direct.channel()).queue_delete(queue)
+        await (await direct.channel()).queue_delete(subscriber_queue("guest", queue))
 
 
 async def test_a_silent_network_cancels_nobody(network: TcpProxy, service: Service):

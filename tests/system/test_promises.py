@@ -10,11 +10,13 @@ from uuid import UUID, uuid4
 
 import aio_pika
 import pytest
+from yarl import URL
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import LaunchRequested
 from cml_contracts.queries import WorkerView
+from cml_contracts.topology import subscriber_queue
 from cml_workers.bus.topology import EC2_TRIGGERS, TRIGGERS_EXCHANGE
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
@@ -140,7 +142,7 @@ async def test_a_subscriber_that_was_away_finds_what_came_meanwhile(running: Run
     assert [each.revision for each in came] == [0, 1, 1, 2]
     assert came[1] == came[2]
     async with await aio_pika.connect(amqp) as connection:
-        await (await connection.channel()).queue_delete(queue)
+        await (await connection.channel()).queue_delete(subscriber_queue(URL(amqp).user or "guest", queue))
 
 
 async def test_who_names_no_correlation_is_answered_by_the_command_id_and_who_names_no_address_asks_later(
