@@ -11,7 +11,7 @@ from cml_contracts.envelope import MAX_BODY
 from cml_workers.bus.deaths import count, death_of
 from cml_workers.bus.headers import FAULT_HEADER, OPERATOR_HEADER, OWN_HEADERS, REDRIVE_HEADER, USER_HEADER
 from cml_workers.bus.port import Message, Outgoing
-from cml_workers.bus.topology import DEAD_LETTER_QUEUE, HANDLED, INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE
+from cml_workers.bus.topology import BETWEEN_ROLES, HANDLED, PUBLIC
 from cml_workers.domain.history import Redrive
 from cml_workers.domain.messages import MAX_INTERNAL_BODY
 from cml_workers.foundation.secrets import redacted, without_secrets
@@ -19,11 +19,9 @@ from cml_workers.foundation.secrets import redacted, without_secrets
 NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
 """Of the ids of dead letters."""
 _BETWEEN_ROLES = frozenset(
-    queue.name
-    for queue in HANDLED
-    if any(binding.exchange in (INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE) for binding in queue.bindings)
+    queue.name for queue in HANDLED if any(binding.exchange in BETWEEN_ROLES for binding in queue.bindings)
 )
-FROM_SENDERS = frozenset(queue.name for queue in HANDLED) - _BETWEEN_ROLES - {DEAD_LETTER_QUEUE.name}
+FROM_SENDERS = PUBLIC
 """The queues of what comes from outside; what the roles send each other may be what EC2 did."""
 _OF_THE_BROKER = ("x-death", "x-first-death-", "x-last-death-")
 
