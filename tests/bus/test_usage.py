@@ -1,5 +1,6 @@
 """A connection asks the broker for what its role uses, and uses nothing else."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import aio_pika
@@ -130,6 +131,29 @@ async def test_a_queue_that_does_not_let_itself_be_consumed_is_named(
         with pytest.raises(BusUnavailableError, match=f"consume '{LIFECYCLE_COMMANDS.name}'"):
             await bus.start()
         proxy.heal()
+
+
+async def test_a_queue_that_is_gone_when_the_connection_is_restored_is_named_and_ends_the_role(
+    url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """The library tries to restore the connection without an end: nobody would learn why nothing is handled."""
+    monkeypatch.setattr(connection, "LOOKS_EVERY", 0.1)
+    monkeypatch.setattr(connection, "DEAD_FOR", 1.0)
+    async with TcpProxy(URL(url).port or 0) as proxy:
+        bus = RabbitBus(proxy.through(url), name="test", uses=Usage((LIFECYCLE_COMMANDS,)))
+        bus.consume(LIFECYCLE_COMMANDS, never, prefetch=1)
+        async with bus:
+            assert bus.problem() is None
+            outage = asyncio.create_task(proxy.outage(2.0))
+            async with asyncio.timeout(10):
+                while bus.problem() != "not connected to RabbitMQ":
+                    await asyncio.sleep(0.05)
+            async with await aio_pika.connect(url) as other:
+                await (await other.channel()).queue_delete(LIFECYCLE_COMMANDS.name)
+            await outage
+            with pytest.raises(TopologyError, match=f"no consumer on {LIFECYCLE_COMMANDS.name};"):
+                await asyncio.wait_for(bus.consuming, 20)
+            assert bus.problem() == f"no consumer on {LIFECYCLE_COMMANDS.name}"
 
 
 def test_every_queue_has_one_role_that_consumes_it():

@@ -47,8 +47,10 @@ async def test_a_dead_consumer_makes_the_process_unready(running: RunningSystem,
 
     async with await aio_pika.connect(rabbitmq_url) as connection:
         await (await connection.channel()).queue_delete("cml.projector.queries.v2")
+    # RabbitMQ 4.3 may end the connection of who consumes a queue while that is deleted: then it is not connected for a moment.
+    passing = [{}, {"projector": ["not connected to RabbitMQ"]}]
     async with asyncio.timeout(60):
-        while (answer := await asyncio.to_thread(ask, f"{health}/readyz"))[0] == 200:
+        while (answer := await asyncio.to_thread(ask, f"{health}/readyz"))[1]["problems"] in passing:
             await asyncio.sleep(0.1)
     assert answer == (
         503,

@@ -161,7 +161,9 @@ async def _keep_tidy(archive: Archive, settings: Settings) -> None:
             done = await archive.tidy(limits, utc_now())
             if any(done.values()):
                 log.warning("the archive of dead letters keeps to its limits", **done)
-        except (ConnectionError, ConfigurationError) as error:
+        except ConnectionError:
+            pass  # the outage is logged already; what is too much now goes after it
+        except ConfigurationError as error:
             log.warning("the archive of dead letters grows", cause=str(error))
         await asyncio.sleep(TIDY_EVERY)
 

@@ -218,15 +218,19 @@ class RabbitBus:
         An open connection is not enough: after its queue was deleted or its channel closed, a consumer gets nothing.
         """
         connection = self._connection
-        if connection is None or not connection.connected.is_set():
+        if connection is None or not (connection.missing or connection.connected.is_set()):
             return "not connected to RabbitMQ"
-        return self._dead_consumer()
+        return self._dead_consumer(connection.missing)
 
     def counts(self) -> Mapping[str, int]:
         """What it has counted since it started."""
         return {"replies_dropped": sum(consumer.replies_dropped for consumer in self._consumers)}
 
-    def _dead_consumer(self) -> str | None:
+    def _dead_consumer(self, missing: str | None) -> str | None:
+        """``missing``: see ``RestoredConnection``."""
+        if missing:
+            names = (each.queue.name for each in self._subscribers)
+            return next((f"no consumer on {name}" for name in names if f"'{name}'" in missing), missing)
         for subscriber in self._subscribers:
             queue, tag = subscriber._queue_obj, subscriber._consumer_tag  # noqa: SLF001 - FastStream has no other way
             if queue is None or queue.channel.is_closed or not _consumes(queue.channel, tag):
@@ -242,12 +246,14 @@ class RabbitBus:
         while True:
             await asyncio.sleep(LOOKS_EVERY)
             connection = self._connection
-            connected = connection is not None and connection.connected.is_set()
-            if connection is not None and connected and await self._serving.another_serves():
+            if connection is None:
+                continue
+            missing, connected = connection.missing, connection.connected.is_set()
+            if connected and not missing and await self._serving.another_serves():
                 log.warning("the node confirms and delivers nothing, another one does; connecting there")
                 await connection.give_up()
                 continue
-            dead = self._dead_consumer() if connected else None
+            dead = self._dead_consumer(missing) if missing or connected else None
             now = asyncio.get_running_loop().time()
             since = (now if since is None else since) if dead else None
             if since is not None and now - since >= DEAD_FOR:

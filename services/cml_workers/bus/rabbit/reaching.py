@@ -1,8 +1,8 @@
-"""Whether RabbitMQ lets us in, and what it means if it does not."""
+"""Whether RabbitMQ lets us in and has what we use, and what it means if not."""
 
 import logging
 
-from aiormq.exceptions import AuthenticationError, ProbableAuthenticationError
+from aiormq.exceptions import AuthenticationError, ChannelNotFoundEntity, ProbableAuthenticationError
 
 from cml_contracts.amqp import outage
 from cml_contracts.broker import Nodes, connect
@@ -39,3 +39,10 @@ def unreachable(error: BaseException, cause: str, url: str) -> Exception:
             f"server ({cause})"
         )
     return BusUnavailableError(f"no RabbitMQ at {url}: {cause}")
+
+
+def missing(error: BaseException) -> bool:
+    """Whether a queue or an exchange does not exist; NOT_FOUND says so too of one "whose home node is down", or "due to timeout"."""
+    return isinstance(error, ChannelNotFoundEntity) and any(
+        kind in str(error) for kind in ("no queue", "no exchange")
+    )

@@ -10,6 +10,7 @@ from yarl import URL
 
 from cml_contracts.amqp import closed
 from cml_contracts.broker import CONNECT_SECONDS, Nodes, first, no_answer
+from cml_workers.bus.rabbit.reaching import missing
 
 RESTORE_SECONDS = 20.0
 """How long a node may take until channels and consumers are there again."""
@@ -32,6 +33,14 @@ class RestoredConnection(aio_pika.RobustConnection):
     def __init__(self, url: URL, *, nodes: Nodes, **options: Any) -> None:
         super().__init__(url, **options)
         self.kwargs["transport_factory"] = nodes
+        self._missed: tuple[float, str] | None = None
+
+    @property
+    def missing(self) -> str | None:
+        """The broker's words, if it is there but has not restored the connection, as a queue or an exchange does not exist."""
+        if self._missed is None or self.loop.time() - self._missed[0] > CONNECT_SECONDS:
+            return None
+        return self._missed[1]
 
     async def connect(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the library's
         try:
@@ -47,7 +56,10 @@ class RestoredConnection(aio_pika.RobustConnection):
         try:
             async with asyncio.timeout(RESTORE_SECONDS):
                 await super()._on_connected()
-        except BaseException:
+            self._missed = None
+        except BaseException as error:
+            if missing(error):
+                self._missed = (self.loop.time(), str(error))
             await _leave(transport)  # otherwise the library takes it for restored
             raise
 

@@ -12,6 +12,7 @@ from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, Chann
 from cml_contracts.broker import Nodes, connect
 from cml_contracts.topology import Exchange
 from cml_workers.bus.port import BusUnavailableError, TopologyError
+from cml_workers.bus.rabbit.reaching import missing
 from cml_workers.bus.rabbit.replaced import replace_earlier
 from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 
@@ -67,10 +68,8 @@ class _Asking:
         except TimeoutError as error:
             raise _NoAnswerError(subject) from error
         except ChannelNotFoundEntity as error:
-            if "no queue" not in str(error) and "no exchange" not in str(error):
-                raise _NoAnswerError(
-                    f"{subject} ({error})"
-                ) from error  # "home node ... is down", "due to timeout"
+            if not missing(error):
+                raise _NoAnswerError(f"{subject} ({error})") from error
             raise TopologyError(
                 f"{subject} is missing: import deploy/rabbitmq/definitions.json into RabbitMQ, or let the roles "
                 "declare what is missing with CML_DECLARE_TOPOLOGY=true and a user that may configure it"
