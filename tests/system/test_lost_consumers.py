@@ -117,15 +117,13 @@ async def test_with_its_node_it_loses_what_it_had_which_comes_marked_and_with_ra
         async with background(partial(goes_on, publish), "publishes"):
             await cluster.kill(node)
             await asyncio.sleep(1)  # the client notices, and drops what it had fetched
-            while not had <= {revision for revision, _ in came}:
+            while not had <= (revisions := {revision for revision, _ in came}) or gaps(revisions):
                 came.append(await numbered(events))
     assert [revision for revision, marked in came if revision in had and marked] == sorted(had)
     first_sent = [revision for revision, marked in came if not marked]
     assert first_sent == sorted(first_sent)
-    if version >= (4, 3):
+    if version >= (4, 3):  # before, it is a matter of luck whether the queue knows of the loss before there is another consumer
         assert came[0] == (min(first_sent), False), came
-    else:
-        assert [revision for revision, _ in came] == sorted(had)
 
 
 @pytest.mark.timeout(TIMEOUT)
@@ -143,6 +141,11 @@ async def test_with_the_leader_of_its_queue_alone_it_loses_nothing_and_the_order
         await cluster.kill(leader)
         came += [await numbered(events) for _ in range(100)]
     assert came == [(revision, False) for revision in range(110)]
+
+
+def gaps(revisions: set[int]) -> set[int]:
+    """Those that are still to come before the latest of them."""
+    return set(range(max(revisions))) - revisions
 
 
 async def numbered(events: Came) -> tuple[int, bool]:
