@@ -122,7 +122,10 @@ async def test_with_its_node_it_loses_what_it_had_which_comes_marked_and_with_ra
     assert [revision for revision, marked in came if revision in had and marked] == sorted(had)
     first_sent = [revision for revision, marked in came if not marked]
     assert first_sent == sorted(first_sent)
-    if version >= (4, 3):  # before, it is a matter of luck whether the queue knows of the loss before there is another consumer
+    if version >= (
+        4,
+        3,
+    ):  # before, it is a matter of luck whether the queue knows of the loss before there is another consumer
         assert came[0] == (min(first_sent), False), came
 
 

@@ -65,9 +65,11 @@ class Trust:
 
     def signed(self, message: Outgoing) -> Outgoing:
         """What is published again, with a signature if it is not believed without one. Raises NoKeyError."""
+        if not self.enforced or USER_HEADER not in message.headers:
+            return message
         queue = _goes_to(message)
         role = self._consumer(queue)
-        if not self.enforced or USER_HEADER not in message.headers or queue is None or role is None:
+        if queue is None or role is None:
             return message
         key = self.keys.get(role)
         own = message.user_id in self.users.get(role, ())
