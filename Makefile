@@ -92,6 +92,7 @@ check: $(READY) ## format, lint, strict types, import rules, words, generated do
 	@$(BIN)/python -m cml_tools.definitions --check deploy/rabbitmq/definitions.json
 	@$(BIN)/python -m cml_tools.configuration --check docs/configuration.md
 	@$(BIN)/python -m cml_tools.roles --check docs/roles.md
+	@$(BIN)/python -m cml_tools.metrics --check docs/metrics.md
 	@$(BIN)/python -m cml_tools.ec2_calls --check docs/ec2-calls.md
 
 format: $(READY) ## rewrite the code in the project's format
@@ -101,6 +102,7 @@ format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/python -m cml_tools.definitions > deploy/rabbitmq/definitions.json
 	@$(BIN)/python -m cml_tools.configuration --write docs/configuration.md
 	@$(BIN)/python -m cml_tools.roles --write docs/roles.md
+	@$(BIN)/python -m cml_tools.metrics --write docs/metrics.md
 	@$(BIN)/python -m cml_tools.ec2_calls --write docs/ec2-calls.md
 
 SIMULATE := cd tests && ../$(BIN)/python -m simulation.campaign

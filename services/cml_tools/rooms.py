@@ -107,7 +107,9 @@ ROOMS: Mapping[str, Room] = {
         packages=("botocore", "moto", "werkzeug"),
         library=ANYTHING,
     ),
-    "foundation": Room(modules=_service("foundation"), packages=("structlog",), library=ANYTHING),
+    "foundation": Room(
+        modules=_service("foundation"), packages=("prometheus_client", "structlog"), library=ANYTHING
+    ),
     "domain": Room(modules=_service("domain"), imports=("contracts",), packages=("pydantic",), library=PURE),
     "bus": Room(
         modules=_service("bus"),
@@ -184,7 +186,14 @@ ROOMS: Mapping[str, Room] = {
     "runtime": Room(
         modules=_service("runtime"),
         imports=(*CORE, "contracts.client", "bus.rabbit", "eventstore.following", "sql.port"),
-        packages=("pydantic", "pydantic_core", "pydantic_settings", "sqlalchemy", "structlog"),
+        packages=(
+            "prometheus_client",
+            "pydantic",
+            "pydantic_core",
+            "pydantic_settings",
+            "sqlalchemy",
+            "structlog",
+        ),
         library=ANYTHING,
     ),
     **_roles(),
@@ -291,6 +300,7 @@ ROOMS: Mapping[str, Room] = {
         imports=(
             "roots",
             "contracts",
+            "foundation",
             "domain",
             "bus",
             "runtime",

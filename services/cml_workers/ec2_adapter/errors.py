@@ -227,3 +227,12 @@ def _readable(message: str) -> str:
     """Without the encoded authorization message, which is long and for administrators' eyes alone."""
     message = message.partition("Encoded authorization failure message")[0].strip()
     return message if len(message) <= _MAX_DETAIL else message[:_MAX_DETAIL] + " ..."
+
+
+def counted_code(error: EC2Error) -> str:
+    """EC2's code, for a metric: one that we know, ``other``, or ``no_answer``."""
+    if isinstance(error, OutcomeUnknownError) and not _matches(error.aws_code or "", UNKNOWN):
+        return "no_answer"
+    code = error.aws_code or "other"
+    known = " ".join([UNKNOWN, *(row.codes for row in (*TAG_ROWS, *ROWS))]).split()
+    return code if code in known else next((each for each in known if fnmatchcase(code, each)), "other")

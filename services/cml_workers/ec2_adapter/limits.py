@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from cml_workers.ec2_adapter.errors import EC2ThrottledException, Remedy
+from cml_workers.foundation.metrics import EC2_WAIT_SECONDS
 
 
 class Bucket(NamedTuple):
@@ -110,7 +111,8 @@ class Limits:
             EC2ThrottledException: it would take longer than ``within``. Known at once, and no token is taken.
         """
         tokens = self._of(region, api)
-        until = self._now() + within
+        began = self._now()
+        until = began + within
         while True:
             now = self._now()
             delay = tokens.delay(now)
@@ -125,6 +127,7 @@ class Limits:
             if delay > 0:
                 await self._sleep(delay)
             if not tokens.is_paused(self._now()):
+                EC2_WAIT_SECONDS.labels(api).observe((self._now() - began).total_seconds())
                 return
 
     def refused(self, region: str, api: str) -> None:

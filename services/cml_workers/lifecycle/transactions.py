@@ -20,6 +20,7 @@ from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.command_streams import bind, load_record
 from cml_workers.eventstore.port import EventStore, WrongExpectedVersionError
 from cml_workers.eventstore.worker_streams import Workers
+from cml_workers.lifecycle.counting import count
 from cml_workers.lifecycle.replies import metadata_of, replies, result_of, reused
 
 log = structlog.get_logger(__name__)
@@ -211,7 +212,9 @@ class Transactions:
         ledger = Ledger(worker)
         for each in recorded:
             ledger.add(each)
-        return after, ledger.settled_by(cause)
+        settled = ledger.settled_by(cause)
+        count(events, settled, now)
+        return after, settled
 
 
 def _asked(worker: Worker, cause: str, about: str | None) -> Iterable[str]:

@@ -1,22 +1,26 @@
-"""Whether a process can do its work, over HTTP: ``/livez`` (it runs) and ``/readyz`` (every part of it works).
+"""How a process does, over HTTP: ``/livez`` (it runs), ``/readyz`` (every part of it works) and ``/metrics`` (what it counts).
 
-For the probes of an orchestrator and nothing else: GET only, one small JSON answer, then the connection closes.
+For the probes of an orchestrator and for Prometheus, and nothing else: GET only, one small answer, then the connection closes.
 """
 
 import asyncio
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from cml_workers.foundation.metrics import REGISTRY, Figures
 from cml_workers.foundation.outages import Dependency
 from cml_workers.runtime.role import Running, ago, lag
 from cml_workers.runtime.settings import SettingsError
 
 PORT = 8080
 """Where a container serves the probes."""
+PATHS = ["/livez", "/readyz", "/metrics"]
 PING_TIMEOUT = 5.0
 """Seconds that event store and database have to answer."""
 
@@ -32,9 +36,9 @@ async def report(running: Sequence[Running], parts: Sequence[Dependency]) -> tup
     followers = {}
     figures: Counter[str] = Counter()
     for role in running:
-        if wrong := [problem for check in role.checks if (problem := check()) is not None]:
+        if wrong := _said(role.checks):
             problems[role.name] = wrong
-        if said := [warning for look in role.warnings if (warning := look()) is not None]:
+        if said := _said(role.warnings):
             warnings[role.name] = said
         if (following := role.following) is not None:
             last, moved = following.last_event_at, following.moved_at
@@ -47,12 +51,22 @@ async def report(running: Sequence[Running], parts: Sequence[Dependency]) -> tup
                 "failures_in_a_row": following.attempts,
             }
         figures.update(role.counts())
-        if role.dead_letters is not None:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(PING_TIMEOUT):
-                    figures["dead_letters_waiting"] = await role.dead_letters()
+        figures.update(await _waiting(role))
     states = {"problems": problems, "warnings": warnings, "followers": followers}
     return not problems, {"ready": not problems, **states, **figures}
+
+
+def _said(looks: Sequence[Callable[[], str | None]]) -> list[str]:
+    return [said for look in looks if (said := look()) is not None]
+
+
+async def _waiting(role: Running) -> Mapping[str, int]:
+    """How many dead letters wait, from the role that knows, if it knows now."""
+    if role.dead_letters is not None:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(PING_TIMEOUT):
+                return {"dead_letters_waiting": await role.dead_letters()}
+    return {}
 
 
 async def _problem(part: Dependency) -> str | None:
@@ -71,7 +85,7 @@ async def _problem(part: Dependency) -> str | None:
 async def probes(
     port: int | None, running: Sequence[Running], parts: Sequence[Dependency], host: str = ""
 ) -> AsyncIterator[int | None]:
-    """Serve the probes while the context lasts; yields the port. None: no probes. Raises SettingsError.
+    """Serve probes and metrics while the context lasts; yields the port. None: none. Raises SettingsError.
 
     ``running`` and ``parts`` may change meanwhile.
     """
@@ -84,17 +98,9 @@ async def probes(
             async with asyncio.timeout(2 * PING_TIMEOUT):
                 request = (await reader.readuntil(b"\r\n")).split(b" ")
                 path = request[1] if len(request) > 1 else b""
-                content: dict[str, Any]
-                if path == b"/livez":
-                    status, content = "200 OK", {"alive": True}
-                elif path == b"/readyz":
-                    well, content = await report(running, parts)
-                    status = "200 OK" if well else "503 Service Unavailable"
-                else:
-                    status, content = "404 Not Found", {"paths": ["/livez", "/readyz"]}
-                body = json.dumps(content).encode()
+                status, kind, body = await _answer(path, running, parts)
                 writer.write(
-                    f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
+                    f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\n"
                     f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
                     + body
                 )
@@ -109,3 +115,36 @@ async def probes(
         ) from error
     async with server:
         yield server.sockets[0].getsockname()[1]
+
+
+async def _answer(
+    path: bytes, running: Sequence[Running], parts: Sequence[Dependency]
+) -> tuple[str, str, bytes]:
+    """Status, content type and body."""
+    content: Mapping[str, Any]
+    match path:
+        case b"/metrics":
+            return "200 OK", CONTENT_TYPE_LATEST, await exposition(running)
+        case b"/livez":
+            status, content = "200 OK", {"alive": True}
+        case b"/readyz":
+            well, content = await report(running, parts)
+            status = "200 OK" if well else "503 Service Unavailable"
+        case _:
+            status, content = "404 Not Found", {"paths": PATHS}
+    return status, "application/json", json.dumps(content).encode()
+
+
+async def exposition(running: Sequence[Running]) -> bytes:
+    """What Prometheus reads: what the process counted, and how each of its roles does now."""
+    figures = Figures()
+    for role in running:
+        figures.put("role_ready", role.name, not _said(role.checks))
+        figures.put("role_warnings", role.name, len(_said(role.warnings)))
+        if (following := role.following) is not None:
+            figures.put("follower_caught_up", role.name, following.caught_up)
+            figures.put("follower_lag_seconds", role.name, lag(following))
+            figures.put("follower_failures", role.name, following.attempts)
+        for name, value in (*role.counts().items(), *(await _waiting(role)).items()):
+            figures.put(name, role.name, value)
+    return generate_latest(REGISTRY) + generate_latest(figures)

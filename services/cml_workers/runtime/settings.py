@@ -220,7 +220,7 @@ class Settings(BaseSettings):
     """JSON array: keys of at least 32 characters that sign such tokens; several while they are changed."""
 
     health_port: Annotated[int, Field(ge=0, le=65535)] | None = None
-    """Serve /livez and /readyz on this port; 0: a free one; unset: not at all."""
+    """Serve /livez, /readyz and /metrics on this port; 0: a free one; unset: not at all."""
     health_host: str = "127.0.0.1"
     """Address the probes listen on; 0.0.0.0 in a container."""
 

@@ -41,6 +41,7 @@ from cml_workers.bus.rabbit.messages import (
 from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, Queue
 from cml_workers.bus.trust import Trust
+from cml_workers.foundation.metrics import MESSAGE_SECONDS, MESSAGES
 from cml_workers.foundation.outages import NO_OUTAGES, Outages
 
 log = structlog.get_logger(__name__)
@@ -51,6 +52,8 @@ SUSPECT = 3
 """Deliveries from which a message is suspected to kill the process, as two deaths in a row are no coincidence."""
 SUSPENSE = 1.0
 """Seconds, at most, that a suspect waits for the others."""
+
+_VERDICTS = {Ack: "done", Retry: "retried", DeadLetter: "dead_letter"}
 
 
 class Consumer:
@@ -75,6 +78,8 @@ class Consumer:
         self._alone = asyncio.Lock()
         self._ending = asyncio.Event()
         self.in_flight: set[asyncio.Task[object]] = set()
+        for verdict in (*_VERDICTS.values(), "given_back"):
+            MESSAGES.labels(queue.name, verdict)  # there from the start, or its first increase is not seen
         self.replies_dropped = 0
         """Messages that are done although a caller's queue did not take its reply."""
 
@@ -84,7 +89,8 @@ class Consumer:
         assert task is not None  # noqa: S101 - this is a coroutine
         self.in_flight.add(task)
         try:
-            await self._process(received)
+            with MESSAGE_SECONDS.labels(self._queue.name).time():
+                await self._process(received)
         finally:
             self.in_flight.discard(task)
 
@@ -114,6 +120,7 @@ class Consumer:
         try:
             await self._settle(message, headers, settlement.verdict)
             await received.ack()
+            self._count(_VERDICTS[type(settlement.verdict)])
             if isinstance(ended, CallerRefusesError) and settlement.verdict == Ack():
                 self._dropped(message, ended)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message is delivered again
@@ -122,7 +129,11 @@ class Consumer:
             )
             await self._give_back(received)
 
+    def _count(self, verdict: str) -> None:
+        MESSAGES.labels(self._queue.name, verdict).inc()
+
     async def _give_back(self, received: RabbitMessage) -> None:
+        self._count("given_back")
         await asyncio.sleep(UNSETTLED_PAUSE)
         with contextlib.suppress(Exception):
             # Not `nack`, which RabbitMQ 4.3 leaves out of the delivery limit.

@@ -29,9 +29,11 @@ from cml_workers.ec2_adapter.errors import (
     EC2InvalidParameterException,
     OutcomeUnknownError,
     Remedy,
+    counted_code,
     exception_for,
 )
 from cml_workers.ec2_adapter.port import AT_ONCE
+from cml_workers.foundation.metrics import EC2_CALL_SECONDS, EC2_CALLS
 
 CONNECT_SECONDS = 5.0
 """Of several addresses of EC2 that do not answer the next one is tried after so many seconds."""
@@ -106,6 +108,24 @@ class Connections:
 
     @asynccontextmanager
     async def calling(self, operation: str, region: str, subject: str) -> "AsyncIterator[EC2Client]":
+        """One call, which is counted and timed; what goes wrong is as ``_calling`` raises it."""
+        if region not in _known_regions():
+            # Its host would not be found, as in an outage, and the call would be repeated without end.
+            raise EC2InvalidParameterException(f"AWS has no region {region}, as far as is known here")
+        code = "no_answer"
+        try:
+            with EC2_CALL_SECONDS.labels(operation, region).time():
+                async with self._calling(operation, region, subject) as client:
+                    yield client
+            code = ""
+        except EC2Error as error:
+            code = counted_code(error)
+            raise
+        finally:
+            EC2_CALLS.labels(operation, region, code).inc()
+
+    @asynccontextmanager
+    async def _calling(self, operation: str, region: str, subject: str) -> "AsyncIterator[EC2Client]":
         """One call; whatever goes wrong becomes one of our exceptions.
 
         It ends within its time, whatever takes long: credentials, the connection, an answer that comes byte by byte.
@@ -152,9 +172,6 @@ class Connections:
             ) from error
 
     async def _client(self, region: str) -> _Client:
-        if region not in _known_regions():
-            # Its host would not be found, as in an outage, and the call would be repeated without end.
-            raise EC2InvalidParameterException(f"AWS has no region {region}, as far as is known here")
         known = self._regions.setdefault(region, _Region())
         async with known.opening:
             if known.client is None:
