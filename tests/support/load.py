@@ -5,7 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from typing import Literal
-from uuid import UUID, uuid5
+from uuid import UUID, uuid4
 
 from cml_contracts.client import NoResultYetError, NotSentError, WorkerClient
 from cml_contracts.commands import (
@@ -21,7 +21,6 @@ from cml_contracts.results import OperationResult
 from cml_embedded.ec2_simulator import DEMO_IMAGES
 from support.callers import Callers
 
-_NAMES = UUID("6d1f27a4-9c1c-4f34-8a5d-1d6a3a3a9d11")
 REGION = "us-east-1"
 
 Manner = Literal["once", "impatient", "post", "client"]
@@ -36,7 +35,8 @@ RIVALS = 0.1
 
 
 class Load:
-    """``total`` commands of which about ``fleet`` are creates, ``callers`` at once; the same for the same seed.
+    """``total`` commands of which about ``fleet`` are creates, ``callers`` at once; the same for the same seed, but for the ids of
+    workers and commands: a store that was given has those of the runs before.
 
     ``client``: for the callers that use it; without one they are callers like most.
     """
@@ -62,8 +62,8 @@ class Load:
         self._client = client
         self._lanes = lanes
         self._random = random.Random(seed)
-        self._workers = [uuid5(_NAMES, f"{seed}/worker/{n}") for n in range(fleet)]
-        self._commands = self._script(total, seed)
+        self._workers = [uuid4() for _ in range(fleet)]
+        self._commands = self._script(total)
 
     @property
     def answered(self) -> int:
@@ -117,7 +117,7 @@ class Load:
                 self.of_client[command_id].append(result)
                 return
 
-    def _script(self, total: int, seed: int) -> list[tuple[str, WorkerCommand, Manner]]:
+    def _script(self, total: int) -> list[tuple[str, WorkerCommand, Manner]]:
         """Creates are spread over the first half, what follows goes to workers created by then, few of them terminated."""
         commands: list[WorkerCommand] = []
         created = 0
@@ -139,10 +139,7 @@ class Load:
                     alive.remove(command.worker_id)
                 commands.append(command)
         manners = self._random.choices(list(MANNERS), list(MANNERS.values()), k=len(commands))
-        return [
-            (str(uuid5(_NAMES, f"{seed}/command/{n}")), command, manner)
-            for n, (command, manner) in enumerate(zip(commands, manners, strict=True))
-        ]
+        return [(str(uuid4()), command, manner) for command, manner in zip(commands, manners, strict=True)]
 
     def _create(self, number: int) -> CreateCMLWorker:
         return CreateCMLWorker(
