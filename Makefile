@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test test-rabbitmq test-cluster quick coverage chaos fleets fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock audit clean
+.PHONY: help demo run test test-rabbitmq test-cluster quick coverage chaos fleets day fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock audit clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -64,6 +64,10 @@ chaos: $(READY) ## kill -9, freeze and cut off at random and at chosen messages,
 fleets: $(READY) ## two fleets in one account, under random commands and outside interference: MINUTES=10 SEED=..
 	@tests/support/ensure-services
 	@cd tests && exec ../$(BIN)/python -m system.fleets --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+day: $(READY) ## honest and hostile users at once, a role killed twice, and whether the audit trail is true: MINUTES=10 SEED=..
+	@tests/support/ensure-services
+	@cd tests && exec ../$(BIN)/python -m trust.day --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 fuzz: $(READY) ## hostile messages against the roles, each accounted for (MESSAGES=100000 SEED=1)
 	@tests/support/ensure-services

@@ -34,6 +34,7 @@ SLOW = (
         "test_command_line.py",
         "test_migrate_command.py",
         "test_ending.py",
+        "trust/test_a_day.py",
         "trust/test_operators.py",
     ),
     "doctor/test_doctor.py::test_a_right",

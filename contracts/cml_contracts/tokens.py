@@ -21,6 +21,8 @@ LONGEST = timedelta(minutes=10)
 """How far ahead a token may expire."""
 MAX_TOKEN = 4096
 """Characters; a longer one is not read."""
+NOT_KEPT = "not kept"
+"""What stands for a token in a dead letter, so that nobody takes the command for one that its sender sent in its own name."""
 _VERSION = "v2."
 
 
@@ -66,6 +68,10 @@ def verify(
     """
     if len(token) > MAX_TOKEN:
         raise InvalidTokenError(f"the token has {len(token)} characters; at most {MAX_TOKEN} are allowed")
+    if token == NOT_KEPT:
+        raise InvalidTokenError(
+            "its token is not kept with a dead letter; its sender has to send the command again"
+        )
     if not token.startswith(_VERSION):
         raise InvalidTokenError("the token is malformed: it does not begin with v2.")
     payload, _, signature = token.rpartition(".")

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cml_embedded.ec2_simulator import Ec2Simulator
-from cml_tools.definitions import PERMISSIONS, definitions
+from cml_tools.definitions import SHIPPED, definitions, permissions
+from cml_workers.bus.users import BrokerUsers
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
 from support.roles import Roles
 
@@ -17,9 +18,11 @@ EVERYTHING = {"configure": ".*", "write": ".*", "read": ".*"}
 
 
 @contextmanager
-def broker_with_users(folder: Path, *too_many_rights: str) -> Iterator[SpawnedRabbitMQ]:
-    """Skips where there is no RabbitMQ. ``too_many_rights``: further users, who may do everything by mistake."""
-    shipped = definitions({user: user for user in (*PERMISSIONS, *too_many_rights)})
+def broker_with_users(
+    folder: Path, *too_many_rights: str, users: BrokerUsers = SHIPPED
+) -> Iterator[SpawnedRabbitMQ]:
+    """Skips where there is no RabbitMQ. ``too_many_rights``: further users, who may do everything by mistake; ``users``: of other services."""
+    shipped = definitions({user: user for user in (*permissions(users), *too_many_rights)}, users)
     (like, *_) = shipped["users"]
     for user in too_many_rights:
         hashed = definitions({like["name"]: user})["users"][0]["password_hash"]
@@ -57,5 +60,7 @@ def roles_with_users(rabbitmq: SpawnedRabbitMQ, folder: Path, **settings: str) -
             CML_REMINDER_SECONDS="3600",
             **settings,
         )
-        yield roles
-        roles.kill()
+        try:
+            yield roles
+        finally:
+            roles.kill()

@@ -20,7 +20,13 @@ from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, Wo
 from cml_contracts.results import ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.port import Ack, DeadLetter
-from cml_workers.domain.messages import OperationSucceeded
+from cml_workers.domain.messages import (
+    CommandMessage,
+    InstanceLookup,
+    LookupAnswered,
+    LookupResult,
+    OperationSucceeded,
+)
 from cml_workers.domain.ownership import Ownership
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.sqlite import SqliteEventStore
@@ -111,6 +117,24 @@ async def test_who_acts_for_others_commands_their_workers_alone(service: Service
 
     assert isinstance(await stop("ben", "for-ben"), DeadLetter)
     assert await stop("ann", "for-ann") == Ack()
+
+
+async def test_a_made_up_lookup_result_is_counted_as_no_attempt_of_whom_it_names(service: Service):
+    """By whoever has the EC2 adapter's password. Before: the record of denied commands named a user who had sent nothing."""
+    before = await service.types()
+    made_up = CommandMessage(
+        command_id="made-up",
+        command=UpdateCMLWorkerStatus(worker_id=WORKER),
+        command_type=UpdateCMLWorkerStatus.TYPE,
+        correlation_id="c",
+        actor="dan",
+        user="dan",
+    )
+    lookup = InstanceLookup(aws_region="us-east-1", instance_id=instance().instance_id, seen_revision=2**40)
+    found = LookupResult(instance=instance(tags={"team": "ccna"}))
+    await service.report(LookupAnswered(origin=made_up, lookup=lookup, looked_up=found))
+    assert await service.denied() == []
+    assert await service.types() == before
 
 
 async def test_what_was_accepted_is_answered_again_whoever_the_worker_belongs_to_since(service: Service):

@@ -10,8 +10,12 @@ from cml_contracts.commands import StopCMLWorker, TerminateCMLWorker, UpdateCMLW
 from cml_contracts.results import ProblemCode
 from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.port import Ack, DeadLetter
+from cml_workers.bus.rabbit.messages import to_dead_letters
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.deadletters.letter import again, letter_of
+from cml_workers.domain.history import Redrive
 from cml_workers.domain.policy import Access
-from support.buses import token_for
+from support.buses import command, delivered, token_for
 from support.service import CREATE, WORKER, Service
 
 KEY = b"k" * 32
@@ -21,6 +25,7 @@ ACCESS = Access(
     delegates=frozenset({"portal", "other"}),
     keys=(KEY,),
 )
+FOR_WHOM_THE_TOKEN_SAYS = StopCMLWorker(worker_id=WORKER)
 STOP = StopCMLWorker(worker_id=WORKER, stopped_by="ann")
 
 
@@ -93,3 +98,25 @@ async def test_whoever_sends_anothers_command_again_gets_none_of_its_result(guar
         assert guarded.outbox.results("other")[-1].problem.code is ProblemCode.DUPLICATE_COMMAND
         assert guarded.outbox.results("other")[-1].data is None
     assert await guarded.command(create, "theirs", user_id="portal") == Ack()
+
+
+@pytest.mark.parametrize("died", ["by us", "by the broker"])
+@pytest.mark.parametrize("key", [KEY, b"x" * 32], ids=["expired", "forged"])
+async def test_a_command_whose_token_is_gone_is_not_done_in_its_senders_own_name(
+    guarded: Service, key: bytes, died: str
+):
+    """Before: tokens are not archived, so what had been denied was done when an operator redrove it, and its events named the delegate."""
+    expires = guarded.now - timedelta(minutes=1)
+    token = token_for(key, FOR_WHOM_THE_TOKEN_SAYS, "c", actor="ann", user="portal", expires=expires)
+    sent = command(FOR_WHOM_THE_TOKEN_SAYS, "c", user_id="portal", headers={TOKEN_HEADER: token})
+    before = await guarded.types()
+    verdict = await guarded.handler.on_command(sent)
+    assert isinstance(verdict, DeadLetter)
+    dead = to_dead_letters(sent, sent.headers, verdict, queue=LIFECYCLE_COMMANDS, own_user="cml-lifecycle")
+    letter = letter_of(delivered(dead, user_id="portal") if died == "by us" else sent)
+    assert token not in str(letter)
+    redriven = again(letter, 1, "cml-projector", Redrive(edited=False, user="desk"))
+    verdict = await guarded.handler.on_command(delivered(redriven, user_id="portal"))
+    assert isinstance(verdict, DeadLetter)
+    assert (verdict.cause, "send the command again" in verdict.reason) == (ProblemCode.UNAUTHORIZED, True)
+    assert await guarded.types() == before

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from cml_contracts.tokens import NOT_KEPT, TOKEN_HEADER
 from cml_workers.bus.headers import (
     CAUSE_HEADER,
     DEATH_HEADER,
@@ -11,6 +13,7 @@ from cml_workers.bus.headers import (
     REASON_HEADER,
 )
 from cml_workers.bus.topology import DELIVERY_LIMIT, QUEUES
+from cml_workers.foundation.secrets import without_secrets
 
 _BROKER_CAUSES: Mapping[str, tuple[str, str]] = {
     "delivery_limit": (
@@ -66,6 +69,12 @@ def death_of(headers: Mapping[str, object]) -> Death:
             deliveries = DELIVERY_LIMIT + 1 if death.get("reason") == "delivery_limit" else 1
             return Death(str(death["queue"]), cause, reason, mark, deliveries)
     return Death("", "Unknown", "published to the dead letters by another program", "", 1)
+
+
+def kept(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """The headers of a message that died: no secrets, but that there was a token, as it was for somebody else."""
+    token = {TOKEN_HEADER: NOT_KEPT} if TOKEN_HEADER in headers else {}
+    return {**without_secrets(headers), **token}
 
 
 def count(header: object) -> int:

@@ -25,6 +25,7 @@ from cml_contracts.deadletters import (
 )
 from cml_contracts.envelope import MAX_BODY
 from cml_contracts.results import OperationResult, Problem, ProblemCode
+from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.codec import BadMessageError, identity, read, reply, reply_address
 from cml_workers.bus.port import Ack, DeadLetter, Message, NoKeyError, Publish, UnroutableError, Verdict
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS, PUBLIC
@@ -245,7 +246,8 @@ class DeadLetters:
                 "unchanged, or discard it",
             )
         body = letter.body if request.body is None else request.body.encode()
-        edited = replace(letter, body=body, type=request.type or letter.type, user=user)
+        headers = {name: value for name, value in letter.headers.items() if name != TOKEN_HEADER}
+        edited = replace(letter, body=body, type=request.type or letter.type, user=user, headers=headers)
         if letter.queue != LIFECYCLE_COMMANDS.name:
             return edited
         self._check_right(edited)

@@ -8,13 +8,13 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cml_contracts.envelope import MAX_BODY
-from cml_workers.bus.deaths import count, death_of
+from cml_workers.bus.deaths import count, death_of, kept
 from cml_workers.bus.headers import FAULT_HEADER, OPERATOR_HEADER, OWN_HEADERS, REDRIVE_HEADER, USER_HEADER
 from cml_workers.bus.port import Message, Outgoing
 from cml_workers.bus.topology import BETWEEN_ROLES, HANDLED, PUBLIC
 from cml_workers.domain.history import Redrive
 from cml_workers.domain.messages import MAX_INTERNAL_BODY
-from cml_workers.foundation.secrets import redacted, without_secrets
+from cml_workers.foundation.secrets import redacted
 
 NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/dead-letter")
 """Of the ids of dead letters."""
@@ -89,9 +89,7 @@ def letter_of(message: Message) -> Letter:
         reply_to=message.reply_to,
         content_type=message.content_type,
         user=message.user_id,
-        headers={
-            name: _plain(value) for name, value in without_secrets(headers).items() if name not in OWN_HEADERS
-        },
+        headers={name: _plain(value) for name, value in kept(headers).items() if name not in OWN_HEADERS},
         deliveries=death.deliveries,
         attempts=message.attempt,
         faults=count(headers.get(FAULT_HEADER)),
@@ -105,7 +103,7 @@ def again(letter: Letter, number: int, own_user: str, redrive: Redrive) -> Outgo
 
     In its sender's name, as a retry, or its editor's; to its queue alone, as other consumers have had it.
     """
-    kept = {name: value for name, value in letter.headers.items() if not name.startswith(_OF_THE_BROKER)}
+    own = {name: value for name, value in letter.headers.items() if not name.startswith(_OF_THE_BROKER)}
     return Outgoing(
         exchange=None,
         routing_key=letter.queue,
@@ -116,7 +114,7 @@ def again(letter: Letter, number: int, own_user: str, redrive: Redrive) -> Outgo
         reply_to=letter.reply_to,
         content_type=letter.content_type,
         headers={
-            **kept,
+            **own,
             USER_HEADER: letter.user or "",
             REDRIVE_HEADER: f"{letter.id}/{number}",
             OPERATOR_HEADER: redrive.model_dump_json(),

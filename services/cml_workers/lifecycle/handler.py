@@ -302,7 +302,9 @@ class Lifecycle:
         """What EC2 shows becomes an event if it is news, and is the answer."""
 
         def judge(worker: Worker, _: Ledger | None) -> Step:
-            if denied := self._denied(message, worker):
+            # Who comes with an answer was not denied when it was asked, or nobody ever asked, as it is not recorded: then nobody
+            # is to be named for the attempt.
+            if answered is None and (denied := self._denied(message, worker)):
                 return denied
             looked_up = _still_true(answered, worker)
 

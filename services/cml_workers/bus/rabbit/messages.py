@@ -9,7 +9,7 @@ from uuid import uuid4
 from aio_pika import IncomingMessage
 from faststream.rabbit.message import RabbitMessage
 
-from cml_workers.bus.deaths import death_of
+from cml_workers.bus.deaths import death_of, kept
 from cml_workers.bus.headers import (
     ATTEMPT_HEADER,
     CAUSE_HEADER,
@@ -25,7 +25,7 @@ from cml_workers.bus.headers import (
 from cml_workers.bus.port import DeadLetter, Message, Outgoing
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, DEAD_LETTER_QUEUE, DELIVERY_LIMIT, Queue
 from cml_workers.bus.trust import Trust
-from cml_workers.foundation.secrets import redacted, without_secrets
+from cml_workers.foundation.secrets import redacted
 
 MAX_HEADER_NAME = 128
 """Bytes; the library truncates a longer one (AMQP 0-9-1, 4.2.5.5)."""
@@ -125,7 +125,7 @@ def to_dead_letters(
 ) -> Outgoing:
     """The same message for the dead letters, with its reason."""
     died = {
-        **without_secrets(headers),
+        **kept(headers),
         QUEUE_HEADER: queue.name,
         CAUSE_HEADER: str(verdict.cause),
         REASON_HEADER: _printable(redacted(verdict.reason)[:MAX_REASON]),
