@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo run test test-rabbitmq test-cluster quick coverage chaos fleets day fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock audit clean
+.PHONY: help demo run test test-rabbitmq test-cluster quick coverage chaos fleets day hostile fuzz bench bench-report bench-compare check format simulate simulate-long simulate-planted simulate-sweep compose-smoke lock audit clean
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
@@ -68,6 +68,10 @@ fleets: $(READY) ## two fleets in one account, under random commands and outside
 day: $(READY) ## honest and hostile users at once, a role killed twice, and whether the audit trail is true: MINUTES=10 SEED=..
 	@tests/support/ensure-services
 	@cd tests && exec ../$(BIN)/python -m trust.day --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
+
+hostile: $(READY) ## what a hostile sender at full speed costs an honest one, and takes up: MINUTES=10 SEED=.. ALONE=60
+	@tests/support/ensure-services
+	@cd tests && exec ../$(BIN)/python -m system.hostile --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED)) $(if $(ALONE),--alone $(ALONE))
 
 fuzz: $(READY) ## hostile messages against the roles, each accounted for (MESSAGES=100000 SEED=1)
 	@tests/support/ensure-services

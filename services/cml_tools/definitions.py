@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cml_tools.generated import check
-from cml_workers.bus.topology import EXCHANGES, INTERNAL_EXCHANGE, QUEUES
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, EXCHANGES, INTERNAL_EXCHANGE, PUBLIC, QUEUES
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.bus.users import (
     NOTHING,
@@ -52,6 +52,19 @@ REPLIES_LIMITS: Mapping[str, str | int] = {
     "overflow": "reject-publish",
 }
 """Of queues that wait for replies, or that the broker named. A caller who does not read them can ask for the outcome later."""
+FROM_OUTSIDE_POLICY = "cml-from-outside"
+FROM_OUTSIDE = named(
+    name
+    for queue in QUEUES
+    if queue.name in PUBLIC or queue is DEAD_LETTER_QUEUE
+    for name in (queue.name, *retry_queues(queue))
+)
+FROM_OUTSIDE_LIMITS: Mapping[str, str | int] = {
+    "max-length": 100_000,
+    "max-length-bytes": 512 * 1024**2,
+    "overflow": "reject-publish",
+}
+"""Of what senders can fill faster than it is read. Whoever asks for confirms learns that a message was not taken, and nothing that was is lost."""
 VHOST_LIMITS: Mapping[str, int] = {"max-connections": 2000, "max-queues": 5000}
 
 LIST = Path(__file__).parents[2] / "deploy" / "rabbitmq" / "broker-users.json"
@@ -153,6 +166,7 @@ def definitions(passwords: Mapping[str, str], users: BrokerUsers = SHIPPED) -> d
             for name, pattern, limits in (
                 ("cml-subscribers", SUBSCRIBERS, SUBSCRIBERS_LIMITS),
                 ("cml-replies", REPLIES, REPLIES_LIMITS),
+                (FROM_OUTSIDE_POLICY, FROM_OUTSIDE, FROM_OUTSIDE_LIMITS),
             )
         ],
         "queues": [

@@ -97,6 +97,12 @@ class SpawnedRabbitMQ:
     def url(self) -> str:
         return f"amqp://guest:guest@127.0.0.1:{self.port}/"
 
+    @property
+    def group(self) -> int:
+        """Its process group, once it was started."""
+        assert self._server is not None
+        return self._server.pid
+
     def start(self) -> None:
         """Start and wait until it speaks AMQP."""
         self.launch()

@@ -21,6 +21,7 @@ from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, DeliveryError
 
 from cml_contracts.broker import Nodes
+from cml_contracts.client import NotSentError, WorkerClient
 from cml_contracts.commands import StartCMLWorker
 from cml_contracts.deadletters import (
     DeadLetterState,
@@ -34,13 +35,22 @@ from cml_contracts.events import TagsUpdated, TagsUpdateRequested
 from cml_contracts.queries import GetCMLWorker, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_contracts.tokens import MAX_TOKEN, InvalidTokenError, sign, verify
-from cml_tools.definitions import PERMISSIONS, REPLIES_LIMITS, VHOST_LIMITS, definitions
+from cml_contracts.topology import COMMANDS_EXCHANGE, OPERATOR_EXCHANGE, QUERIES_EXCHANGE
+from cml_tools.definitions import (
+    FROM_OUTSIDE_LIMITS,
+    FROM_OUTSIDE_POLICY,
+    PERMISSIONS,
+    REPLIES_LIMITS,
+    VHOST_LIMITS,
+    definitions,
+)
 from cml_workers.bus.codec import reply
 from cml_workers.bus.headers import CAUSE_HEADER, DEATH_HEADER, QUEUE_HEADER, REASON_HEADER
 from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Message, Outgoing
 from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.rabbit.direct_replies import PREFIX, WAITING, DirectReplies
-from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, LIFECYCLE_COMMANDS, PUBLIC, QUEUES
+from cml_workers.bus.usage import retry_queues
 from cml_workers.bus.users import USER_LIMITS
 from cml_workers.deadletters.archive import DEATHS_KEPT, OUTCOMES, Archive, Limits
 from cml_workers.deadletters.handler import DeadLetters
@@ -454,6 +464,52 @@ async def test_a_caller_who_reads_no_replies_and_opens_connections_meets_limits(
     assert 0 < refused <= 1000
     for connection in (*open_ones, of_role):
         await connection.close()
+
+
+async def test_whatever_senders_can_fill_has_a_limit(shipped_broker: SpawnedRabbitMQ) -> None:
+    said = shipped_broker.control("rabbitmqctl", "-q", "list_queues", "name", "policy", "--formatter", "json")
+    policies = {each["name"]: each["policy"] for each in json.loads(said)}
+    from_outside = {COMMANDS_EXCHANGE, QUERIES_EXCHANGE, OPERATOR_EXCHANGE, DEAD_LETTER_EXCHANGE}
+    fillable = {
+        name
+        for queue in QUEUES
+        if from_outside & {binding.exchange for binding in queue.bindings}
+        for name in (queue.name, *retry_queues(queue))
+    }
+    assert fillable >= PUBLIC
+    assert {name for name, policy in policies.items() if policy == FROM_OUTSIDE_POLICY} == fillable
+
+
+async def test_a_full_queue_refuses_what_is_too_much_and_keeps_what_it_has(
+    shipped_broker: SpawnedRabbitMQ,
+) -> None:
+    limits = {**FROM_OUTSIDE_LIMITS, "max-length": 50}
+    shipped_broker.control(
+        "rabbitmqctl",
+        "set_policy",
+        "--apply-to",
+        "queues",
+        "--priority",
+        "1",
+        "few",
+        "^cml\\.",
+        json.dumps(limits),
+    )
+    url = f"amqp://cml-client:cml-client@127.0.0.1:{shipped_broker.port}/"
+    async with WorkerClient(url) as client:
+        refused = 0
+        for _ in range(200):
+            try:
+                await client.post(StartCMLWorker(worker_id=uuid4()))
+            except NotSentError as error:
+                assert "not accepted" in str(error)  # noqa: PT017 - most are taken
+                refused += 1
+    taken = 200 - refused
+    assert refused > 100
+    said = shipped_broker.control(
+        "rabbitmqctl", "-q", "list_queues", "name", "messages", "--formatter", "json"
+    )
+    assert {each["name"]: each["messages"] for each in json.loads(said)}[LIFECYCLE_COMMANDS.name] == taken
 
 
 async def test_made_up_nodes_in_direct_reply_addresses_keep_few_replies_waiting(
