@@ -34,13 +34,13 @@ from cml_contracts.events import TagsUpdated, TagsUpdateRequested
 from cml_contracts.queries import GetCMLWorker, ListCMLWorkers, WorkerPage
 from cml_contracts.results import OperationResult, ProblemCode
 from cml_contracts.tokens import MAX_TOKEN, InvalidTokenError, sign, verify
-from cml_tools.definitions import PERMISSIONS, REPLIES_LIMITS, VHOST_LIMITS, definitions
+from cml_tools.definitions import PERMISSIONS, REPLIES_LIMITS, SUBSCRIBERS_LIMITS, VHOST_LIMITS, definitions
 from cml_workers.bus.codec import reply
 from cml_workers.bus.headers import CAUSE_HEADER, DEATH_HEADER, QUEUE_HEADER, REASON_HEADER
 from cml_workers.bus.port import Ack, BusUnavailableError, CallerRefusesError, DeadLetter, Message, Outgoing
 from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.rabbit.direct_replies import PREFIX, WAITING, DirectReplies
-from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.bus.topology import HANDLED, LIFECYCLE_COMMANDS
 from cml_workers.bus.users import USER_LIMITS
 from cml_workers.deadletters.archive import DEATHS_KEPT, OUTCOMES, Archive, Limits
 from cml_workers.deadletters.handler import DeadLetters
@@ -454,6 +454,41 @@ async def test_a_caller_who_reads_no_replies_and_opens_connections_meets_limits(
     assert 0 < refused <= 1000
     for connection in (*open_ones, of_role):
         await connection.close()
+
+
+async def test_every_queue_that_another_service_can_declare_has_limits(
+    shipped_broker: SpawnedRabbitMQ,
+) -> None:
+    """Which RabbitMQ itself says, as it would take hours to fill them all."""
+    declared: dict[str, Mapping[str, str | int]] = {}
+    async with AsyncExitStack() as connections:
+        for user, name, limits in (
+            ("cml-client", "cml.replies.cml-client.answers", REPLIES_LIMITS),
+            ("cml-client", "", REPLIES_LIMITS),
+            ("cml-client-events", "cml.subscribers.cml-client-events.kept", SUBSCRIBERS_LIMITS),
+            ("cml-client-events", "", REPLIES_LIMITS),
+        ):
+            url = f"amqp://{user}:{user}@127.0.0.1:{shipped_broker.port}/"
+            connection = await connections.enter_async_context(await aio_pika.connect(url))
+            channel = await connection.channel()
+            kinds: tuple[dict[str, Any], ...] = ({}, {"x-queue-type": "quorum"}) if name else ({},)
+            for arguments in kinds:
+                durable = bool(arguments)
+                queue = await channel.declare_queue(
+                    f"{name}.{durable}" if name else None,
+                    durable=durable,
+                    exclusive=not durable,
+                    arguments=arguments,
+                )
+                declared[queue.name] = limits
+        policies, queues = (
+            json.loads(shipped_broker.control("rabbitmqctl", "-q", *command, "--formatter", "json"))
+            for command in (("list_policies",), ("list_queues", "name", "policy"))
+        )
+    definitions_of = {each["name"]: json.loads(each["definition"]) for each in policies}
+    policy_of = {each["name"]: each["policy"] for each in queues}
+    assert {name: definitions_of.get(policy_of[name]) for name in declared} == declared
+    assert not any(policy_of[each.name] for each in HANDLED)  # the broker refuses nothing that is for us
 
 
 async def test_made_up_nodes_in_direct_reply_addresses_keep_few_replies_waiting(
