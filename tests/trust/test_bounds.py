@@ -41,6 +41,7 @@ from cml_tools.definitions import (
     FROM_OUTSIDE_POLICY,
     PERMISSIONS,
     REPLIES_LIMITS,
+    SUBSCRIBERS_LIMITS,
     VHOST_LIMITS,
     definitions,
 )
@@ -510,6 +511,40 @@ async def test_a_full_queue_refuses_what_is_too_much_and_keeps_what_it_has(
         "rabbitmqctl", "-q", "list_queues", "name", "messages", "--formatter", "json"
     )
     assert {each["name"]: each["messages"] for each in json.loads(said)}[LIFECYCLE_COMMANDS.name] == taken
+
+
+async def test_every_queue_that_another_service_can_declare_has_limits(
+    shipped_broker: SpawnedRabbitMQ,
+) -> None:
+    """Which RabbitMQ itself says, as it would take hours to fill them all."""
+    declared: dict[str, Mapping[str, str | int]] = {}
+    async with AsyncExitStack() as connections:
+        for user, name, limits in (
+            ("cml-client", "cml.replies.cml-client.answers", REPLIES_LIMITS),
+            ("cml-client", "", REPLIES_LIMITS),
+            ("cml-client-events", "cml.subscribers.cml-client-events.kept", SUBSCRIBERS_LIMITS),
+            ("cml-client-events", "", REPLIES_LIMITS),
+        ):
+            url = f"amqp://{user}:{user}@127.0.0.1:{shipped_broker.port}/"
+            connection = await connections.enter_async_context(await aio_pika.connect(url))
+            channel = await connection.channel()
+            kinds: tuple[dict[str, Any], ...] = ({}, {"x-queue-type": "quorum"}) if name else ({},)
+            for arguments in kinds:
+                durable = bool(arguments)
+                queue = await channel.declare_queue(
+                    f"{name}.{durable}" if name else None,
+                    durable=durable,
+                    exclusive=not durable,
+                    arguments=arguments,
+                )
+                declared[queue.name] = limits
+        policies, queues = (
+            json.loads(shipped_broker.control("rabbitmqctl", "-q", *command, "--formatter", "json"))
+            for command in (("list_policies",), ("list_queues", "name", "policy"))
+        )
+    definitions_of = {each["name"]: json.loads(each["definition"]) for each in policies}
+    policy_of = {each["name"]: each["policy"] for each in queues}
+    assert {name: definitions_of.get(policy_of[name]) for name in declared} == declared
 
 
 async def test_made_up_nodes_in_direct_reply_addresses_keep_few_replies_waiting(

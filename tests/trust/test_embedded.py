@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import stat
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -105,6 +106,16 @@ def test_a_request_for_another_service_is_not_answered(simulator: str, service: 
         assert ask(simulator, body=body, service=service)[0] == 403
     disguised = f"{SIGNED.format('iam')} Credential=me/1/us-east-1/ec2/aws4_request,"
     assert ask(simulator, body="Action=ListUsers&Version=2010-05-08", Authorization=disguised)[0] == 403
+
+
+async def test_no_other_machine_reaches_the_embedded_parts(simulator: str):
+    """What listens on 127.0.0.1 alone does not even answer on another address of this machine."""
+    async with AmqpBroker(password="right") as broker:
+        for url in (simulator, broker.url):
+            port = urlsplit(url).port or 0
+            socket.create_connection(("127.0.0.1", port), timeout=10).close()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.2", port), timeout=10).close()
 
 
 async def test_the_embedded_broker_lets_in_who_knows_its_password():
