@@ -43,7 +43,10 @@ class ListCMLWorkers(Strict):
 
 
 class GetOperation(Strict):
-    """The operation of a command. Answer: ``OperationView``, or the problem ``OperationNotFound``."""
+    """The operation of a command: of the asker's own one, else of another user's under this id.
+
+    Answer: ``OperationView``, or the problem ``OperationNotFound``.
+    """
 
     TYPE: ClassVar = "cml.operation.get.v1"
     command_id: CommandId

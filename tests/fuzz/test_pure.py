@@ -48,7 +48,7 @@ from cml_workers.domain.policy import Policy
 from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.next_action import next_actions
-from cml_workers.readmodels.workers.fold import operation_rows, worker_row
+from cml_workers.readmodels.workers.fold import of_event, worker_row
 from cml_workers.readmodels.workers.queries import InvalidCursorError, _read_cursor
 from fuzz.strategies import (
     STEADY,
@@ -274,8 +274,9 @@ def can_be_kept(worker: Worker, events: list[WorkerEvent], at: datetime, cause: 
     for event in events:
         happened = recorded(worker, event, at, cause)
         before, worker = worker, evolve(worker, happened)
-        for operation in operation_rows(before, happened, worker):
-            assert len(operation.command_id) <= 256
+        for change in of_event(before, happened, worker):
+            ids = {"command_id", "sent_id", "operation_id"} & change.row.keys()
+            assert all(len(change.row[each]) <= 256 for each in ids)
     row = worker_row(worker)
     if row is not None:
         assert len(row.name) <= 256

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from cml_contracts.events import TerminationRequested, WorkerTerminated
+from cml_contracts.queries import GetOperation
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.readmodels.generations import NewerReadModelError
 from cml_workers.readmodels.model import ReadModel, active
@@ -17,7 +18,7 @@ from cml_workers.readmodels.rebuild import Rebuild
 from cml_workers.readmodels.runner import Runner
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.fold import worker_row
-from cml_workers.readmodels.workers.queries import worker
+from cml_workers.readmodels.workers.queries import pending, worker
 from cml_workers.sql.adapters import connect
 from cml_workers.sql.database import dispose, migrate, open_database
 from cml_workers.sql.port import DatabaseOptions
@@ -128,6 +129,18 @@ async def test_until_then_the_tables_that_are_there_answer_rightly(url: str, bef
     await now.catch_up()
     assert await now.names(terminated_since=NOW + timedelta(seconds=1)) == []
     assert len(await now.names(terminated_since=NOW)) == 2
+    for worker_id, operation in ((ended, "create"), (lives, "end")):
+        found = await now.ask(GetOperation(command_id=f"{operation}/{worker_id}"))
+        assert (found.worker_id, found.data["result"]["outcome"]) == (worker_id, "succeeded")
+
+
+async def test_pending_operations_of_then_are_reminded_of_by_their_ids(url: str, before: Projected):
+    (worker_id,) = await before.workers(1, CREATED, LAUNCH)
+    await before.catch_up()
+    await upgraded(url)
+    await runner(before, WORKERS_VIEW).prepare()
+    (found,) = await pending(before.database, NOW + timedelta(seconds=1))
+    assert found.operation_id == found.view.command_id == f"create/{worker_id}"
 
 
 async def test_what_the_version_before_still_makes_is_completed(url: str, before: Projected):

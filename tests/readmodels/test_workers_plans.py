@@ -159,7 +159,7 @@ async def test_a_rebuilt_generation_has_the_same_indexes_and_its_plans_need_no_t
         return set(await database.read(lambda connection: connection.scalars(indexes, given).all()))
 
     first = await of("")
-    assert len(first) == 12
+    assert len(first) == 13
     assert await of(f"_{copy.number}") == first
     assert await database.read(lambda connection: connection.scalar(statistics)) == 2
     assert await generations.switch(copy, before)

@@ -72,7 +72,7 @@ class OnlyWatched(Reminders):
 
     async def round(self) -> int:
         now = self._now()
-        waiting = {each.worker_id for each in await pending(self._database, now + timedelta(days=1))}
+        waiting = {each.view.worker_id for each in await pending(self._database, now + timedelta(days=1))}
         watched = [each for each in await unsettled(self._database) if each not in waiting]
         for worker_id in watched:
             await self._send(Reminder(worker_id=worker_id), f"{worker_id}/{now.isoformat()}")

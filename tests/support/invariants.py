@@ -5,7 +5,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -45,7 +45,7 @@ from cml_workers.domain.ledger import Ledger, entries
 from cml_workers.domain.worker import Worker, status_of
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.worker_streams import worker_of
-from cml_workers.readmodels.workers.fold import operation_rows, worker_row
+from cml_workers.readmodels.workers.fold import operation_view, worker_row
 from support.canaries import CANARY
 from support.observed import Observed, SeenInstance
 
@@ -283,25 +283,33 @@ def quiescence(seen: Observed, streams: Mapping[UUID, Sequence[Recorded]]) -> It
             if wanted.get(worker_id) != shown.get(worker_id):
                 yield f"4: the read model shows {shown.get(worker_id)}, the stream {wanted.get(worker_id)}"
     if seen.operations is not None:
-        recorded = {row.command_id: row for row in _operations(seen.streams())}
-        listed = {row.command_id: row for row in seen.operations}
+        recorded, listed = _by_id(_operations(seen.streams()).values()), _by_id(seen.operations)
         for command_id in recorded.keys() | listed.keys():
-            of_stream, of_model = (
-                rows.get(command_id) and plain(rows[command_id].model_dump(mode="json"))
-                for rows in (recorded, listed)
-            )
-            if of_stream != of_model:
-                yield f"4: the read model's operation {command_id} is not the stream's"
+            if recorded.get(command_id) != listed.get(command_id):
+                yield f"4: the read model's operations of {command_id} are not the streams'"
 
 
-def _operations(streams: Mapping[UUID, Sequence[Recorded]]) -> Iterator[OperationView]:
-    """The rows of every operation, in order: the last one of each counts."""
+def _by_id(operations: Iterable[OperationView]) -> Mapping[str, Sequence[str]]:
+    """What is shown of the operations under each command id, of which each user may have one."""
+    found: dict[str, list[str]] = {}
+    for each in operations:
+        shown = json.dumps(plain(each.model_dump(mode="json")), sort_keys=True)
+        found.setdefault(each.command_id, []).append(shown)
+    return {command_id: sorted(shown) for command_id, shown in found.items()}
+
+
+def _operations(streams: Mapping[UUID, Sequence[Recorded]]) -> Mapping[tuple[str, str | None], OperationView]:
+    """The operations by command id and user: what was recorded last of each."""
+    found: dict[tuple[str, str | None], OperationView] = {}
     for worker_id, history in streams.items():
         worker = Worker(worker_id)
         for recorded in history:
             after = evolve(worker, recorded)
-            yield from operation_rows(worker, recorded, after)
+            for entry in entries(worker, recorded, after):
+                view = operation_view(entry, after)
+                found[view.command_id, entry.requested.user] = view
             worker = after
+    return found
 
 
 def _published(events: Sequence[StoredEvent], published: Sequence[EventEnvelope]) -> Iterator[str]:

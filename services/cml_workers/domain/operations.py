@@ -3,6 +3,7 @@
 A new operation is a new ``Kind`` here; types and tests then say where a phase of it is missing.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -157,6 +158,18 @@ def is_adoption(operation_id: str) -> bool:
 def command_of(operation_id: str) -> str:
     """The command that an operation is of; all but an adoption have its id."""
     return operation_id.removesuffix(_ADOPTION)
+
+
+def of_user(command_id: str, user: str | None) -> str:
+    """The id as one user's, whoever else uses it; ``user``: None where nobody vouches for one."""
+    if user is None:
+        return command_id
+    return f"{command_id} {hashlib.sha256(user.encode()).hexdigest()[:32]}"
+
+
+def as_sent(operation_id: str) -> str:
+    """The id of its command as the sender wrote it, without what was added to it here."""
+    return operation_id.partition(" ")[0]
 
 
 def intents(kinds: Iterable[Kind]) -> tuple[type[Intent], ...]:

@@ -14,6 +14,7 @@ from cml_workers.eventstore.port import (
     NO_STREAM,
     EventStore,
     NewEvent,
+    StreamDeletedError,
     StreamNotFoundError,
     WrongExpectedVersionError,
     traced,
@@ -50,9 +51,9 @@ async def record_lookup(store: EventStore, message: CommandMessage, lookup: Look
 
 
 async def is_recorded(store: EventStore, message: CommandMessage, lookup: Lookup) -> bool:
-    """Whether this very command waits, or waited, for this very lookup. Raises StoreUnavailableError."""
+    """Whether this very command waits, or waited, for this very lookup; not if its record was deleted. Raises StoreUnavailableError."""
     try:
-        await store.read(stream_of_lookup(message, lookup), limit=1)
-    except StreamNotFoundError:
+        await store.last(stream_of_lookup(message, lookup))
+    except (StreamNotFoundError, StreamDeletedError):
         return False
     return True

@@ -58,7 +58,8 @@ class Queries:
         if unavailable is not None:
             return Problem.of(ProblemCode.READ_MODEL_UNAVAILABLE, unavailable, retryable=True)
         viewer = viewer_of(user, self._access)
-        found = await model.answers[type(query)](self._database, query, viewer)
+        asker = user if self._access.enforced else None
+        found = await model.answers[type(query)](self._database, query, viewer, asker)
         if isinstance(found, Found) and (size := len(found.data.encode())) > MAX_REPLY - ENVELOPE:
             too_large = f"the answer would have {size} bytes; at most {MAX_REPLY - ENVELOPE} are sent"
             return Problem.of(ProblemCode.REPLY_TOO_LARGE, too_large)

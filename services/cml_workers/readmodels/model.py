@@ -24,8 +24,8 @@ class Found:
     worker_id: UUID | None = None
 
 
-Answer = Callable[[Database, Any, Viewer | None], Awaitable[Found | Problem]]
-"""A query, answered with what is open to a viewer; None: with everything."""
+Answer = Callable[[Database, Any, Viewer | None, str | None], Awaitable[Found | Problem]]
+"""A query, answered with what is open to a viewer; None: with everything. Last the broker's user that asks; None: nobody vouches for one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,11 +48,12 @@ class Reminders:
         now = self._now()
         waiting = await pending(self._database, now - self._after)
         workers = dict.fromkeys(
-            [*(operation.worker_id for operation in waiting), *await unsettled(self._database)]
+            [*(each.view.worker_id for each in waiting), *await unsettled(self._database)]
         )
         for worker_id in workers:
             await self._send(Reminder(worker_id=worker_id), f"{worker_id}/{now.isoformat()}")
-        for operation in waiting:
+        for each in waiting:
+            operation = each.view
             if operation.overdue_at is None and operation.requested_at < now - self._deadline:
                 log.error(
                     "operation overdue",
@@ -60,9 +61,9 @@ class Reminders:
                     since=operation.requested_at.isoformat(),
                 )
                 outstanding = OperationOutstanding(
-                    worker_id=operation.worker_id, operation_id=operation.command_id
+                    worker_id=operation.worker_id, operation_id=each.operation_id
                 )
-                await self._send(outstanding, f"{operation.command_id}/outstanding")
+                await self._send(outstanding, f"{each.operation_id}/outstanding")
         return len(workers)
 
     async def _send(self, message: Reminder | OperationOutstanding, identity: str) -> None:

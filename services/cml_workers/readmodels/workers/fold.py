@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import OperationView, WorkerView
 from cml_workers.domain.history import Recorded
-from cml_workers.domain.ledger import entries
+from cml_workers.domain.ledger import Entry, entries
+from cml_workers.domain.operations import as_sent, of_user
 from cml_workers.domain.worker import Worker
 from cml_workers.readmodels.changes import Change, Put, Remove
 
@@ -39,19 +40,18 @@ def worker_row(worker: Worker) -> WorkerView | None:
     )
 
 
-def operation_rows(before: Worker, recorded: Recorded, after: Worker) -> Iterator[OperationView]:
-    """The operations that the event between the two changed."""
-    for entry in entries(before, recorded, after):
-        yield OperationView(
-            command_id=entry.command_id,
-            worker_id=after.id,
-            command_type=entry.command_type,
-            requested_at=entry.requested.time,
-            overdue_at=entry.overdue_at,
-            waits_for=entry.waits_for,
-            settled_at=entry.settled_at,
-            result=entry.result,
-        )
+def operation_view(entry: Entry, worker: Worker) -> OperationView:
+    """What is shown of a command."""
+    return OperationView(
+        command_id=as_sent(entry.command_id),
+        worker_id=worker.id,
+        command_type=entry.command_type,
+        requested_at=entry.requested.time,
+        overdue_at=entry.overdue_at,
+        waits_for=entry.waits_for,
+        settled_at=entry.settled_at,
+        result=entry.result,
+    )
 
 
 def of_worker(worker: Worker) -> Iterator[Change]:
@@ -80,14 +80,17 @@ def of_event(before: Worker, recorded: Recorded, after: Worker) -> Iterator[Chan
     """The rows of the operations that the event changed, and the tags that are gone with it."""
     for key in before.tags.keys() - after.tags.keys():
         yield Remove("worker_tags", {"worker_id": after.id, "key": key})
-    for operation in operation_rows(before, recorded, after):
+    for entry in entries(before, recorded, after):
+        view = operation_view(entry, after)
         yield Put(
             "operations",
             {
-                "command_id": operation.command_id,
-                "worker_id": operation.worker_id,
-                "pending_since": None if operation.result else sortable(operation.requested_at),
-                "view": operation.model_dump_json(),
+                "command_id": of_user(view.command_id, entry.requested.user),
+                "worker_id": view.worker_id,
+                "pending_since": None if view.result else sortable(view.requested_at),
+                "view": view.model_dump_json(),
+                "sent_id": view.command_id,
+                "operation_id": entry.command_id,
             },
         )
 

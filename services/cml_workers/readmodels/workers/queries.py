@@ -4,6 +4,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from cml_contracts.envelope import MAX_PAGE
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, OperationView, WorkerView
 from cml_contracts.results import Problem, ProblemCode
+from cml_workers.domain.operations import of_user
 from cml_workers.domain.ownership import Viewer
 from cml_workers.readmodels.model import Found, active
 from cml_workers.readmodels.workers import fold
@@ -30,8 +32,17 @@ Columns = ReadOnlyColumnCollection[str, Any]
 _WORKERS, _TAGS, _OPERATIONS = active(WORKERS), active(WORKER_TAGS), active(OPERATIONS)
 _WORKER = ByKey(_WORKERS.c.id, _WORKERS.c.view)
 _OPERATION = ByKey(_OPERATIONS.c.command_id, _OPERATIONS.c.view, _OPERATIONS.c.worker_id)
+_OF_ANYBODY = (
+    sa.select(_OPERATIONS.c.view, _OPERATIONS.c.worker_id)
+    .where(
+        sa.or_(
+            _OPERATIONS.c.sent_id == sa.bindparam("sent"), _OPERATIONS.c.command_id == sa.bindparam("sent")
+        )
+    )
+    .order_by(_OPERATIONS.c.operation_id != sa.bindparam("sent"), _OPERATIONS.c.command_id)
+)
 _PENDING = (
-    sa.select(_OPERATIONS.c.view)
+    sa.select(_OPERATIONS.c.view, _OPERATIONS.c.operation_id)
     .where(_OPERATIONS.c.pending_since < sa.bindparam("before"))
     .order_by(_OPERATIONS.c.pending_since)
 )
@@ -81,7 +92,7 @@ def _by_pairs(element: _Contains, compiler: Any, **how: Any) -> str:
 
 
 async def get_worker(
-    database: Database, query: GetCMLWorker, viewer: Viewer | None = None
+    database: Database, query: GetCMLWorker, viewer: Viewer | None = None, _user: str | None = None
 ) -> Found | Problem:
     """The worker's row. One that is not open to the viewer is not known to it."""
     row = await database.find(_WORKER, query.worker_id)
@@ -92,15 +103,29 @@ async def get_worker(
 
 
 async def get_operation(
-    database: Database, query: GetOperation, viewer: Viewer | None = None
+    database: Database, query: GetOperation, viewer: Viewer | None = None, user: str | None = None
 ) -> Found | Problem:
-    """What became of a command; unknown to the viewer like its worker."""
-    row = await database.find(_OPERATION, query.command_id)
-    of = await database.find(_WORKER, row.worker_id) if row is not None and viewer is not None else None
-    if row is None or not _is_open(of.view if of else None, viewer):
-        missing = f"no operation of command {query.command_id!r} is recorded, or not yet"
-        return Problem.of(ProblemCode.OPERATION_NOT_FOUND, missing, retryable=True)
-    return Found(row.view, row.worker_id)
+    """What became of the user's command, or else of anybody's under this id; unknown to the viewer like its worker."""
+    own = await database.find(_OPERATION, of_user(query.command_id, user))
+    if own is not None and await _shows(database, own, viewer):
+        return Found(own.view, own.worker_id)
+    for row in await database.read(partial(_of_anybody, query.command_id)):
+        if await _shows(database, row, viewer):
+            return Found(row.view, row.worker_id)
+    missing = f"no operation of command {query.command_id!r} is recorded, or not yet"
+    return Problem.of(ProblemCode.OPERATION_NOT_FOUND, missing, retryable=True)
+
+
+def _of_anybody(command_id: str, connection: sa.Connection) -> Sequence[Row]:
+    return connection.execute(_OF_ANYBODY, {"sent": command_id}).all()
+
+
+async def _shows(database: Database, operation: Row, viewer: Viewer | None) -> bool:
+    """Whether the operation is open to the viewer, as its worker is."""
+    if viewer is None:
+        return True
+    of = await database.find(_WORKER, operation.worker_id)
+    return _is_open(of.view if of else None, viewer)
 
 
 def _is_open(view: str | None, viewer: Viewer | None) -> bool:
@@ -111,7 +136,7 @@ def _is_open(view: str | None, viewer: Viewer | None) -> bool:
 
 
 async def list_workers(
-    database: Database, query: ListCMLWorkers, viewer: Viewer | None = None
+    database: Database, query: ListCMLWorkers, viewer: Viewer | None = None, _user: str | None = None
 ) -> Found | Problem:
     """A page of the workers that meet the conditions, and are open to the viewer: as many as are asked for, or fit into a reply."""
     try:
@@ -142,14 +167,23 @@ async def operation(database: Database, command_id: str) -> OperationView | None
     return OperationView.model_validate_json(found.data) if isinstance(found, Found) else None
 
 
-async def pending(database: Database, before: datetime) -> Sequence[OperationView]:
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What is shown of an operation without an outcome, and its id in its worker's stream."""
+
+    view: OperationView
+    operation_id: str
+
+
+async def pending(database: Database, before: datetime) -> Sequence[Pending]:
     """The operations that were requested before then and have no outcome, oldest first."""
-    views = await database.read(partial(_pending, fold.sortable(before)))
-    return [OperationView.model_validate_json(view) for view in views]
+    rows = await database.read(partial(_pending, fold.sortable(before)))
+    views = [OperationView.model_validate_json(row.view) for row in rows]
+    return [Pending(view, row.operation_id or view.command_id) for view, row in zip(views, rows, strict=True)]
 
 
-def _pending(before: str, connection: sa.Connection) -> Sequence[str]:
-    return connection.scalars(_PENDING, {"before": before}).all()
+def _pending(before: str, connection: sa.Connection) -> Sequence[Row]:
+    return connection.execute(_PENDING, {"before": before}).all()
 
 
 async def unsettled(database: Database) -> Sequence[UUID]:

@@ -56,13 +56,18 @@ OPERATIONS = sa.Table(
     sa.Column("worker_id", sa.Uuid, nullable=False, index=True),
     sa.Column("pending_since", sa.String(32), nullable=True, index=True),
     sa.Column("view", sa.Text, nullable=False),
+    # The key is the id as its user's. This is the id as it was sent, and that of the operation; empty in rows of earlier versions, whose key is both.
+    sa.Column("sent_id", sa.String(256), nullable=False, server_default=""),
+    sa.Column("operation_id", sa.String(256), nullable=False, server_default=""),
+    sa.Index("operations_by_sent_id", "sent_id"),
 )
 TABLES = (WORKERS, WORKER_TAGS, OPERATIONS)
-VERSION = 5
+VERSION = 6
 """Count it up with every change of the tables above or of the rows that ``fold`` makes."""
-USABLE = frozenset({1, 2, 3, 4})
+USABLE = frozenset({1, 2, 3, 4, 5})
 """Earlier versions whose tables lack only columns that have a default; in the first one tags that were gone stayed, the second one had
-no reasons of EC2, the third one showed the tags of an import as an operation of its own, the fourth one had no ``ended_at``."""
+no reasons of EC2, the third one showed the tags of an import as an operation of its own, the fourth one had no ``ended_at``, the fifth one had
+one operation for each command id, whoever used it."""
 
 
 def _in_postgresql(table: sa.Table, statement: str) -> None:
