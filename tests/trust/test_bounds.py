@@ -507,10 +507,10 @@ async def test_a_full_queue_refuses_what_is_too_much_and_keeps_what_it_has(
                 refused += 1
     taken = 200 - refused
     assert refused > 100
-    said = shipped_broker.control(
-        "rabbitmqctl", "-q", "list_queues", "name", "messages", "--formatter", "json"
-    )
-    assert {each["name"]: each["messages"] for each in json.loads(said)}[LIFECYCLE_COMMANDS.name] == taken
+    url = f"amqp://cml-lifecycle:cml-lifecycle@127.0.0.1:{shipped_broker.port}/"
+    async with await aio_pika.connect(url) as connection:
+        queue = await (await connection.channel()).declare_queue(LIFECYCLE_COMMANDS.name, passive=True)
+        assert queue.declaration_result.message_count == taken
 
 
 async def test_every_queue_that_another_service_can_declare_has_limits(
