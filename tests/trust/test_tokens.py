@@ -63,6 +63,23 @@ async def test_a_token_is_for_one_command_of_one_sender(guarded: Service, stolen
     assert (await guarded.types())[-1] == "worker.stop_requested"
 
 
+@pytest.mark.parametrize(
+    "header",
+    ["v2." + "x" * 5000, "", 7, b"v2.x.y", ["v2.x.y"]],
+    ids=["too long", "empty", "a number", "bytes", "a list"],
+)
+async def test_a_command_with_what_is_no_token_is_not_done_in_its_senders_own_name(
+    guarded: Service, header: Any
+):
+    """Before: it was, as if nobody had been named, so its events had an actor who had not asked for it."""
+    unnamed, before = StopCMLWorker(worker_id=WORKER), await guarded.types()
+    verdict = await guarded.command(unnamed, "c", user_id="portal", headers={TOKEN_HEADER: header})
+    assert isinstance(verdict, DeadLetter)
+    assert verdict.cause == ProblemCode.UNAUTHORIZED
+    assert await guarded.types() == before
+    assert await guarded.command(unnamed, "c", user_id="portal") == Ack()
+
+
 async def test_a_token_that_expired_while_we_were_away_can_be_replaced_under_the_same_id(service: Service):
     """The queue held the command back for longer than its token was valid: the sender is asked for another one."""
     service.handler._access = ACCESS

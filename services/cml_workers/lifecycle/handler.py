@@ -23,7 +23,7 @@ from cml_contracts.commands import (
     WorkerCommand,
 )
 from cml_contracts.results import OperationResult, Problem, ProblemCode
-from cml_contracts.tokens import MAX_TOKEN, TOKEN_HEADER
+from cml_contracts.tokens import TOKEN_HEADER
 from cml_workers.bus.codec import BadMessageError, identity, read, reply_address
 from cml_workers.bus.headers import OPERATOR_HEADER
 from cml_workers.bus.port import (
@@ -142,7 +142,7 @@ class Lifecycle:
                     command_id,
                     body=message.body,
                     user_id=message.user_id,
-                    token=_text(message.headers.get(TOKEN_HEADER)),
+                    token=_token(message.headers.get(TOKEN_HEADER)),
                     access=self._access,
                     now=message.received_at or self._now(),
                 )
@@ -401,5 +401,6 @@ def _redrive(message: Message) -> Redrive | None:
         raise BadMessageError(f"the header {OPERATOR_HEADER} cannot be read: {described(error)}") from error
 
 
-def _text(header: object) -> str | None:
-    return header if isinstance(header, str) and len(header) <= MAX_TOKEN else None
+def _token(header: object) -> str | None:
+    """Without one the sender acts in its own name. What is there and is no text is a token that is not valid."""
+    return header if header is None or isinstance(header, str) else ""
