@@ -80,6 +80,25 @@ async def test_a_command_with_what_is_no_token_is_not_done_in_its_senders_own_na
     assert await guarded.command(unnamed, "c", user_id="portal") == Ack()
 
 
+async def test_a_redriven_command_that_had_a_token_is_not_its_senders_own(guarded: Service):
+    """Before: a dead letter keeps no token, so what was denied as Ann's, her token having expired, was done as the delegate's."""
+    unnamed = StopCMLWorker(worker_id=WORKER)
+    expires = guarded.now - timedelta(minutes=1)
+    token = token_for(KEY, unnamed, "c", actor="ann", user="portal", expires=expires)
+    message = command(unnamed, "c", user_id="portal", headers={TOKEN_HEADER: token})
+    verdict, before = await guarded.handler.on_command(message), await guarded.types()
+    assert isinstance(verdict, DeadLetter)
+    by_us: dict[str, Any] = {"queue": LIFECYCLE_COMMANDS, "own_user": "cml-lifecycle"}
+    for died in (delivered(to_dead_letters(message, message.headers, verdict, **by_us)), message):
+        letter = letter_of(died)
+        assert token not in str(letter)
+        redriven = again(letter, 1, "cml-projector", Redrive(edited=False, user="cml-operator"))
+        verdict = await guarded.handler.on_command(delivered(redriven, user_id="portal"))
+        assert isinstance(verdict, DeadLetter)
+        assert verdict.cause == ProblemCode.UNAUTHORIZED
+    assert await guarded.types() == before
+
+
 async def test_a_token_that_expired_while_we_were_away_can_be_replaced_under_the_same_id(service: Service):
     """The queue held the command back for longer than its token was valid: the sender is asked for another one."""
     service.handler._access = ACCESS
