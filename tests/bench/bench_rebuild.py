@@ -2,7 +2,7 @@
 
     PYTHONPATH=tests .venv/bin/python -m bench.bench_rebuild [--events 100000] [--workers 2000]
 
-The store and, unless DATABASE_URL names another, the database are SQLite files. A projector's runner follows in the same process as
+The store is an SQLite file, and so is the database, unless DATABASE_URL names a server: then it is one of our own there. A projector's runner follows in the same process as
 the rebuild; another task appends tag updates all the while, and readers check in a loop that every query sees all workers, each
 with its first operation, and revisions that only grow. Exits with 1 if any of it is not so.
 """
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
@@ -38,6 +38,7 @@ from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.port import Database
 from support.given import NOW, recorded
+from support.postgresql import any_postgresql
 from support.projecting import CREATED, LAUNCH, LAUNCHED, opened
 
 FIRST = 3
@@ -138,10 +139,9 @@ async def _until_caught_up(generations: Generations, events: int) -> Generation:
         await asyncio.sleep(0.05)
 
 
-async def measure(events: int, workers: int, folder: Path) -> bool:
-    """One rebuild; whether all was as it should be."""
+async def measure(events: int, workers: int, folder: Path, url: str) -> bool:
+    """One rebuild, in an empty database; whether all was as it should be."""
     store = SqliteEventStore(folder / "events.sqlite3")
-    url = os.environ.get("DATABASE_URL") or f"sqlite:///{folder / 'read-model.sqlite3'}"
     fleet = await filled(store, events, workers)
     stored = sum(worker.revision + 1 for worker in fleet)
     async with opened(url) as database:
@@ -207,8 +207,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2_000)
     given = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    with tempfile.TemporaryDirectory() as folder:
-        good = uvloop.run(measure(given.events, given.workers, Path(folder)))
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        url = f"sqlite:///{folder}/read-model.sqlite3"
+        if os.environ.get("DATABASE_URL"):
+            url, _ = stack.enter_context(any_postgresql())
+        good = uvloop.run(measure(given.events, given.workers, Path(folder), url))
     sys.exit(not good)
 
 

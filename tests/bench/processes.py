@@ -1,5 +1,6 @@
 """The parts of a measurement over the wire: a RabbitMQ, each role in a process of its own, the reference; and their CPU."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from bench.launcher import TRANSITION
 from support.children import die_with_parent
-from support.postgresql import private_postgresql
+from support.postgresql import any_postgresql, private_postgresql
 from support.rabbitmq import any_rabbitmq
 
 ROLES = ("lifecycle", "relay", "ec2-adapter", "projector")
@@ -38,7 +39,7 @@ class System:
 
 @contextmanager
 def system(folder: Path, *, postgresql: bool = False) -> Iterator[System]:
-    """Everything on loopback, files in ``folder``; a store and a database that the environment gives are used."""
+    """Everything on loopback, files in ``folder``; a store that the environment gives is used, and of its database's server one of our own."""
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         before = set(_children_of_everybody())
@@ -48,7 +49,7 @@ def system(folder: Path, *, postgresql: bool = False) -> Iterator[System]:
         store_uri = os.environ.get("KURRENTDB_URI") or f"sqlite:///{data / 'events.sqlite3'}"
         settings = {
             **{name: value for name, value in os.environ.items() if not name.startswith(CONFIGURING)},
-            **{name: os.environ[name] for name in ("KURRENTDB_URI", "DATABASE_URL") if name in os.environ},
+            **_given_store(),
             "RABBITMQ_URL": amqp_url,
             "CML_AUTHORIZE": "false",
             "CML_DATA_DIR": str(data),
@@ -59,6 +60,8 @@ def system(folder: Path, *, postgresql: bool = False) -> Iterator[System]:
         }
         if postgresql:
             settings["DATABASE_URL"] = stack.enter_context(private_postgresql()).url
+        elif os.environ.get("DATABASE_URL"):
+            settings["DATABASE_URL"], _ = stack.enter_context(any_postgresql())
         started = {}
         for name in ROLES:
             started[name] = stack.enter_context(
@@ -73,6 +76,24 @@ def system(folder: Path, *, postgresql: bool = False) -> Iterator[System]:
         yield System(
             amqp_url, store_uri, _rabbitmq_version(), {**pids, "broker": broker, "caller": [os.getpid()]}
         )
+
+
+def _given_store() -> dict[str, str]:
+    """Its setting, once the relay knows where to begin: where others have streams of workers, it would ask."""
+    uri = os.environ.get("KURRENTDB_URI")
+    if not uri:
+        return {}
+    # Of the checkout that is measured; an earlier one has no such things, and is measured on parts of its own.
+    from cml_workers.eventstore.opening import open_event_store  # noqa: PLC0415
+    from support.kurrentdb import relay_may_begin  # noqa: PLC0415
+
+    async def begin() -> None:
+        store = open_event_store(uri)
+        await relay_may_begin(store)
+        await store.close()
+
+    asyncio.run(begin())
+    return {"KURRENTDB_URI": uri}
 
 
 def observation_age() -> dict[str, str]:
