@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote
 
 NODES = ("rmq4@localhost", "rmq5@localhost", "rmq6@localhost")
 PASSWORD = "s3cret"
@@ -46,10 +47,10 @@ class ManagementApi:
 
 
 @contextmanager
-def management_api(queues: Mapping[str, int]) -> Iterator[ManagementApi]:
+def management_api(queues: Mapping[str, int], password: str = PASSWORD) -> Iterator[ManagementApi]:
     """It runs, and ``url`` has the user's password."""
     api = ManagementApi(queues)
-    expected = "Basic " + base64.b64encode(f"cml-monitor:{PASSWORD}".encode()).decode()
+    expected = "Basic " + base64.b64encode(f"cml-monitor:{password}".encode()).decode()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -70,7 +71,7 @@ def management_api(queues: Mapping[str, int]) -> Iterator[ManagementApi]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    api.url = f"http://cml-monitor:{PASSWORD}@127.0.0.1:{server.server_port}/"
+    api.url = f"http://cml-monitor:{quote(password, safe='')}@127.0.0.1:{server.server_port}/"
     try:
         yield api
     finally:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import quote
 from urllib.request import urlopen
 from uuid import uuid4
 
@@ -23,19 +24,21 @@ from cml_contracts.topology import COMMANDS_EXCHANGE, EVENTS_EXCHANGE
 from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_tools.definitions import PERMISSIONS, definitions
 from cml_workers.bus.codec import RESULT_TYPE
-from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, INTERNAL_EXCHANGE, QUEUES, TRIGGERS_EXCHANGE
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.process.registry import ROLES
 from cml_workers.sql.database import open_database
-from support.canaries import Canaries
+from support.canaries import SPECIAL, Canaries
 from support.certificates import Certificates
 from support.children import module
 from support.ec2 import SimulatorAdmin
+from support.management_api import management_api
 from support.observed import stored_events
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
 from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
 from support.roles import Roles
+from support.running import COMMAND
 
 SECRET_HEADERS = (TOKEN_HEADER, "Authorization", "Cookie", "X-Api-Key")
 """What senders may put into their messages to show who they are, whether or not we ask for it."""
@@ -45,6 +48,8 @@ OF_SPY = "cml.replies.cml-client.spy"
 """The name of the queue that gets everything, the replies to cml-client as well."""
 BODIES = (("dead_letters", "body"), ("dead_letter_outcomes", "replaced_body"))
 """Columns that hold messages' bodies: an operator has to see what died."""
+IN_STORES = "!$&'()*+,;=%\"<>\\^`{|}~"
+"""Of the special characters, those that a URI of KurrentDB can have: its client decodes nothing."""
 BOUND = 60.0
 
 
@@ -130,6 +135,26 @@ class SecretParts:
             for path in ("livez", "readyz"):
                 self.probed[f"{path} of {role} {when}"] = await _asked(port, path)
 
+    async def doctor(self, when: str) -> None:
+        """Have the doctor look, and keep what it says."""
+        process = await asyncio.create_subprocess_exec(
+            *(COMMAND, "doctor"),
+            env={**self.roles.environment, "RABBITMQ_URL": _amqp(self.secrets, self.rabbitmq, SPY)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._show(f"the doctor {when}", process.pid)
+        said, _ = await process.communicate()
+        self.probed[f"the doctor {when}"] = said.decode()
+
+    def _show(self, process: str, pid: int) -> None:
+        self.probed[f"the command line of {process}"] = Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+
+    def wide(self) -> list[str]:
+        """Files of the roles that others may read."""
+        folder = Path(self.roles.environment["CML_DATA_DIR"])
+        return [str(each) for each in folder.rglob("*") if each.is_file() and each.stat().st_mode & 0o077]
+
     async def until_logged(self, role: str, text: str) -> None:
         async with asyncio.timeout(BOUND):
             while text not in self.roles.logs[role].read_text():
@@ -163,6 +188,8 @@ class SecretParts:
 
     async def leaks(self) -> list[str]:
         """Which secret is where."""
+        for role, process in self.roles.processes.items():
+            self._show(role, process.pid)
         rows = await self.rows()
         places: dict[str, Any] = {
             **{f"the log of {role}": path.read_bytes() for role, path in self.roles.logs.items()},
@@ -187,7 +214,7 @@ class SecretParts:
 
 
 def _amqp(secrets: Canaries, rabbitmq: SpawnedRabbitMQ, user: str) -> str:
-    return f"amqp://{user}:{secrets[f'the password of {user}']}@127.0.0.1:{rabbitmq.port}/"
+    return f"amqp://{user}:{quote(secrets[f'the password of {user}'], safe='')}@127.0.0.1:{rabbitmq.port}/"
 
 
 def _users(secrets: Canaries) -> str:
@@ -213,7 +240,9 @@ async def secret_parts(
     folder: Path, certificates: Certificates, plant: str | None = None
 ) -> AsyncIterator[SecretParts]:
     """All parts, and the roles as processes that log all they can; ``plant``: with that fault, see ``planted_role``."""
-    secrets = Canaries()
+    secrets = Canaries(SPECIAL)
+    secrets.with_between("the password of the store", IN_STORES)
+    secrets.with_between("the id of the AWS key", "")
     health = {role: free_port() for role in ROLES}
     store_port = free_port()
     of_store = "--port", str(store_port), "--user", "me", secrets["the password of the store"]
@@ -223,8 +252,12 @@ async def secret_parts(
         postgresql = stack.enter_context(private_postgresql(password=secrets["the password of the database"]))
         simulator = stack.enter_context(Ec2Simulator(transition_seconds=0.3))
         store = stack.enter_context(module("support.kurrentdb_standin", *of_store, *tls))
-        password = secrets["the password of the database"]
+        management = stack.enter_context(
+            management_api({queue.name: 3 for queue in QUEUES}, secrets["the password of cml-monitor"])
+        )
+        password = quote(secrets["the password of the database"], safe="")
         settings = {
+            "RABBITMQ_MANAGEMENT_URL": management.url,
             "KURRENTDB_URI": f"esdb://me:{secrets['the password of the store']}@127.0.0.1:{store_port}"
             f"?TlsCaFile={certificates.authority}",
             "DATABASE_URL": f"postgresql://cml:{password}@127.0.0.1:{postgresql.port}/postgres",

@@ -1,6 +1,7 @@
-"""Promise 8, with secrets that are really there: none is in an event, a log line, a reply, a probe or a dead letter.
+"""Promise 8, with secrets that are really there: none is in an event, a log line, a reply, a probe, a dead letter, or what the doctor says.
 
-Every role is a process of its own and logs all it can, and each part fails once, as errors quote what they are about.
+Every role is a process of its own and logs all it can, and each part fails once, as errors quote what they are about. Each secret has all the
+characters that are escaped anywhere, and each part of it between them is looked for.
 """
 
 import asyncio
@@ -67,21 +68,26 @@ async def failing(parts: SecretParts) -> None:
         await parts.send(channel, CREATE.TYPE, parts.contents["while the database is away"].encode())
         await parts.until_logged("projector", "outage begins")
         await parts.probe("while the database is away")
+        await parts.doctor("while the database is away")
         parts.postgresql.start()
 
         parts.store.send_signal(signal.SIGSTOP)
         while_away = await parts.send(channel, UpdateCMLWorkerTags.TYPE, tag)
         await parts.until_logged("lifecycle", "outage begins")
         await parts.probe("while the store does not answer")
+        await parts.doctor("while the store does not answer")
         parts.store.send_signal(signal.SIGCONT)
         assert (await parts.reply_to(while_away)).data
-    parts.rabbitmq.restart()
+    parts.rabbitmq.stop()
+    await parts.doctor("while RabbitMQ is away")
+    parts.rabbitmq.start()
     await parts.probe("after RabbitMQ is back")
     await parts.until_ready()
     await parts.probe("at the end")
+    await parts.doctor("at the end")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(580)
 async def test_no_secret_is_seen_anywhere(tmp_path: Path, certificates: Certificates):
     async with secret_parts(tmp_path, certificates) as parts:
         await used(parts)
@@ -91,6 +97,9 @@ async def test_no_secret_is_seen_anywhere(tmp_path: Path, certificates: Certific
             while len((await parts.rows())["dead_letters"]) < 6:
                 await asyncio.sleep(0.2)
         assert await parts.leaks() == []
+        assert parts.wide() == []
+        assert "DATABASE_URL" in parts.probed["the doctor while the database is away"]
+        assert "unknown" not in parts.probed["the doctor at the end"]  # it got its answer from each
 
 
 async def test_a_secret_that_is_logged_is_seen(tmp_path: Path, certificates: Certificates):
