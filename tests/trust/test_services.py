@@ -75,6 +75,7 @@ def roles(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             each=lambda role: {"RABBITMQ_URL": broker.url(f"cml-{role}")},
             AWS_ENDPOINT_URL=simulator.url,
             CML_DECLARE_TOPOLOGY="false",
+            CML_ACTOR_TOKEN_KEYS=json.dumps(["k" * 32]),
             **settings_of(users),
         )
         yield roles
