@@ -42,6 +42,9 @@ SLOW = (
     "embedded/test_ec2_simulator_restarts.py::test_instances_survive_the_end_of_the_process",
     "trust/test_embedded.py::test_a_",
     "trust/test_misconfigured.py",
+    "trust/test_roles.py",
+    "trust/test_secured_broker.py",
+    "trust/test_services.py",
 )
 """Folders, files and tests that take their time: many runs, or many processes."""
 

@@ -6,9 +6,9 @@ import base64
 import aio_pika
 import pytest
 
-from cml_workers.bus.port import Ack, Message, Outgoing, Verdict
+from cml_workers.bus.port import Ack, CallerRefusesError, Message, Outgoing, Verdict
 from cml_workers.bus.rabbit import RabbitBus
-from cml_workers.bus.rabbit.direct_replies import DirectReplies, probes_needed
+from cml_workers.bus.rabbit.direct_replies import PREFIX, DirectReplies, probes_needed
 from cml_workers.bus.topology import Queue
 from cml_workers.foundation.tasks import ended
 from support.plain_amqp import PlainAmqp
@@ -62,12 +62,9 @@ async def test_a_made_up_direct_reply_address_ends_no_connection(
 
 async def direct_reply(caller: PlainAmqp, bus: RabbitBus, correlation_id: str) -> None:
     """The caller asks, and is answered at the address that the broker made of its pseudo-queue."""
-    inbox = await caller.channel.declare_queue(exclusive=True)
-    await caller.channel.default_exchange.publish(
-        aio_pika.Message(b"", reply_to="amq.rabbitmq.reply-to"), inbox.name
+    await bus.publish(
+        Outgoing(None, await own_address(caller), b"{}", "t", "m", correlation_id, mandatory=False)
     )
-    address = (await inbox.get(no_ack=True)).reply_to or ""
-    await bus.publish(Outgoing(None, address, b"{}", "t", "m", correlation_id, mandatory=False))
     assert await caller.replies_to(correlation_id) == [{}]
 
 
@@ -109,6 +106,42 @@ async def test_a_reply_to_a_known_node_does_not_wait_for_the_probe_of_another(
         assert len(bus._direct_replies._probes) == 1
         for task in (*waiting, *bus._direct_replies._probes.values()):
             await ended(task)
+
+
+async def own_address(caller: PlainAmqp) -> str:
+    """What the broker makes of the caller's pseudo-queue."""
+    inbox = await caller.channel.declare_queue(exclusive=True)
+    message = aio_pika.Message(b"", reply_to="amq.rabbitmq.reply-to")
+    await caller.channel.default_exchange.publish(message, inbox.name)
+    return (await inbox.get(no_ack=True)).reply_to or ""
+
+
+async def test_many_made_up_addresses_delay_no_reply_of_others(rabbitmq_url: str):
+    """Nodes that there are not, and processes, keys and instances of the caller's own that there are not."""
+    async with PlainAmqp(rabbitmq_url, direct=True) as caller, RabbitBus(rabbitmq_url, name="test") as bus:
+        await direct_reply(caller, bus, "c-1")
+        encoded, key = (await own_address(caller)).removeprefix(PREFIX).rsplit(".", 1)
+        real = base64.b64decode(encoded)
+        others = [real[:-12] + number.to_bytes(12, "big") for number in range(1, 200)]
+        made_up = [
+            *(f"{process(b'made-up@%d' % number)}.{key}" for number in range(200)),
+            *(f"{base64.b64encode(other).decode()}.{key}" for other in others),
+            *(f"{encoded}.{number}" for number in range(200)),
+        ]
+        connection = bus._broker._connection
+        flood = asyncio.gather(
+            *(
+                bus.publish(Outgoing(None, f"{PREFIX}{each}", b"", "t", "m", mandatory=False))
+                for each in made_up
+            ),
+            return_exceptions=True,
+        )
+        async with asyncio.timeout(30):
+            await direct_reply(caller, bus, "c-2")
+        raised = {type(each) for each in await flood if each is not None}
+        assert raised <= {CallerRefusesError}
+        await direct_reply(caller, bus, "c-3")
+        assert bus._broker._connection is connection
 
 
 @pytest.mark.parametrize(

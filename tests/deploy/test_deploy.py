@@ -31,16 +31,14 @@ from cml_workers.runtime.role import Part, Replicas
 from cml_workers.runtime.settings import OF_OTHERS, Settings, variable
 from support.kurrentdb_standin import KurrentDbStandIn
 from support.listed_calls import listed, listed_of_doctor
+from support.secured import COMPOSE, ROOT, SECURED, made_secrets
 
-ROOT = Path(__file__).parents[2]
 PARTS = {Part.BUS: "rabbitmq", Part.STORE: "kurrentdb", Part.DATABASE: "postgresql", Part.EC2: "ec2"}
 """What each is in compose."""
 ONCE = ("restrict", "migrate", "rights")
 """What prepares the servers of the secured stack, and ends."""
 VARIABLES = {variable(name) for name in Settings.model_fields}
 OF_THE_PLATFORM = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "USER"}
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SECURED = yaml.safe_load((ROOT / "deploy/compose.secured.yml").read_text())
 MANIFESTS: list[dict[str, Any]] = [
     manifest
     for path in sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
@@ -403,24 +401,7 @@ def test_the_smoke_script_says_what_is_missing(tmp_path: Path):
 
 
 def test_the_secrets_are_made_once_and_readable_by_nobody_else(tmp_path: Path):
-    """In a copy, as the script writes beside itself."""
-    for name in ("deploy", "services", "contracts"):
-        (tmp_path / name).symlink_to(ROOT / name) if name != "deploy" else (tmp_path / name).mkdir()
-    (tmp_path / "deploy/rabbitmq").symlink_to(ROOT / "deploy/rabbitmq")
-    script = tmp_path / "deploy/secure"
-    script.write_text((ROOT / "deploy/secure").read_text())
-    script.chmod(0o755)
-    python = ROOT / ".venv/bin/python"
-    first, second = (
-        subprocess.run(
-            [script],
-            env={"PATH": "/usr/bin:/bin", "PYTHON": str(python)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        for _ in range(2)
-    )
+    first, second = made_secrets(tmp_path), made_secrets(tmp_path)
     assert first.returncode == 0, first.stderr
     assert second.returncode == 1
     assert "exists already" in second.stderr

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -51,7 +51,10 @@ def installed() -> Path | None:
 
 
 class SpawnedRabbitMQ:
-    """A server process of our own in a folder; ``stop``, ``kill`` and ``start`` it again as you like."""
+    """A server process of our own in a folder; ``stop``, ``kill`` and ``start`` it again as you like.
+
+    ``listens``: at ``port``, without TLS; if not, ``configure`` has to say that it listens at ``tls_port``.
+    """
 
     def __init__(
         self,
@@ -61,10 +64,13 @@ class SpawnedRabbitMQ:
         tls: tuple[Path, Path] | None = None,
         *,
         home: Path | None = None,
+        listens: bool = True,
+        plugins: Sequence[str] = (),
     ) -> None:
         self._script = script
         self._folder = folder
         self._home = home or folder
+        self._listens = listens
         self.port = free_port()
         self.dist_port = free_port()
         self.node = f"test{self.port}@localhost"
@@ -74,9 +80,11 @@ class SpawnedRabbitMQ:
         self._server: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "env.conf").touch()
-        (folder / "plugins").write_text("[].")
+        (folder / "plugins").write_text(f"[{','.join(plugins)}].")
         (folder / "rabbitmq.conf").touch()
-        self.configure(f"listeners.tcp.1 = 127.0.0.1:{self.port}", "raft.wal_max_size_bytes = 67108864")
+        self.configure("raft.wal_max_size_bytes = 67108864")
+        if listens:
+            self.configure(f"listeners.tcp.1 = 127.0.0.1:{self.port}")
         if definitions:
             (folder / "definitions.json").write_text(definitions)
             self.configure(f"load_definitions = {folder / 'definitions.json'}")
@@ -165,7 +173,7 @@ class SpawnedRabbitMQ:
         while time.monotonic() < end:
             if self._server is not None and self._server.poll() is not None:
                 break
-            if speaks_amqp("127.0.0.1", self.port):
+            if speaks_amqp("127.0.0.1", self.port) if self._listens else is_open("127.0.0.1", self.tls_port):
                 return
             time.sleep(0.1)
         raise NoRabbitMQError(f"RabbitMQ did not start; see {self._folder / 'output.log'}")
@@ -244,6 +252,15 @@ def free_port() -> int:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def is_open(host: str, port: int) -> bool:
+    """Whether somebody listens there, whatever it speaks."""
+    try:
+        socket.create_connection((host, port), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def speaks_amqp(host: str, port: int) -> bool:

@@ -26,13 +26,8 @@ from cml_workers.cli.app import app
 from support.deadletters import dead_letters
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, private_rabbitmq
 from support.roles import Roles
+from support.secured import ADDED
 
-ADDED = (
-    ("portal", "--may", "start,stop", "--subscribe"),
-    ("billing", "--may", "*", "--subscribe"),
-    ("desk", "--operate"),
-    ("dashboard",),
-)
 THEIRS = subscriber_queue("billing-events", "invoices")
 REPLIES_OF_OTHERS = reply_queue("billing", "answers")
 KINDS: dict[str, Any] = {"x-queue-type": "quorum"}
@@ -80,6 +75,7 @@ def roles(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             each=lambda role: {"RABBITMQ_URL": broker.url(f"cml-{role}")},
             AWS_ENDPOINT_URL=simulator.url,
             CML_DECLARE_TOPOLOGY="false",
+            CML_ACTOR_TOKEN_KEYS=json.dumps(["k" * 32]),
             **settings_of(users),
         )
         yield roles
