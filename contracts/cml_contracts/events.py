@@ -1,7 +1,8 @@
 """What happened to a worker: past tense, additive within a version, decodable without end.
 
 An *intent* (``...Requested``) is a recorded request that AWS must act on; an *outcome* is the recorded fact that
-completes it. Both carry the ``operation_id``, which is the id of the command that requested it.
+completes it. Both carry the ``operation_id``, which is the id of the command that requested it; where another user had used that id
+before, it is followed by a space and a hash of the user.
 """
 
 from collections.abc import Mapping

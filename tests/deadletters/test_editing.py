@@ -15,11 +15,13 @@ from cml_contracts.deadletters import (
     RedriveDeadLetter,
 )
 from cml_workers.bus.headers import DEATH_HEADER, QUEUE_HEADER
-from cml_workers.bus.port import Message
+from cml_workers.bus.port import Ack, Message
 from cml_workers.bus.topology import LIFECYCLE_REPORTS, PROJECTOR_QUERIES
 from cml_workers.domain.policy import Access
+from support.buses import command
 from support.dead_letter_service import CREATE, START, Service, into_a_creation, nothing, types, until
 from support.deadletters import dead_letters
+from support.given import create
 
 
 async def test_an_edited_command_keeps_its_id_where_nobody_used_it_and_its_old_body_in_the_history(
@@ -83,6 +85,30 @@ async def test_a_command_that_its_sender_has_fixed_meanwhile_cannot_be_edited_in
     assert result.problem
     assert result.problem.code == "Conflict"
     assert ("was decided" if decided else "another command") in result.problem.detail
+
+
+@pytest.mark.parametrize("decided", [True, False])
+async def test_under_an_id_that_another_user_used_first_the_senders_own_command_counts(
+    service: Service, decided: bool
+):
+    users = {"ann": frozenset({"*"}), "guest": frozenset({"*"})}
+    service.let(Access(enforced=True, users=users))
+    of_ann = command(create(worker_id=uuid4(), created_by="ann"), "c", user_id="ann", reply_to=None)
+    assert await service.lifecycle.on_command(of_ann) == Ack()
+    await service.consume()
+    fixed = {**CREATE, "created_by": "guest"}
+    await service.send({**fixed, "colour": "red"}, "c", kind="cml.worker.create.v1")
+    letter = await service.the_letter()
+    if decided:
+        await service.send(fixed, "c", kind="cml.worker.create.v1")
+        await until(lambda: types(service), ["worker.created", "worker.launch_requested"])
+    result = await service.ask(EditDeadLetter(dead_letter_id=letter.id, body=json.dumps(fixed)))
+    if decided:
+        assert result.problem
+        assert (result.problem.code, "was decided" in result.problem.detail) == ("Conflict", True)
+    else:
+        assert str(UUID(result.data["message_id"])) == result.data["message_id"]
+        await until(lambda: types(service), ["worker.created", "worker.launch_requested"])
 
 
 async def test_a_command_without_an_id_gets_one_and_an_unknown_type_can_be_corrected(service: Service):

@@ -215,6 +215,7 @@ async def test_a_lookup_of_another_instance_says_nothing_of_this_one(service: Se
     [
         {"actor": "ceo"},
         {"user": "portal"},
+        {"taken": True},
         {"command_id": "another"},
         {"correlation_id": "another"},
         {"reply": ReplyAddress(reply_to="cml.lifecycle.reports")},

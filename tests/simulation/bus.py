@@ -25,7 +25,7 @@ from simulation import nets
 from simulation.delivery import HANDLED, Consumer, Delivery, QueueState, took_effect
 from simulation.world import Process, World
 
-CLIENTS = "cml.replies.client."
+CLIENTS = "cml.replies."
 """What the reply addresses of callers begin with."""
 LONGEST_DELAY = 400.0
 """Seconds a message may be on its way."""

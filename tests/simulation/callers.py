@@ -14,6 +14,8 @@ from cml_contracts.topology import COMMANDS_EXCHANGE, QUERIES_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.bus.topology import INTERNAL_EXCHANGE
 from cml_workers.domain.messages import LookupRequested, OperationSucceeded
+from cml_workers.domain.operations import as_sent, of_user
+from cml_workers.domain.policy import EVERY_COMMAND, NAMED_ONLY, Access
 from simulation import nets
 from simulation.bus import CLIENTS, Broker, BusOfProcess
 from simulation.coverage import SETTLED, Coverage
@@ -23,6 +25,12 @@ from simulation.world import Process, World
 from support.canaries import CANARY
 from support.invariants import NOT_RECORDED
 
+USER, OTHER_USER = "ann", "ben"
+TWO_USERS = Access(
+    enforced=True,
+    users=dict.fromkeys((USER, OTHER_USER), frozenset({EVERY_COMMAND, *NAMED_ONLY})),
+    delegates=frozenset(),
+)
 IMPATIENT = 90.0
 """Seconds after which a caller who is impatient sends its command again."""
 BOUND = 60.0
@@ -33,7 +41,10 @@ QUERY_AGAIN = 10.0
 
 @dataclass
 class Awaited:
-    """An address at which a reply is awaited, given by one message that the bus has taken."""
+    """An address at which a reply is awaited, given by one message that the bus has taken.
+
+    ``command_id``: as everywhere here, that of the operation; the other user's is known by it.
+    """
 
     command_id: str
     since: float
@@ -58,6 +69,10 @@ class Callers:
         self.status_updates: dict[str, UUID] = {}
         """The worker of each status update that was sent, by its id."""
         self.rubbish: set[str] = set()
+        self.are_two = False
+        """Users, of whom the broker vouches for each, and not everybody who may do everything in any name."""
+        self._asked_at: dict[str, str] = {}
+        """The command of each address."""
         self._queries: dict[str, tuple[Query, asyncio.Future[OperationResult]]] = {}
         self._process = Process(world, "client", mortal=False)
         self._publish = BusOfProcess(self._process, broker)
@@ -68,7 +83,7 @@ class Callers:
 
     async def post(self, command_id: str, command: WorkerCommand) -> None:
         """Send a command until the broker has it, and ask no more. Not a status update, whose result is not recorded."""
-        await self._until_confirmed(_message(command_id, command), command)
+        await self._until_confirmed(self._message(command_id, command), command)
 
     async def call(self, command_id: str, command: WorkerCommand, *, impatient: bool = False) -> None:
         """Send a command once and await its answer; again only if one is ``impatient``.
@@ -77,8 +92,9 @@ class Callers:
         """
         if isinstance(command, UpdateCMLWorkerStatus):
             self.status_updates[command_id] = command.worker_id
-        address = self._address()
-        message = _message(command_id, command, reply_to=address)
+        address = self._address(self._user(command_id))
+        self._asked_at[address] = command_id
+        message = self._message(command_id, command, reply_to=address)
         arrived = self.world.loop.create_future()
         self.awaited[address] = Awaited(command_id, self.world.loop.time(), arrived)
         if not await self._until_confirmed(message, command, gives_up=True):
@@ -103,10 +119,11 @@ class Callers:
                     return False
                 await asyncio.sleep(1)
             else:
-                self.confirmed[message.message_id] = command
-                worker_id = command.worker(message.message_id)
+                command_id = name_of(message.message_id, message.user_id)
+                self.confirmed[command_id] = command
+                worker_id = command.worker(command_id)
                 name = command.TYPE.split(".")[2]
-                self.coverage.sent(message.message_id, name, worker_id, self.world.loop.time())
+                self.coverage.sent(command_id, name, worker_id, self.world.loop.time())
                 return True
 
     async def send_rubbish(self, name: str) -> None:
@@ -133,20 +150,22 @@ class Callers:
         if asked is not None:
             self._on_answer(*asked, result)
             return
-        assert result.command_id is not None
-        self.replies.setdefault(result.command_id, []).append(result)
-        self.world.trace("client", f"{result.command_id} {result.outcome}")
+        command_id = self._asked_at[message.routing_key]
+        if result.command_id != as_sent(command_id):
+            self.world.broken.append(f"6: {command_id} is answered as {result.command_id}")
+        self.replies.setdefault(command_id, []).append(result)
+        self.world.trace("client", f"{command_id} {result.outcome}")
         awaited = self.awaited.get(message.routing_key)
         if awaited is not None and awaited.answered_at is None:
             awaited.answered_at = self.world.loop.time()
             awaited.arrived.set_result(None)
         if result.problem and result.problem.code in NOT_RECORDED:
             return
-        if result.command_id in self.status_updates:
-            self.coverage.reached(result.command_id, SETTLED, self.world.loop.time())
-            self._check_status(self.status_updates[result.command_id], result)
-        elif self.recorded_at(result.command_id) is None:
-            self.world.broken.append(f"6: {result.command_id} is answered, but not recorded: {result}")
+        if command_id in self.status_updates:
+            self.coverage.reached(command_id, SETTLED, self.world.loop.time())
+            self._check_status(self.status_updates[command_id], result)
+        elif self.recorded_at(command_id) is None:
+            self.world.broken.append(f"6: {command_id} is answered, but not recorded: {result}")
 
     def recorded_at(self, command_id: str) -> float | None:
         """When the outcome of a command was recorded, in virtual seconds; None if it is not."""
@@ -239,25 +258,35 @@ class Callers:
         """Ask for a worker."""
         await self.ask(GetCMLWorker(worker_id=worker_id))
 
-    def _address(self) -> str:
+    def _message(self, command_id: str, command: WorkerCommand, reply_to: str | None = None) -> Outgoing:
+        return Outgoing(
+            exchange=COMMANDS_EXCHANGE,
+            routing_key=command.TYPE,
+            body=command.model_dump_json(exclude_none=True).encode(),
+            type=command.TYPE,
+            message_id=as_sent(command_id),
+            reply_to=reply_to,
+            user_id=self._user(command_id),
+            headers={} if self.are_two else {TOKEN_HEADER: f"{CANARY} of {command_id}"},
+        )
+
+    def _user(self, command_id: str) -> str | None:
+        """Whom the broker vouches for."""
+        user = USER if command_id == as_sent(command_id) else OTHER_USER
+        return user if self.are_two else None
+
+    def _address(self, user: str | None = None) -> str:
         self._addresses += 1
-        return f"{CLIENTS}{self._addresses}"
+        return f"{CLIENTS}{user or 'client'}.{self._addresses}"
+
+
+def name_of(command_id: str, user: str | None) -> str:
+    """What the command is called here."""
+    return of_user(command_id, user) if user == OTHER_USER else command_id
 
 
 def _plain(result: OperationResult) -> Any:
     return result.model_dump(mode="json")
-
-
-def _message(command_id: str, command: WorkerCommand, reply_to: str | None = None) -> Outgoing:
-    return Outgoing(
-        exchange=COMMANDS_EXCHANGE,
-        routing_key=command.TYPE,
-        body=command.model_dump_json(exclude_none=True).encode(),
-        type=command.TYPE,
-        message_id=command_id,
-        reply_to=reply_to,
-        headers={TOKEN_HEADER: f"{CANARY} of {command_id}"},
-    )
 
 
 def _query_message(address: str, query: Query) -> Outgoing:

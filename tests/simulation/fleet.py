@@ -36,7 +36,7 @@ from cml_workers.reminders.reminders import Reminders
 from simulation import nets
 from simulation.asked import Call, noted
 from simulation.bus import Broker, BusOfProcess
-from simulation.callers import Callers
+from simulation.callers import TWO_USERS, Callers, name_of
 from simulation.coverage import REQUESTED, SETTLED, Coverage, kind_of
 from simulation.delivery import HANDLED
 from simulation.ec2 import Cloud, Ec2OfProcess
@@ -139,7 +139,7 @@ class Fleet:
             store=store,
             publish=BusOfProcess(process, self.broker),
             policy=POLICY,
-            access=Access(),
+            access=TWO_USERS if self.callers.are_two else Access(),
             now=self.world.now,
             new_id=self.world.new_id,
         )
@@ -282,7 +282,8 @@ class Fleet:
         if message.message_id in self.callers.rubbish:
             return
         request = LookupRequested.model_validate_json(message.body)
-        self.coverage.reached(request.origin.command_id, REQUESTED, self.world.loop.time())
+        name = name_of(request.origin.command_id, request.origin.user)
+        self.coverage.reached(name, REQUESTED, self.world.loop.time())
 
     def _on_append(self, stored: StoredEvent) -> None:
         now = self.world.loop.time()

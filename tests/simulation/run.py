@@ -10,8 +10,10 @@ from typing import Any
 from uuid import UUID
 
 from cml_contracts.commands import UpdateCMLWorkerStatus
+from cml_workers.domain.operations import of_user
 from simulation import given, nets
 from simulation.asked import Call
+from simulation.callers import OTHER_USER
 from simulation.coverage import SETTLED, Cell
 from simulation.fleet import Fleet, Reminded
 from simulation.loop import VirtualLoop
@@ -239,6 +241,8 @@ async def _by_script(fleet: Fleet, script: Script) -> None:
         worker = fleet.log.workers.get(whose) if isinstance(whose, UUID) else None
         instance_id = worker.instance.instance_id if worker and worker.instance else str(whose)
         fleet.cloud.put(fleet.cloud.instances[instance_id].model_copy(update={"state": state}))
+    if any(send.taken for send in script.sends):
+        callers.are_two = True
     fleet.begin()
     names = _names(script)
     fleet.coverage.uncertain = names[0] if script.uncertain else None
@@ -261,7 +265,11 @@ async def _by_script(fleet: Fleet, script: Script) -> None:
 def _names(script: Script) -> list[str]:
     names: list[str] = []
     for place, send in enumerate(script.sends):
-        names.append(names[send.behind] if send.again and send.behind is not None else f"command-{place}")
+        before = None if send.behind is None else names[send.behind]
+        if before is not None and send.taken:
+            names.append(of_user(before, OTHER_USER))
+        else:
+            names.append(before if before is not None and send.again else f"command-{place}")
     return names
 
 

@@ -36,7 +36,8 @@ class Send:
     """A command, and when it is sent.
 
     ``at``: seconds from the beginning, or from when the command before it, of that place in the script, has come into
-    the ``phase``. ``again``: it is that command once more, from another address.
+    the ``phase``. ``again``: it is that command once more, from another address; ``taken``: it is another user's command, under that
+    one's id.
     """
 
     command: WorkerCommand
@@ -44,6 +45,7 @@ class Send:
     behind: int | None = None
     phase: str = REQUESTED
     again: bool = False
+    taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,29 @@ def created_again() -> Iterator[Script]:
         yield Script(f"create without capacity, {name}", [failed, again, *more], no_capacity=True)
 
 
+def shared_ids() -> Iterator[Script]:
+    """Two users' commands under one id: for one worker, or creating two; the second when the first is recorded or done."""
+    calls = [each for each in CALLS if each != "update_status"]
+    for first, second, phase in product(calls, calls, (REQUESTED, SETTLED)):
+        if (first, phase) == ("import", REQUESTED):
+            continue  # nothing is recorded of it yet
+        worker_id = IMPORT.worker("") if "import" in (first, second) else SWEPT
+        others = Send(_bens(_command(second, worker_id, "2")), behind=0, phase=phase, taken=True)
+        yield Script(
+            f"{first}, {second} of another user under its id when it is {phase}",
+            [Send(_command(first, worker_id)), others],
+            _given(first, worker_id),
+        )
+    for phase in (REQUESTED, SETTLED):
+        others = Send(_bens(create(OTHER)), behind=0, phase=phase, taken=True)
+        yield Script(f"two creates of two users under one id, {phase}", [Send(create(SWEPT)), others])
+
+
+def _bens(command: WorkerCommand) -> WorkerCommand:
+    named = isinstance(command, CreateCMLWorker | ImportCMLWorker)
+    return command.model_copy(update={"created_by": "ben"}) if named else command
+
+
 def changed_outside() -> Iterator[Script]:
     """Somebody changed an instance: a status update or an import finds it on its way, other operations find it ended."""
     for name, before, after in (
@@ -263,7 +288,7 @@ def one_name() -> Script:
 
 def overlapping() -> list[Script]:
     """All of these."""
-    return [*pairs(), *triples(), *twice(), *created_again(), *changed_outside(), one_name()]
+    return [*pairs(), *triples(), *twice(), *created_again(), *shared_ids(), *changed_outside(), one_name()]
 
 
 CHOSEN = (
@@ -277,5 +302,7 @@ CHOSEN = (
     "stop, terminate, terminate",
     "start, the same when it is requested",
     "create without capacity, create, create",
+    "stop, terminate of another user under its id when it is requested",
+    "two creates of two users under one id, requested",
 )
 """Those that the default run of the tests sweeps."""

@@ -33,9 +33,10 @@ from cml_workers.deadletters.archive import Archive, ArchivedLetter, OperatorAct
 from cml_workers.deadletters.letter import Letter, again, letter_of
 from cml_workers.deadletters.quarantined import Quarantined
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor
-from cml_workers.domain.history import Redrive, ReplyAddress, fingerprint
+from cml_workers.domain.history import Redrive, ReplyAddress, fingerprint, is_anothers
+from cml_workers.domain.operations import of_user
 from cml_workers.domain.policy import Access
-from cml_workers.eventstore.command_streams import load_record
+from cml_workers.eventstore.command_streams import IdempotencyRecord, load_record
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.quarantine import NotHeldError, What
 from cml_workers.eventstore.worker_streams import load_ledger
@@ -298,11 +299,9 @@ class DeadLetters:
             command: WorkerCommand | None = read(message, COMMANDS)
         except BadMessageError:
             command = None
-        record = await load_record(self._store, command_id)
-        worker_id = record.worker_id if record else command.worker(command_id) if command else None
-        decided = worker_id is not None and command_id in (await load_ledger(self._store, worker_id)).entries
+        decided, record, taken = await self._used(command_id, command, letter.user)
         if not decided and record is None:
-            return True
+            return not taken
         if not decided and record and command and record.fingerprint == fingerprint(command):
             return False
         what = "was decided" if decided else "belongs to another command of its sender"
@@ -311,6 +310,26 @@ class DeadLetters:
             f"command {command_id} {what}: an edited one would be a second command. See its outcome (cml-workers "
             f"operation {command_id}); then redrive this one unchanged, for its reply, or discard it",
         )
+
+    async def _used(
+        self, command_id: str, command: WorkerCommand | None, user: str | None
+    ) -> tuple[bool, IdempotencyRecord | None, bool]:
+        """Of the user's command under the id: whether it was decided, and its record; and whether another user's has the id."""
+        decided, own, taken = False, None, False
+        for each in dict.fromkeys((command_id, of_user(command_id, user))):
+            record = await load_record(self._store, each)
+            workers = {command.worker(each)} if command else set[UUID]()
+            if record is not None and is_anothers(record.sender, user):
+                taken = True
+            else:
+                own = record or own
+            for worker_id in workers | ({record.worker_id} if record else set[UUID]()):
+                entry = (await load_ledger(self._store, worker_id)).entries.get(each)
+                if entry is not None and is_anothers(entry.requested.sender, user):
+                    taken = True
+                else:
+                    decided |= entry is not None
+        return decided, own, taken
 
 
 def _not_in_its_queue(archived: ArchivedLetter, done: str) -> None:

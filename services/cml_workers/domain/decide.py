@@ -70,7 +70,7 @@ def decide(
 
 def _events(message: CommandMessage, at: Situation) -> list[WorkerEvent]:
     """[] where it is so already."""
-    command, command_id, worker = message.command, message.command_id, at.worker
+    command, command_id, worker = message.command, message.operation_id, at.worker
     match command:
         case CreateCMLWorker():
             return create_worker(command, command_id, worker, at.policy, at.looked_up)

@@ -64,6 +64,10 @@ class LookupNeededError(Exception):
         self.decision = Ask(lookup)
 
 
+class IdTakenError(Exception):
+    """Another user has used the command's id first: it has to be judged under an id of its own."""
+
+
 def answer_to(lookup: Lookup, looked_up: LookupResult | None) -> LookupResult:
     """What EC2 answered. Raises LookupNeededError where it has not been asked, RejectedError where it said why it cannot."""
     if looked_up is None:

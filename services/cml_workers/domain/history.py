@@ -55,6 +55,24 @@ class EventMetadata(Tolerant):
     redrive: Redrive | None = None
     reply: ReplyAddress | None = None
 
+    @property
+    def sender(self) -> str | None:
+        """Whose the command's id is. See ``sender_of``."""
+        return sender_of(self.user, self.redrive)
+
+
+def sender_of(user: str | None, redrive: Redrive | None) -> str | None:
+    """In whose name an id is used; None: nobody knows, and it is nobody else's then.
+
+    An edited command has its operator's name, and the id of a sender who may send it again.
+    """
+    return None if redrive and redrive.edited else user
+
+
+def is_anothers(sender: str | None, user: str | None) -> bool:
+    """Whether an id that one has used is not the other's."""
+    return None not in (sender, user) and sender != user
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:

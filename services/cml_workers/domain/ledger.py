@@ -24,7 +24,7 @@ from cml_contracts.events import (
 from cml_contracts.results import Delay, OperationResult, Outcome, Problem
 from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import EventMetadata, Recorded
-from cml_workers.domain.operations import KINDS, SWITCHES, Kind, command_of, is_adoption
+from cml_workers.domain.operations import KINDS, SWITCHES, Kind, as_sent, command_of, is_adoption
 from cml_workers.domain.worker import Operation, Worker
 
 
@@ -155,7 +155,7 @@ def _entry(
 ) -> Entry:
     command_id = command_of(operation_id)
     result = OperationResult(
-        command_id=command_id, worker_id=before.id, outcome=outcome, data=data, problem=problem
+        command_id=as_sent(command_id), worker_id=before.id, outcome=outcome, data=data, problem=problem
     )
     operation, metadata = before.operation(operation_id), recorded.metadata
     return Entry(

@@ -24,7 +24,8 @@ from cml_contracts.texts import (
     Text,
     as_property,
 )
-from cml_workers.domain.history import Redrive, ReplyAddress
+from cml_workers.domain.history import Redrive, ReplyAddress, sender_of
+from cml_workers.domain.operations import of_user
 
 MAX_INTERNAL_BODY = 1024 * 1024
 """Bytes of a message within the system: it carries a command with what EC2 said of it, or an event."""
@@ -43,7 +44,10 @@ Property = Annotated[str, AfterValidator(as_property)]
 
 
 class CommandMessage(Tolerant):
-    """A command with everything that came with it on the bus."""
+    """A command with everything that came with it on the bus.
+
+    ``taken``: another user has used its id first, so its operation has an id of its own. It is found out each time that the command comes.
+    """
 
     command_id: CommandId
     command: Annotated[SerializeAsAny[WorkerCommand], Field(union_mode="left_to_right")]
@@ -54,6 +58,7 @@ class CommandMessage(Tolerant):
     traceparent: Property | None = None
     reply: Annotated[ReplyAddress, AfterValidator(_addressable)] | None = None
     redrive: Redrive | None = None
+    taken: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -66,8 +71,22 @@ class CommandMessage(Tolerant):
         return fields
 
     @property
+    def sender(self) -> str | None:
+        """Whose the id is. See ``sender_of``."""
+        return sender_of(self.user, self.redrive)
+
+    @property
+    def own_id(self) -> str:
+        """What its operation is called where another user has used the id first."""
+        return of_user(self.command_id, self.sender)
+
+    @property
+    def operation_id(self) -> str:
+        return self.own_id if self.taken else self.command_id
+
+    @property
     def worker_id(self) -> UUID:
-        return self.command.worker(self.command_id)
+        return self.command.worker(self.operation_id)
 
 
 def _recordable(instance: Ec2Instance) -> Ec2Instance:

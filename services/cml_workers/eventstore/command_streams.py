@@ -2,14 +2,15 @@
 
 A repetition of any other command is seen in the worker's own stream, which records every command that named the worker.
 A command that creates or imports a worker may name another one the next time; its id is bound here first, in a stream of
-its own, so that no second instance can come of it.
+its own, so that no second instance can come of it. Of two users of an id, the second one has a record under an id of its own.
 """
 
 import json
 from dataclasses import dataclass
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from cml_workers.domain.history import fingerprint
+from cml_workers.domain.decisions import IdTakenError
+from cml_workers.domain.history import fingerprint, is_anothers
 from cml_workers.domain.messages import CommandMessage
 from cml_workers.eventstore.port import (
     NO_STREAM,
@@ -37,20 +38,21 @@ class IdempotencyRecord:
     """Which command an id belongs to.
 
     ``user``: whom the broker vouched for when it was authorized, for ``actor``; None where nobody had to be, and in
-    records that were written before they said so.
+    records that were written before they said so. ``sender``: whose the id is, if it is known.
     """
 
     worker_id: UUID
     fingerprint: str
     user: str | None = None
     actor: str | None = None
+    sender: str | None = None
 
 
 async def bind(store: EventStore, message: CommandMessage, event_id: UUID) -> bool:
-    """Bind the command id to this body; False if it is bound to another.
+    """Bind the command id to this body; False if its sender has bound it to another.
 
     ``event_id`` is new at each attempt: a store may hold an append of an id that it has in hand already until that
-    one times out. Raises StoreUnavailableError.
+    one times out. Raises StoreUnavailableError, IdTakenError.
     """
     body = {
         "command_id": message.command_id,
@@ -58,19 +60,29 @@ async def bind(store: EventStore, message: CommandMessage, event_id: UUID) -> bo
         "worker_id": str(message.worker_id),
         "fingerprint": fingerprint(message.command),
         **({"user": message.user, "actor": message.actor} if message.user else {}),
+        **({"edited": True} if message.user and message.sender is None else {}),
     }
     metadata = traced(message.correlation_id, message.command_id)
     event = NewEvent(event_id, BOUND, json.dumps(body).encode(), json.dumps(metadata).encode())
     try:
-        await store.append(stream_of_command(message.command_id), [event], expected=NO_STREAM)
+        await store.append(stream_of_command(message.operation_id), [event], expected=NO_STREAM)
     except WrongExpectedVersionError:
-        there = await load_record(store, message.command_id)
+        there = await load_record(store, message.operation_id)
         if there is None:
             raise StoreUnavailableError(
                 "a replica lags behind: the record is there, and not shown yet"
             ) from None
+        if is_anothers(there.sender, message.sender):
+            raise IdTakenError from None
         return there.fingerprint == body["fingerprint"]
     return True
+
+
+async def check_id(store: EventStore, message: CommandMessage) -> None:
+    """Raises IdTakenError if another user's command has the id; StoreUnavailableError."""
+    there = await load_record(store, message.operation_id)
+    if there is not None and is_anothers(there.sender, message.sender):
+        raise IdTakenError
 
 
 async def load_record(store: EventStore, command_id: str) -> IdempotencyRecord | None:
@@ -85,4 +97,5 @@ async def load_record(store: EventStore, command_id: str) -> IdempotencyRecord |
         body["fingerprint"],
         user=body.get("user"),
         actor=body.get("actor"),
+        sender=None if body.get("edited") else body.get("user"),
     )

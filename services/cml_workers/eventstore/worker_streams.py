@@ -20,6 +20,7 @@ from cml_workers.domain.history import (
     described,
 )
 from cml_workers.domain.ledger import Ledger
+from cml_workers.domain.operations import as_sent
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.port import (
     NO_STREAM,
@@ -105,7 +106,8 @@ def published(source: str, stored: StoredEvent) -> EventEnvelope:
         worker_id=worker_of(stored.stream),
         revision=stored.revision,
         data=json.loads(stored.data),
-        **metadata.model_dump(include=set(EventEnvelope.model_fields)),
+        causation_id=metadata.causation_id and as_sent(metadata.causation_id),
+        **metadata.model_dump(include=EventEnvelope.model_fields.keys() - {"causation_id"}),
     )
 
 

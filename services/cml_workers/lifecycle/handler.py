@@ -7,7 +7,7 @@ is answered by what EC2 shows then.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import assert_never
 from uuid import UUID
@@ -37,8 +37,8 @@ from cml_workers.bus.port import (
 )
 from cml_workers.domain.authorization import UnauthorizedError, authorized_actor, check_owner
 from cml_workers.domain.decide import already_so, decide
-from cml_workers.domain.decisions import Ask, Decision, NoChange, Record, Reject
-from cml_workers.domain.history import Redrive, ReplyAddress, described, fingerprint
+from cml_workers.domain.decisions import Ask, Decision, IdTakenError, NoChange, Record, Reject
+from cml_workers.domain.history import Redrive, ReplyAddress, described, fingerprint, is_anothers
 from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import (
     MAX_INTERNAL_BODY,
@@ -52,10 +52,11 @@ from cml_workers.domain.messages import (
     Report,
     WorkerReport,
 )
+from cml_workers.domain.operations import of_user
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.command_streams import load_record
+from cml_workers.eventstore.command_streams import check_id, load_record
 from cml_workers.eventstore.lookup_records import is_recorded, record_lookup
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
@@ -171,7 +172,15 @@ class Lifecycle:
                 return await self._decide(accepted)
 
     async def _is_recorded(self, message: CommandMessage) -> bool:
-        return await self._transactions.entry(message.worker_id, message.command_id) is not None
+        return await self._own(message.command, message.command_id, message.sender) is not None
+
+    async def _own(self, command: WorkerCommand, command_id: str, user: str | None) -> Entry | None:
+        """What became of the user's command under this id; None if it was never recorded."""
+        for each in _ids(command_id, user):
+            entry = await self._transactions.entry(command.worker(each), each)
+            if entry is not None and not is_anothers(entry.requested.sender, user):
+                return entry
+        return None
 
     async def _throttle(self, message: CommandMessage, excess: str) -> Verdict:
         """Nothing is recorded of it, so that it may come again; if nobody learns of that, it comes again by itself."""
@@ -186,15 +195,16 @@ class Lifecycle:
         self, command: WorkerCommand, command_id: str, user: str
     ) -> tuple[str | None] | None:
         """The actor for whom this very command of the user was authorized before; None if it was not."""
-        entry = await self._transactions.entry(command.worker(command_id), command_id)
+        entry = await self._own(command, command_id, user)
         if entry is not None and entry.requested.fingerprint is not None:
             first = entry.requested
             same = (first.user, first.fingerprint) == (user, fingerprint(command))
             return (first.actor,) if same else None
-        record = await load_record(self._store, command_id)
-        if record is None or (record.user, record.fingerprint) != (user, fingerprint(command)):
-            return None
-        return (record.actor,)
+        for each in _ids(command_id, user):
+            record = await load_record(self._store, each)
+            if record and (record.user, record.fingerprint) == (user, fingerprint(command)):
+                return (record.actor,)
+        return None
 
     async def on_report(self, message: Message) -> Verdict:
         """Record what the EC2 adapter did, saw or found."""
@@ -244,9 +254,16 @@ class Lifecycle:
     async def _decide(self, message: CommandMessage, *, answered: LookupAnswered | None = None) -> Verdict:
         is_status = isinstance(message.command, UpdateCMLWorkerStatus)
         judge = (self._judge_status if is_status else self._judge_command)(message, answered)
-        verdict = await self._transactions.transact(
-            message.worker_id, message.command_id, judge, origin=message
-        )
+        try:
+            verdict = await self._transactions.transact(
+                message.worker_id, message.operation_id, judge, origin=message
+            )
+            denied = isinstance(verdict, DeadLetter) and verdict.cause == ProblemCode.UNAUTHORIZED
+            if denied and isinstance(message.command, CREATING):
+                await check_id(self._store, message)
+        except IdTakenError:
+            # What is recorded under the id stays, so it is taken whenever the command comes again.
+            return await self._decide(message.model_copy(update={"taken": True}), answered=answered)
         if isinstance(verdict, DeadLetter) and verdict.cause == ProblemCode.UNAUTHORIZED:
             problem = Problem.of(ProblemCode.UNAUTHORIZED, verdict.reason)
             await self._audit(message.command, message.command_id, message.user, problem, message.redrive)
@@ -263,8 +280,12 @@ class Lifecycle:
         return None
 
     def _judge_command(self, message: CommandMessage, answered: LookupAnswered | None) -> Judge:
+        creates = isinstance(message.command, CREATING)
+
         def judge(worker: Worker, ledger: Ledger | None) -> Step:
-            entry = ledger.entries.get(message.command_id) if ledger else None
+            if ledger and _is_taken(message, ledger):
+                raise IdTakenError
+            entry = ledger.entries.get(message.operation_id) if ledger else None
             if entry is not None:
                 if entry.requested.user and message.user not in (None, entry.requested.user):
                     return Duplicate()  # whoever learns an id gets no result of another's command by it
@@ -278,11 +299,11 @@ class Lifecycle:
             decision = self._decision(message, worker, _still_true(answered, worker))
             match decision:
                 case Record(events):
-                    return Append(events, binds=isinstance(message.command, CREATING))
+                    return Append(events, binds=creates)
                 case NoChange(data, news):
-                    return Append([*news, skipped(message, data)])
+                    return Append([*news, skipped(message, data)], checks=creates)
                 case Reject(news=news):
-                    return Append([*news, rejected(message, decision)])
+                    return Append([*news, rejected(message, decision)], checks=creates)
                 case Ask(lookup):
                     return Finish(self._asking(message, lookup))
             assert_never(decision)
@@ -327,11 +348,12 @@ class Lifecycle:
         return judge
 
     def _asking(self, message: CommandMessage, lookup: Lookup) -> Due:
-        """The lookup request is due, once it is recorded which command waits for it."""
+        """The lookup request is due, once it is recorded which command waits for it: as it was sent."""
+        asking = message.model_copy(update={"taken": False})
 
         async def due(_: Worker) -> Sequence[Outgoing]:
-            await record_lookup(self._store, message, lookup, self._new_id())
-            return (lookup_request(message, lookup),)
+            await record_lookup(self._store, asking, lookup, self._new_id())
+            return (lookup_request(asking, lookup),)
 
         return due
 
@@ -361,6 +383,21 @@ class Lifecycle:
         rejected = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
         for each in replies(rejected, address):
             await self._publish(each)
+
+
+def _ids(command_id: str, user: str | None) -> Iterable[str]:
+    """What a user's command may be recorded under."""
+    return dict.fromkeys((of_user(command_id, user), command_id))
+
+
+def _is_taken(message: CommandMessage, ledger: Ledger) -> bool:
+    """Whether another user has used the id first for this worker, or it was found taken before."""
+    if message.taken or message.sender is None:
+        return False
+    first = ledger.entries.get(message.command_id)
+    return message.own_id in ledger.entries or (
+        first is not None and is_anothers(first.requested.sender, message.sender)
+    )
 
 
 def _repeat(message: CommandMessage, entry: Entry) -> Finish | Retry:

@@ -17,7 +17,7 @@ from cml_workers.bus.port import Outgoing
 from cml_workers.domain.decisions import Reject
 from cml_workers.domain.history import EventMetadata, ReplyAddress, fingerprint
 from cml_workers.domain.messages import CommandMessage, Lookup, LookupRequested
-from cml_workers.domain.operations import command_of
+from cml_workers.domain.operations import as_sent, command_of, of_user
 from cml_workers.domain.worker import Worker
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
@@ -45,7 +45,8 @@ def metadata_of(
             }
         )
     if origin is None:
-        return EventMetadata(event_id=event_id, time=now, command_id=operation_id, causation_id=cause)
+        command_id = as_sent(operation_id) if operation_id else None
+        return EventMetadata(event_id=event_id, time=now, command_id=command_id, causation_id=cause)
     if isinstance(event, InstanceStateObserved) or (isinstance(event, WorkerTerminated) and not operation_id):
         # The command only made us look: who changed the instance is not known.
         return EventMetadata(
@@ -55,11 +56,11 @@ def metadata_of(
             causation_id=cause,
             traceparent=origin.traceparent,
         )
-    of_command = operation_id is None or command_of(operation_id) == origin.command_id
+    of_command = operation_id is None or command_of(operation_id) == origin.operation_id
     return EventMetadata(
         event_id=event_id,
         time=now,
-        command_id=origin.command_id if of_command else operation_id,
+        command_id=as_sent(operation_id or origin.command_id),
         correlation_id=origin.correlation_id,
         causation_id=cause,
         actor=origin.actor,
@@ -75,7 +76,11 @@ def metadata_of(
 def lookup_request(origin: CommandMessage, lookup: Lookup) -> Outgoing:
     """The request to look up at EC2 what the command has to know before it can be decided."""
     request = LookupRequested(origin=origin, lookup=lookup)
-    return internal(request, str(uuid5(_NAMESPACE, f"{origin.command_id}/lookup")), origin.correlation_id)
+    return internal(
+        request,
+        str(uuid5(_NAMESPACE, f"{of_user(origin.command_id, origin.user)}/lookup")),
+        origin.correlation_id,
+    )
 
 
 def replies(result: OperationResult | None, address: ReplyAddress | None) -> list[Outgoing]:
@@ -86,7 +91,7 @@ def replies(result: OperationResult | None, address: ReplyAddress | None) -> lis
 def rejected(message: CommandMessage, decision: Reject) -> CommandRejected:
     """The record of a command that was rejected."""
     return CommandRejected(
-        operation_id=message.command_id,
+        operation_id=message.operation_id,
         command_type=message.command_type,
         outcome=decision.outcome,
         problem=decision.problem,
@@ -95,7 +100,7 @@ def rejected(message: CommandMessage, decision: Reject) -> CommandRejected:
 
 def skipped(message: CommandMessage, data: Any) -> CommandSkipped:
     """The record of a no-op."""
-    return CommandSkipped(operation_id=message.command_id, command_type=message.command_type, data=data)
+    return CommandSkipped(operation_id=message.operation_id, command_type=message.command_type, data=data)
 
 
 def result_of(

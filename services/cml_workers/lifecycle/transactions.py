@@ -17,7 +17,7 @@ from cml_workers.domain.history import Recorded, fingerprint
 from cml_workers.domain.ledger import Entry, Ledger
 from cml_workers.domain.messages import CommandMessage
 from cml_workers.domain.worker import Worker
-from cml_workers.eventstore.command_streams import bind, load_record
+from cml_workers.eventstore.command_streams import bind, check_id, load_record
 from cml_workers.eventstore.port import EventStore, WrongExpectedVersionError
 from cml_workers.eventstore.worker_streams import Workers
 from cml_workers.lifecycle.counting import count
@@ -49,6 +49,8 @@ class Append:
     due: Due = field(default_factory=these)
     binds: bool = False
     """The command's id is bound to its body first."""
+    checks: bool = False
+    """It is seen first that the id is not bound by another user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class Transactions:
         """Take the worker at hand, judge, append at the expected version, and finish; all ways go through here.
 
         A worker that is kept may be old. An append shows that by its conflict; where nothing is appended, the
-        newest is read first.
+        newest is read first. Raises IdTakenError, as ``judge`` may.
 
         ``cause``: the id of the message; ``about``: of the operation that it reports on.
         """
@@ -129,6 +131,8 @@ class Transactions:
                 step = judge(worker, ledger)
                 replied = ledger.settled_by(cause) if ledger else []
                 if isinstance(step, Append):
+                    if step.checks and origin:
+                        await check_id(self._store, origin)
                     if step.binds and origin and not await bind(self._store, origin, self._new_id()):
                         step = Duplicate()
                         break
@@ -146,7 +150,7 @@ class Transactions:
                 return Retry(1)
         if isinstance(step, Compare):
             assert origin is not None  # noqa: S101 - reports have no body of a caller's
-            record = await load_record(self._store, origin.command_id)
+            record = await load_record(self._store, origin.operation_id)
             same = record is None or record.fingerprint == fingerprint(origin.command)
             step = step.repeat if same else Duplicate()
         match step:
