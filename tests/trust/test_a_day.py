@@ -125,7 +125,7 @@ def _never(outcome: Outcome) -> list[str]:
 @pytest.mark.timeout(580)
 async def test_the_audit_trail_is_true_after_a_day_of_honest_and_hostile_use(tmp_path: Path):
     outcome = await live(tmp_path, seed=SEED, seconds=SECONDS)
-    Console(width=200).print(outcome.table())
+    Console(width=200).print(outcome.table(), *outcome.violations, sep="\n", markup=False)
     assert outcome.violations == []
     assert _never(outcome) == []
     assert all(outcome.ledger.of(expected) for expected in Expected)

@@ -191,18 +191,19 @@ class Hostile:
 
     async def _anothers_id(self) -> None:
         if theirs := self._decided("start", "stop", "update_tags"):
-            await self._again(theirs, Expected.DEAD)
+            await self._again(theirs)
 
     async def _anothers_create(self) -> None:
         if theirs := self._decided("create"):
-            await self._again(theirs, Expected.DENIED)
+            await self._again(theirs)
 
-    async def _again(self, theirs: Sent, expected: Expected) -> None:
+    async def _again(self, theirs: Sent) -> None:
+        """It is a command of mallory's own, for a worker of somebody else."""
         command = StopCMLWorker(worker_id=uuid4()).model_copy(update={"reason": theirs.reason})
         await self._mallory.send(
             command,
             "another's command, sent again",
-            expected,
+            Expected.DENIED,
             message_id=theirs.message_id,
             body=theirs.body,
             type=theirs.kind,
