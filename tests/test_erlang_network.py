@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from support.erlang_network import ErlangNetwork
-from support.rabbitmq import free_port
+from support.ports import free_port
 
 
 @pytest.fixture

@@ -37,8 +37,9 @@ from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.relay.relay import event_message
 from cml_workers.relay.triggers import TRIGGER_TYPES, trigger_message
 from support.children import tied
+from support.ports import free_port
 from support.queues import QUORUM
-from support.rabbitmq import free_port, private_rabbitmq
+from support.rabbitmq import private_rabbitmq
 from support.roles import Roles
 
 IN_FLIGHT = 300

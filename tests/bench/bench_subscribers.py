@@ -31,7 +31,8 @@ from cml_contracts.commands import CreateCMLWorker
 from support.children import module
 from support.ec2 import SimulatorAdmin
 from support.queues import Consumer, a_queue
-from support.rabbitmq import free_port, private_rabbitmq
+from support.ports import free_port
+from support.rabbitmq import private_rabbitmq
 from support.roles import Roles
 
 REGION = "us-east-1"

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import aio_pika
 import pytest
 
+from support.ports import free_port
 from support.queues import QUORUM, bodies, put, take
-from support.rabbitmq import free_port, installed, private_rabbitmq, speaks_amqp
+from support.rabbitmq import installed, private_rabbitmq, speaks_amqp
 
 
 class Restartable(Protocol):

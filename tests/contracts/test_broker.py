@@ -15,7 +15,7 @@ from cml_contracts import broker
 from cml_contracts.broker import Nodes, connect
 from cml_contracts.client import WorkerClient
 from cml_embedded.amqp_broker import AmqpBroker
-from support.rabbitmq import free_port
+from support.ports import free_port
 
 
 @pytest.fixture

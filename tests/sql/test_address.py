@@ -12,8 +12,8 @@ import pytest
 from cml_workers.sql.database import open_database, shown, transaction
 from cml_workers.sql.errors import DatabaseConfigurationError, DatabaseUnavailableError
 from support.certificates import Certificates
+from support.ports import free_port
 from support.postgresql import SpawnedPostgreSQL
-from support.rabbitmq import free_port
 
 Spawn = Callable[..., SpawnedPostgreSQL]
 PASSWORD = "p@55/w0rd?x=1&y#100%:z"

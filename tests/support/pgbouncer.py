@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from support.children import tied
+from support.ports import free_port
 from support.postgresql import SpawnedPostgreSQL
-from support.rabbitmq import free_port
 
 Mode = Literal["session", "transaction", "statement"]
 

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from cml_workers.sql.database import migrate, open_database
 from support.children import tied
 from support.containers import container, docker_answers
-from support.rabbitmq import free_port
+from support.ports import free_port
 
 GIVEN = "DATABASE_URL"
 """The address of a server that others may use, too: its user must be able to make databases."""

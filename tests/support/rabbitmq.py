@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from pamqp import frame
@@ -20,6 +20,7 @@ from pamqp.commands import Connection
 
 from support.children import tied
 from support.containers import container, docker_answers
+from support.ports import free_port
 
 GIVEN = "TEST_RABBITMQ_URL"
 SERVER = "TEST_RABBITMQ_SERVER"
@@ -34,6 +35,8 @@ PLACES = (
 EPMD = ("epmd", "/usr/lib/erlang/bin/epmd")
 READY = 180.0
 """Seconds a server may take to answer: many at once on a busy machine took more than a minute."""
+SAID = 3_000
+"""Characters of a server's output that an error shows."""
 
 
 class NoRabbitMQError(Exception):
@@ -176,7 +179,11 @@ class SpawnedRabbitMQ:
             if speaks_amqp("127.0.0.1", self.port) if self._listens else is_open("127.0.0.1", self.tls_port):
                 return
             time.sleep(0.1)
-        raise NoRabbitMQError(f"RabbitMQ did not start; see {self._folder / 'output.log'}")
+        log = self._folder / "output.log"
+        said = log.read_text(errors="replace")[-SAID:]
+        raise NoRabbitMQError(
+            f"RabbitMQ did not start within {READY:.0f} s, or ended; the end of {log}:\n{said}"
+        )
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End the server, by SIGKILL for a crash."""
@@ -245,13 +252,6 @@ def _how_to_get_one() -> str:
         f"no RabbitMQ: set {GIVEN} to a URL, install the package rabbitmq-server (on Debian as root, `make test` "
         "does that itself), or start a Docker engine"
     )
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def is_open(host: str, port: int) -> bool:

@@ -35,8 +35,9 @@ from support.children import module
 from support.ec2 import SimulatorAdmin
 from support.management_api import management_api
 from support.observed import stored_events
+from support.ports import free_port
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
-from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
+from support.rabbitmq import SpawnedRabbitMQ, private_rabbitmq
 from support.roles import Roles
 from support.running import COMMAND
 

@@ -16,7 +16,8 @@ from urllib.parse import quote
 import yaml
 
 from cml_workers.bus.users import broker_user, password_variable
-from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, free_port, installed
+from support.ports import free_port
+from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, installed
 from support.running import COMMAND, unconfigured
 
 ROOT = Path(__file__).parents[2]

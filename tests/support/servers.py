@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 
 from support.children import ended, started
 from support.kurrentdb_cluster import uri_of
-from support.rabbitmq import free_port
+from support.ports import free_port
 
 Harm = Literal["killed", "frozen", "failed over"]
 COMMAND_SECONDS = 120

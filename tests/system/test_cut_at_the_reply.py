@@ -26,7 +26,8 @@ from support.callers import Callers
 from support.children import module
 from support.given import create
 from support.observed import stored_events
-from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
+from support.ports import free_port
+from support.rabbitmq import SpawnedRabbitMQ, private_rabbitmq
 from support.roles import Roles
 from support.tcp_proxy import Armed, TcpProxy, Trap
 

@@ -22,8 +22,8 @@ from cml_workers.bus.topology import PROBES
 from cml_workers.process.registry import ROLES
 from support.buses import emptied, left_behind
 from support.children import module
+from support.ports import free_port
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
-from support.rabbitmq import free_port
 from support.roles import Roles
 from support.tcp_proxy import TcpProxy
 from support.waiting import RetryQueues, trouble, until_probed

@@ -19,8 +19,9 @@ from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
 from cml_workers.eventstore.worker_streams import WORKER_STREAMS, stream_of
 from support.broken import append_raw, binary
 from support.children import module
+from support.ports import free_port
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
-from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
+from support.rabbitmq import SpawnedRabbitMQ, private_rabbitmq
 from support.roles import Roles
 from support.running import COMMAND
 

@@ -13,8 +13,9 @@ from cml_tools.definitions import definitions
 from cml_workers.runtime.settings import Settings
 from support.canaries import Canaries
 from support.certificates import Certificates
+from support.ports import free_port
 from support.postgresql import private_postgresql
-from support.rabbitmq import free_port, private_rabbitmq
+from support.rabbitmq import private_rabbitmq
 from support.running import COMMAND, RunningSystem, unconfigured
 from support.secret_parts import everything_to
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from support.rabbitmq import free_port
+from support.ports import free_port
 from support.tcp_proxy import TcpProxy, Trap
 
 BOUND = 20.0

@@ -14,8 +14,9 @@ import pytest
 
 from cml_workers.process.registry import ROLES
 from support.children import module, tied
+from support.ports import free_port
 from support.postgresql import SpawnedPostgreSQL, private_postgresql
-from support.rabbitmq import SpawnedRabbitMQ, free_port, private_rabbitmq
+from support.rabbitmq import SpawnedRabbitMQ, private_rabbitmq
 from support.running import COMMAND, unconfigured
 from support.waiting import probed, trouble, until_probed
 

@@ -38,8 +38,9 @@ from support.attempts import DEFAULT, RESERVED, Attempt, Rights, Trying, attempt
 from support.certificates import Certificates
 from support.children import module
 from support.missing import missing
+from support.ports import free_port
 from support.postgresql import private_postgresql
-from support.rabbitmq import NoRabbitMQError, free_port, speaks_amqp
+from support.rabbitmq import NoRabbitMQError, speaks_amqp
 from support.roles import Roles
 from support.secured import OTHER_VHOST, UNSET, SecuredBroker, secured_broker
 
