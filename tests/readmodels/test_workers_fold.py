@@ -86,6 +86,7 @@ def test_the_result_of_a_create_whose_instance_never_ran_is_corrected():
 def test_tags_can_be_looked_for_until_they_are_gone():
     tags = given(CREATED, LAUNCH, LAUNCHED, *TAGS).rows("worker_tags")
     assert {row["key"]: row["value"] for row in tags} == {"Name": "lab", "a": "1"}
+    assert {row["name"] for row in tags} == {"lab"}
 
 
 def test_a_rejected_command_has_a_row_although_its_worker_never_was():

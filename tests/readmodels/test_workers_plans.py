@@ -128,7 +128,11 @@ async def test_what_is_open_to_somebody_is_found_by_an_index(
     database: PostgresqlDatabase, actor: str, teams: tuple[str, ...]
 ):
     viewer = Viewer(actor, frozenset(teams), "exam" if "final" in teams else "course")
-    for query in (*pages(FILTERS["everything"]), *pages(FILTERS["a part of many names"])):
+    for query in (
+        *pages(FILTERS["everything"]),
+        *pages(FILTERS["a part of many names"]),
+        *pages(FILTERS["a region"]),
+    ):
         await found_by_an_index(database, query, viewer)
 
 

@@ -7,11 +7,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from cml_contracts.events import LaunchFailed, TerminationRequested, WorkerTerminated
+from cml_contracts.events import LaunchFailed, TagsUpdated, TerminationRequested, WorkerTerminated
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers, WorkerPage, WorkerView
 from cml_contracts.results import Problem, ProblemCode
+from cml_workers.domain.ownership import Viewer
+from cml_workers.readmodels.model import Found
 from cml_workers.readmodels.workers.fold import worker_row
+from cml_workers.readmodels.workers.queries import list_workers
 from support.given import NOW
 from support.projecting import CREATED, LAUNCH, LAUNCHED, TAGS, Projected
 
@@ -134,6 +137,51 @@ async def test_pages_hold_everything_once_in_order(projected: Projected, sort: s
     assert len(ids) == len(names) == 7
     if sort == "name":
         assert names == sorted(names, reverse=descending)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize(
+    ("tag", "viewer"),
+    [
+        ("course", None),
+        ("course=ccna", None),
+        (None, Viewer("nobody", frozenset({"ccna", "x"}), "course")),
+        (None, Viewer("ben", frozenset({"ccna"}), "course")),
+    ],
+)
+async def test_those_with_a_tag_come_in_the_order_of_the_names_that_they_have_now(
+    projected: Projected,
+    tag: str | None,
+    viewer: Viewer | None,
+    descending: bool,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr("cml_workers.readmodels.workers.queries.NEXT_ONES", 0)
+    names = ["b", "a", "d", "c", "c", "f", "e"]
+    for name in names:
+        for tags in ({"course": "ccna"}, {}, {"exam": "ccna"}):
+            owner = "ben" if tags and name < "c" else "ann"
+            if viewer and viewer.actor == owner and "exam" in tags:
+                names = [*names, name]
+            changes = {"name": name, "tags": tags, "created_by": owner}
+            await projected.record(uuid4(), CREATED.model_copy(update=changes))
+    (renamed,) = await projected.workers(1, CREATED, LAUNCH, LAUNCHED)
+    await projected.catch_up()
+    for name in ("aa", "bb"):
+        update = TagsUpdated(operation_id="tag", tags={"Name": name, "course": "ccna"})
+        await projected.record(renamed, TAGS[0], update)
+        await projected.catch_up()
+    names = [*names, "bb"]
+    found: list[str] = []
+    cursor = None
+    while not found or cursor:
+        query = ListCMLWorkers(sort="name", tag=tag, descending=descending, limit=2, cursor=cursor)
+        answer = await list_workers(projected.database, query, viewer)
+        assert isinstance(answer, Found)
+        page = WorkerPage.model_validate_json(answer.data)
+        found += [view.name for view in page.workers]
+        cursor = page.next_cursor
+    assert found == sorted(names, reverse=descending)
 
 
 @pytest.mark.parametrize(

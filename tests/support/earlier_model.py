@@ -46,8 +46,9 @@ OPERATIONS = sa.Table(
 
 
 def _of_worker(worker: Worker) -> Iterator[Change]:
+    columns = {table.name: table.columns for table in (WORKERS, WORKER_TAGS)}
     for change in of_worker(worker):
-        row = {name: value for name, value in change.row.items() if name != "ended_at"}
+        row = {name: value for name, value in change.row.items() if name in columns[change.table]}
         yield Put(change.table, row)
 
 

@@ -12,6 +12,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 from cml_contracts.instance import WorkerStatus
 from cml_contracts.queries import WorkerView
+from cml_workers.domain.ownership import Viewer
 from cml_workers.readmodels.changes import Put
 from cml_workers.readmodels.workers.fold import NEVER, sortable
 from cml_workers.readmodels.workers.tables import WORKER_TAGS, WORKERS
@@ -52,6 +53,11 @@ FILTERS: Mapping[str, Filters] = {
     "the living": {"terminated_since": SINCE},
 }
 """By what to call it: what is common, and what is rare and comes last."""
+VIEWERS: Mapping[str, Viewer] = {
+    "what is open to a team of many": Viewer("nobody", frozenset({"ccna"}), "course"),
+    "what is open to an owner of many and its team": Viewer("portal", frozenset({"ccna"}), "course"),
+    "what is open to a team of few": Viewer("nobody", frozenset({"final"}), "exam"),
+}
 SORTS = ("created_at", "name", "status", "aws_region")
 
 
@@ -101,7 +107,7 @@ def rows(numbers: range, of: int) -> tuple[list[Mapping[str, Any]], list[Mapping
     """Of the tables of workers and of tags."""
     made = [worker(number, of) for number in numbers]
     tags: list[Mapping[str, Any]] = [
-        {"worker_id": columns["id"], "key": key, "value": value}
+        {"worker_id": columns["id"], "key": key, "value": value, "name": columns["name"]}
         for columns, of_worker in made
         for key, value in of_worker.items()
     ]

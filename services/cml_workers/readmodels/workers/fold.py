@@ -73,7 +73,7 @@ def of_worker(worker: Worker) -> Iterator[Change]:
         },
     )
     for key, value in row.tags.items():
-        yield Put("worker_tags", {"worker_id": row.id, "key": key, "value": value})
+        yield Put("worker_tags", {"worker_id": row.id, "key": key, "value": value, "name": row.name})
 
 
 def of_event(before: Worker, recorded: Recorded, after: Worker) -> Iterator[Change]:

@@ -226,29 +226,51 @@ def _page(wanted: ListCMLWorkers, viewer: Viewer | None = None) -> Sequence[sa.S
 
 
 def _statements(wanted: ListCMLWorkers, viewer: Viewer | None) -> Sequence[sa.Select[Any]]:
-    sort = wanted.sort
+    sort = _WORKERS.c[wanted.sort]
     conditions = _conditions(wanted)
     if viewer and not viewer.teams:
         conditions.append(_WORKERS.c.owner == viewer.actor)
-    if not (wanted.name_part or wanted.tag or (viewer and viewer.teams)):
-        return [
-            _ordered(wanted, sa.select(_WORKERS.c.view, _WORKERS.c[sort], _WORKERS.c.id).where(*conditions))
-        ]
-    columns = dict.fromkeys(_WORKERS.c[each] for each in ("view", "name", sort, "id"))
+    by_names = wanted.sort == "name" and not (conditions or wanted.name_part)
+    conditions += _from_cursor(wanted, sort, _WORKERS.c.id)
+    teams = viewer if viewer and viewer.teams else None
+    if not (wanted.name_part or wanted.tag or teams):
+        return [_ordered(wanted, sa.select(_WORKERS.c.view, sort, _WORKERS.c.id).where(*conditions))]
+    columns = dict.fromkeys(_WORKERS.c[each] for each in ("view", "name", "owner", wanted.sort, "id"))
     next_ones = _ordered(wanted, sa.select(*columns).where(*conditions), more=NEXT_ONES).subquery()
-    near = sa.select(next_ones.c.view, next_ones.c[sort], next_ones.c.id).where(
-        *_looked_up(wanted, next_ones.c, viewer)
+    near = sa.select(next_ones.c.view, next_ones.c[wanted.sort], next_ones.c.id).where(
+        *_looked_up(wanted, next_ones.c), *([_is_open_to(teams, next_ones.c)] if teams else [])
     )
-    # A plan for all of them: one for the first ones would walk through the order.
-    every = sa.select(_WORKERS.c[sort], _WORKERS.c.id).where(
-        *conditions, *_looked_up(wanted, _WORKERS.c, viewer)
-    )
-    found = every.cte("found").prefix_with("MATERIALIZED")
-    page = _ordered(wanted, sa.select(found), found.c).subquery()
-    views = sa.select(_WORKERS.c.view, page.c[sort], page.c.id).join_from(
+    every = sa.select(sort, _WORKERS.c.id).where(*conditions, *_looked_up(wanted, _WORKERS.c))
+    if teams:
+        found = _own_and_shared(wanted, every, teams, by_names=by_names and not wanted.tag)
+    else:
+        found = _first_ones(wanted, _by_names(wanted, _tagged(wanted.tag or "")) if by_names else every)
+    page = found.subquery()
+    views = sa.select(_WORKERS.c.view, page.c[wanted.sort], page.c.id).join_from(
         page, _WORKERS, _WORKERS.c.id == page.c.id
     )
     return [_ordered(wanted, near, next_ones.c), _ordered(wanted, views, page.c)]
+
+
+def _own_and_shared(
+    wanted: ListCMLWorkers, every: sa.Select[Any], viewer: Viewer, *, by_names: bool
+) -> sa.Select[Any]:
+    """The first ones of the viewer's and of its teams' together: each are found by an index, those of either by none."""
+    own = every.where(_WORKERS.c.owner == viewer.actor)
+    tags = _of_teams(viewer)
+    shared = every.where(_WORKERS.c.id.in_(sa.select(_TAGS.c.worker_id).where(*tags)))
+    pages = (
+        _first_ones(wanted, own, "own") if wanted.name_part or wanted.tag else _ordered(wanted, own),
+        _first_ones(wanted, _by_names(wanted, tags) if by_names else shared, "shared"),
+    )
+    both = sa.union(*(sa.select(page.subquery()) for page in pages)).subquery()
+    return _ordered(wanted, sa.select(both), both.c)
+
+
+def _first_ones(wanted: ListCMLWorkers, every: sa.SelectBase, name: str = "found") -> sa.Select[Any]:
+    """Of all of them, by a plan for all of them: one for the first ones would walk through the order."""
+    found = every.cte(name).prefix_with("MATERIALIZED")
+    return _ordered(wanted, sa.select(found), found.c)
 
 
 def _ordered(
@@ -264,7 +286,7 @@ def _order(wanted: ListCMLWorkers, columns: Columns) -> Sequence[sa.ColumnElemen
 
 
 def _conditions(wanted: ListCMLWorkers) -> list[sa.ColumnElement[bool]]:
-    """Those that an index in the order of the list has, and the place in that order."""
+    """Those that an index in the order of the list has."""
     conditions: list[sa.ColumnElement[bool]] = []
     if wanted.aws_region:
         conditions.append(_WORKERS.c.aws_region == wanted.aws_region)
@@ -277,32 +299,57 @@ def _conditions(wanted: ListCMLWorkers) -> list[sa.ColumnElement[bool]]:
         since = fold.sortable(wanted.terminated_since)
         conditions.append(_WORKERS.c.ended_at >= since)
         conditions.append(sa.or_(~ended, _UpdatedAt(_WORKERS.c.view) >= since))
-    if wanted.cursor:
-        value, worker_id = _read_cursor(wanted)
-        here = sa.tuple_(_WORKERS.c[wanted.sort], _WORKERS.c.id)
-        there = sa.tuple_(sa.literal(value), sa.literal(worker_id, sa.Uuid))
-        # Not "behind": of many with the same value PostgreSQL would expect none.
-        conditions.append(here <= there if wanted.descending else here >= there)
-        conditions.append(_WORKERS.c.id != worker_id)
     return conditions
 
 
-def _looked_up(
-    wanted: ListCMLWorkers, columns: Columns, viewer: Viewer | None
+def _from_cursor(
+    wanted: ListCMLWorkers, value: sa.ColumnElement[str], worker_id: sa.ColumnElement[UUID]
 ) -> Iterator[sa.ColumnElement[bool]]:
+    """That a row comes behind the cursor."""
+    if not wanted.cursor:
+        return
+    last_value, last_id = _read_cursor(wanted)
+    here = sa.tuple_(value, worker_id)
+    there = sa.tuple_(sa.literal(last_value), sa.literal(last_id, sa.Uuid))
+    # Not "behind": of many with the same value PostgreSQL would expect none.
+    yield here <= there if wanted.descending else here >= there
+    yield worker_id != last_id
+
+
+def _by_names(wanted: ListCMLWorkers, tagged: Sequence[sa.ColumnElement[bool]]) -> sa.CompoundSelect[Any]:
+    """Names and ids of the workers with a tag, from the rows of the tags: to look for the name of each takes much longer."""
+    named = sa.select(_TAGS.c.name, _TAGS.c.worker_id.label("id")).where(
+        *tagged, _TAGS.c.name != "", *_from_cursor(wanted, _TAGS.c.name, _TAGS.c.worker_id)
+    )
+    nameless = sa.select(_TAGS.c.worker_id).where(*tagged, _TAGS.c.name == "")
+    others = sa.select(_WORKERS.c.name, _WORKERS.c.id).where(
+        _WORKERS.c.id.in_(nameless), *_from_cursor(wanted, _WORKERS.c.name, _WORKERS.c.id)
+    )
+    return named.union_all(others)
+
+
+def _tagged(tag: str) -> Sequence[sa.ColumnElement[bool]]:
+    """That a row of the tags is this one: a key, or a key and its value."""
+    key, equals, value = tag.partition("=")
+    return (_TAGS.c.key == key, *((_TAGS.c.value == value,) if equals else ()))
+
+
+def _of_teams(viewer: Viewer) -> Sequence[sa.ColumnElement[bool]]:
+    """That a row of the tags is one of the viewer's teams."""
+    return (_TAGS.c.key == viewer.team_tag, _TAGS.c.value.in_(sorted(viewer.teams)))
+
+
+def _is_open_to(viewer: Viewer, columns: Columns) -> sa.ColumnElement[bool]:
+    shared = sa.select(_TAGS.c.worker_id).where(*_of_teams(viewer), _TAGS.c.worker_id == columns.id)
+    return sa.or_(columns.owner == viewer.actor, shared.exists())
+
+
+def _looked_up(wanted: ListCMLWorkers, columns: Columns) -> Iterator[sa.ColumnElement[bool]]:
     """Those that have indexes of their own."""
-    if viewer and viewer.teams:
-        own = sa.select(_WORKERS.c.id).where(_WORKERS.c.owner == viewer.actor)
-        shared = sa.select(_TAGS.c.worker_id).where(
-            _TAGS.c.key == viewer.team_tag, _TAGS.c.value.in_(sorted(viewer.teams))
-        )
-        yield columns.id.in_(sa.union(own, shared))
     if wanted.name_part:
         yield _Contains(columns.name, sa.literal(wanted.name_part))
     if wanted.tag:
-        key, equals, value = wanted.tag.partition("=")
-        tagged = sa.select(_TAGS.c.worker_id).where(_TAGS.c.key == key)
-        yield columns.id.in_(tagged.where(_TAGS.c.value == value) if equals else tagged)
+        yield columns.id.in_(sa.select(_TAGS.c.worker_id).where(*_tagged(wanted.tag)))
 
 
 def _cursor(wanted: ListCMLWorkers, value: str, worker_id: UUID) -> str:

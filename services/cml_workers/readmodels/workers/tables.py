@@ -47,7 +47,9 @@ WORKER_TAGS = sa.Table(
     sa.Column("worker_id", sa.Uuid, primary_key=True),
     sa.Column("key", sa.String(128), primary_key=True),
     sa.Column("value", sa.String(256), nullable=False),
-    sa.Index("worker_tags_by_key", "key", "value", "worker_id"),
+    # The worker's, so that those with a tag are found in the order of their names; empty in rows of earlier versions.
+    sa.Column("name", sa.String(256), nullable=False, server_default=""),
+    sa.Index("worker_tags_by_key", "key", "value", "name", "worker_id"),
 )
 OPERATIONS = sa.Table(
     "operations",
@@ -62,12 +64,12 @@ OPERATIONS = sa.Table(
     sa.Index("operations_by_sent_id", "sent_id"),
 )
 TABLES = (WORKERS, WORKER_TAGS, OPERATIONS)
-VERSION = 6
+VERSION = 7
 """Count it up with every change of the tables above or of the rows that ``fold`` makes."""
-USABLE = frozenset({1, 2, 3, 4, 5})
+USABLE = frozenset({1, 2, 3, 4, 5, 6})
 """Earlier versions whose tables lack only columns that have a default; in the first one tags that were gone stayed, the second one had
 no reasons of EC2, the third one showed the tags of an import as an operation of its own, the fourth one had no ``ended_at``, the fifth one had
-one operation for each command id, whoever used it."""
+one operation for each command id, whoever used it, the sixth one had no names with the tags."""
 
 
 def _in_postgresql(table: sa.Table, statement: str) -> None:
