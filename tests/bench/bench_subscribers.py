@@ -3,8 +3,7 @@
     PYTHONPATH=tests .venv/bin/python -m bench.bench_subscribers [--rounds 5] [--creates 20]
 
 A RabbitMQ of its own, each role in a process of its own, and the EC2 simulator over HTTP. In each round every kind of subscriber is there for
-a while, one after the other, and so is none; each is the first one in one round and the last one in another, as creates become slower with the
-workers that there are. What is compared are the medians. For a queue on a dead node stands a classic one for which RabbitMQ
+a while, one after the other, and none before and after it; what is compared are the medians. For a queue on a dead node stands a classic one for which RabbitMQ
 does not confirm either, as it has no room at all. About five minutes; exits with 1 if a ratio is above 1.2, or if readiness does not say which queues take nothing.
 """
 
@@ -46,11 +45,6 @@ Subscriber = Callable[[AbstractChannel], AbstractAsyncContextManager[None]]
 async def _bound(queue: AbstractQueue, times: int = 1) -> None:
     for number in range(times):
         await queue.bind("cml.events", "#", arguments={"number": number})
-
-
-@asynccontextmanager
-async def nobody(_: AbstractChannel) -> AsyncIterator[None]:
-    yield
 
 
 @asynccontextmanager
@@ -100,20 +94,26 @@ class Bench:
         self._channel = channel
         self._image = image
         self._health = health
-        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.beside: dict[str, list[float]] = defaultdict(list)
+        """Seconds of the creates beside each kind of subscriber."""
+        self.without: dict[str, list[float]] = defaultdict(list)
+        """Of those just before and after."""
         self.unsaid: set[str] = set()
         """Kinds that take nothing, and that readiness did not say so of."""
 
-    async def round(self, number: int, creates: int) -> None:
-        kinds = list({"nobody": nobody, **KINDS}.items())
-        first = number % len(kinds)
-        for name, subscriber in (*kinds[first:], *kinds[:first]):
+    async def round(self, creates: int) -> None:
+        """Half of those without before, and half after, as creates become slower with the workers that there are."""
+        for name, subscriber in KINDS.items():
             before = await self._given_up()
+            self.without[name] += await self._create(creates // 2)
             async with subscriber(self._channel):
                 await self._create(1)
                 await asyncio.sleep(SETTLE)
-                self.seconds[name] += await self._create(creates)
+                self.beside[name] += await self._create(creates)
                 await asyncio.sleep(SETTLE)
+            await self._create(1)
+            await asyncio.sleep(SETTLE)
+            self.without[name] += await self._create(creates - creates // 2)
             if name in TAKE_NOTHING and await self._given_up() <= before:
                 self.unsaid.add(name)
 
@@ -167,14 +167,14 @@ async def run(folder: Path, *, rounds: int, creates: int) -> bool:
             bench = Bench(client, await connection.channel(), image, f"http://127.0.0.1:{port}")
             await bench._create(5 * creates)  # the first of everything is slower
             for number in range(rounds):
-                await bench.round(number, creates)
+                await bench.round(creates)
                 say(f"round {number + 1} of {rounds}")
-            return report(bench.seconds) and not bench.unsaid
+            return report(bench) and not bench.unsaid
 
 
-def report(seconds: Mapping[str, list[float]]) -> bool:
+def report(bench: Bench) -> bool:
     """A line for each kind; whether the goal is met."""
-    met = [within_goal(kind, seconds["nobody"], seconds[kind]) for kind in KINDS]
+    met = [within_goal(kind, bench.without[kind], bench.beside[kind]) for kind in KINDS]
     return all(met)
 
 
