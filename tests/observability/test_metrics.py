@@ -19,7 +19,7 @@ from cml_contracts.results import ProblemCode
 from cml_embedded.ec2_simulator import DEMO_IMAGES
 from cml_workers.domain.policy import Access
 from cml_workers.ec2_adapter.errors import EC2Error, OutcomeUnknownError, counted_code, exception_for
-from cml_workers.foundation.metrics import REGISTRY, declared
+from cml_workers.foundation.metrics import REGISTRY, Figures, declared
 from cml_workers.process.registry import ROLES
 from support.running import RunningSystem
 from support.service import opened
@@ -151,6 +151,11 @@ async def test_no_label_grows_with_users(tmp_path: Path) -> None:
             if number in (9, MANY - 1):
                 series.append(set(parsed(generate_latest(REGISTRY).decode())))
     assert series[0] == series[1]
+
+
+def test_a_figure_that_is_not_declared_is_an_error() -> None:
+    with pytest.raises(KeyError, match="cml_made_up"):
+        Figures().put("made_up", "relay", 1)
 
 
 @pytest.mark.parametrize(

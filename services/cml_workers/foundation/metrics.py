@@ -135,15 +135,17 @@ FIGURES = (
 class Figures(Collector):
     """The values of ``FIGURES``, for one answer."""
 
-    values: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    values: dict[str, list[tuple[str, float]]] = field(
+        default_factory=lambda: {each.name: [] for each in FIGURES}
+    )
 
     def put(self, name: str, role: str, value: float) -> None:
-        """The role's value of ``cml_<name>``."""
-        self.values.setdefault(f"cml_{name}", []).append((role, value))
+        """The role's value of ``cml_<name>``. Raises KeyError for what is not declared: nobody would see it."""
+        self.values[f"cml_{name}"].append((role, value))
 
     def collect(self) -> Iterator[Metric]:
         """As Prometheus's library asks for them."""
-        return (each.family(self.values[each.name]) for each in FIGURES if each.name in self.values)
+        return (each.family(self.values[each.name]) for each in FIGURES if self.values[each.name])
 
 
 def declared() -> Iterator[Declared]:

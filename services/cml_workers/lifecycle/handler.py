@@ -258,14 +258,15 @@ class Lifecycle:
             verdict = await self._transactions.transact(
                 message.worker_id, message.operation_id, judge, origin=message
             )
-            denied = isinstance(verdict, DeadLetter) and verdict.cause == ProblemCode.UNAUTHORIZED
+            unauthorized = ProblemCode.UNAUTHORIZED
+            denied = verdict if isinstance(verdict, DeadLetter) and verdict.cause == unauthorized else None
             if denied and isinstance(message.command, CREATING):
                 await check_id(self._store, message)
         except IdTakenError:
             # What is recorded under the id stays, so it is taken whenever the command comes again.
             return await self._decide(message.model_copy(update={"taken": True}), answered=answered)
-        if isinstance(verdict, DeadLetter) and verdict.cause == ProblemCode.UNAUTHORIZED:
-            problem = Problem.of(ProblemCode.UNAUTHORIZED, verdict.reason)
+        if denied:
+            problem = Problem.of(unauthorized, denied.reason)
             await self._audit(message.command, message.command_id, message.user, problem, message.redrive)
             for each in replies(result_of(message, "rejected", problem=problem), message.reply):
                 await self._publish(each)
