@@ -16,6 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 
+from cml_contracts.broker import Nodes
 from cml_contracts.client import NoAnswerError, NoResultYetError, WorkerClient
 from cml_workers.foundation.failures import ConfigurationError, RoleFailedError
 from cml_workers.foundation.secrets import redacted
@@ -60,10 +61,16 @@ def with_client(use: Callable[[WorkerClient], Coroutine[Any, Any, T]]) -> T:
     settings = client_settings()
 
     async def connected() -> T:
-        async with WorkerClient(amqp_url(settings), deadline=15) as client:
+        async with client_of(settings) as client:
             return await use(client)
 
     return run_to_end(connected())
+
+
+def client_of(settings: Settings) -> WorkerClient:
+    """Of the user that the settings name."""
+    url = amqp_url(settings)
+    return WorkerClient(url, deadline=15, own_exchanges=Nodes(url, "RABBITMQ_URL").user in settings.senders)
 
 
 def configured() -> Settings:

@@ -95,9 +95,9 @@ async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[R
         yield running
 
 
-def queues_of(roles: Iterable[Role]) -> Sequence[str]:
-    """All that they consume."""
-    return [queue for role in roles for queue in role.uses.queues]
+def queues_of(roles: Iterable[Role], senders: Iterable[str]) -> Sequence[str]:
+    """All that they consume, the senders' own queues among it."""
+    return [queue for role in roles for queue in role.uses.with_own(senders).queues]
 
 
 async def until_one_fails(running: Sequence[Running]) -> None:
@@ -137,7 +137,7 @@ async def _start(
     for each in starting:
         running[running.index(each.running)] = await each.started(given, stack)
     running.remove(rabbitmq)  # from here on each role sees for itself
-    running += await stack.enter_async_context(replicas_watched(settings, queues_of(roles)))
+    running += await stack.enter_async_context(replicas_watched(settings, queues_of(roles, settings.senders)))
 
 
 def _opened(

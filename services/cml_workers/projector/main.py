@@ -51,8 +51,8 @@ log = structlog.get_logger(__name__)
 
 TIDY_EVERY = 60.0
 """Seconds between two looks at how much the archive has."""
-QUERIES_AT_ONCE = 16
-"""At most: each may have a page in memory, and a query as large as the broker lets one be."""
+QUERIES_AT_ONCE, QUERIES_OF_A_SENDER = 16, 4
+"""At most, of the queue of all and of each sender's own: each may have a page in memory, and a query as large as the broker lets one be."""
 
 
 @asynccontextmanager
@@ -118,7 +118,9 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             await asyncio.sleep(given.settings.reminder_seconds)
 
     at_once = min(given.settings.prefetch, QUERIES_AT_ONCE)
-    bus.consume(PROJECTOR_QUERIES, on_query, prefetch=at_once, outages=of_database)
+    bus.consume(
+        PROJECTOR_QUERIES, on_query, prefetch=at_once, of_sender=QUERIES_OF_A_SENDER, outages=of_database
+    )
     bus.consume(DEAD_LETTER_QUEUE, dead_letters.collect, prefetch=10, outages=of_database)
     bus.consume(PROJECTOR_OPERATOR, dead_letters.on_request, prefetch=10, outages=of_both)
     checks = [

@@ -78,7 +78,7 @@ class Infrastructure:
         return RabbitBus(
             self.amqp_url,
             name=role.user,
-            uses=role.uses,
+            uses=role.uses.with_own(self.settings.senders),
             declare=self.settings.declare_topology,
             trust=self.trust,
         )

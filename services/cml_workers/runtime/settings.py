@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cml_contracts.broker import Nodes
 from cml_contracts.commands import COMMANDS
 from cml_contracts.texts import AmiId, Form, InstanceType, Region, Tags, Text
+from cml_workers.bus.users import NAME
 from cml_workers.domain.ownership import Ownership
 from cml_workers.domain.policy import EVERY_COMMAND, VISIBILITY_GRACE, Access, Limit, Policy
 from cml_workers.domain.profiles import (
@@ -74,6 +75,9 @@ _JSON_EXAMPLES_OF: Mapping[str, str] = {
     "command_users": '{"portal": ["*"]}',
     "teams": '{"ccna": ["ann", "ben"]}',
 }
+SenderName = Annotated[
+    str, Form(NAME.pattern, "a name of at most 63 letters, digits, - and _, beginning with neither")
+]
 
 
 class Settings(BaseSettings):
@@ -187,6 +191,9 @@ class Settings(BaseSettings):
     command_users: dict[str, frozenset[str]] = {}
     """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}; * allows all but imports, which have to be
     named."""
+    senders: frozenset[SenderName] = frozenset()
+    """JSON array: users that have exchanges and queues of their own, cml.commands.<user> and cml.queries.<user>, which lifecycle and projector
+    read beside those of all. The command line uses them where it is one of these users."""
     delegate_users: frozenset[str] = frozenset()
     """JSON array: users that may send commands on behalf of others, with a signed token."""
     worker_commands_at_once: Annotated[int, Field(ge=1)] | None = None

@@ -102,16 +102,29 @@ class RabbitBus:
         return await self._publisher.routed(message)
 
     def consume(
-        self, queue: Queue, handler: Handler, *, prefetch: int, outages: Outages = NO_OUTAGES
+        self,
+        queue: Queue,
+        handler: Handler,
+        *,
+        prefetch: int,
+        of_sender: int = 1,
+        outages: Outages = NO_OUTAGES,
     ) -> None:
         """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``.
 
-        ``outages``: of the parts that it needs; it is not called while one is known to be unavailable.
+        ``of_sender``: how many at once of each sender's own queue beside this one. ``outages``: of the parts that it needs; it is not
+        called while one is known to be unavailable.
         """
         if queue not in self._uses.consumes:
             raise ValueError(f"{queue.name} is not among the queues that this connection uses")
+        self._subscribe(queue, handler, prefetch, outages)
+        for own in self._uses.consumes:
+            if own.shared == queue:
+                self._subscribe(own, handler, min(of_sender, prefetch), outages)
+
+    def _subscribe(self, queue: Queue, handler: Handler, prefetch: int, outages: Outages) -> None:
         consumer = Consumer(
-            queue,
+            queue.shared or queue,
             handler,
             publish=self.publish,
             own_user=self.user,
