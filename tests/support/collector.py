@@ -124,3 +124,9 @@ def _values(attributes: Iterable[KeyValue]) -> dict[str, Any]:
 
 def _value(value: AnyValue) -> Any:
     return getattr(value, value.WhichOneof("value") or "string_value")
+
+
+if __name__ == "__main__":
+    with collecting() as running:
+        print(running.url, flush=True)
+        threading.Event().wait()

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
+from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Tracer
 
@@ -26,14 +27,20 @@ ENDING = 2.0
 
 
 class Exporting(SpanProcessor):
-    """Exports spans that have ended.
+    """Exports spans that have ended, and with them the outermost one of this process that they are within.
 
-    ``most``: spans that wait at most; ``batch``: in one request; ``every``: seconds between two requests where they come slowly.
+    So a process that is killed leaves no span whose parent nobody gets. ``most``: spans that wait at most; ``batch``: in one request;
+    ``every``: seconds between two requests where they come slowly.
     """
 
     def __init__(self, exporter: SpanExporter, *, most: int, batch: int, every: float) -> None:
         self._exporter = exporter
         self._most, self._batch, self._every = most, batch, every
+        self._outermost: dict[int, int] = {}
+        """Of the spans that have not ended: the one of this process that each is within, itself if there is none."""
+        self._held: dict[int, list[ReadableSpan]] = {}
+        """Spans that have ended, by the outermost one that has not."""
+        self._holds = 0
         self._waiting: deque[ReadableSpan] = deque()
         self._due = threading.Event()
         self._ends = False
@@ -41,14 +48,27 @@ class Exporting(SpanProcessor):
         self._thread = threading.Thread(target=self._run, name="exports spans", daemon=True)
         self._thread.start()
 
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002 - by its name
+        """A span begins."""
+        own = span.get_span_context().span_id
+        within = span.parent.span_id if span.parent is not None and not span.parent.is_remote else own
+        self._outermost[own] = self._outermost.get(within, own)
+
     def on_end(self, span: ReadableSpan) -> None:
         """Take the span, if there is room for it."""
-        if span.context is None or not span.context.trace_flags.sampled:
+        if span.context is None:
             return
-        if len(self._waiting) >= self._most or self._ends:
-            SPANS.labels("dropped").inc()
-            return
-        self._waiting.append(span)
+        own = span.context.span_id
+        outermost = self._outermost.pop(own, own)
+        within = self._held.pop(own, [])
+        self._holds -= len(within)
+        if len(self._waiting) + len(within) + self._holds >= self._most or self._ends:
+            SPANS.labels("dropped").inc(len(within) + 1)
+        elif outermost in self._outermost:
+            self._held.setdefault(outermost, []).append(span)
+            self._holds += 1
+        else:
+            self._waiting += [span, *within]
         if len(self._waiting) >= self._batch:
             self._due.set()
 

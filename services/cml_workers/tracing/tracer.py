@@ -152,7 +152,7 @@ def read(traceparent: object) -> SpanContext:
         return INVALID_SPAN_CONTEXT
     _, trace, span, flags = text.split("-")
     return SpanContext(
-        int(trace, 16), int(span, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16) & 1)
+        int(trace, 16), int(span, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16) & 3)
     )
 
 
