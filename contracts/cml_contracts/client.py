@@ -6,6 +6,7 @@ command has no second effect.
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -294,7 +295,7 @@ class WorkerClient:
             content_type=JSON,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             user_id=self._nodes.user,
-            headers={TOKEN_HEADER: actor_token} if actor_token else {},
+            headers={**_trace_context(), **({TOKEN_HEADER: actor_token} if actor_token else {})},
         )
 
     async def _until_confirmed(self, waiting: _Waiting) -> None:
@@ -352,6 +353,14 @@ class WorkerClient:
     async def _send_again(self, waiting: _Waiting) -> None:
         with suppress(NotSentError, ClosedError):
             await self._until_confirmed(waiting)
+
+
+def _trace_context() -> dict[str, str]:
+    """Of the caller's current span, where it uses OpenTelemetry (https://www.w3.org/TR/trace-context/#traceparent-header)."""
+    trace: Any = sys.modules.get("opentelemetry.trace")  # not imported for who does not
+    if trace is None or not (span := trace.get_current_span().get_span_context()).is_valid:
+        return {}
+    return {"traceparent": f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"}
 
 
 def _command_id(given: str | None) -> str:

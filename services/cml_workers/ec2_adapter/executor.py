@@ -43,6 +43,7 @@ from cml_workers.ec2_adapter.watching import Poller
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, Workers
 from cml_workers.foundation.outages import NO_OUTAGES, Outages
+from cml_workers.foundation.tracing import REGION, span
 
 NOT_SEEN = -2
 """No revision of an event."""
@@ -232,7 +233,8 @@ class Executor:
             since, seen = self._seen.pop(worker_id, (NOT_SEEN, None))
             worker = self._poller.worker(worker_id)
             if worker is not None and worker.observed_revision == since and not _has_pending(worker):
-                await self._observe(worker, seen)
+                with span("observe", {REGION: worker.aws_region}, link=self._poller.origin(worker)):
+                    await self._observe(worker, seen)
                 if not visit.is_asked_by_message:
                     return
                 since = NOT_SEEN
@@ -274,6 +276,7 @@ class Executor:
                             await self._here.noted(worker, watched)
                         except NotYet as later:
                             waits = True
+                            attempt.waits_since = attempt.waits_since or self._here.now()
                             if later.problem is not None:
                                 unsuccessful.append((turn, later.problem))
                 case Watch():

@@ -93,7 +93,9 @@ class Lookups:
                 self._answered.popitem(last=False)
 
     async def _look_up(self, request: LookupRequested, message: Message) -> Verdict:
-        with structlog.contextvars.bound_contextvars(command_id=request.origin.command_id):
+        with structlog.contextvars.bound_contextvars(
+            command_id=request.origin.command_id, worker_id=str(request.origin.worker_id)
+        ):
             try:
                 result = await self._find(request.lookup)
             except EC2Error as error:

@@ -96,6 +96,13 @@ EC2_WAIT_SECONDS = _histogram(
     OF_CALLS,
     "api",
 )
+SPANS = _counter(
+    "cml_spans",
+    "Spans of traces that the collector took (exported), or did not take in time (dropped).",
+    "result",
+)
+for _result in ("exported", "dropped"):
+    SPANS.labels(_result)  # there from the start, also where nothing is traced
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ to its body first, in a stream of its own (``eventstore/command_streams.py``). A
 is answered by what EC2 shows then.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import assert_never
@@ -60,6 +59,7 @@ from cml_workers.eventstore.command_streams import check_id, load_record
 from cml_workers.eventstore.lookup_records import is_recorded, record_lookup
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
+from cml_workers.foundation.tracing import TRACEPARENT, as_traceparent
 from cml_workers.lifecycle.denials import Denials
 from cml_workers.lifecycle.limits import Limits
 from cml_workers.lifecycle.replies import (
@@ -90,9 +90,6 @@ NOT_RECORDED = (
     "lifecycle has recorded no such command that waits for this lookup, so nothing is done; who has sent one, e.g. to an "
     "earlier version, has to send it again"
 )
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
-"""https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is omitted."""
 
 
 class Lifecycle:
@@ -162,7 +159,7 @@ class Lifecycle:
                 correlation_id=message.correlation_id or command_id,
                 actor=actor,
                 user=user,
-                traceparent=_traceparent(message.headers.get("traceparent")),
+                traceparent=as_traceparent(message.headers.get(TRACEPARENT)),
                 reply=address,
                 redrive=redrive,
             )
@@ -422,10 +419,6 @@ def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult
     ):
         return None
     return answered.looked_up
-
-
-def _traceparent(header: object) -> str | None:
-    return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
 
 
 def _redrive(message: Message) -> Redrive | None:

@@ -217,7 +217,7 @@ class Transactions:
         for each in recorded:
             ledger.add(each)
         settled = ledger.settled_by(cause)
-        count(events, settled, now)
+        count(events, settled, after, now)
         return after, settled
 
 

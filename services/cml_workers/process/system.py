@@ -21,6 +21,7 @@ from cml_workers.process.embedded import embed_broker, embed_ec2
 from cml_workers.process.folder import make_folder, published, sole_owner
 from cml_workers.process.registry import ROLES, trust
 from cml_workers.process.starting import Starting, reached
+from cml_workers.process.tracing import traced
 from cml_workers.runtime.endpoints import (
     ENDPOINTS,
     amqp_url,
@@ -128,7 +129,8 @@ async def _start(
     """
     starting = [Starting(role) for role in roles]
     running += [each.running for each in starting]
-    given = _opened(roles, settings, amqp, ec2, stack)
+    traces = await stack.enter_async_context(traced(settings, roles))
+    given = traces(_opened(roles, settings, amqp, ec2, stack))
     parts += [given.dependencies[part] for part in (Part.STORE, Part.DATABASE) if part in given.dependencies]
     bus = given.dependencies[Part.BUS]
     rabbitmq = Running("rabbitmq", checks=(bus.problem,))

@@ -231,6 +231,26 @@ class Settings(BaseSettings):
     health_host: str = "127.0.0.1"
     """Address the probes listen on; 0.0.0.0 in a container."""
 
+    otlp_endpoint: Annotated[AnyUrl | None, Field(validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")] = None
+    """Base URL of a collector of traces, e.g. http://collector:4318, which gets them by OTLP over HTTP. Unset, as the next one: nothing is
+    traced. The other standard variables of OpenTelemetry, see traces.md, apply as well."""
+    otlp_traces_endpoint: Annotated[
+        AnyUrl | None, Field(validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    ] = None
+    """Likewise the whole URL, e.g. http://collector:4318/v1/traces."""
+    otlp_headers: Annotated[SecretStr | None, Field(validation_alias="OTEL_EXPORTER_OTLP_HEADERS")] = None
+    """Headers for the collector: name=value, separated by commas."""
+    otlp_traces_headers: Annotated[
+        SecretStr | None, Field(validation_alias="OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+    ] = None
+    """Likewise, instead of those."""
+    traces_exporter: Annotated[Literal["otlp", "none"], Field(validation_alias="OTEL_TRACES_EXPORTER")] = (
+        "otlp"
+    )
+    """none: nothing is traced, whatever else is set."""
+    otel_disabled: Annotated[bool, Field(validation_alias="OTEL_SDK_DISABLED")] = False
+    """Likewise, if true."""
+
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
     """Messages of one queue that a role handles at once; the EC2 adapter that many of one region, and as many of all others. Of queries,
     16 at most."""
@@ -325,6 +345,12 @@ class Settings(BaseSettings):
         values = [getattr(self, name) for name in type(self).model_fields]
         each = [inner for value in values for inner in (value if isinstance(value, tuple) else (value,))]
         return [value.get_secret_value() for value in each if isinstance(value, SecretStr)]
+
+    @property
+    def traces(self) -> bool:
+        """Whether there is somebody to send spans to."""
+        wanted = self.traces_exporter == "otlp" and not self.otel_disabled
+        return wanted and (self.otlp_endpoint or self.otlp_traces_endpoint) is not None
 
     @property
     def access(self) -> Access:

@@ -34,6 +34,7 @@ from cml_workers.ec2_adapter.errors import (
 )
 from cml_workers.ec2_adapter.port import AT_ONCE
 from cml_workers.foundation.metrics import EC2_CALL_SECONDS, EC2_CALLS
+from cml_workers.foundation.tracing import API, REGION, span
 
 CONNECT_SECONDS = 5.0
 """Of several addresses of EC2 that do not answer the next one is tried after so many seconds."""
@@ -114,9 +115,20 @@ class Connections:
             raise EC2InvalidParameterException(f"AWS has no region {region}, as far as is known here")
         code = "no_answer"
         try:
-            with EC2_CALL_SECONDS.labels(operation, region).time():
-                async with self._calling(operation, region, subject) as client:
-                    yield client
+            with (
+                EC2_CALL_SECONDS.labels(operation, region).time(),
+                span(
+                    f"EC2 {operation}",
+                    {API: operation, REGION: region, "rpc.system": "aws-api"},
+                    outside=True,
+                ) as call,
+            ):
+                try:
+                    async with self._calling(operation, region, subject) as client:
+                        yield client
+                except EC2Error as error:
+                    call.put({"aws.error_code": counted_code(error)})
+                    raise
             code = ""
         except EC2Error as error:
             code = counted_code(error)
