@@ -124,7 +124,7 @@ async def _answer(
     content: Mapping[str, Any]
     match path:
         case b"/metrics":
-            return "200 OK", CONTENT_TYPE_LATEST, await exposition(running)
+            return "200 OK", CONTENT_TYPE_LATEST, await exposition(running, parts)
         case b"/livez":
             status, content = "200 OK", {"alive": True}
         case b"/readyz":
@@ -135,9 +135,11 @@ async def _answer(
     return status, "application/json", json.dumps(content).encode()
 
 
-async def exposition(running: Sequence[Running]) -> bytes:
+async def exposition(running: Sequence[Running], parts: Sequence[Dependency] = ()) -> bytes:
     """What Prometheus reads: what the process counted, and how each of its roles does now."""
     figures = Figures()
+    for part in parts:
+        figures.put("part_works", part.name, part.problem() is None)
     for role in running:
         figures.put("role_ready", role.name, not _said(role.checks))
         figures.put("role_warnings", role.name, len(_said(role.warnings)))
