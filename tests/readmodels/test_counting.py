@@ -22,7 +22,11 @@ def shown(gauge: Gauge) -> dict[tuple[str, ...], float]:
 
 
 def survey(projected: Projected, deadline: timedelta) -> Survey:
-    return Survey(projected.database, now=lambda: NOW + LATER, deadline=deadline)
+    return Survey(projected.database, dead_letters=three_letters, now=lambda: NOW + LATER, deadline=deadline)
+
+
+async def three_letters() -> int:
+    return 3
 
 
 async def test_workers_by_status_and_the_age_of_open_operations(projected: Projected):
@@ -35,6 +39,7 @@ async def test_workers_by_status_and_the_age_of_open_operations(projected: Proje
         counting = survey(projected, deadline)
         await counting.look(usable=True)
         assert counting.counts() == {
+            "dead_letters_waiting": 3,
             "operations_open": 2,
             "operations_oldest_seconds": LATER.total_seconds(),
             "operations_overdue": overdue,
@@ -47,7 +52,9 @@ async def test_without_workers_all_is_zero(projected: Projected):
     await projected.catch_up()
     counting = survey(projected, LATER)
     await counting.look(usable=True)
-    assert set(counting.counts().values()) == {0}
+    assert set(counting.counts().items()) - {("dead_letters_waiting", 3)} == {
+        (f"operations_{name}", 0) for name in ("open", "oldest_seconds", "overdue")
+    }
     assert shown(WORKERS) == {(status,): 0 for status in COUNTED}
 
 
@@ -74,7 +81,7 @@ async def test_what_is_not_known_is_not_shown(projected: Projected, monkeypatch:
     counting = survey(projected, LATER)
     await counting.look(usable=True)
     await counting.look(usable=False)
-    assert (counting.counts(), shown(WORKERS)) == ({}, {})
+    assert (counting.counts(), shown(WORKERS)) == ({"dead_letters_waiting": 3}, {})
     await counting.look(usable=True)
     assert counting.counts()["operations_open"] == 1
     monkeypatch.setattr(projected.database, "read", gone)

@@ -5,7 +5,7 @@ It follows the store, rebuilds, answers queries, sends reminders, archives dead 
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -113,11 +113,14 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
     )
 
     survey = Survey(
-        database, now=utc_now, deadline=timedelta(seconds=given.settings.operation_deadline_seconds)
+        database,
+        dead_letters=archive.waiting,
+        now=utc_now,
+        deadline=timedelta(seconds=given.settings.operation_deadline_seconds),
     )
 
     async def count() -> None:
-        await _keep_counting(survey, lambda: unavailable(WORKERS_VIEW) is None, of_database)
+        await survey.look(usable=unavailable(WORKERS_VIEW) is None)
 
     async def remind() -> None:
         while True:
@@ -146,7 +149,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             bus,
             background(follow, "projector") as following,
             background(remind, "reminders") as reminding,
-            background(count, "the survey") as counting,
+            background(partial(_keep_counting, count, of_database), "the survey") as counting,
             background(quarantined.keep_collecting, "the quarantines") as collecting,
             background(partial(_keep_tidy, archive, given.settings), "the archive") as tidying,
         ):
@@ -163,17 +166,17 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
         await database.close()
 
 
-async def _keep_counting(survey: Survey, usable: Callable[[], bool], outages: Outages) -> None:
+async def _keep_counting(count: Callable[[], Awaitable[None]], outages: Outages) -> None:
     """Does not end."""
     time = asyncio.get_running_loop().time
     while True:
         began = time()
         try:
-            await survey.look(usable=usable())
-        except ConnectionError as error:
+            await count()
+        except (ConnectionError, ConfigurationError) as error:
             if await outages.waited_out(error):
                 continue
-            log.warning("the read model's rows are counted later", cause=str(error))
+            log.warning("what there is is counted later", cause=str(error))
         await asyncio.sleep(max(COUNT_EVERY, (time() - began) / COUNT_SHARE))
 
 

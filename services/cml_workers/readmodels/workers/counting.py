@@ -1,6 +1,6 @@
-"""What there is now, by the read model: workers by status, open operations and their age, and how far rebuilds have come."""
+"""What there is now: workers by status, open operations and their age, how far rebuilds have come, dead letters that wait."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import sqlalchemy as sa
@@ -32,17 +32,28 @@ _FILLED = sa.select(GENERATIONS.c.name, GENERATIONS.c.state, GENERATIONS.c.event
 
 
 class Survey:
-    """Counts now and then, whoever asks for the metrics. ``deadline``: the age from which an operation is overdue."""
+    """Counts now and then, whoever asks for the metrics.
 
-    def __init__(self, database: Database, *, now: Callable[[], datetime], deadline: timedelta) -> None:
+    ``dead_letters``: how many wait; ``deadline``: the age from which an operation is overdue.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        dead_letters: Callable[[], Awaitable[int]],
+        now: Callable[[], datetime],
+        deadline: timedelta,
+    ) -> None:
         self._database = database
+        self._dead_letters = dead_letters
         self._now = now
         self._deadline = deadline
-        self._open: Mapping[str, int] = {}
+        self._counts: Mapping[str, int] = {}
 
     def counts(self) -> Mapping[str, int]:
-        """Open operations, as they were at the last look; empty if they could not be counted."""
-        return self._open
+        """Operations and dead letters, as they were at the last look; empty if they could not be counted."""
+        return self._counts
 
     async def look(self, *, usable: bool) -> None:
         """Count; ``usable``: whether there are rows of workers. Raises as ``Database`` does, and then nothing is shown."""
@@ -51,29 +62,32 @@ class Survey:
             filled = await self._rows(_FILLED)
             workers = await self._rows(_BY_STATUS) if usable else None
             operations = await self._rows(_OPEN, before=before) if usable else ()
-        except ConnectionError:
-            self._show((), None, ())
+            counts = {"dead_letters_waiting": await self._dead_letters()}
+        except Exception:
+            self._counts = {}
+            _show((), None)
             raise
-        self._show(filled, workers, operations)
-
-    def _show(self, filled: Sequence[Row], workers: Sequence[Row] | None, operations: Sequence[Row]) -> None:
-        READ_MODEL_EVENTS.clear()
-        for row in filled:
-            READ_MODEL_EVENTS.labels(row.name, State.BUILDING.value)  # 0 where none is being built
-            READ_MODEL_EVENTS.labels(row.name, row.state).set(row.events)
-        WORKERS.clear()
-        if workers is not None:
-            counted = {row.status: row.workers for row in workers}
-            for status in COUNTED:
-                WORKERS.labels(status).set(counted.get(status, 0))
-        self._open = {}
+        _show(filled, workers)
         for row in operations:
             age = self._now() - datetime.fromisoformat(row.since) if row.since else timedelta()
-            self._open = {
+            counts |= {
                 "operations_open": row.open,
                 "operations_oldest_seconds": max(int(age.total_seconds()), 0),
                 "operations_overdue": row.overdue,
             }
+        self._counts = counts
 
     async def _rows(self, query: sa.Select[*tuple[object, ...]], **values: object) -> Sequence[Row]:
         return await self._database.read(lambda connection: connection.execute(query, values).all())
+
+
+def _show(filled: Sequence[Row], workers: Sequence[Row] | None) -> None:
+    READ_MODEL_EVENTS.clear()
+    for row in filled:
+        READ_MODEL_EVENTS.labels(row.name, State.BUILDING.value)  # 0 where none is being built
+        READ_MODEL_EVENTS.labels(row.name, row.state).set(row.events)
+    WORKERS.clear()
+    if workers is not None:
+        counted = {row.status: row.workers for row in workers}
+        for status in COUNTED:
+            WORKERS.labels(status).set(counted.get(status, 0))
