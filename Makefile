@@ -102,6 +102,9 @@ check: $(READY) ## format, lint, strict types, import rules, words, generated do
 	@$(BIN)/python -m cml_tools.configuration --check docs/configuration.md
 	@$(BIN)/python -m cml_tools.roles --check docs/roles.md
 	@$(BIN)/python -m cml_tools.metrics --check docs/metrics.md
+	@$(BIN)/python -m cml_tools.alerts --check deploy/observability/alerts.yml
+	@$(BIN)/python -m cml_tools.runbook --check docs/alerts.md
+	@$(BIN)/python -m cml_tools.dashboard --check deploy/observability/dashboard.json
 	@$(BIN)/python -m cml_tools.ec2_calls --check docs/ec2-calls.md
 
 format: $(READY) ## rewrite the code in the project's format
@@ -112,6 +115,9 @@ format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/python -m cml_tools.configuration --write docs/configuration.md
 	@$(BIN)/python -m cml_tools.roles --write docs/roles.md
 	@$(BIN)/python -m cml_tools.metrics --write docs/metrics.md
+	@$(BIN)/python -m cml_tools.alerts --write deploy/observability/alerts.yml
+	@$(BIN)/python -m cml_tools.runbook --write docs/alerts.md
+	@$(BIN)/python -m cml_tools.dashboard --write deploy/observability/dashboard.json
 	@$(BIN)/python -m cml_tools.ec2_calls --write docs/ec2-calls.md
 
 SIMULATE := cd tests && ../$(BIN)/python -m simulation.campaign

@@ -316,7 +316,7 @@ ROOMS: Mapping[str, Room] = {
             "doctor",
             "process",
         ),
-        packages=("botocore", "grimp", "pydantic"),
+        packages=("botocore", "grimp", "pydantic", "yaml"),
         library=ANYTHING,
     ),
 }

@@ -50,7 +50,13 @@ def traced(spans: Spans) -> type[RabbitBus]:
             return answer
 
         def consume(
-            self, queue: Queue, handler: Handler, *, prefetch: int, outages: Outages = NO_OUTAGES
+            self,
+            queue: Queue,
+            handler: Handler,
+            *,
+            prefetch: int,
+            of_sender: int = 1,
+            outages: Outages = NO_OUTAGES,
         ) -> None:
             """See ``RabbitBus.consume``. To the handler the message is one of its span's, and so is all that it records of it."""
 
@@ -72,7 +78,7 @@ def traced(spans: Spans) -> type[RabbitBus]:
                     put(span, {VERDICT: _VERDICTS[type(verdict)], PROBLEM: cause})
                 return verdict
 
-            super().consume(queue, handle, prefetch=prefetch, outages=outages)
+            super().consume(queue, handle, prefetch=prefetch, of_sender=of_sender, outages=outages)
 
     return TracedBus
 

@@ -18,6 +18,7 @@ from cml_contracts.broker import Nodes
 from cml_workers.bus.port import BusUnavailableError, Handler, Outgoing, TopologyError
 from cml_workers.bus.probes import probe_of
 from cml_workers.bus.rabbit.consuming import Consumer
+from cml_workers.bus.rabbit.depths import keep_measured
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
 from cml_workers.bus.rabbit.properties import read_tolerantly
 from cml_workers.bus.rabbit.publishing import Publisher
@@ -85,6 +86,7 @@ class RabbitBus:
         self._broker_name = name
         self.consuming: asyncio.Task[None]
         """Never ends by itself, or fails because a consumer does not come back; once started."""
+        self._measuring: asyncio.Task[None]
         self._watched: list[tuple[Queue, Callable[[], None], Callable[[], None]]] = []
 
     @property
@@ -189,6 +191,9 @@ class RabbitBus:
             channel.close_callbacks.add(lambda *_, lost=lost: lost())
             channel.reopen_callbacks.add(lambda *_, back=back: back())
         self.consuming = asyncio.create_task(self._consume_on(), name=f"{self._broker_name}, consuming,")
+        names = {each.queue.name for each in self._subscribers}
+        consumed = [each for each in self._uses.consumes if each.name in names]
+        self._measuring = asyncio.create_task(keep_measured(lambda: self._connection, consumed))
 
     async def _consume(self) -> None:
         """Raises BusUnavailableError that names what the broker does not answer for."""
@@ -209,6 +214,7 @@ class RabbitBus:
         What is not finished by then is redelivered to the next consumer.
         """
         await ended(self.consuming)
+        await ended(self._measuring)
         for subscriber in self._subscribers:
             await closed(subscriber.stop())
         for consumer in self._consumers:
