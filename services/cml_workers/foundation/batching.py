@@ -5,6 +5,8 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from cml_workers.foundation.ids import apart
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -46,7 +48,7 @@ class Batcher(Generic[K, V]):
         batch = self._open
         if batch is None or len(batch.wanted) >= self._most:
             batch = self._open = _Batch()
-            batch.answers = asyncio.get_running_loop().create_task(self._together(batch))
+            batch.answers = asyncio.get_running_loop().create_task(self._together(batch), context=apart())
             batch.answers.add_done_callback(_retrieve_error)
         batch.wanted[key] = None
         assert batch.answers is not None  # noqa: S101 - just set, or set by who opened it

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -229,6 +229,8 @@ class Settings(BaseSettings):
     16 at most."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged, on stderr."""
+    library_log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """The same for what libraries log; those that would show messages, requests and rows at debug give no more than at info."""
     log_format: Literal["auto", "console", "json"] = "auto"
     """auto: console on a terminal, JSON elsewhere."""
 
@@ -316,7 +318,8 @@ class Settings(BaseSettings):
     def secrets(self) -> list[str]:
         """All that nobody may read; URLs with their password."""
         values = [getattr(self, name) for name in type(self).model_fields]
-        each = [inner for value in values for inner in (value if isinstance(value, tuple) else (value,))]
+        several = [value.values() if isinstance(value, dict) else value for value in values]
+        each = [inner for value in several for inner in (value if isinstance(value, Iterable) else (value,))]
         return [value.get_secret_value() for value in each if isinstance(value, SecretStr)]
 
     @property
