@@ -77,6 +77,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
             "percentunit",
             ((f'rate(process_cpu_seconds_total{{job="{JOB}"}}[$__rate_interval])', "{{instance}}"),),
         ),
+        Panel("Spans of traces, by result", *_rate("cml_spans_total", "result")),
         Panel("Memory", "bytes", ((f'process_resident_memory_bytes{{job="{JOB}"}}', "{{instance}}"),)),
     ),
     "Commands": (

@@ -16,6 +16,7 @@ from cml_workers.bus.topology import LIFECYCLE_COMMANDS
 from cml_workers.ec2_adapter.errors import EC2ThrottledException, Remedy
 from cml_workers.eventstore.worker_streams import append, load
 from cml_workers.foundation.tracing import TRACEPARENT, as_traceparent, here, span
+from cml_workers.runtime.logs import in_its_trace
 from cml_workers.tracing.bus import traced
 from cml_workers.tracing.store import TracedStore
 from support.buses import emptied
@@ -38,6 +39,13 @@ OF_OTHER = (0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331)
 def spans() -> Iterator[Kept]:
     with kept() as spans:
         yield spans
+
+
+def test_a_line_of_the_log_names_its_trace(spans: Kept) -> None:
+    assert in_its_trace(None, "info", {"event": "outside"}) == {"event": "outside"}
+    with span("some", {}, parent=OTHER):
+        line = in_its_trace(None, "info", {"event": "within"})
+    assert line["trace_id"] == OTHER.split("-")[1]
 
 
 @asynccontextmanager

@@ -91,7 +91,13 @@ def client_settings() -> Settings:
     return settings
 
 
-def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+def fail(sentence: str, code: int) -> NoReturn:
+    """End with a line about what is wrong."""
+    err.print(f"[red]cml-workers:[/red] {escape(redacted(sentence))}", soft_wrap=True, highlight=False)
+    raise typer.Exit(code)
+
+
+def run_to_end(work: Coroutine[Any, Any, T], fail: Callable[[str, int], NoReturn] = fail) -> T:
     """Run to the end; an expected error becomes one line and an exit code."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -117,12 +123,6 @@ def show_version(wanted: bool) -> None:
     if wanted:
         out.print(f"cml-workers {version('cml-workers')}", highlight=False)
         raise typer.Exit
-
-
-def fail(sentence: str, code: int) -> NoReturn:
-    """End with a line about what is wrong."""
-    err.print(f"[red]cml-workers:[/red] {escape(redacted(sentence))}", soft_wrap=True, highlight=False)
-    raise typer.Exit(code)
 
 
 def valid(make: Callable[[], T], whole: str = "") -> T:

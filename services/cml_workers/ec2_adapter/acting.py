@@ -186,7 +186,7 @@ class Acting:
             raise NotYet(error.problem) from error
         if rule.uncertain:
             turn.attempt.uncertain_since = turn.attempt.uncertain_since or self._here.now()
-        log.error("EC2 refused for good", code=error.aws_code, cause=str(error))
+        log.warning("EC2 refused for good", code=error.aws_code, cause=str(error))
         return AttemptRefused(
             worker_id=turn.worker.id,
             operation_id=turn.operation.command_id,

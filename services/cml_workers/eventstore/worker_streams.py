@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from uuid import UUID
@@ -93,6 +94,15 @@ def encode(metadata: EventMetadata) -> bytes:
     ours = metadata.model_dump(mode="json", exclude_none=True)
     body = ours | traced(metadata.correlation_id, metadata.causation_id)
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def about_event(stored: StoredEvent) -> dict[str, object]:
+    """For the log: what the event is, and what it is of, as far as that can be read."""
+    ids: dict[str, object] = {"event_id": str(stored.event_id), "type": stored.type}
+    with suppress(ValueError):  # another application's, or broken
+        ids |= {"worker_id": str(worker_of(stored.stream)), "revision": stored.revision}
+        ids |= {"command_id": EventMetadata.model_validate_json(stored.metadata).command_id}
+    return ids
 
 
 def published(source: str, stored: StoredEvent) -> EventEnvelope:

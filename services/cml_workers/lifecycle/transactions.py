@@ -212,7 +212,7 @@ class Transactions:
             for index, event in enumerate(events)
         ]
         after = await self._workers.append(worker, recorded)
-        log.info("recorded", events=[_named(event) for event in events], cause=cause)
+        log.info("recorded", events=[_named(event) for event in events], revision=after.revision)
         ledger = Ledger(worker)
         for each in recorded:
             ledger.add(each)

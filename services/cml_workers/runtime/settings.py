@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -52,6 +52,7 @@ OF_OTHERS = re.compile(
 """Variables that are no settings: what the files in ``deploy/`` replace, and what Kubernetes sets for services
 (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables)."""
 
+_HEADERS = re.compile(r"(\s*[\w.!#$%&'*+^`|~-]+\s*=[^,;\s]*\s*(,|$))*", re.ASCII)
 _PLAIN_URL = re.compile(r"[a-z+]+://(?:[^@/?#\[\]\s:]*(?::[^@/?#\[\]\s:]*)?@)?[^@/?#\s]*(?:[/?#][^@]*)?")
 """A URL in which it is clear where the password ends."""
 
@@ -256,6 +257,8 @@ class Settings(BaseSettings):
     16 at most."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged, on stderr."""
+    library_log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """The same for what libraries log; those that would show messages, requests and rows at debug give no more than at info."""
     log_format: Literal["auto", "console", "json"] = "auto"
     """auto: console on a terminal, JSON elsewhere."""
 
@@ -290,6 +293,13 @@ class Settings(BaseSettings):
             ):
                 # Said here, as libraries say which part they do not like, and that may be one of the password.
                 raise ValueError(f"{name} is no URL: user and password have none of @ / ? # [ ] and no space")
+        for name, headers in (
+            ("OTEL_EXPORTER_OTLP_HEADERS", self.otlp_headers),
+            ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", self.otlp_traces_headers),
+        ):
+            if headers is not None and not _HEADERS.fullmatch(headers.get_secret_value()):
+                # Said here, as the library says the whole of it.
+                raise ValueError(f"{name} must be name=value, separated by commas; other characters as %20")
         if self.rabbitmq_url is not None:
             Nodes(self.rabbitmq_url.get_secret_value(), "RABBITMQ_URL")
         types = {EVERY_COMMAND, *COMMANDS}
@@ -343,7 +353,8 @@ class Settings(BaseSettings):
     def secrets(self) -> list[str]:
         """All that nobody may read; URLs with their password."""
         values = [getattr(self, name) for name in type(self).model_fields]
-        each = [inner for value in values for inner in (value if isinstance(value, tuple) else (value,))]
+        several = [value.values() if isinstance(value, dict) else value for value in values]
+        each = [inner for value in several for inner in (value if isinstance(value, Iterable) else (value,))]
         return [value.get_secret_value() for value in each if isinstance(value, SecretStr)]
 
     @property

@@ -87,6 +87,8 @@ class RabbitBus:
         self.consuming: asyncio.Task[None]
         """Never ends by itself, or fails because a consumer does not come back; once started."""
         self._measuring: asyncio.Task[None]
+        self._lost_at: float | None = None
+        self._ending = False
         self._watched: list[tuple[Queue, Callable[[], None], Callable[[], None]]] = []
 
     @property
@@ -186,6 +188,7 @@ class RabbitBus:
         assert connection is not None  # noqa: S101 - it has started
         self._direct_replies.connected(_server_properties(connection))
         connection.reconnect_callbacks.add(self._restored)
+        connection.close_callbacks.add(self._lost)
         for queue, lost, back in self._watched:
             channel = self._channel_of(queue)
             channel.close_callbacks.add(lambda *_, lost=lost: lost())
@@ -213,6 +216,7 @@ class RabbitBus:
 
         What is not finished by then is redelivered to the next consumer.
         """
+        self._ending = True
         await ended(self.consuming)
         await ended(self._measuring)
         for subscriber in self._subscribers:
@@ -304,7 +308,16 @@ class RabbitBus:
             if each._queue_obj is not None and each.queue.name == queue.name  # noqa: SLF001
         )
 
+    def _lost(self, _: Any, cause: BaseException | None) -> None:
+        if not self._ending and self._lost_at is None:
+            self._lost_at = asyncio.get_running_loop().time()
+            log.warning("connection to RabbitMQ lost: it will be restored", cause=cause and outage(cause))
+
     def _restored(self, connection: Any, *_: object) -> None:
+        if self._lost_at is not None:
+            seconds = round(asyncio.get_running_loop().time() - self._lost_at, 1)
+            self._lost_at = None
+            log.warning("connection to RabbitMQ restored: work goes on", seconds=seconds)
         # It may be another node, of another version.
         self._serving.sign()
         self._direct_replies.connected(_server_properties(connection))
