@@ -7,7 +7,7 @@ as it was sent; ``operation_id``, which is what the streams know it by; ``worker
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import Context, copy_context
+from contextvars import Context
 
 from structlog.contextvars import (
     bind_contextvars,
@@ -36,11 +36,9 @@ def about(**ids: object) -> Iterator[None]:
 
 
 def apart() -> Context:
-    """A context for a task that belongs to no message, whoever happens to make it: of the ids it knows its role alone."""
-    role = get_contextvars().get("role")
-    context = copy_context()
-    context.run(clear_contextvars)
-    if role:
+    """A context for a task that belongs to no message, whoever happens to make it: it knows its role, and nothing else."""
+    context = Context()
+    if role := get_contextvars().get("role"):
         context.run(bind_contextvars, role=role)
     return context
 
