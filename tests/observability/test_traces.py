@@ -168,10 +168,12 @@ async def test_a_create_that_is_throttled_and_retried_after_a_crash_is_one_trace
         async with WorkerClient(parts.amqp) as client:
             asking = asyncio.create_task(client.send(command, command_id="crash-1", deadline=200))
             # What a process has not exported when it is killed is lost: by then the first attempt is, and the wait for the second.
+            before = {"EC2 RunInstances", "wait"}
             await asyncio.to_thread(
-                parts.collector.until, lambda: named(parts.collector.traced(trace), "wait") != [], 150
+                parts.collector.until,
+                lambda: before <= {each.name for each in parts.collector.traced(trace)},
+                150,
             )
-            await asyncio.sleep(1)
             parts.roles.kill_and_start("ec2-adapter")
             parts.admin.clear()
             created = await asking

@@ -5,11 +5,7 @@ that it sees the fault. Nothing in the product knows of this.
 """
 
 import asyncio
-import logging
-import os
 import sys
-import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -20,7 +16,6 @@ import structlog
 
 from cml_workers.bus.port import Ack, Message, Verdict
 from cml_workers.cli import main
-from cml_workers.domain.messages import CommandMessage
 from cml_workers.eventstore.port import Item
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.lifecycle.transactions import Finish, Transactions
@@ -32,6 +27,8 @@ from support.planting import Plant, planting
 BROKEN = "the planted fault is broken: "
 """Where its log has this, the process shows nothing; see ``support.planting``."""
 
+MANY = 100
+"""Events."""
 log = structlog.get_logger(__name__)
 
 
@@ -68,45 +65,6 @@ def headers_logged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lifecycle, "on_command", _on_command)
 
 
-UNEXPECTED = "unexpected, please"
-"""A reason with which a command meets ``unexpected_errors``."""
-
-
-def unexpected_errors(patch: pytest.MonkeyPatch) -> None:
-    """A command with a certain reason fails in lifecycle, as do a task that nobody awaits, a thread and a destructor; a library warns.
-
-    Each knows a secret in a local variable.
-    """
-    decide = Lifecycle._decide
-
-    class Destroyed:
-        def __del__(self) -> None:
-            _fail("a destructor")
-
-    async def unawaited() -> None:
-        _fail("a task")
-
-    async def _decide(self: Lifecycle, message: CommandMessage, **more: Any) -> Verdict:
-        if message.command.reason == UNEXPECTED:
-            asyncio.create_task(unawaited())  # noqa: RUF006 - that is the fault
-            thread = threading.Thread(target=_fail, args=("a thread",))
-            thread.start()
-            thread.join()
-            Destroyed()
-            warnings.warn("planted warning", stacklevel=1)
-            logging.getLogger("somebodys.library").warning("planted line of %s", "a library")
-            await asyncio.sleep(0)
-            _fail("a handler")
-        return await decide(self, message, **more)
-
-    patch.setattr(Lifecycle, "_decide", _decide)
-
-
-def _fail(what: str) -> None:
-    secret = os.environ["PLANTED_SECRET"]
-    raise RuntimeError(f"planted in {what} that knows {len(secret)} characters")
-
-
 def checkpoint_remembered(patch: pytest.MonkeyPatch) -> None:
     """After an outage of the database the projector goes on behind what it wrote last, whatever is saved there.
 
@@ -140,6 +98,18 @@ def checkpoint_remembered(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def slow_projector(patch: pytest.MonkeyPatch) -> None:
+    """Many events together take the projector a second more: where there are more, it stays behind for a while."""
+    handle = Writer.handle
+
+    async def _handle(self: Writer, items: Sequence[Item]) -> None:
+        if len(items) > MANY:
+            await asyncio.sleep(1)
+        await handle(self, items)
+
+    patch.setattr(Writer, "handle", _handle)
+
+
 def run(plant: Plant) -> None:
     """The command line with the fault."""
     with planting(_is_broken) as patch:
@@ -154,7 +124,7 @@ def _is_broken(error: Exception) -> None:
 
 PLANTS: Mapping[str, Plant] = {
     plant.__name__: plant
-    for plant in (forgotten_reply, headers_logged, unexpected_errors, checkpoint_remembered)
+    for plant in (forgotten_reply, headers_logged, checkpoint_remembered, slow_projector)
 }
 
 if __name__ == "__main__":
