@@ -22,6 +22,7 @@ from cml_contracts.topology import (
     EVENTS_EXCHANGE,
     OPERATOR_EXCHANGE,
     QUERIES_EXCHANGE,
+    Exchange,
     reply_queue,
     subscriber_queue,
 )
@@ -29,7 +30,13 @@ from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_tools.definitions import OURS, SHIPPED
 from cml_workers.bus.port import BusConfigurationError
 from cml_workers.bus.rabbit.reaching import reach
-from cml_workers.bus.topology import DEAD_LETTER_QUEUE, EXCHANGES, INTERNAL_EXCHANGE, QUEUES
+from cml_workers.bus.topology import (
+    DEAD_LETTER_EXCHANGE,
+    DEAD_LETTER_QUEUE,
+    EXCHANGES,
+    INTERNAL_EXCHANGE,
+    QUEUES,
+)
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.bus.users import BrokerUser, read_users
 from cml_workers.domain.policy import EVERY_COMMAND
@@ -65,6 +72,7 @@ def of_role(uses: Usage) -> Rights:
         writes=frozenset({exchange.name for exchange in uses.exchanges} | by_name),
         reads=frozenset(uses.queues),
         keys={INTERNAL_EXCHANGE.name: frozenset(uses.internal)},
+        unbound=frozenset({DEAD_LETTER_EXCHANGE.name}),
     )
 
 
@@ -133,7 +141,7 @@ def there(broker: SecuredBroker) -> There:
     assert set(queues) > {name for queue in QUEUES for name in (queue.name, *retry_queues(queue))}
     assert set(exchanges) == {exchange.name for exchange in EXCHANGES}
     assert set(names) == {*exchanges, *RESERVED}
-    # RabbitMQ's rights are for names: whoever reads this queue may bind from the exchange, too.
+    # RabbitMQ's rights are for names: whoever reads this queue could bind from the exchange, too, if topic permissions did not forbid it.
     assert {*exchanges} & {*queues} == {DEAD_LETTER_QUEUE.name}
     assert len(bindings) == sum(len(queue.bindings) for queue in QUEUES)
     return There(exchanges, queues, list(dict.fromkeys(bindings)))
@@ -154,6 +162,16 @@ async def test_a_user_can_do_what_it_is_for_and_nothing_else(
     ]
     assert wrong == []
     assert sum(refused.values()) > len(tried) / 2
+
+
+@pytest.mark.parametrize("key", ["", "#", "cml.worker.create.v1"])
+@pytest.mark.parametrize("to", [INTERNAL_EXCHANGE, DEAD_LETTER_EXCHANGE])
+async def test_who_reads_the_dead_letters_has_them_sent_nowhere_else(
+    broker: SecuredBroker, to: Exchange, key: str
+):
+    async with Trying(broker.url("cml-projector")) as trying:
+        attempt = Attempt("bind exchange", to.name, DEAD_LETTER_EXCHANGE.name, key)
+        assert await trying.refused(attempt)
 
 
 @pytest.mark.parametrize("user", USERS)
