@@ -20,7 +20,6 @@ from cml_workers.cli.terminal import (
     NOT_DONE,
     USAGE,
     AsJson,
-    client_of,
     client_settings,
     err,
     fail,
@@ -123,7 +122,7 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
         try:
             worker_id = UUID(worker)
         except ValueError:
-            async with client_of(settings) as client:
+            async with WorkerClient(amqp_url(settings), deadline=10) as client:
                 worker_id = await resolve(client, worker)
         store = open_event_store(uri)
         try:

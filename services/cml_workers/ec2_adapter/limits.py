@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from cml_workers.ec2_adapter.errors import EC2ThrottledException, Remedy
 from cml_workers.foundation.metrics import EC2_WAIT_SECONDS
-from cml_workers.foundation.tracing import API, REGION, span
 
 
 class Bucket(NamedTuple):
@@ -126,8 +125,7 @@ class Limits:
             delay += tokens.spread(now, self._random())
             tokens.take()
             if delay > 0:
-                with span("wait for the limit of EC2", {API: api, REGION: region}):
-                    await self._sleep(delay)
+                await self._sleep(delay)
             if not tokens.is_paused(self._now()):
                 EC2_WAIT_SECONDS.labels(api).observe((self._now() - began).total_seconds())
                 return

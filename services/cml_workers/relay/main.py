@@ -83,11 +83,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
                     (bus.problem, checkpoint.problem, publishing.problem, partial(not_following, following)),
                     (task, saving, newest),
                     following,
-                    counts=lambda: {
-                        **publishing.counts(),
-                        **publishing.held.counts(),
-                        "checkpoints_unusable": int(checkpoint.problem() is not None),
-                    },
+                    counts=lambda: {**publishing.counts(), **publishing.held.counts()},
                     warnings=(publishing.subscribers.warning, publishing.held.warning),
                 )
         finally:

@@ -9,7 +9,6 @@ import structlog
 from cml_workers.bus.codec import internal
 from cml_workers.bus.port import Publish
 from cml_workers.domain.messages import OperationOutstanding, Reminder
-from cml_workers.domain.operations import ids_of
 from cml_workers.readmodels.workers.queries import pending, unsettled
 from cml_workers.sql.port import Database
 
@@ -58,8 +57,7 @@ class Reminders:
             if operation.overdue_at is None and operation.requested_at < now - self._deadline:
                 log.error(
                     "operation overdue",
-                    worker_id=str(operation.worker_id),
-                    **ids_of(each.operation_id),
+                    command_id=operation.command_id,
                     since=operation.requested_at.isoformat(),
                 )
                 outstanding = OperationOutstanding(

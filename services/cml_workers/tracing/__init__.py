@@ -1,1 +1,0 @@
-"""Traces by OpenTelemetry: spans at the ports of every role, exported by OTLP. Imported only where a process traces."""
