@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -129,8 +130,10 @@ async def test_until_then_the_tables_that_are_there_answer_rightly(url: str, bef
     await now.catch_up()
     assert await now.names(terminated_since=NOW + timedelta(seconds=1)) == []
     assert len(await now.names(terminated_since=NOW)) == 2
-    for tag in ("Name", "Name=lab"):
-        assert await now.names(tag=tag, sort="name") == ["lab", "lab"], tag
+    for tag, sort in product(("Name", "Name=lab"), ("name", "created_at")):
+        assert await now.names(tag=tag, sort=sort) == ["lab", "lab"], tag
+        assert await now.names(tag=tag, sort=sort, owner=CREATED.created_by) == ["lab", "lab"], tag
+        assert await now.names(tag=tag, sort=sort, owner="nobody") == [], tag
     for worker_id, operation in ((ended, "create"), (lives, "end")):
         found = await now.ask(GetOperation(command_id=f"{operation}/{worker_id}"))
         assert (found.worker_id, found.data["result"]["outcome"]) == (worker_id, "succeeded")

@@ -49,6 +49,7 @@ FILTERS: Mapping[str, Filters] = {
     "two characters": {"name_part": "qz"},
     "one character": {"name_part": "z"},
     "a tag that none of an owner has": {"tag": "course=ccna", "owner": "portal"},
+    "a tag that many of an owner have": {"tag": "course=devnet", "owner": "portal"},
     "a part that no name of an owner has": {"name_part": "ccna", "owner": "portal"},
     "the living": {"terminated_since": SINCE},
 }
@@ -107,7 +108,13 @@ def rows(numbers: range, of: int) -> tuple[list[Mapping[str, Any]], list[Mapping
     """Of the tables of workers and of tags."""
     made = [worker(number, of) for number in numbers]
     tags: list[Mapping[str, Any]] = [
-        {"worker_id": columns["id"], "key": key, "value": value, "name": columns["name"]}
+        {
+            "worker_id": columns["id"],
+            "key": key,
+            "value": value,
+            "name": columns["name"],
+            "owner": columns["owner"],
+        }
         for columns, of_worker in made
         for key, value in of_worker.items()
     ]

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from cml_workers.foundation.batching import Batcher
 from cml_workers.sql.database import answered, dispose, open_database, open_sqlite, patient, transaction
-from cml_workers.sql.errors import explained
+from cml_workers.sql.errors import explained, is_to_be_asked_again
 from cml_workers.sql.port import ByKey, Database, DatabaseOptions, Row, T, Work
 
 READERS = 4
@@ -85,7 +85,7 @@ class SqliteDatabase(Database):
 
 
 class PostgresqlDatabase(Database):
-    """A server. A connection of the ``reader`` that has gone away is noticed by its query, which is asked again."""
+    """A server. A connection of the ``reader`` that has gone away is noticed by its query, which is asked again; with it goes the rest of the pool."""
 
     def __init__(self, *, writer: AsyncEngine, reader: AsyncEngine) -> None:
         self.engines = (writer.sync_engine, reader.sync_engine)
@@ -122,13 +122,13 @@ class PostgresqlDatabase(Database):
 
 
 async def _again(engine: AsyncEngine, work: Work[T]) -> T:
-    """Run it, a second time if the pooled connection turned out to be gone; with it goes the rest of the pool."""
+    """Run it, a second time if that helps at once."""
     async with answered(engine):
         try:
             async with engine.connect() as connection:
                 return await connection.run_sync(work)
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if not is_to_be_asked_again(error):
                 raise
         async with engine.connect() as connection:
             return await connection.run_sync(work)

@@ -69,10 +69,8 @@ MEANINGS: Mapping[str, Meaning] = {
 """By SQLSTATE, or by its class (https://www.postgresql.org/docs/current/errcodes-appendix.html). What is not here is caused by a
 statement, and so perhaps by the message that it is for."""
 
-_OF_THE_DRIVER = (
-    AsyncAdapt_asyncpg_dbapi.InvalidCachedStatementError,
-    AsyncAdapt_asyncpg_dbapi.InternalClientError,
-)
+_OUTDATED = AsyncAdapt_asyncpg_dbapi.InvalidCachedStatementError
+_OF_THE_DRIVER = (_OUTDATED, AsyncAdapt_asyncpg_dbapi.InternalClientError)
 """Without an SQLSTATE: a plan that the schema has outdated, no host that is as asked for; try again."""
 
 _OF_POOLERS: Mapping[str, Meaning] = {
@@ -126,6 +124,14 @@ def explained(engine: AsyncEngine | sa.Engine) -> Iterator[None]:
             raise
         advice = f"; {meaning.advice}" if meaning.advice else ""
         raise meaning.kind(f"{_where(engine)} says: {original}{advice}") from error
+
+
+def is_to_be_asked_again(error: DBAPIError) -> bool:
+    """Whether the same query is answered if it is asked again at once: its pooled connection had gone, or its plan is of another schema.
+
+    A read model's new generation may have other types of columns. The library forgets the plans with the error.
+    """
+    return error.connection_invalidated or isinstance(error.orig, _OUTDATED)
 
 
 def _meaning(error: DBAPIError) -> Meaning | None:

@@ -72,8 +72,9 @@ def of_worker(worker: Worker) -> Iterator[Change]:
             "ended_at": sortable(row.updated_at) if row.status is WorkerStatus.TERMINATED else NEVER,
         },
     )
+    of_all = {"worker_id": row.id, "name": row.name, "owner": row.owner}
     for key, value in row.tags.items():
-        yield Put("worker_tags", {"worker_id": row.id, "key": key, "value": value, "name": row.name})
+        yield Put("worker_tags", {**of_all, "key": key, "value": value})
 
 
 def of_event(before: Worker, recorded: Recorded, after: Worker) -> Iterator[Change]:

@@ -23,7 +23,14 @@ from cml_workers.domain.operations import of_user
 from cml_workers.domain.ownership import Viewer
 from cml_workers.readmodels.model import Found, active
 from cml_workers.readmodels.workers import fold
-from cml_workers.readmodels.workers.tables import OPERATIONS, WORKER_TAGS, WORKERS, pairs_of, parts_of
+from cml_workers.readmodels.workers.tables import (
+    OPERATIONS,
+    WORKER_TAGS,
+    WORKERS,
+    lower_of,
+    pairs_of,
+    parts_of,
+)
 from cml_workers.sql.port import ByKey, Database, Row
 
 NEXT_ONES = 500
@@ -88,7 +95,9 @@ def _looked_for(element: _Contains, compiler: Any, **how: Any) -> str:
 @compiles(_Contains, "postgresql")
 def _by_pairs(element: _Contains, compiler: Any, **how: Any) -> str:
     text, part = (compiler.process(each, **how) for each in element.clauses)
-    return f"({parts_of(text)} @> {pairs_of(part)} AND strpos(lower({text}), lower({part})) > 0)"
+    # Names are mostly in lower case already, and to make them so takes longer than all the rest.
+    contains = f"strpos({text}, lower({part})) > 0 OR strpos({lower_of(text)}, lower({part})) > 0"
+    return f"({parts_of(text)} @> {pairs_of(part)} AND ({contains}))"
 
 
 async def get_worker(
@@ -225,52 +234,68 @@ def _page(wanted: ListCMLWorkers, viewer: Viewer | None = None) -> Sequence[sa.S
     return [_sized(wanted, statement) for statement in _statements(wanted, viewer)]
 
 
-def _statements(wanted: ListCMLWorkers, viewer: Viewer | None) -> Sequence[sa.Select[Any]]:
+def _statements(wanted: ListCMLWorkers, viewer: Viewer | None) -> Iterator[sa.Select[Any]]:
     sort = _WORKERS.c[wanted.sort]
-    conditions = _conditions(wanted)
+    owners = [wanted.owner] if wanted.owner else []
     if viewer and not viewer.teams:
-        conditions.append(_WORKERS.c.owner == viewer.actor)
-    by_names = wanted.sort == "name" and not (conditions or wanted.name_part)
-    conditions += _from_cursor(wanted, sort, _WORKERS.c.id)
+        owners.append(viewer.actor)
     teams = viewer if viewer and viewer.teams else None
+    others = _conditions(wanted)
+    conditions = [*others, *(_WORKERS.c.owner == owner for owner in owners)]
+    onwards = [*conditions, *_from_cursor(wanted, sort, _WORKERS.c.id)]
     if not (wanted.name_part or wanted.tag or teams):
-        return [_ordered(wanted, sa.select(_WORKERS.c.view, sort, _WORKERS.c.id).where(*conditions))]
+        yield _ordered(wanted, sa.select(_WORKERS.c.view, sort, _WORKERS.c.id).where(*onwards))
+        return
+    tagged = (
+        [*_tagged(wanted.tag), *(_TAGS.c.owner.in_((owner, "")) for owner in owners)] if wanted.tag else []
+    )
     columns = dict.fromkeys(_WORKERS.c[each] for each in ("view", "name", "owner", wanted.sort, "id"))
-    next_ones = _ordered(wanted, sa.select(*columns).where(*conditions), more=NEXT_ONES).subquery()
+    next_ones = _ordered(wanted, sa.select(*columns).where(*onwards), more=NEXT_ONES).subquery()
     near = sa.select(next_ones.c.view, next_ones.c[wanted.sort], next_ones.c.id).where(
-        *_looked_up(wanted, next_ones.c), *([_is_open_to(teams, next_ones.c)] if teams else [])
+        *_looked_up(wanted, tagged, next_ones.c), *([_is_open_to(teams, next_ones.c)] if teams else [])
     )
-    every = sa.select(sort, _WORKERS.c.id).where(*conditions, *_looked_up(wanted, _WORKERS.c))
+    yield _ordered(wanted, near, next_ones.c)
+    by_names = wanted.sort == "name" and not (others or wanted.name_part)
+    every = sa.select(sort, _WORKERS.c.id).where(*onwards, *_looked_up(wanted, tagged, _WORKERS.c))
     if teams:
-        found = _own_and_shared(wanted, every, teams, by_names=by_names and not wanted.tag)
+        page = _own_and_shared(wanted, every, teams, owners, by_names=by_names and not wanted.tag)
+    elif by_names:
+        page = _first_ones(wanted, _by_names(wanted, _tagged(wanted.tag or ""), owners))
     else:
-        found = _first_ones(wanted, _by_names(wanted, _tagged(wanted.tag or "")) if by_names else every)
-    page = found.subquery()
-    views = sa.select(_WORKERS.c.view, page.c[wanted.sort], page.c.id).join_from(
-        page, _WORKERS, _WORKERS.c.id == page.c.id
+        page = _first_ones(wanted, every)
+    found = page.subquery()
+    views = sa.select(_WORKERS.c.view, found.c[wanted.sort], found.c.id).join_from(
+        found, _WORKERS, _WORKERS.c.id == found.c.id
     )
-    return [_ordered(wanted, near, next_ones.c), _ordered(wanted, views, page.c)]
+    yield _ordered(wanted, views, found.c)
 
 
 def _own_and_shared(
-    wanted: ListCMLWorkers, every: sa.Select[Any], viewer: Viewer, *, by_names: bool
+    wanted: ListCMLWorkers,
+    every: sa.Select[Any],
+    viewer: Viewer,
+    owners: Sequence[str],
+    *,
+    by_names: bool,
 ) -> sa.Select[Any]:
     """The first ones of the viewer's and of its teams' together: each are found by an index, those of either by none."""
     own = every.where(_WORKERS.c.owner == viewer.actor)
     tags = _of_teams(viewer)
     shared = every.where(_WORKERS.c.id.in_(sa.select(_TAGS.c.worker_id).where(*tags)))
     pages = (
-        _first_ones(wanted, own, "own") if wanted.name_part or wanted.tag else _ordered(wanted, own),
-        _first_ones(wanted, _by_names(wanted, tags) if by_names else shared, "shared"),
+        _first_ones(wanted, own) if wanted.name_part or wanted.tag else _ordered(wanted, own),
+        _first_ones(wanted, _by_names(wanted, tags, owners) if by_names else shared),
     )
     both = sa.union(*(sa.select(page.subquery()) for page in pages)).subquery()
     return _ordered(wanted, sa.select(both), both.c)
 
 
-def _first_ones(wanted: ListCMLWorkers, every: sa.SelectBase, name: str = "found") -> sa.Select[Any]:
-    """Of all of them, by a plan for all of them: one for the first ones would walk through the order."""
-    found = every.cte(name).prefix_with("MATERIALIZED")
-    return _ordered(wanted, sa.select(found), found.c)
+def _first_ones(wanted: ListCMLWorkers, every: sa.SelectBase) -> sa.Select[Any]:
+    """Of all of them, by a plan for all of them: one for the first ones would walk through an index in their order."""
+    rows = every.subquery()
+    direction = sa.desc if wanted.descending else sa.asc
+    order = (direction(rows.c[wanted.sort].concat("")), direction(rows.c.id))
+    return sa.select(rows).order_by(*order).limit(wanted.limit + 1)
 
 
 def _ordered(
@@ -286,14 +311,12 @@ def _order(wanted: ListCMLWorkers, columns: Columns) -> Sequence[sa.ColumnElemen
 
 
 def _conditions(wanted: ListCMLWorkers) -> list[sa.ColumnElement[bool]]:
-    """Those that an index in the order of the list has."""
+    """Those that an index in the order of the list has, but for the owner."""
     conditions: list[sa.ColumnElement[bool]] = []
     if wanted.aws_region:
         conditions.append(_WORKERS.c.aws_region == wanted.aws_region)
     if wanted.status:
         conditions.append(_WORKERS.c.status == wanted.status.value)
-    if wanted.owner:
-        conditions.append(_WORKERS.c.owner == wanted.owner)
     if wanted.terminated_since:
         ended = _WORKERS.c.status == WorkerStatus.TERMINATED.value
         since = fold.sortable(wanted.terminated_since)
@@ -316,14 +339,21 @@ def _from_cursor(
     yield worker_id != last_id
 
 
-def _by_names(wanted: ListCMLWorkers, tagged: Sequence[sa.ColumnElement[bool]]) -> sa.CompoundSelect[Any]:
+def _by_names(
+    wanted: ListCMLWorkers, tagged: Sequence[sa.ColumnElement[bool]], owners: Sequence[str]
+) -> sa.CompoundSelect[Any]:
     """Names and ids of the workers with a tag, from the rows of the tags: to look for the name of each takes much longer."""
     named = sa.select(_TAGS.c.name, _TAGS.c.worker_id.label("id")).where(
-        *tagged, _TAGS.c.name != "", *_from_cursor(wanted, _TAGS.c.name, _TAGS.c.worker_id)
+        *tagged,
+        _TAGS.c.owner != "",
+        *(_TAGS.c.owner == owner for owner in owners),
+        *_from_cursor(wanted, _TAGS.c.name, _TAGS.c.worker_id),
     )
-    nameless = sa.select(_TAGS.c.worker_id).where(*tagged, _TAGS.c.name == "")
+    of_earlier_versions = sa.select(_TAGS.c.worker_id).where(*tagged, _TAGS.c.owner == "")
     others = sa.select(_WORKERS.c.name, _WORKERS.c.id).where(
-        _WORKERS.c.id.in_(nameless), *_from_cursor(wanted, _WORKERS.c.name, _WORKERS.c.id)
+        _WORKERS.c.id.in_(of_earlier_versions),
+        *(_WORKERS.c.owner == owner for owner in owners),
+        *_from_cursor(wanted, _WORKERS.c.name, _WORKERS.c.id),
     )
     return named.union_all(others)
 
@@ -344,12 +374,14 @@ def _is_open_to(viewer: Viewer, columns: Columns) -> sa.ColumnElement[bool]:
     return sa.or_(columns.owner == viewer.actor, shared.exists())
 
 
-def _looked_up(wanted: ListCMLWorkers, columns: Columns) -> Iterator[sa.ColumnElement[bool]]:
+def _looked_up(
+    wanted: ListCMLWorkers, tagged: Sequence[sa.ColumnElement[bool]], columns: Columns
+) -> Iterator[sa.ColumnElement[bool]]:
     """Those that have indexes of their own."""
     if wanted.name_part:
         yield _Contains(columns.name, sa.literal(wanted.name_part))
-    if wanted.tag:
-        yield columns.id.in_(sa.select(_TAGS.c.worker_id).where(*_tagged(wanted.tag)))
+    if tagged:
+        yield columns.id.in_(sa.select(_TAGS.c.worker_id).where(*tagged))
 
 
 def _cursor(wanted: ListCMLWorkers, value: str, worker_id: UUID) -> str:

@@ -9,9 +9,14 @@ _SORTS = ("created_at", "name", "status", "aws_region")
 _CONDITIONS = ("status", "aws_region", "owner", "ended_at")
 
 
+def lower_of(text: str) -> str:
+    """PostgreSQL's expression for a text in lower case, as the database's language has it: without that, only the letters of ASCII."""
+    return f'lower({text} COLLATE "default")'
+
+
 def pairs_of(text: str) -> str:
-    """PostgreSQL's expression for a text in pairs of characters, in lower case, as an array; the last one may be single."""
-    pairs = f"regexp_replace(lower({text}), '(..)', E'\\\\1\\x01', 'g')"
+    """The same in pairs of characters, as an array; the last one may be single."""
+    pairs = f"regexp_replace({lower_of(text)}, '(..)', E'\\\\1\\x01', 'g')"
     return f"array_remove(string_to_array({pairs}, E'\\x01'), '')"
 
 
@@ -20,18 +25,27 @@ def parts_of(text: str) -> str:
 
     What the extension ``pg_trgm`` does, which not every server has or allows.
     """
-    return f"string_to_array(lower({text}), NULL) || {pairs_of(text)} || {pairs_of(f'substr({text}, 2)')}"
+    return f"string_to_array({lower_of(text)}, NULL) || {pairs_of(text)} || {pairs_of(f'substr({text}, 2)')}"
+
+
+def _sorted(length: int) -> sa.String:
+    """By code points, in PostgreSQL as in SQLite, whatever language the database has.
+
+    That takes half the time, and its order never changes: with an operating system's new version that of a language may, and
+    indexes are wrong then (https://wiki.postgresql.org/wiki/Locale_data_changes).
+    """
+    return sa.String(length).with_variant(sa.String(length, collation="C"), "postgresql")
 
 
 WORKERS = sa.Table(
     "workers",
     _TABLES,
     sa.Column("id", sa.Uuid, primary_key=True),
-    sa.Column("name", sa.String(256), nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),
-    sa.Column("aws_region", sa.String(32), nullable=False),
+    sa.Column("name", _sorted(256), nullable=False),
+    sa.Column("status", _sorted(16), nullable=False),
+    sa.Column("aws_region", _sorted(32), nullable=False),
     sa.Column("owner", sa.String(128), nullable=False),
-    sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("created_at", _sorted(32), nullable=False),
     sa.Column("view", sa.Text, nullable=False),
     sa.Column("ended_at", sa.String(32), nullable=False, server_default=NEVER),
     # In the order of each sorting, and with what may be asked for besides: what is passed over is not read from the table.
@@ -47,9 +61,10 @@ WORKER_TAGS = sa.Table(
     sa.Column("worker_id", sa.Uuid, primary_key=True),
     sa.Column("key", sa.String(128), primary_key=True),
     sa.Column("value", sa.String(256), nullable=False),
-    # The worker's, so that those with a tag are found in the order of their names; empty in rows of earlier versions.
-    sa.Column("name", sa.String(256), nullable=False, server_default=""),
-    sa.Index("worker_tags_by_key", "key", "value", "name", "worker_id"),
+    # The worker's, so that an owner's with a tag are found, in the order of their names. In rows of earlier versions there is no owner.
+    sa.Column("name", _sorted(256), nullable=False, server_default=""),
+    sa.Column("owner", sa.String(128), nullable=False, server_default=""),
+    sa.Index("worker_tags_by_key", "key", "value", "owner", "name", "worker_id"),
 )
 OPERATIONS = sa.Table(
     "operations",
@@ -64,12 +79,13 @@ OPERATIONS = sa.Table(
     sa.Index("operations_by_sent_id", "sent_id"),
 )
 TABLES = (WORKERS, WORKER_TAGS, OPERATIONS)
-VERSION = 7
+VERSION = 8
 """Count it up with every change of the tables above or of the rows that ``fold`` makes."""
-USABLE = frozenset({1, 2, 3, 4, 5, 6})
+USABLE = frozenset({1, 2, 3, 4, 5, 6, 7})
 """Earlier versions whose tables lack only columns that have a default; in the first one tags that were gone stayed, the second one had
 no reasons of EC2, the third one showed the tags of an import as an operation of its own, the fourth one had no ``ended_at``, the fifth one had
-one operation for each command id, whoever used it, the sixth one had no names with the tags."""
+one operation for each command id, whoever used it, the sixth one had no names with the tags, the seventh one no owners, and its
+order was that of the database's language."""
 
 
 def _in_postgresql(table: sa.Table, statement: str) -> None:
@@ -79,5 +95,5 @@ def _in_postgresql(table: sa.Table, statement: str) -> None:
 
 
 _in_postgresql(WORKERS, f"CREATE INDEX %(table)s_by_name_part ON %(table)s USING gin (({parts_of('name')}))")
-# How often a value comes with its key is not how often it comes.
-_in_postgresql(WORKER_TAGS, "CREATE STATISTICS %(table)s_values (mcv) ON key, value FROM %(table)s")
+# How often a value comes with its key is not how often it comes; nor with its owner.
+_in_postgresql(WORKER_TAGS, "CREATE STATISTICS %(table)s_values (mcv) ON key, value, owner FROM %(table)s")
