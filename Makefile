@@ -37,7 +37,7 @@ test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded br
 ON_RABBITMQ := $(wildcard tests/conformance/test_broker_*.py) tests/bus tests/deadletters tests/fuzz/test_processes.py \
 	$(addprefix tests/system/test_,callers.py chaos.py cut_at_the_reply.py deadletters.py health.py least_rights.py \
 		lost_consumers.py misconfigured.py production_parts.py promises.py roles.py) \
-	tests/trust/test_secured_broker.py tests/trust/test_services.py
+	$(addprefix tests/trust/test_,bounds.py misconfigured.py operators.py roles.py secured_broker.py services.py)
 test-rabbitmq: $(READY) ## the tests that the version of RabbitMQ matters to, on VERSION=4.0|4.3, which it makes once
 	@commands=$$(tests/support/debian-rabbitmq $(or $(VERSION),4.3)) && export TEST_RABBITMQ_SERVER=$$commands/rabbitmq-server && \
 		tests/support/ensure-services && $(BIN)/python -m pytest $(SUITE) -k "not embedded" $(ON_RABBITMQ) $(ARGS)
@@ -102,6 +102,9 @@ check: $(READY) ## format, lint, strict types, import rules, words, generated do
 	@$(BIN)/python -m cml_tools.configuration --check docs/configuration.md
 	@$(BIN)/python -m cml_tools.roles --check docs/roles.md
 	@$(BIN)/python -m cml_tools.metrics --check docs/metrics.md
+	@$(BIN)/python -m cml_tools.alerts --check deploy/observability/alerts.yml
+	@$(BIN)/python -m cml_tools.runbook --check docs/alerts.md
+	@$(BIN)/python -m cml_tools.dashboard --check deploy/observability/dashboard.json
 	@$(BIN)/python -m cml_tools.ec2_calls --check docs/ec2-calls.md
 
 format: $(READY) ## rewrite the code in the project's format
@@ -112,6 +115,9 @@ format: $(READY) ## rewrite the code in the project's format
 	@$(BIN)/python -m cml_tools.configuration --write docs/configuration.md
 	@$(BIN)/python -m cml_tools.roles --write docs/roles.md
 	@$(BIN)/python -m cml_tools.metrics --write docs/metrics.md
+	@$(BIN)/python -m cml_tools.alerts --write deploy/observability/alerts.yml
+	@$(BIN)/python -m cml_tools.runbook --write docs/alerts.md
+	@$(BIN)/python -m cml_tools.dashboard --write deploy/observability/dashboard.json
 	@$(BIN)/python -m cml_tools.ec2_calls --write docs/ec2-calls.md
 
 SIMULATE := cd tests && ../$(BIN)/python -m simulation.campaign

@@ -31,6 +31,7 @@ SLOW = (
         "system",
         "bench",
         "fuzz",
+        "observability",
         "test_command_line.py",
         "test_migrate_command.py",
         "test_ending.py",

@@ -98,7 +98,7 @@ async def test_readiness_says_it_for_as_long_as_it_is_so_and_stays_ready(
     api: ManagementApi,
 ) -> None:
     api.queues[LOOKUPS] = 1
-    async with replicas_watched(settings(api.url), queues_of([ROLES["ec2-adapter"]])) as (watching,):
+    async with replicas_watched(settings(api.url), queues_of([ROLES["ec2-adapter"]], ())) as (watching,):
         (warning,) = watching.warnings
         async with asyncio.timeout(60):
             while warning() is None:

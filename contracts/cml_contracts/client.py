@@ -6,6 +6,7 @@ command has no second effect.
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ from cml_contracts.topology import (
     OPERATOR_EXCHANGE,
     QUERIES_EXCHANGE,
     Exchange,
+    own_exchange,
 )
 
 T = TypeVar("T")
@@ -105,15 +107,27 @@ class WorkerClient:
     """Use as ``async with WorkerClient("amqp://...") as client:``.
 
     The URL may name several hosts, ``amqps://user:password@one,two,three/``. Raises ValueError if it is none.
+    ``own_exchanges``: publish to ``cml.commands.<user>`` and ``cml.queries.<user>``, where the user is the URL's and the deployment has
+    made them, in place of those of all: nobody else's messages delay its own.
+
     A message that is no result or no event is stepped over, and counted; ``on_unreadable`` is called with each.
     """
 
     def __init__(
-        self, url: str, *, deadline: float = 60.0, on_unreadable: Callable[[Unreadable], None] | None = None
+        self,
+        url: str,
+        *,
+        deadline: float = 60.0,
+        own_exchanges: bool = False,
+        on_unreadable: Callable[[Unreadable], None] | None = None,
     ) -> None:
         self._nodes = Nodes(url)
         self._stepped_over = SteppedOver(on_unreadable)
         self._deadline = deadline
+        own = self._nodes.user if own_exchanges else None
+        self._commands, self._queries = (
+            own_exchange(shared, own) if own else shared for shared in (COMMANDS_EXCHANGE, QUERIES_EXCHANGE)
+        )
         self._waiting: dict[str, _Waiting] = {}
         self._resending: set[asyncio.Task[None]] = set()
         self._sessions = Sessions(self._nodes, on_reply=self._on_reply, on_new=self._on_new_session)
@@ -165,7 +179,7 @@ class WorkerClient:
             ValueError: ``command_id`` cannot be one.
         """
         return await self._call(
-            COMMANDS_EXCHANGE, command, _command_id(command_id), deadline or self._deadline, actor_token
+            self._commands, command, _command_id(command_id), deadline or self._deadline, actor_token
         )
 
     async def post(self, command: WorkerCommand, *, command_id: str | None = None) -> str:
@@ -173,14 +187,14 @@ class WorkerClient:
         command_id = _command_id(command_id)
         message = self._message(command, command_id)
         result: asyncio.Future[OperationResult] = asyncio.get_running_loop().create_future()
-        posted = _Waiting(COMMANDS_EXCHANGE, message, command.TYPE, result, awaits_reply=False)
+        posted = _Waiting(self._commands, message, command.TYPE, result, awaits_reply=False)
         await self._in_time(self._until_confirmed(posted), posted, self._deadline)
         return command_id
 
     async def query(self, query: Query, *, deadline: float | None = None) -> OperationResult:
         """Ask the read model. Raises NoAnswerError, NotSentError."""
         try:
-            return await self._call(QUERIES_EXCHANGE, query, str(uuid4()), deadline or self._deadline)
+            return await self._call(self._queries, query, str(uuid4()), deadline or self._deadline)
         except NoResultYetError as error:
             raise NoAnswerError(error.command_id, error.deadline) from None
 
@@ -281,7 +295,7 @@ class WorkerClient:
             content_type=JSON,
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             user_id=self._nodes.user,
-            headers={TOKEN_HEADER: actor_token} if actor_token else {},
+            headers={**_trace_context(), **({TOKEN_HEADER: actor_token} if actor_token else {})},
         )
 
     async def _until_confirmed(self, waiting: _Waiting) -> None:
@@ -339,6 +353,14 @@ class WorkerClient:
     async def _send_again(self, waiting: _Waiting) -> None:
         with suppress(NotSentError, ClosedError):
             await self._until_confirmed(waiting)
+
+
+def _trace_context() -> dict[str, str]:
+    """Of the caller's current span, where it uses OpenTelemetry (https://www.w3.org/TR/trace-context/#traceparent-header)."""
+    trace: Any = sys.modules.get("opentelemetry.trace")  # not imported for who does not
+    if trace is None or not (span := trace.get_current_span().get_span_context()).is_valid:
+        return {}
+    return {"traceparent": f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"}
 
 
 def _command_id(given: str | None) -> str:

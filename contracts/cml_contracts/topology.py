@@ -18,6 +18,12 @@ EVENTS_EXCHANGE = Exchange("cml.events")
 OPERATOR_EXCHANGE = Exchange("cml.operator")
 """Requests about dead letters; the broker's permissions say who may write here."""
 
+
+def own_exchange(shared: Exchange, user: str) -> Exchange:
+    """The one that takes the place of ``cml.commands`` or ``cml.queries`` for one sender: nobody else's messages are in the queue behind it."""
+    return Exchange(f"{shared.name}.{user}", shared.kind)
+
+
 REPLIES = "cml.replies."
 SUBSCRIBERS = "cml.subscribers."
 

@@ -110,7 +110,9 @@ def document() -> dict[str, Any]:
             "version": __version__,
             "description": (
                 "Commands, queries and events of a fleet of CML workers, and requests of its operators. A command's message_id is its "
-                f"idempotency key and is required; bodies have at most {MAX_BODY} bytes."
+                f"idempotency key and is required; bodies have at most {MAX_BODY} bytes. A sender publishes to the exchanges of its own user, "
+                f"{COMMANDS_EXCHANGE.name}.<user> and {QUERIES_EXCHANGE.name}.<user>, where the deployment has made them, in place of those that the "
+                "channels name."
             ),
         },
         "defaultContentType": JSON,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cml_tools.generated import check
-from cml_workers.bus.topology import DEAD_LETTER_QUEUE, EXCHANGES, INTERNAL_EXCHANGE, PUBLIC, QUEUES
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, EXCHANGES, INTERNAL_EXCHANGE, PUBLIC, QUEUES, SHARED
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.bus.users import (
     NOTHING,
@@ -25,8 +25,10 @@ from cml_workers.bus.users import (
     named,
     password_variable,
     permission,
+    queues_of,
     read_users,
     topic_permissions,
+    topology_of,
 )
 from cml_workers.process.registry import ROLES
 
@@ -54,10 +56,13 @@ REPLIES_LIMITS: Mapping[str, str | int] = {
 """Of queues that wait for replies, or that the broker named. A caller who does not read them can ask for the outcome later."""
 FROM_OUTSIDE_POLICY = "cml-from-outside"
 FROM_OUTSIDE = named(
-    name
-    for queue in QUEUES
-    if queue.name in PUBLIC or queue is DEAD_LETTER_QUEUE
-    for name in (queue.name, *retry_queues(queue))
+    (
+        name
+        for queue in QUEUES
+        if queue.name in PUBLIC or queue is DEAD_LETTER_QUEUE
+        for name in (queue.name, *retry_queues(queue))
+    ),
+    SHARED,
 )
 FROM_OUTSIDE_LIMITS: Mapping[str, str | int] = {
     "max-length": 100_000,
@@ -81,7 +86,7 @@ def _role(uses: Usage) -> Permission:
     return (
         NOTHING,
         named((*through_the_default_exchange, *(exchange.name for exchange in uses.exchanges))),
-        named(uses.queues),
+        named(uses.queues, (queue for queue in SHARED if queue in uses.consumes)),
     )
 
 
@@ -112,10 +117,6 @@ def definitions(passwords: Mapping[str, str], users: BrokerUsers = SHIPPED) -> d
     rights = permissions(users)
     hashes = {name: hashed(password, os.urandom(4)) for name, password in passwords.items()}
     hashes |= {name: user.password_hash for name, user in users.items() if user.password_hash}
-    queues = [
-        *((queue.name, queue.arguments) for queue in QUEUES),
-        *(waiting for queue in QUEUES for waiting in retry_queues(queue).items()),
-    ]
     return {
         "vhosts": [{"name": "/"}],
         "users": [
@@ -139,18 +140,7 @@ def definitions(passwords: Mapping[str, str], users: BrokerUsers = SHIPPED) -> d
             ),
             *topic_permissions(users),
         ],
-        "exchanges": [
-            {
-                "name": exchange.name,
-                "vhost": "/",
-                "type": exchange.kind,
-                "durable": True,
-                "auto_delete": False,
-                "internal": False,
-                "arguments": {},
-            }
-            for exchange in EXCHANGES
-        ],
+        **topology_of((*QUEUES, *queues_of(users)), EXCHANGES),
         "parameters": [
             {"component": "vhost-limits", "name": "limits", "vhost": "/", "value": dict(VHOST_LIMITS)}
         ],
@@ -168,28 +158,6 @@ def definitions(passwords: Mapping[str, str], users: BrokerUsers = SHIPPED) -> d
                 ("cml-replies", REPLIES, REPLIES_LIMITS),
                 (FROM_OUTSIDE_POLICY, FROM_OUTSIDE, FROM_OUTSIDE_LIMITS),
             )
-        ],
-        "queues": [
-            {
-                "name": name,
-                "vhost": "/",
-                "durable": True,
-                "auto_delete": False,
-                "arguments": dict(arguments),
-            }
-            for name, arguments in queues
-        ],
-        "bindings": [
-            {
-                "source": binding.exchange.name,
-                "vhost": "/",
-                "destination": queue.name,
-                "destination_type": "queue",
-                "routing_key": binding.routing_key,
-                "arguments": {},
-            }
-            for queue in QUEUES
-            for binding in queue.bindings
         ],
     }
 

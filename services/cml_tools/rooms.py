@@ -196,6 +196,12 @@ ROOMS: Mapping[str, Room] = {
         ),
         library=ANYTHING,
     ),
+    "tracing": Room(
+        modules=_service("tracing"),
+        imports=(*CORE, "bus.rabbit"),
+        packages=("opentelemetry", "structlog"),
+        library=ANYTHING,
+    ),
     **_roles(),
     "ec2_adapter.aws": Room(
         modules=_service("ec2_adapter.aws"),
@@ -256,6 +262,7 @@ ROOMS: Mapping[str, Room] = {
             "eventstore.opening",
             "sql",
             "runtime",
+            "tracing",
             *(f"{role.compose.__module__.removeprefix('cml_workers.')}" for role in ROLES.values()),
         ),
         packages=("structlog",),
@@ -309,7 +316,7 @@ ROOMS: Mapping[str, Room] = {
             "doctor",
             "process",
         ),
-        packages=("botocore", "grimp", "pydantic"),
+        packages=("botocore", "grimp", "pydantic", "yaml"),
         library=ANYTHING,
     ),
 }

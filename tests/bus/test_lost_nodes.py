@@ -289,8 +289,11 @@ async def test_a_watched_consumer_is_known_to_be_lost_and_back(
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Roles and callers."""
     monkeypatch.setattr(serving, "SILENT", 0.5)
     monkeypatch.setattr(connection, "LOOKS_EVERY", 0.2)
+    monkeypatch.setattr(session, "CONFIRM_SECONDS", 0.5)
+    monkeypatch.setattr(session, "LEAST_CONFIRM_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -331,13 +334,12 @@ async def test_a_role_stays_at_a_node_that_serves_it_or_while_none_does(network:
         assert (here.connected, bus.problem()) == (1, None)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("deadline", [60.0, 0.3])
 async def test_a_caller_leaves_a_node_that_confirms_nothing(
-    network: TcpProxy, rabbitmq_url: str, service: Service, monkeypatch: pytest.MonkeyPatch, deadline: float
+    network: TcpProxy, rabbitmq_url: str, service: Service, deadline: float
 ):
     """Whatever the deadline of one call is."""
-    monkeypatch.setattr(session, "CONFIRM_SECONDS", 0.5)
-    monkeypatch.setattr(session, "LEAST_CONFIRM_SECONDS", 0.1)
     service.answers.set()
     async with (
         asyncio.timeout(60),
@@ -353,30 +355,35 @@ async def test_a_caller_leaves_a_node_that_confirms_nothing(
         assert there.connected == 1
 
 
+def keep_back(monkeypatch: pytest.MonkeyPatch, kind: str, times: int, *, taken: bool) -> list[Any]:
+    """The first messages of this type, which are confirmed to nobody; ``taken``: by the broker all the same."""
+    publish = aio_pika.Exchange.publish
+    kept_back: list[Any] = []
+
+    async def keep(self: Any, message: Any, routing_key: str, **options: Any) -> Any:
+        keeps = message.type == kind and len(kept_back) < times
+        if keeps:
+            kept_back.append(message)
+        confirmation = await publish(self, message, routing_key, **options) if taken or not keeps else None
+        return await asyncio.Event().wait() if keeps else confirmation
+
+    monkeypatch.setattr(aio_pika.Exchange, "publish", keep)
+    return kept_back
+
+
+@pytest.mark.usefixtures("impatient")
 async def test_a_caller_whose_one_message_is_not_confirmed_stays_where_others_are(
     network: TcpProxy, service: Service, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(session, "CONFIRM_SECONDS", 0.5)
-    monkeypatch.setattr(session, "LEAST_CONFIRM_SECONDS", 0.1)
     service.answers.set()
-    publish = aio_pika.Exchange.publish
-    held_back: list[Any] = []
-
-    async def hold_back(self: Any, message: Any, routing_key: str, **options: Any) -> Any:
-        confirmation = await publish(self, message, routing_key, **options)
-        if message.type == STOP.TYPE and not held_back:
-            held_back.append(message)
-            await asyncio.Event().wait()
-        return confirmation
-
-    monkeypatch.setattr(aio_pika.Exchange, "publish", hold_back)
+    kept_back = keep_back(monkeypatch, STOP.TYPE, 1, taken=True)
     async with asyncio.timeout(60), WorkerClient(through(network)) as client:
         sent = asyncio.create_task(client.send(STOP, command_id="c-1"))
         await service.until_asked(1)
         while not sent.done():
             assert (await client.query(ListCMLWorkers())).outcome == "succeeded"
         assert (await sent).outcome == "succeeded"
-        assert held_back
+        assert len(kept_back) == 1
         addresses = {message.reply_to for message in service.asked}
         assert len(addresses) == 1
 
@@ -388,16 +395,7 @@ async def test_a_message_that_a_queue_keeps_back_is_published_again_on_the_same_
     monkeypatch.setattr(session, "CONFIRM_SECONDS", 3600.0)
     monkeypatch.setattr(session, "AGAIN_SECONDS", 0.2)
     service.answers.set()
-    publish = aio_pika.Exchange.publish
-    kept_back: list[Any] = []
-
-    async def keep_back(self: Any, message: Any, routing_key: str, **options: Any) -> Any:
-        if message.type == ListCMLWorkers.TYPE and len(kept_back) < 2:
-            kept_back.append(message)
-            await asyncio.Event().wait()
-        return await publish(self, message, routing_key, **options)
-
-    monkeypatch.setattr(aio_pika.Exchange, "publish", keep_back)
+    kept_back = keep_back(monkeypatch, ListCMLWorkers.TYPE, 2, taken=False)
     async with asyncio.timeout(60), WorkerClient(through(network), deadline=3600.0) as client:
         assert (await client.query(ListCMLWorkers())).outcome == "succeeded"
     addresses = {message.reply_to for message in (*kept_back, *service.asked)}

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import aio_pika
 import pytest
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from cml_workers.bus.port import Ack, DeadLetter, Message, Outgoing, Verdict
@@ -122,7 +123,7 @@ async def test_a_reply_that_its_callers_queue_does_not_accept_is_dropped_and_cou
         )
         bus = RabbitBus(rabbitmq_url, name="test")
         bus.consume(replied, replying, prefetch=1)
-        with capture_logs() as logged:
+        with capture_logs(processors=[merge_contextvars]) as logged:
             async with bus:
                 await stranger.publish("", replied.name, b"{}", message_id="m-1", reply_to=full.name)
                 async with asyncio.timeout(60):

@@ -241,10 +241,10 @@ def test_whoever_launches_may_give_workers_one_role_and_use_one_key_for_their_vo
 
 
 def test_the_file_of_profiles_is_mounted_where_it_is_read():
-    lifecycle = COMPOSE["services"]["lifecycle"]
-    assert lifecycle["environment"]["CML_PROFILES_FILE"] == "${CML_PROFILES_FILE:-}"
-    assert lifecycle["volumes"] == ["${CML_PROFILES_FOLDER:-./deploy/profiles}:/profiles:ro"]
     for role in ("lifecycle", "ec2-adapter"):  # by the doctor in the latter
+        service = COMPOSE["services"][role]
+        assert {"CML_WORKER_AMI_IDS", "CML_PROFILES_FILE"} <= service["environment"].keys()
+        assert service["volumes"] == ["${CML_PROFILES_FOLDER:-./deploy/profiles}:/profiles:ro"]
         pod = of_kind("Deployment", role)["spec"]["template"]["spec"]
         mount = {"name": "profiles", "mountPath": "/profiles", "readOnly": True}
         assert mount in pod["containers"][0]["volumeMounts"]
@@ -449,5 +449,5 @@ def test_the_shipped_settings_follow_from_the_list_of_users():
     (config,) = kustomization["configMapGenerator"]
     given = dict(each.split("=", 1) for each in config["literals"])
     assert {
-        name: listed[name] for name in ("CML_COMMAND_USERS", "CML_OPERATOR_USERS")
+        name: listed[name] for name in ("CML_COMMAND_USERS", "CML_OPERATOR_USERS", "CML_SENDERS")
     }.items() <= given.items()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cml_embedded.ec2_simulator import DEMO_IMAGE_NAME, DEMO_IMAGES, Ec2Simulator
-from support.ec2_calls import NOBODY, REGION, client, described, refused, run, until
+from support.ec2_calls import NOBODY, REGION, client, described, refused, run, run_several, until
 
 
 def test_a_client_token_is_kept(ec2: Any):
@@ -18,6 +18,20 @@ def test_a_client_token_is_kept(ec2: Any):
     ec2.terminate_instances(InstanceIds=[first["InstanceId"]])
     with refused("IdempotentInstanceTerminated"):
         run(ec2, ClientToken="t-1")
+
+
+def test_each_of_several_that_are_launched_at_once_is_one_of_its_own(ec2: Any):
+    ids = [each["InstanceId"] for each in run_several(ec2, 3, 3, ClientToken="t-three")]
+    assert len(set(ids)) == 3
+    ec2.create_tags(Resources=ids, Tags=[{"Key": "a", "Value": "1"}])
+    for instance_id in ids:
+        assert until(ec2, instance_id, "running")["Tags"] == [{"Key": "a", "Value": "1"}]
+    ec2.terminate_instances(InstanceIds=ids[:1])
+    until(ec2, ids[0], "terminated")
+    again = run_several(ec2, 3, 3, ClientToken="t-three")
+    assert {each["InstanceId"]: each["State"]["Name"] for each in again} == dict(
+        zip(ids, ("terminated", "running", "running"), strict=True)
+    )
 
 
 def test_the_client_token_filter_works(ec2: Any):
@@ -105,6 +119,9 @@ def test_there_is_a_quota(ec2: Any, simulator: Ec2Simulator):
     with refused("VcpuLimitExceeded"):
         for _ in range(3):
             run(other, ImageId=DEMO_IMAGES["us-west-2"], InstanceType="c5.9xlarge")
+    with refused("VcpuLimitExceeded"):
+        run_several(other, 8, 16, ImageId=DEMO_IMAGES["us-west-2"], InstanceType="m5.xlarge")
+    assert len(run_several(other, 1, 16, ImageId=DEMO_IMAGES["us-west-2"], InstanceType="m5.xlarge")) == 7
     run(ec2)
     other.close()
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import pytest
 
 from support.ec2 import SimulatorAdmin
-from support.ec2_calls import REGION, client, described, run, until
+from support.ec2_calls import REGION, client, described, run, run_several, until
 
 
 def facts(ec2: Any, instance_id: str) -> Any:
@@ -81,18 +81,20 @@ def test_instances_survive_the_end_of_the_process(tmp_path: Path, number: int):
         ids = live(ec2)
         before = [facts(ec2, each) for each in ids]
         image = SimulatorAdmin(first.url).add_image(REGION, "mine")
-        starting = run(ec2, ClientToken="t-last")["InstanceId"]
+        starting = [each["InstanceId"] for each in run_several(ec2, 2, 2, ClientToken="t-last")]
         ec2.close()
         first.end(number)
 
     with Process(tmp_path) as second:
         ec2 = client(second.url)
         assert [facts(ec2, each) for each in ids] == before
-        assert run(ec2, ClientToken="t-last")["InstanceId"] == starting
-        until(ec2, starting, "running")
+        again = run_several(ec2, 2, 2, ClientToken="t-last")
+        assert [each["InstanceId"] for each in again] == starting
+        for instance_id in starting:
+            until(ec2, instance_id, "running")
         ec2.start_instances(InstanceIds=[ids[1]])
         until(ec2, ids[1], "running")
         assert ec2.describe_images(ImageIds=[image])["Images"][0]["Name"] == "mine"
-        assert len(SimulatorAdmin(second.url).instances()) == 4
+        assert len(SimulatorAdmin(second.url).instances()) == 5
         ec2.close()
         assert second.end(signal.SIGTERM) == 0

@@ -29,6 +29,8 @@ from support.buses import queue_of
 from support.given import instance
 from support.service import CREATE, WORKER, Service
 
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 
 async def test_the_reply_comes_after_the_outcome_and_not_before(service: Service):
     assert await service.command(CREATE, "create", correlation_id="c-1") == Ack()
@@ -203,7 +205,16 @@ async def test_two_terminations_are_both_answered_by_the_one_end(service: Servic
 
 
 async def test_a_trace_header_that_is_none_is_omitted(service: Service):
-    for number, header in enumerate(("x" * 300, b"\xff", {"a": 1}, "00-ab\n-cd-01")):
+    none = (
+        "x" * 300,
+        b"\xff",
+        {"a": 1},
+        "00-ab-cd-01",
+        f"{TRACEPARENT}\n",
+        f"ff{TRACEPARENT[2:]}",
+        f"{TRACEPARENT[:3]}{'0' * 32}-{'1' * 16}-01",
+    )
+    for number, header in enumerate(none):
         worker = CREATE.model_copy(update={"worker_id": uuid4()})
         assert await service.command(worker, f"create-{number}", headers={"traceparent": header}) == Ack()
     (asked,) = await service.store.read(f"cml_worker-{worker.worker_id}", limit=1)
@@ -211,7 +222,7 @@ async def test_a_trace_header_that_is_none_is_omitted(service: Service):
 
 
 async def test_events_carry_who_why_and_what_for(service: Service):
-    await service.command(CREATE, "create", correlation_id="thread", headers={"traceparent": "00-ab-cd-01"})
+    await service.command(CREATE, "create", correlation_id="thread", headers={"traceparent": TRACEPARENT})
     await service.report(
         OperationSucceeded(worker_id=WORKER, operation_id="create", instance=instance()), "report"
     )
@@ -222,7 +233,7 @@ async def test_events_carry_who_why_and_what_for(service: Service):
         assert each["correlation_id"] == "thread"
         assert each["actor"] == "ann"
         assert each["reason"] == "week 3"
-        assert each["traceparent"] == "00-ab-cd-01"
+        assert each["traceparent"] == TRACEPARENT
     assert [each["causation_id"] for each in metadata] == ["create", "create", "report"]
     assert "reply" in metadata[1]
     assert "reply" not in metadata[2]

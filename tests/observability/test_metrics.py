@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from urllib.request import urlopen
 from uuid import uuid4
@@ -17,16 +18,24 @@ from cml_contracts.client import WorkerClient
 from cml_contracts.commands import COMMANDS, CreateCMLWorker, StopCMLWorker
 from cml_contracts.results import ProblemCode
 from cml_embedded.ec2_simulator import DEMO_IMAGES
+from cml_workers.bus.port import Ack
+from cml_workers.domain.messages import OperationSucceeded
 from cml_workers.domain.policy import Access
 from cml_workers.ec2_adapter.errors import EC2Error, OutcomeUnknownError, counted_code, exception_for
-from cml_workers.foundation.metrics import REGISTRY, declared
+from cml_workers.foundation.metrics import FIGURES, REGISTRY, Figures, declared
 from cml_workers.process.registry import ROLES
+from cml_workers.readmodels.workers.counting import Survey
+from support.given import instance
+from support.projecting import Projected, a_database
 from support.running import RunningSystem
 from support.service import opened
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 MANY = 1000
+CREATE = CreateCMLWorker(
+    name="lab", aws_region="us-east-1", ami_id=DEMO_IMAGES["us-east-1"], created_by="ann"
+)
 
 
 @pytest.fixture
@@ -76,10 +85,7 @@ async def test_what_a_system_does_is_counted(running: RunningSystem) -> None:
     )
     assert {dict(labels)["role"] for name, labels in before if name == "cml_role_ready"} >= set(ROLES)
     async with WorkerClient(endpoints["amqp"]) as client:
-        create = CreateCMLWorker(
-            name="lab", aws_region="us-east-1", ami_id=DEMO_IMAGES["us-east-1"], created_by="ann"
-        )
-        created = await client.send(create, deadline=60)
+        created = await client.send(CREATE, deadline=60)
         assert created.outcome == "succeeded", created
         unknown = await client.send(StopCMLWorker(worker_id=uuid4()), deadline=60)
         assert unknown.problem is not None
@@ -93,9 +99,37 @@ async def test_what_a_system_does_is_counted(running: RunningSystem) -> None:
     assert of(after, "cml_messages_total", queue="cml.lifecycle.commands", verdict="done") == 2
     assert of(after, "cml_message_seconds_count", queue="cml.lifecycle.commands") == 2
     assert of(after, "cml_ec2_calls_total", api="RunInstances", region="us-east-1", code="") == 1
+    assert of(after, "cml_ec2_problems_total", region="us-east-1", problem=ProblemCode.EC2_THROTTLED) == 0
     assert of(after, "cml_role_ready", role="lifecycle") == 1
+    assert of(after, "cml_part_works", part="database") == 1
+    assert of(after, "cml_queue_consumers", queue="cml.lifecycle.commands") == 1
+    assert of(after, "cml_workers_looked_up_total", result="miss") > 0
     assert of(after, "cml_follower_caught_up", role="relay") in (0, 1)
-    assert ours(after) == {each.name for each in declared()}
+    async with asyncio.timeout(60):  # some of it is counted now and then
+        while ours(await scraped(endpoints["health"])) != {each.name for each in declared()}:
+            await asyncio.sleep(0.5)
+
+
+async def test_what_there_is_is_counted_now_and_then(running: RunningSystem) -> None:
+    endpoints = running.start()
+    async with WorkerClient(endpoints["amqp"]) as client:
+        await client.send(CREATE, deadline=60)
+    async with asyncio.timeout(60):
+        while not of(shown := await scraped(endpoints["health"]), "cml_workers", status="RUNNING"):
+            await asyncio.sleep(0.5)
+    assert of(shown, "cml_workers", status="FAILED") == 0
+    assert of(shown, "cml_operations_open", role="projector") == 0
+    assert of(shown, "cml_operations_overdue", role="projector") == 0
+    assert of(shown, "cml_read_model_events", read_model="workers", state="active") > 2
+    assert of(shown, "cml_read_model_events", read_model="workers", state="building") == 0
+
+
+def test_nothing_is_exposed_that_is_not_declared() -> None:
+    """So all of it is in the reference, which is generated from what is declared."""
+    known = {name.removesuffix("_total") for name in (each.name for each in declared())}
+    registered = {each.name for each in REGISTRY.collect()}
+    figures = {each.name for each in FIGURES}
+    assert {name for name in registered if not name.startswith(("process_", "python_"))} == known - figures
 
 
 async def _publish(exchange: AbstractExchange, number: int) -> None:
@@ -140,17 +174,46 @@ async def test_no_label_grows_with_commands_workers_and_reply_queues(running: Ru
     assert set(many) == set(few)
 
 
-async def test_no_label_grows_with_users(tmp_path: Path) -> None:
-    async with opened(tmp_path) as service:
-        service.allow(
-            Access(enforced=True, users={f"user-{number}": frozenset({"*"}) for number in range(0, MANY, 2)})
+async def test_no_label_grows_with_users_and_workers_that_exist(tmp_path: Path) -> None:
+    """A user, a worker with a tag of its own, a command and a reply for each, and every second user is denied; and what the read model then counts."""
+    access = Access(
+        enforced=True, users={f"user-{number}": frozenset({"*"}) for number in range(0, 2 * MANY, 2)}
+    )
+    series: list[set[object]] = []
+    async with opened(tmp_path) as service, a_database("memory", tmp_path) as database:
+        service.allow(access)
+        projected = Projected(service.store, database)
+        survey = Survey(
+            database, dead_letters=no_letters, now=lambda: service.now, deadline=timedelta(minutes=15)
         )
-        series: list[set[object]] = []
-        for number in range(MANY):
-            await service.command(StopCMLWorker(worker_id=uuid4()), f"c{number}", user_id=f"user-{number}")
-            if number in (9, MANY - 1):
+        for number in range(2 * MANY):
+            user, command_id, worker_id = f"user-{number}", f"command-{number}", uuid4()
+            body = CREATE.model_copy(update={"worker_id": worker_id, "name": user, "created_by": user})
+            await service.command(body, command_id, user_id=user, reply_to=user)
+            if user in access.users:
+                found = instance(tags={user: "x"})
+                done = OperationSucceeded(worker_id=worker_id, operation_id=command_id, instance=found)
+                assert await service.report(done) == Ack()
+            if number in (9, 2 * MANY - 1):
+                await projected.catch_up()
+                await survey.look(usable=True)
+                assert shown("cml_workers", status="RUNNING") == (number + 1) // 2
                 series.append(set(parsed(generate_latest(REGISTRY).decode())))
+    assert len({each.routing_key for each in service.outbox.sent if each.exchange is None}) == 2 * MANY
     assert series[0] == series[1]
+
+
+def test_a_figure_that_is_not_declared_is_an_error() -> None:
+    with pytest.raises(KeyError, match="cml_made_up"):
+        Figures().put("made_up", "relay", 1)
+
+
+async def no_letters() -> int:
+    return 0
+
+
+def shown(name: str, **labels: str) -> float:
+    return of(parsed(generate_latest(REGISTRY).decode()), name, **labels)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import aiormq
-from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import AMQPError, ChannelAccessRefused, ChannelLockedResource, ConnectionNotAllowed
+
+from support.raw_amqp import RawAmqp
 
 Kind = Literal["exchange", "queue"]
 DEFAULT = ""
@@ -103,21 +105,8 @@ def attempts(
     return found
 
 
-class Trying:
+class Trying(RawAmqp):
     """A connection of one user's; a refusal takes the channel only."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._connection: AbstractConnection
-        self._channel: AbstractChannel
-
-    async def __aenter__(self) -> Self:
-        self._connection = await aiormq.connect(self._url)
-        self._channel = await self._connection.channel()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._connection.close()
 
     async def refused(self, attempt: Attempt) -> bool:
         """Whether the broker refused it. Raises AMQPError: it did not come to that."""

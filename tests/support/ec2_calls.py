@@ -26,8 +26,12 @@ def client(url: str, region: str = REGION) -> Any:
 
 
 def run(ec2: Any, **changes: Any) -> Any:
-    asked = {"ImageId": DEMO_IMAGES[REGION], "InstanceType": "t3.micro", "MinCount": 1, "MaxCount": 1}
-    return ec2.run_instances(**(asked | changes))["Instances"][0]
+    return run_several(ec2, 1, 1, **changes)[0]
+
+
+def run_several(ec2: Any, least: int, most: int, **changes: Any) -> Any:
+    asked = {"ImageId": DEMO_IMAGES[REGION], "InstanceType": "t3.micro"}
+    return ec2.run_instances(MinCount=least, MaxCount=most, **(asked | changes))["Instances"]
 
 
 def described(ec2: Any, instance_id: str) -> Any:

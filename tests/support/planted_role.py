@@ -4,6 +4,7 @@ The process is the one that ``cml-workers role`` runs, but for one function: so 
 that it sees the fault. Nothing in the product knows of this.
 """
 
+import asyncio
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,8 @@ from support.planting import Plant, planting
 BROKEN = "the planted fault is broken: "
 """Where its log has this, the process shows nothing; see ``support.planting``."""
 
+MANY = 100
+"""Events."""
 log = structlog.get_logger(__name__)
 
 
@@ -95,6 +98,18 @@ def checkpoint_remembered(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def slow_projector(patch: pytest.MonkeyPatch) -> None:
+    """Many events together take the projector a second more: where there are more, it stays behind for a while."""
+    handle = Writer.handle
+
+    async def _handle(self: Writer, items: Sequence[Item]) -> None:
+        if len(items) > MANY:
+            await asyncio.sleep(1)
+        await handle(self, items)
+
+    patch.setattr(Writer, "handle", _handle)
+
+
 def run(plant: Plant) -> None:
     """The command line with the fault."""
     with planting(_is_broken) as patch:
@@ -108,7 +123,8 @@ def _is_broken(error: Exception) -> None:
 
 
 PLANTS: Mapping[str, Plant] = {
-    plant.__name__: plant for plant in (forgotten_reply, headers_logged, checkpoint_remembered)
+    plant.__name__: plant
+    for plant in (forgotten_reply, headers_logged, checkpoint_remembered, slow_projector)
 }
 
 if __name__ == "__main__":

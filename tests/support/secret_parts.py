@@ -133,7 +133,7 @@ class SecretParts:
 
     async def probe(self, when: str) -> None:
         for role, port in self.health.items():
-            for path in ("livez", "readyz"):
+            for path in ("livez", "readyz", "metrics", "none"):
                 self.probed[f"{path} of {role} {when}"] = await _asked(port, path)
 
     async def doctor(self, when: str) -> None:
@@ -271,6 +271,7 @@ async def secret_parts(
             "CML_DELEGATE_USERS": '["cml-client"]',
             "CML_ACTOR_TOKEN_KEYS": json.dumps([secrets["the key of tokens"]]),
             "CML_LOG_LEVEL": "debug",
+            "CML_LIBRARY_LOG_LEVEL": "debug",
         }
         roles = Roles(
             folder,

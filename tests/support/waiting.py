@@ -36,12 +36,12 @@ async def until_probed(port: int, path: str, status: int, *, within: str = "", s
 
 
 def lines(log: Path) -> Iterator[dict[str, Any]]:
-    """What a process has logged; what a library has written by itself is an error."""
+    """What a process has logged; what is no line of the log is an error."""
     for line in log.read_text().splitlines():
         if line.startswith("{"):
             yield json.loads(line)
-        elif not line.endswith(" is ready"):
-            yield {"level": "error", "event": line}
+        else:
+            yield {"level": "error", "event": line, "logger": ""}
 
 
 def trouble(log: Path, *, of_libraries: bool = True) -> list[str]:
@@ -52,7 +52,7 @@ def trouble(log: Path, *, of_libraries: bool = True) -> list[str]:
     return [
         f"{each['event'].partition(':')[0]}{' of the ' + each['part'] if 'part' in each else ''}"
         for each in lines(log)
-        if (of_libraries or "timestamp" in each)
+        if (of_libraries or each["logger"].startswith("cml_"))
         and each["level"] not in ("debug", "info")
         and not each["event"].startswith("CML_AUTHORIZE")
     ]

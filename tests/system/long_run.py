@@ -1,6 +1,8 @@
-"""How a long run on real processes ends: chaos, and two fleets in one account."""
+"""How a long run on real processes begins and ends: chaos, two fleets in one account, a hostile sender, a day."""
 
+import argparse
 import asyncio
+import random
 import shutil
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -21,6 +23,20 @@ class Outcome(Protocol):
 
 
 T = TypeVar("T", bound=Outcome)
+
+
+def arguments(described: str | None, *, minutes: str | None = None) -> argparse.ArgumentParser:
+    """What each of them is asked: the seed, and for how long if ``minutes`` says of what."""
+    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.randrange(1_000_000),
+        help="of all that is chosen at random (default: another each time)",
+    )
+    if minutes:
+        parser.add_argument("--minutes", type=float, default=10.0, help=f"{minutes} (default: 10)")
+    return parser
 
 
 def run_to_its_end(

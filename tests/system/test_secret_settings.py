@@ -35,6 +35,8 @@ URLS = {
         "postgresql:/cml:{secret}@127.0.0.1",
         "{secret}",
     ),
+    "OTEL_EXPORTER_OTLP_HEADERS": ("{secret}", "authorization=Bearer {secret}", "authorization"),
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS": ("authorization: {secret}",),
     "CML_REDRIVE_KEYS": ("{secret}", '["{secret}"]', '{"lifecycle": "{short}"}'),
     "CML_ACTOR_TOKEN_KEYS": ("{secret}", '["{secret}"', '["{short}"]', '[["{secret}"]]'),
 }
@@ -86,6 +88,7 @@ def test_a_wrong_setting_is_reported_without_its_secret(
                 "RABBITMQ_URL": ports["RABBITMQ_URL"],
                 "CML_AUTHORIZE": "false",
                 "CML_LOG_LEVEL": "debug",
+                "CML_LIBRARY_LOG_LEVEL": "debug",
                 "CML_DATA_DIR": str(tmp_path / "data"),
                 setting: wrong,
             },
@@ -109,7 +112,9 @@ def test_what_a_running_system_prints_has_no_password_and_what_it_writes_is_for_
     users = json.dumps(definitions({"cml-client": secrets["a password"]}))
     with private_rabbitmq(tmp_path / "rabbitmq", everything_to("cml-client", users)) as rabbitmq:
         url = f"amqp://cml-client:{secrets['a password']}@127.0.0.1:{rabbitmq.port}/"
-        running = RunningSystem(tmp_path / "data", RABBITMQ_URL=url, CML_LOG_LEVEL="debug")
+        running = RunningSystem(
+            tmp_path / "data", RABBITMQ_URL=url, CML_LOG_LEVEL="debug", CML_LIBRARY_LOG_LEVEL="debug"
+        )
         try:
             running.start()
             endpoints = running.data_dir / "endpoints.json"

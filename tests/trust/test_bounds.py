@@ -41,6 +41,7 @@ from cml_tools.definitions import (
     FROM_OUTSIDE_POLICY,
     PERMISSIONS,
     REPLIES_LIMITS,
+    SHIPPED,
     SUBSCRIBERS_LIMITS,
     VHOST_LIMITS,
     definitions,
@@ -52,7 +53,7 @@ from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.rabbit.direct_replies import PREFIX, WAITING, DirectReplies
 from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, LIFECYCLE_COMMANDS, PUBLIC, QUEUES
 from cml_workers.bus.usage import retry_queues
-from cml_workers.bus.users import USER_LIMITS
+from cml_workers.bus.users import USER_LIMITS, queues_of
 from cml_workers.deadletters.archive import DEATHS_KEPT, OUTCOMES, Archive, Limits
 from cml_workers.deadletters.handler import DeadLetters
 from cml_workers.deadletters.letter import letter_of
@@ -478,6 +479,7 @@ async def test_whatever_senders_can_fill_has_a_limit(shipped_broker: SpawnedRabb
         for name in (queue.name, *retry_queues(queue))
     }
     assert fillable >= PUBLIC
+    fillable |= {queue.name for queue in queues_of(SHIPPED)}
     assert {name for name, policy in policies.items() if policy == FROM_OUTSIDE_POLICY} == fillable
 
 

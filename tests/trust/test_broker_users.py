@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -66,15 +67,46 @@ def test_rights_and_settings_follow_from_the_list(users: Path):
         "CML_COMMAND_USERS": {"a": [StartCMLWorker.TYPE], "b": ["*"]},
         "CML_DELEGATE_USERS": ["a"],
         "CML_OPERATOR_USERS": ["c"],
+        "CML_SENDERS": ["a", "b", "c", "e"],
     }
     definitions = json.loads(broker_user(users, "definitions").output)
     assert [user["name"] for user in definitions["users"]] == ["a", "b", "c", "d", "e"]
     assert all(user["password_hash"] for user in definitions["users"])
     writes = {each["user"]: each["write"] for each in definitions["permissions"]}
+    assert writes["a"] == r"^(cml\.queries\.a|cml\.commands\.a)$"
     assert [name for name, write in writes.items() if r"cml\.commands" in write] == ["a", "b"]
     assert [name for name, write in writes.items() if r"cml\.operator" in write] == ["c"]
     (topic,) = definitions["topic_permissions"]
-    assert (topic["user"], topic["exchange"]) == ("a", "cml.commands")
+    assert (topic["user"], topic["exchange"]) == ("a", "cml.commands.a")
+    bound = {each["destination"]: each["source"] for each in definitions["bindings"]}
+    assert {each["name"] for each in definitions["queues"]} == bound.keys()
+    assert bound == {
+        f"{queue}.{name}": f"{exchange}.{name}"
+        for queue, exchange in (
+            ("cml.lifecycle.commands", "cml.commands"),
+            ("cml.projector.queries.v2", "cml.queries"),
+        )
+        for name in ("a", "b", "c", "e")
+    }
+    assert {each["name"] for each in definitions["exchanges"]} == set(bound.values())
+
+
+def test_who_was_in_the_list_before_and_who_is_added_with_shared_may_publish_by_both_ways(users: Path):
+    users.write_text('{"earlier": {"may": ["cml.worker.start.v1"]}}')
+    assert broker_user(users, "add", "portal", "--may", "start", "--shared").exit_code == 0
+    assert broker_user(users, "password", "earlier").exit_code == 0
+    definitions = json.loads(broker_user(users, "definitions").output)
+    for each in definitions["permissions"]:
+        for exchange in ("commands", "queries"):
+            for own in (f"cml.{exchange}.{each['user']}", f"cml.{exchange}"):
+                assert re.match(each["write"], own), (each, own)
+    limited = [(each["user"], each["exchange"]) for each in definitions["topic_permissions"]]
+    assert limited == [
+        ("earlier", "cml.commands.earlier"),
+        ("earlier", "cml.commands"),
+        ("portal", "cml.commands.portal"),
+        ("portal", "cml.commands"),
+    ]
 
 
 def test_a_user_that_is_removed_or_has_no_password_is_not_imported(users: Path):

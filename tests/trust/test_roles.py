@@ -37,6 +37,7 @@ from cml_workers.bus.topology import (
     PROJECTOR_OPERATOR,
     TRIGGERS_EXCHANGE,
     Queue,
+    own_queues,
 )
 from cml_workers.deadletters.letter import Letter, again, letter_of
 from cml_workers.domain.history import Redrive
@@ -57,6 +58,8 @@ TERMINATE = "cml.worker.terminate.v1"
 LIFECYCLE, RELAY, ADAPTER, PROJECTOR = (
     ROLES[name].user for name in ("lifecycle", "relay", "ec2-adapter", "projector")
 )
+SENDER = "cml-client"
+"""Of the shipped list, with queues of its own."""
 PUBLISHERS = {
     OperationSucceeded.TYPE: {ADAPTER},
     InstanceObserved.TYPE: {ADAPTER},
@@ -125,7 +128,7 @@ class Bystanders:
         bus = RabbitBus(
             url(rabbitmq, role.user),
             name=role.user,
-            uses=role.uses,
+            uses=role.uses.with_own([SENDER]),
             declare=False,
             trust=trust(settings, [role], role.user),
         )
@@ -204,7 +207,9 @@ async def publish(
 
 
 @pytest.mark.parametrize("user", [ADAPTER, PROJECTOR])
-@pytest.mark.parametrize("through", [LIFECYCLE_COMMANDS.name, LIFECYCLE_COMMANDS.retry_queue(1)])
+@pytest.mark.parametrize(
+    "through", [LIFECYCLE_COMMANDS.name, LIFECYCLE_COMMANDS.retry_queue(1), own_queues(SENDER)[0].name]
+)
 async def test_no_role_but_lifecycle_commands_as_somebody_else(
     rabbitmq: SpawnedRabbitMQ, bystanders: Bystanders, user: str, through: str
 ):
@@ -274,11 +279,16 @@ def _takes(queue: Queue, kind: str) -> bool:
 
 
 async def test_a_retry_is_still_its_senders(rabbitmq: SpawnedRabbitMQ, bystanders: Bystanders):
-    bystanders.answers = {LIFECYCLE_REPORTS.name: Retry(1), EC2_TRIGGERS.name: Retry(1)}
-    for queue, kind in ((LIFECYCLE_REPORTS, OperationSucceeded.TYPE), (EC2_TRIGGERS, Reminder.TYPE)):
+    own = own_queues(SENDER)[0].bindings[0].exchange
+    for queue, kind, user, exchange in (
+        (LIFECYCLE_REPORTS, OperationSucceeded.TYPE, ADAPTER, INTERNAL_EXCHANGE),
+        (EC2_TRIGGERS, Reminder.TYPE, ADAPTER, INTERNAL_EXCHANGE),
+        (LIFECYCLE_COMMANDS, TERMINATE, SENDER, COMMANDS_EXCHANGE),
+        (LIFECYCLE_COMMANDS, TERMINATE, SENDER, own),
+    ):
         for named in (True, False):
             bystanders.answers[queue.name] = Retry(1)
-            sent = await publish(rabbitmq, ADAPTER, kind, kind, exchange=INTERNAL_EXCHANGE.name, named=named)
+            sent = await publish(rabbitmq, user, kind, kind, exchange=exchange.name, named=named)
             async with asyncio.timeout(60):
                 while (
                     len(seen := [m for m in bystanders.handled.get(queue.name, []) if m.message_id == sent])
@@ -286,8 +296,8 @@ async def test_a_retry_is_still_its_senders(rabbitmq: SpawnedRabbitMQ, bystander
                 ):
                     await asyncio.sleep(0.05)
             assert [(each.user_id, each.attempt) for each in seen] == [
-                (ADAPTER if named else None, 0),
-                (ADAPTER if named else None, 1),
+                (user if named else None, 0),
+                (user if named else None, 1),
             ]
 
 

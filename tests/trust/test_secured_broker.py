@@ -18,10 +18,8 @@ import pytest
 from cml_contracts.client import NotSentError, WorkerClient
 from cml_contracts.commands import COMMANDS, CreateCMLWorker, StopCMLWorker, TerminateCMLWorker
 from cml_contracts.topology import (
-    COMMANDS_EXCHANGE,
     EVENTS_EXCHANGE,
     OPERATOR_EXCHANGE,
-    QUERIES_EXCHANGE,
     reply_queue,
     subscriber_queue,
 )
@@ -29,7 +27,7 @@ from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_tools.definitions import OURS, SHIPPED
 from cml_workers.bus.port import BusConfigurationError
 from cml_workers.bus.rabbit.reaching import reach
-from cml_workers.bus.topology import DEAD_LETTER_QUEUE, EXCHANGES, INTERNAL_EXCHANGE, QUEUES
+from cml_workers.bus.topology import DEAD_LETTER_QUEUE, EXCHANGES, INTERNAL_EXCHANGE, QUEUES, own_queues
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.bus.users import BrokerUser, read_users
 from cml_workers.domain.policy import EVERY_COMMAND
@@ -47,6 +45,7 @@ from support.secured import OTHER_VHOST, UNSET, SecuredBroker, secured_broker
 OF_OTHERS = ("portal", "portal-events", "billing", "billing-events", "agent", "desk", "dashboard")
 """Who is added by the command."""
 USERS = (*OURS, *SHIPPED, *OF_OTHERS)
+SENDERS = [user for user in (*SHIPPED, *OF_OTHERS) if not user.endswith("-events")]
 KEYS = sorted(
     {
         *COMMANDS,
@@ -60,26 +59,26 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def of_role(uses: Usage) -> Rights:
-    """It reads what it consumes and where its retries wait, and publishes what it says, to queues by name if it answers or retries."""
+    """It reads what it consumes, also of each sender, and where its retries wait, and publishes what it says, to queues by name if it answers or retries."""
     by_name = {DEFAULT} if uses.consumes else set()
     return Rights(
         writes=frozenset({exchange.name for exchange in uses.exchanges} | by_name),
-        reads=frozenset(uses.queues),
+        reads=frozenset(uses.with_own(SENDERS).queues),
         keys={INTERNAL_EXCHANGE.name: frozenset(uses.internal)},
     )
 
 
 def of_user(name: str, user: BrokerUser) -> Rights:
-    """It sends, and reads its own replies; or gets events."""
+    """It sends, through exchanges of its own, and reads its own replies; or gets events."""
     if user.subscribe:
         own = (reply_queue(name, ""), subscriber_queue(name, ""), "amq.gen-")
         return Rights(own=own, reads=frozenset({EVENTS_EXCHANGE.name}), writes_own=True)
-    writes = {QUERIES_EXCHANGE.name}
-    if user.may:
-        writes.add(COMMANDS_EXCHANGE.name)
-    if user.operate:
-        writes.add(OPERATOR_EXCHANGE.name)
-    keys = {} if EVERY_COMMAND in user.may else {COMMANDS_EXCHANGE.name: frozenset(user.may)}
+    queries = {f"cml.queries.{name}", *(["cml.queries"] if user.shared else [])}
+    commands = (
+        {f"cml.commands.{name}", *(["cml.commands"] if user.shared else [])} if user.may else set[str]()
+    )
+    writes = queries | commands | ({OPERATOR_EXCHANGE.name} if user.operate else set())
+    keys = {} if EVERY_COMMAND in user.may else dict.fromkeys(commands, frozenset(user.may))
     return Rights(own=(reply_queue(name, ""), "amq.gen-"), writes=frozenset(writes), keys=keys)
 
 
@@ -132,11 +131,16 @@ def there(broker: SecuredBroker) -> There:
         (each["destination"], each["source"]) for each in broker.seen("bindings/%2F") if each["source"]
     ]
     assert set(queues) > {name for queue in QUEUES for name in (queue.name, *retry_queues(queue))}
-    assert set(exchanges) == {exchange.name for exchange in EXCHANGES}
+    of_senders = [queue for user in SENDERS for queue in own_queues(user)]
+    assert set(queues) > {queue.name for queue in of_senders}
+    bound = [binding for queue in (*QUEUES, *of_senders) for binding in queue.bindings]
+    assert set(exchanges) == {exchange.name for exchange in EXCHANGES} | {
+        each.exchange.name for each in bound
+    }
     assert set(names) == {*exchanges, *RESERVED}
     # RabbitMQ's rights are for names: whoever reads this queue may bind from the exchange, too.
     assert {*exchanges} & {*queues} == {DEAD_LETTER_QUEUE.name}
-    assert len(bindings) == sum(len(queue.bindings) for queue in QUEUES)
+    assert len(bindings) == len(bound)
     return There(exchanges, queues, list(dict.fromkeys(bindings)))
 
 
@@ -369,14 +373,14 @@ async def test_a_worker_lives_in_the_secured_stack_by_users_that_the_command_mad
 ):
     for role in ROLES.values():  # of what was tried before
         async with Trying(broker.url(role.user)) as trying:
-            for queue in role.uses.queues:
+            for queue in role.uses.with_own(SENDERS).queues:
                 assert not await trying.refused(Attempt("purge", queue))
     stack: Roles = request.getfixturevalue("stack")
     create = CreateCMLWorker(name="lab", aws_region="us-east-1", created_by="billing")
     async with (
-        WorkerClient(broker.url("billing"), deadline=90) as billing,
-        WorkerClient(broker.url("portal"), deadline=90) as portal,
-        WorkerClient(broker.url("dashboard"), deadline=90) as dashboard,
+        WorkerClient(broker.url("billing"), deadline=90, own_exchanges=True) as billing,
+        WorkerClient(broker.url("portal"), deadline=90, own_exchanges=True) as portal,
+        WorkerClient(broker.url("dashboard"), deadline=90, own_exchanges=True) as dashboard,
         WorkerClient(broker.url("billing-events")) as subscriber,
         subscriber.events("cml.worker.#", queue="lab") as events,
     ):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,9 +19,16 @@ from typer.testing import CliRunner
 from cml_contracts.client import NotSentError, WorkerClient
 from cml_contracts.commands import CreateCMLWorker, StartCMLWorker, StopCMLWorker
 from cml_contracts.queries import ListCMLWorkers
-from cml_contracts.topology import reply_queue, subscriber_queue
+from cml_contracts.topology import (
+    COMMANDS_EXCHANGE,
+    QUERIES_EXCHANGE,
+    own_exchange,
+    reply_queue,
+    subscriber_queue,
+)
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_tools.definitions import OURS, definitions
+from cml_workers.bus.topology import own_queues
 from cml_workers.bus.users import password_variable, read_users, settings_of
 from cml_workers.cli.app import app
 from support.deadletters import dead_letters
@@ -146,13 +154,19 @@ async def forges_an_event(channel: AbstractChannel, _own: str) -> object:
     return await events.publish(aio_pika.Message(b"{}"), "cml.worker.created.v1")
 
 
-async def makes_events_commands(channel: AbstractChannel, _own: str) -> object:
-    commands = await channel.get_exchange("cml.commands", ensure=False)
+def commands_of(own: str) -> str:
+    """The one exchange for commands that the user with these queues may publish to."""
+    return own_exchange(COMMANDS_EXCHANGE, own.split(".")[2]).name
+
+
+async def makes_events_commands(channel: AbstractChannel, own: str) -> object:
+    commands = await channel.get_exchange(commands_of(own), ensure=False)
     return await commands.bind("cml.events", "#")
 
 
-async def makes_events_queries(channel: AbstractChannel, _own: str) -> object:
-    return await (await channel.get_exchange("cml.queries", ensure=False)).bind("cml.events", "#")
+async def makes_events_queries(channel: AbstractChannel, own: str) -> object:
+    queries = own_exchange(QUERIES_EXCHANGE, own.split(".")[2]).name
+    return await (await channel.get_exchange(queries, ensure=False)).bind("cml.events", "#")
 
 
 async def makes_events_requests(channel: AbstractChannel, _own: str) -> object:
@@ -162,18 +176,18 @@ async def makes_events_requests(channel: AbstractChannel, _own: str) -> object:
 async def makes_events_commands_by_an_exchange_of_its_own(channel: AbstractChannel, own: str) -> object:
     exchange = await channel.declare_exchange(f"{own}through", "fanout", auto_delete=True)
     await exchange.bind("cml.events", "#")
-    return await (await channel.get_exchange("cml.commands", ensure=False)).bind(exchange, "#")
+    return await (await channel.get_exchange(commands_of(own), ensure=False)).bind(exchange, "#")
 
 
 async def makes_events_commands_by_dead_lettering(channel: AbstractChannel, own: str) -> object:
-    there: dict[str, Any] = {"x-dead-letter-exchange": "cml.commands", "x-message-ttl": 0}
+    there: dict[str, Any] = {"x-dead-letter-exchange": commands_of(own), "x-message-ttl": 0}
     queue = await channel.declare_queue(f"{own}through", exclusive=True, arguments=there)
     return await queue.bind("cml.events", "#")
 
 
 async def overhears_commands(channel: AbstractChannel, own: str) -> object:
     queue = await channel.declare_queue(f"{own}ear", exclusive=True)
-    return await queue.bind("cml.commands", "#")
+    return await queue.bind(commands_of(own), "#")
 
 
 async def overhears_what_is_internal(channel: AbstractChannel, own: str) -> object:
@@ -185,6 +199,21 @@ async def reads_what_is_internal(channel: AbstractChannel, _own: str) -> object:
     return await (await channel.get_queue("cml.lifecycle.commands", ensure=False)).get(fail=False)
 
 
+async def reads_its_own_commands(channel: AbstractChannel, own: str) -> object:
+    queue = f"cml.lifecycle.commands.{own.split('.')[2]}"
+    return await (await channel.get_queue(queue, ensure=False)).get(fail=False)
+
+
+async def commands_by_the_exchange_of_another(channel: AbstractChannel, _own: str) -> object:
+    exchange = await channel.get_exchange("cml.commands.billing", ensure=False)
+    return await exchange.publish(aio_pika.Message(b"{}"), StartCMLWorker.TYPE)
+
+
+async def commands_by_the_exchange_of_all(channel: AbstractChannel, _own: str) -> object:
+    exchange = await channel.get_exchange("cml.commands", ensure=False)
+    return await exchange.publish(aio_pika.Message(b"{}"), StartCMLWorker.TYPE)
+
+
 async def writes_what_is_internal(channel: AbstractChannel, _own: str) -> object:
     return await channel.default_exchange.publish(aio_pika.Message(b"{}"), "cml.lifecycle.reports")
 
@@ -194,7 +223,8 @@ ATTACKS: tuple[Attack, ...] = (
     *(forges_by_dead_lettering, forges_an_event, makes_events_commands, makes_events_queries),
     *(makes_events_requests, makes_events_commands_by_an_exchange_of_its_own),
     *(makes_events_commands_by_dead_lettering, overhears_commands, overhears_what_is_internal),
-    *(reads_what_is_internal, writes_what_is_internal),
+    *(reads_what_is_internal, writes_what_is_internal, reads_its_own_commands),
+    *(commands_by_the_exchange_of_another, commands_by_the_exchange_of_all),
 )
 
 
@@ -222,7 +252,7 @@ async def test_who_sends_gets_no_events(broker: Broker, user: str):
 async def test_a_user_publishes_the_commands_it_may_send_and_no_others(broker: Broker, roles: Roles):
     """RabbitMQ refuses the routing key, and lifecycle a command under another's."""
     worker_id = uuid4()
-    async with WorkerClient(broker.url("portal"), deadline=30) as portal:
+    async with WorkerClient(broker.url("portal"), deadline=30, own_exchanges=True) as portal:
         for allowed in (StartCMLWorker(worker_id=worker_id), StopCMLWorker(worker_id=worker_id)):
             result = await portal.send(allowed)
             assert result.problem
@@ -230,12 +260,12 @@ async def test_a_user_publishes_the_commands_it_may_send_and_no_others(broker: B
         with pytest.raises(NotSentError, match="ACCESS_REFUSED"):
             await portal.send(created("portal"))
     for user in ("dashboard", "portal-events"):
-        async with WorkerClient(broker.url(user), deadline=30) as client:
+        async with WorkerClient(broker.url(user), deadline=30, own_exchanges=True) as client:
             with pytest.raises(NotSentError, match="ACCESS_REFUSED"):
                 await client.send(StartCMLWorker(worker_id=worker_id))
     async with broker.channel("portal") as channel:
         replies = await channel.declare_queue(exclusive=True)
-        commands = await channel.get_exchange("cml.commands", ensure=False)
+        commands = await channel.get_exchange("cml.commands.portal", ensure=False)
         message = command(created("portal"), "portal", replies.name)
         await commands.publish(message, StartCMLWorker.TYPE)
         async with asyncio.timeout(30):
@@ -245,7 +275,7 @@ async def test_a_user_publishes_the_commands_it_may_send_and_no_others(broker: B
 
 
 async def test_who_may_only_query_queries(broker: Broker, roles: Roles):
-    async with WorkerClient(broker.url("dashboard"), deadline=30) as client:
+    async with WorkerClient(broker.url("dashboard"), deadline=30, own_exchanges=True) as client:
         assert (await client.query(ListCMLWorkers())).problem is None
 
 
@@ -262,7 +292,7 @@ async def test_each_allowed_address_gets_its_reply(broker: Broker, roles: Roles,
             came.put_nowait(message.body)
 
         await replies.consume(on_reply, no_ack=True)
-        commands = await channel.get_exchange("cml.commands", ensure=False)
+        commands = await channel.get_exchange("cml.commands.portal", ensure=False)
         await commands.publish(
             command(StartCMLWorker(worker_id=uuid4()), "portal", replies.name), StartCMLWorker.TYPE
         )
@@ -275,8 +305,8 @@ async def test_a_reply_reaches_no_queue_of_others(broker: Broker, roles: Roles):
     await declared(broker)
     refused = [THEIRS, REPLIES_OF_OTHERS, "cml.lifecycle.reports", "cml.lifecycle.commands.retry.1s"]
     async with broker.channel("portal") as channel:
-        commands = await channel.get_exchange("cml.commands", ensure=False)
-        queries = await channel.get_exchange("cml.queries", ensure=False)
+        commands = await channel.get_exchange("cml.commands.portal", ensure=False)
+        queries = await channel.get_exchange("cml.queries.portal", ensure=False)
         for address in refused:
             start = StartCMLWorker(worker_id=uuid4())
             await commands.publish(command(start, "portal", address), start.TYPE)
@@ -303,7 +333,7 @@ async def test_a_service_sends_as_one_user_and_gets_events_as_the_other(broker: 
             await exchange.publish(aio_pika.Message(body), "")
         await exchange.delete()
     async with (
-        WorkerClient(broker.url("billing"), deadline=30) as sender,
+        WorkerClient(broker.url("billing"), deadline=30, own_exchanges=True) as sender,
         WorkerClient(
             broker.url("billing-events"), on_unreadable=lambda each: seen.append(each.queue)
         ) as events,
@@ -322,17 +352,25 @@ async def test_a_running_broker_takes_in_who_is_added_and_changes_nothing_else(b
     assert CliRunner().invoke(app, ["broker-user", "add", "late", "--may", "stop", *files]).exit_code == 0
     printed = CliRunner().invoke(app, ["broker-user", "definitions", *files[:2]])
     (broker.folder / "new.json").write_text(printed.stdout)
-    before = broker.server.control("rabbitmqctl", "-q", "list_queues", "name", "arguments")
+
+    def queues() -> list[str]:
+        listed = broker.server.control("rabbitmqctl", "-q", "list_queues", "name", "arguments")
+        return sorted(line for line in listed.splitlines() if not re.match(r"cml\.\S+\.late\b", line))
+
+    before = queues()
     broker.server.control("rabbitmqctl", "import_definitions", str(broker.folder / "new.json"))
     async with broker.channel("late") as channel:
         replies = await channel.declare_queue(reply_queue("late", "a"), exclusive=True)
-        commands = await channel.get_exchange("cml.commands", ensure=False)
+        commands = await channel.get_exchange("cml.commands.late", ensure=False)
         with pytest.raises(AMQPError, match="ACCESS_REFUSED"):
             await commands.publish(command(created("late"), "late", replies.name), CreateCMLWorker.TYPE)
     for user in ("cml-lifecycle", "portal"):
         async with broker.channel(user):
             pass
-    assert broker.server.control("rabbitmqctl", "-q", "list_queues", "name", "arguments") == before
+    assert queues() == before
+    async with broker.channel("cml-lifecycle") as channel:  # whose rights were there before
+        queue = await channel.get_queue(own_queues("late")[0].name, ensure=False)
+        assert await queue.get(fail=False) is None
 
 
 def created(by: str) -> CreateCMLWorker:

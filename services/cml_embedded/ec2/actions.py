@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cml_embedded.ec2.account import Account
 from cml_embedded.ec2.answers import Answer, Refusal, response, unknown
@@ -89,23 +89,25 @@ class Actions:
         dies: tuple[str, str] | None,
     ) -> Answer:
         if token := form.get("ClientToken"):
-            for known in self._instances:
-                if (known.region, known.token) == (region, token):
-                    return 200, _same_again(known, form).encode()
+            before = [each for each in self._instances if (each.region, each.token) == (region, token)]
+            if before:
+                return 200, _same_again(before, form).encode()
         check_capacity(form, region, self._account, self._backend)
-        self._instances.check_vcpus(region, form.get("InstanceType", "m1.small"), self._account.quota(region))
-        status, content = self._backend.launch(environ, form)
+        instance_type, quota = form.get("InstanceType", "m1.small"), self._account.quota(region)
+        least, most = int(form["MinCount"]), int(form["MaxCount"])
+        count = self._instances.fitting(region, instance_type, quota, least, most)
+        status, content = self._backend.launch(environ, form, count)
         if status == 200:
-            found = re.search(rb"<instanceId>(i-[0-9a-f]+)</instanceId>", content)
-            assert found is not None  # noqa: S101 - moto launched one
-            self._instances.launched(
-                found.group(1).decode(),
-                region,
-                form,
-                content.decode(),
-                hide_seconds=hide_seconds,
-                dies=dies or self._account.lost_key(region, form),
-            )
+            answer = content.decode()
+            for instance_id in dict.fromkeys(re.findall(r"<instanceId>(i-[0-9a-f]+)</instanceId>", answer)):
+                self._instances.launched(
+                    instance_id,
+                    region,
+                    form,
+                    answer,
+                    hide_seconds=hide_seconds,
+                    dies=dies or self._account.lost_key(region, form),
+                )
         return status, content
 
     def _power(
@@ -177,18 +179,21 @@ class Actions:
         return asked
 
 
-def _same_again(known: Instance, form: Mapping[str, str]) -> str:
+def _same_again(launched: Sequence[Instance], form: Mapping[str, str]) -> str:
     """EC2 API reference, *Ensuring idempotency*."""
-    if _what_counts(known.form) != _what_counts(form):
+    answer = launched[0].response
+    if _what_counts(launched[0].form) != _what_counts(form):
         raise Refusal("IdempotentParameterMismatch", "The parameters of the first request were others.")
-    if known.state in ("terminated", "shutting-down"):
+    if all(known.state in ("terminated", "shutting-down") for known in launched):
         raise Refusal("IdempotentInstanceTerminated", "The instance of this token was terminated.")
-    return re.sub(
-        r"(<instanceState>).*?(</instanceState>)",
-        rf"\g<1><code>{CODES[known.state]}</code><name>{known.state}</name>\g<2>",
-        known.response,
-        flags=re.DOTALL,
-    )
+    for known in launched:
+        answer = re.sub(
+            rf"(<instanceId>{known.instance_id}</instanceId>.*?<instanceState>).*?(</instanceState>)",
+            rf"\g<1><code>{CODES[known.state]}</code><name>{known.state}</name>\g<2>",
+            answer,
+            flags=re.DOTALL,
+        )
+    return answer
 
 
 def _what_counts(form: Mapping[str, str]) -> dict[str, str]:

@@ -56,15 +56,15 @@ class Backend:
             b"<Code>AccessDenied</Code>", b"<Code>UnauthorizedOperation</Code>"
         )
 
-    def launch(self, environ: Environ, form: Mapping[str, str]) -> Answer:
-        """RunInstances. EC2 takes a volume's size from the image; moto has to get it, and has no instance profiles here."""
+    def launch(self, environ: Environ, form: Mapping[str, str], count: int = 1) -> Answer:
+        """RunInstances of so many. EC2 takes a volume's size from the image; moto has to get it, and has no instance profiles here."""
         sizes = {}
         for name in form:
             found = re.fullmatch(r"(BlockDeviceMapping\.\d+\.Ebs\.)\w+", name)
             if found and f"{found.group(1)}VolumeSize" not in form:
                 sizes[f"{found.group(1)}VolumeSize"] = str(ROOT_SIZE)
         known = {name: value for name, value in form.items() if not name.startswith("IamInstanceProfile.")}
-        return self.ask(environ, {**known, **sizes})
+        return self.ask(environ, {**known, **sizes, "MinCount": str(count), "MaxCount": str(count)})
 
     def launch_again(self, instance_id: str, region: str, form: Mapping[str, str]) -> Any:
         """Launch it once more under its own id, after a restart."""

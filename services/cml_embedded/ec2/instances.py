@@ -44,18 +44,19 @@ class Instances:
         if known is None or known.region != region or known.hidden_until > time.time():
             raise unknown(instance_id)
 
-    def check_vcpus(self, region: str, instance_type: str, limit: int | None) -> None:
-        """Raise the refusal of EC2 if one more of this type is too much."""
-        if limit is None or vcpus(instance_type) is None:
-            return
-        types = [
-            known.instance_type for known in self if known.region == region and known.state != "terminated"
-        ]
-        if sum(vcpus(each) or 0 for each in [*types, instance_type]) > limit:
+    def fitting(self, region: str, instance_type: str, limit: int | None, least: int, most: int) -> int:
+        """How many more of this type the limit of vCPUs allows. Raise the refusal of EC2 if they are less than ``least``."""
+        each = vcpus(instance_type)
+        if limit is None or each is None:
+            return most
+        there = [known for known in self if known.region == region and known.state != "terminated"]
+        allowed = (limit - sum(vcpus(known.instance_type) or 0 for known in there)) // each
+        if allowed < least:
             raise Refusal(
                 "VcpuLimitExceeded",
                 f"You have requested more vCPU capacity than your current vCPU limit of {limit} allows.",
             )
+        return min(allowed, most)
 
     def launched(
         self,

@@ -55,7 +55,7 @@ def check_capacity(form: Mapping[str, str], region: str, account: Account, backe
             f"Your requested instance type ({instance_type}) is not supported in your requested Availability Zone "
             f"({zone or region}).",
         )
-    if subnet_id and backend.subnet(subnet_id, region).available_ip_address_count < 1:
+    if subnet_id and backend.subnet(subnet_id, region).available_ip_address_count < int(form["MinCount"]):
         raise Refusal(
             "InsufficientFreeAddressesInSubnet",
             f"There are not enough free addresses in subnet '{subnet_id}' to satisfy the requested number of instances.",

@@ -12,7 +12,7 @@ from cml_workers.bus.headers import (
     QUEUE_HEADER,
     REASON_HEADER,
 )
-from cml_workers.bus.topology import DELIVERY_LIMIT, QUEUES
+from cml_workers.bus.topology import DELIVERY_LIMIT, counts_as
 from cml_workers.foundation.secrets import without_secrets
 
 _BROKER_CAUSES: Mapping[str, tuple[str, str]] = {
@@ -59,15 +59,15 @@ def death_of(headers: Mapping[str, object]) -> Death:
             count(headers.get(DELIVERIES_HEADER)),
         )
     deaths = headers.get("x-death")
-    queues = {queue.name for queue in QUEUES}
     for death in deaths if isinstance(deaths, list) else ():  # the latest first; a retry queue is no death
-        if isinstance(death, dict) and death.get("queue") in queues:
+        queue = counts_as(str(death.get("queue"))) if isinstance(death, dict) else None
+        if isinstance(death, dict) and queue:
             cause, reason = _BROKER_CAUSES.get(
                 str(death.get("reason")), ("Unknown", str(death.get("reason")))
             )
             mark = f"{death.get('time')}/{death.get('count')}"
             deliveries = DELIVERY_LIMIT + 1 if death.get("reason") == "delivery_limit" else 1
-            return Death(str(death["queue"]), cause, reason, mark, deliveries)
+            return Death(queue, cause, reason, mark, deliveries)
     return Death("", "Unknown", "published to the dead letters by another program", "", 1)
 
 

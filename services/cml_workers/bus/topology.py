@@ -7,7 +7,7 @@ blocks the head of the line.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cml_contracts.topology import (
     COMMANDS_EXCHANGE,
@@ -15,6 +15,7 @@ from cml_contracts.topology import (
     OPERATOR_EXCHANGE,
     QUERIES_EXCHANGE,
     Exchange,
+    own_exchange,
 )
 from cml_workers.domain.messages import Reminder
 from cml_workers.domain.operations import TRIGGERS
@@ -38,7 +39,8 @@ class Queue:
 
     ``retries``: it has retry queues beside it, one for each of ``RETRY_DELAYS``. ``former``: bindings of earlier versions;
     whoever publishes to their exchange takes them away, as it is the one that sends the same another way now. ``replaces``: the
-    queue of an earlier version that had its bindings; arguments cannot be changed, so other ones need another name.
+    queue of an earlier version that had its bindings; arguments cannot be changed, so other ones need another name. ``shared``:
+    of one sender's own queue, the one of all: whatever is published again of its messages is published as of that one.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Queue:
     retries: bool = False
     former: tuple[Binding, ...] = ()
     replaces: str | None = None
+    shared: "Queue | None" = None
 
     def retry_queue(self, delay: int) -> str:
         """The name of the queue in which messages wait ``delay`` seconds to come back to this one."""
@@ -141,6 +144,33 @@ HANDLED = (
 QUEUES = (*HANDLED, PROBES)
 PUBLIC = frozenset({LIFECYCLE_COMMANDS.name, PROJECTOR_QUERIES.name, PROJECTOR_OPERATOR.name})
 """Queues of what other programs say; what is in the others only our roles say."""
+SHARED = (LIFECYCLE_COMMANDS, PROJECTOR_QUERIES)
+"""The public queues beside which a sender has queues of its own."""
+
+
+def own_queues(user: str) -> tuple[Queue, ...]:
+    """Those of one sender. A name of a user has no dot, so none of them is a retry queue."""
+    return tuple(
+        replace(
+            queue,
+            name=f"{queue.name}.{user}",
+            bindings=tuple(
+                Binding(own_exchange(each.exchange, user), each.routing_key) for each in queue.bindings
+            ),
+            retries=False,
+            replaces=None,
+            shared=queue,
+        )
+        for queue in SHARED
+    )
+
+
+def counts_as(name: str) -> str | None:
+    """The name of the queue of ours that this is, or that the own queue of a sender stands beside; None if it is neither."""
+    if name in {queue.name for queue in QUEUES}:
+        return name
+    shared = name.rpartition(".")[0]
+    return shared if shared in {queue.name for queue in SHARED} else None
 
 
 def retry_arguments(queue: Queue, delay: int) -> dict[str, str | int | bool]:

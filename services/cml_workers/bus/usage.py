@@ -3,8 +3,8 @@
 So a role starts with the least rights, and whatever else of the broker is down.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from cml_contracts.topology import Exchange
 from cml_workers.bus.topology import (
@@ -14,6 +14,7 @@ from cml_workers.bus.topology import (
     QUEUES,
     RETRY_DELAYS,
     Queue,
+    own_queues,
     retry_arguments,
 )
 
@@ -46,9 +47,16 @@ class Usage:
         """What it consumes, and every queue that what it publishes goes to: nothing is lost before that is consumed."""
         return tuple(
             queue
-            for queue in QUEUES
+            for queue in (*QUEUES, *(each for each in self.consumes if each.shared))
             if queue in self.consumes or any(binding.exchange in self.exchanges for binding in queue.bindings)
         )
+
+    def with_own(self, senders: Iterable[str]) -> "Usage":
+        """The same, and beside what it consumes the senders' own queues."""
+        own = (
+            queue for user in sorted(senders) for queue in own_queues(user) if queue.shared in self.consumes
+        )
+        return replace(self, consumes=(*self.consumes, *own))
 
 
 EVERYTHING = Usage(consumes=HANDLED, publishes=EXCHANGES)

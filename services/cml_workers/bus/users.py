@@ -21,9 +21,13 @@ from cml_contracts.topology import (
     EVENTS_EXCHANGE,
     OPERATOR_EXCHANGE,
     QUERIES_EXCHANGE,
+    Exchange,
+    own_exchange,
     reply_queue,
     subscriber_queue,
 )
+from cml_workers.bus.topology import Queue, own_queues
+from cml_workers.bus.usage import retry_queues
 from cml_workers.domain.policy import EVERY_COMMAND
 from cml_workers.foundation.failures import did_you_mean
 
@@ -52,13 +56,15 @@ class BrokerUser(Strict):
     """``may``: which command types it may send, ``*`` for all; whoever does not subscribe may also query.
 
     ``delegate``: on behalf of others, with a token; ``operate``: it may deal with dead letters; ``subscribe``: it gets events, and
-    nothing else. A user without a ``password_hash`` cannot log in.
+    nothing else; ``shared``: it may still publish to ``cml.commands`` and ``cml.queries``, as before there were exchanges of its own.
+    A user without a ``password_hash`` cannot log in.
     """
 
     may: Annotated[list[Annotated[str, AfterValidator(_command)]], Field()] = []
     delegate: bool = False
     operate: bool = False
     subscribe: bool = False
+    shared: bool = True
     password_hash: str | None = None
 
     @model_validator(mode="after")
@@ -95,9 +101,10 @@ def write_users(users: BrokerUsers) -> str:
     )
 
 
-def named(names: Iterable[str]) -> str:
-    """The regular expression of these names and no others."""
-    listed = "|".join(re.escape(name) for name in names)
+def named(names: Iterable[str], own: Iterable[Queue] = ()) -> str:
+    """The regular expression of these names and no others, and of every sender's own queues beside ``own``."""
+    of_senders = (rf"{re.escape(queue.name)}\.{NAME.pattern}" for queue in own)
+    listed = "|".join((*map(re.escape, names), *of_senders))
     return f"^({listed})$" if listed else NOTHING
 
 
@@ -108,12 +115,22 @@ def permission(name: str, user: BrokerUser) -> Permission:
         own = f"^({replies}|{re.escape(subscriber_queue(name, ''))}|{GIVEN_NAMES})"
         return own, own, f"{named((EVENTS_EXCHANGE.name,))}|{own}"
     own = f"^({replies}|{GIVEN_NAMES})"
-    exchanges = [QUERIES_EXCHANGE]
+    exchanges = exchanges_of(QUERIES_EXCHANGE, name, user)
     if user.may:
-        exchanges.append(COMMANDS_EXCHANGE)
+        exchanges += exchanges_of(COMMANDS_EXCHANGE, name, user)
     if user.operate:
         exchanges.append(OPERATOR_EXCHANGE)
     return own, named(exchange.name for exchange in exchanges), own
+
+
+def exchanges_of(shared: Exchange, name: str, user: BrokerUser) -> list[Exchange]:
+    """Where it may publish what goes through the shared one, or went."""
+    return [own_exchange(shared, name), *([shared] if user.shared else [])]
+
+
+def queues_of(users: BrokerUsers) -> list[Queue]:
+    """The senders' own."""
+    return [queue for name, user in users.items() if not user.subscribe for queue in own_queues(name)]
 
 
 def permissions(users: BrokerUsers) -> list[dict[str, Any]]:
@@ -131,12 +148,13 @@ def topic_permissions(users: BrokerUsers) -> list[dict[str, Any]]:
         {
             "user": name,
             "vhost": VIRTUAL_HOST,
-            "exchange": COMMANDS_EXCHANGE.name,
+            "exchange": exchange.name,
             "write": named(user.may),
             "read": NOTHING,
         }
         for name, user in users.items()
         if user.may and EVERY_COMMAND not in user.may
+        for exchange in exchanges_of(COMMANDS_EXCHANGE, name, user)
     ]
 
 
@@ -153,13 +171,51 @@ def broker_user(
     }
 
 
+def topology_of(queues: Iterable[Queue], exchanges: Iterable[Exchange] = ()) -> dict[str, Any]:
+    """The queues with those in which their retries wait, their bindings, and the exchanges they are bound to, as RabbitMQ's definitions have them."""
+    found = list(queues)
+    bound = (binding.exchange for queue in found for binding in queue.bindings)
+    waiting = (each for queue in found for each in retry_queues(queue).items())
+    kept = {"durable": True, "auto_delete": False}
+    return {
+        "exchanges": [
+            {
+                "name": exchange.name,
+                "vhost": VIRTUAL_HOST,
+                "type": exchange.kind,
+                **kept,
+                "internal": False,
+                "arguments": {},
+            }
+            for exchange in dict.fromkeys((*exchanges, *bound))
+        ],
+        "queues": [
+            {"name": name, "vhost": VIRTUAL_HOST, **kept, "arguments": dict(arguments)}
+            for name, arguments in (*((queue.name, queue.arguments) for queue in found), *waiting)
+        ],
+        "bindings": [
+            {
+                "source": binding.exchange.name,
+                "vhost": VIRTUAL_HOST,
+                "destination": queue.name,
+                "destination_type": "queue",
+                "routing_key": binding.routing_key,
+                "arguments": {},
+            }
+            for queue in found
+            for binding in queue.bindings
+        ],
+    }
+
+
 def users_only(users: BrokerUsers) -> dict[str, Any]:
-    """Definitions of those who can log in, and of nothing else: a running broker takes them in beside what it has."""
+    """Definitions of those who can log in, and of what is theirs alone: a running broker takes them in beside what it has."""
     able = {name: user for name, user in users.items() if user.password_hash}
     return {
         "users": [broker_user(name, user.password_hash or "") for name, user in able.items()],
         "permissions": permissions(able),
         "topic_permissions": topic_permissions(able),
+        **topology_of(queues_of(able)),
     }
 
 
@@ -169,6 +225,7 @@ def settings_of(users: BrokerUsers) -> dict[str, str]:
         "CML_COMMAND_USERS": _compact({name: user.may for name, user in users.items() if user.may}),
         "CML_DELEGATE_USERS": _compact([name for name, user in users.items() if user.delegate]),
         "CML_OPERATOR_USERS": _compact([name for name, user in users.items() if user.operate]),
+        "CML_SENDERS": _compact([name for name, user in users.items() if not user.subscribe]),
     }
 
 

@@ -70,6 +70,12 @@ def add(
     subscribe: Annotated[
         bool, typer.Option("--subscribe", help=f"It gets events: as NAME{EVENTS}, if it may also send.")
     ] = False,
+    shared: Annotated[
+        bool,
+        typer.Option(
+            "--shared", help="It may also publish to the exchanges of all, cml.commands and cml.queries."
+        ),
+    ] = False,
     users_file: List = DEFAULT_LIST,
     passwords: Passwords = None,
 ) -> None:
@@ -78,7 +84,7 @@ def add(
     if not NAME.fullmatch(name) or name in USERS or name == "cml-monitor":
         fail(f"{name!r} cannot be a name: letters, digits, - and _, and none of our own users'", USAGE)
     sends = bool(may or delegate or operate)
-    sender = valid(lambda: BrokerUser(may=_types(may), delegate=delegate, operate=operate))
+    sender = valid(lambda: BrokerUser(may=_types(may), delegate=delegate, operate=operate, shared=shared))
     added: dict[str, BrokerUser] = {}
     if sends or not subscribe:
         added[name] = sender

@@ -20,6 +20,7 @@ from cml_workers.cli.terminal import (
     NOT_DONE,
     USAGE,
     AsJson,
+    client_of,
     client_settings,
     err,
     fail,
@@ -122,7 +123,7 @@ def history(worker: WorkerRef, as_json: AsJson = False) -> None:
         try:
             worker_id = UUID(worker)
         except ValueError:
-            async with WorkerClient(amqp_url(settings), deadline=10) as client:
+            async with client_of(settings) as client:
                 worker_id = await resolve(client, worker)
         store = open_event_store(uri)
         try:

@@ -1,7 +1,8 @@
 """Commands that run the system, or show that it runs."""
 
 import sys
-from typing import Annotated
+from functools import partial
+from typing import Annotated, NoReturn
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -13,12 +14,14 @@ from cml_workers.cli.terminal import (
     UNREACHABLE,
     USAGE,
     configured,
-    err,
     fail,
     out,
     run_to_end,
 )
+from cml_workers.foundation.ids import bind
 from cml_workers.foundation.secrets import redacted
+from cml_workers.runtime.logs import ends, is_console, ready
+from cml_workers.runtime.settings import Settings
 
 
 def run() -> None:
@@ -67,15 +70,23 @@ def role(
     if name not in ROLES:
         fail(f"there is no role {name!r}; there are: {', '.join(ROLES)}", USAGE)
     settings = configured()
+    bind(role=name)
 
     async def serve() -> None:
         with ended_by_signals():
             async with single_role(name, settings) as running:
                 collect_seldom()
-                err.print(f"{name} is ready")
+                ready(name)
                 await until_one_fails(running)
 
-    run_to_end(serve())
+    run_to_end(serve(), partial(_failed, settings))
+
+
+def _failed(settings: Settings, sentence: str, code: int) -> NoReturn:
+    """As ``fail``, of a process whose stderr is its log: there it is a line like all others, too."""
+    if not is_console(settings):
+        ends(sentence)
+    fail(sentence, code)
 
 
 def health() -> None:

@@ -16,6 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment
 
+from cml_contracts.broker import Nodes
 from cml_contracts.client import NoAnswerError, NoResultYetError, WorkerClient
 from cml_workers.foundation.failures import ConfigurationError, RoleFailedError
 from cml_workers.foundation.secrets import redacted
@@ -60,10 +61,16 @@ def with_client(use: Callable[[WorkerClient], Coroutine[Any, Any, T]]) -> T:
     settings = client_settings()
 
     async def connected() -> T:
-        async with WorkerClient(amqp_url(settings), deadline=15) as client:
+        async with client_of(settings) as client:
             return await use(client)
 
     return run_to_end(connected())
+
+
+def client_of(settings: Settings) -> WorkerClient:
+    """Of the user that the settings name."""
+    url = amqp_url(settings)
+    return WorkerClient(url, deadline=15, own_exchanges=Nodes(url, "RABBITMQ_URL").user in settings.senders)
 
 
 def configured() -> Settings:
@@ -84,7 +91,13 @@ def client_settings() -> Settings:
     return settings
 
 
-def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+def fail(sentence: str, code: int) -> NoReturn:
+    """End with a line about what is wrong."""
+    err.print(f"[red]cml-workers:[/red] {escape(redacted(sentence))}", soft_wrap=True, highlight=False)
+    raise typer.Exit(code)
+
+
+def run_to_end(work: Coroutine[Any, Any, T], fail: Callable[[str, int], NoReturn] = fail) -> T:
     """Run to the end; an expected error becomes one line and an exit code."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -110,12 +123,6 @@ def show_version(wanted: bool) -> None:
     if wanted:
         out.print(f"cml-workers {version('cml-workers')}", highlight=False)
         raise typer.Exit
-
-
-def fail(sentence: str, code: int) -> NoReturn:
-    """End with a line about what is wrong."""
-    err.print(f"[red]cml-workers:[/red] {escape(redacted(sentence))}", soft_wrap=True, highlight=False)
-    raise typer.Exit(code)
 
 
 def valid(make: Callable[[], T], whole: str = "") -> T:

@@ -40,6 +40,7 @@ from cml_workers.eventstore.command_streams import IdempotencyRecord, load_recor
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.quarantine import NotHeldError, What
 from cml_workers.eventstore.worker_streams import load_ledger
+from cml_workers.foundation.ids import bind
 
 log = structlog.get_logger(__name__)
 
@@ -86,9 +87,15 @@ class DeadLetters:
     async def collect(self, message: Message) -> Verdict:
         """Archive a message of the dead-letter queue; it is acknowledged when it is on disk."""
         letter = letter_of(message)
+        is_command = letter.queue == LIFECYCLE_COMMANDS.name
+        bind(command_id=letter.message_id if is_command else None)
         if await self._archive.keep(letter, self._now()):
             log.warning(
-                "dead letter archived", dead_letter_id=str(letter.id), queue=letter.queue, cause=letter.cause
+                "dead letter archived",
+                dead_letter_id=str(letter.id),
+                died_in=letter.queue,
+                cause=letter.cause,
+                reason=letter.reason,
             )
         return Ack()
 
@@ -225,7 +232,7 @@ class DeadLetters:
             ) from error
         await self._archive.redriven(archived, letter, action)
         log.info(
-            action.what, dead_letter_id=str(letter.id), queue=letter.queue, user=action.user, by=action.by
+            action.what, dead_letter_id=str(letter.id), died_in=letter.queue, user=action.user, by=action.by
         )
         return (await self._find(letter.id)).view
 

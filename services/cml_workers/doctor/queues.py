@@ -21,5 +21,5 @@ async def queue_lines(settings: Settings) -> list[Line]:
     if seen is None:
         problem = "whether the queues have replicas on all nodes of RabbitMQ is not known"
         return [Line("", Status.NOTE, SUBJECT, problem, "set RABBITMQ_MANAGEMENT_URL")]
-    wrong = described(seen, EVERYTHING.queues)
+    wrong = described(seen, EVERYTHING.with_own(settings.senders).queues)
     return [Line("", Status.MISSING, SUBJECT, wrong, REMEDY)] if wrong else []

@@ -172,6 +172,12 @@ def as_sent(operation_id: str) -> str:
     return operation_id.partition(" ")[0]
 
 
+def ids_of(operation_id: str) -> Mapping[str, str | None]:
+    """For the log: the command as its sender knows it, and the operation where that has another id."""
+    sent = as_sent(operation_id)
+    return {"command_id": sent, "operation_id": None if operation_id == sent else operation_id}
+
+
 def intents(kinds: Iterable[Kind]) -> tuple[type[Intent], ...]:
     """The intents of these kinds."""
     return tuple(kind.intent for kind in kinds)

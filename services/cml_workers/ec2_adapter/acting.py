@@ -25,6 +25,17 @@ from cml_workers.ec2_adapter.power import POWERS, is_switched, is_terminated, sw
 from cml_workers.ec2_adapter.retry_policy import Rule
 from cml_workers.ec2_adapter.tags import are_updated, update_tags
 from cml_workers.ec2_adapter.tenure import NotYet, Tenure
+from cml_workers.foundation.tracing import (
+    ATTEMPT,
+    COMMAND,
+    INSTANCE,
+    PROBLEM,
+    REGION,
+    STATUS,
+    Attributes,
+    past,
+    span,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +68,17 @@ class Acting:
                 await self._here.reports.outcome(turn, known)
             return
         self._suspect(turn, suspect=suspect)
-        report = await self._attempt(turn)
+        about, parent = _about(turn), turn.operation.requested.traceparent
+        if attempt.waits_since is not None:
+            past("wait", about, since=attempt.waits_since, until=self._here.now(), parent=parent)
+            attempt.waits_since = None
+        with span("attempt", about, parent=parent) as attempting:
+            report = await self._attempt(turn)
+            refused = None if isinstance(report, OperationSucceeded) else report.problem.code
+            attempting.put({PROBLEM: refused})
+            await self._report(turn, report)
+
+    async def _report(self, turn: Turn, report: Report) -> None:
         if isinstance(report, OperationFailed):
             await turn.lease.renew()  # nothing may have shown its effect meanwhile
         elif not turn.lease.is_certain and not await self._counts(turn, report):
@@ -165,7 +186,7 @@ class Acting:
             raise NotYet(error.problem) from error
         if rule.uncertain:
             turn.attempt.uncertain_since = turn.attempt.uncertain_since or self._here.now()
-        log.error("EC2 refused for good", code=error.aws_code, cause=str(error))
+        log.warning("EC2 refused for good", code=error.aws_code, cause=str(error))
         return AttemptRefused(
             worker_id=turn.worker.id,
             operation_id=turn.operation.command_id,
@@ -192,3 +213,14 @@ class Acting:
             problem=problem,
             generation=turn.generation,
         )
+
+
+def _about(turn: Turn) -> Attributes:
+    worker = turn.worker
+    return {
+        ATTEMPT: turn.attempt.unsuccessful + 1,
+        COMMAND: turn.operation.kind.command.TYPE,
+        REGION: worker.aws_region,
+        STATUS: worker.status,
+        INSTANCE: worker.instance.instance_id if worker.instance else None,
+    }

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 from cml_workers.ec2_adapter.retry_policy import pause
+from cml_workers.foundation.ids import apart
 from cml_workers.foundation.tasks import ended
 
 K = TypeVar("K", bound=Hashable)
@@ -62,8 +62,7 @@ class Agenda(Generic[K]):
             if timer.due <= due:
                 return datetime.fromtimestamp(timer.due, UTC)
             timer.task.cancel()
-        # Without the context of whoever is handled now: what rings belongs to no message.
-        task = asyncio.get_running_loop().create_task(self._later(key, seconds), context=Context())
+        task = asyncio.get_running_loop().create_task(self._later(key, seconds), context=apart())
         self._timers[key] = _Timer(due, task)
         self._running.add(task)
         task.add_done_callback(self._running.discard)

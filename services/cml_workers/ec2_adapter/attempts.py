@@ -34,6 +34,7 @@ class Attempt:
 
     ``unanswered``: a call was not answered, or may not have been: EC2 may carry it out late.
     ``report``: what was reported and is not seen in the stream yet; ``confirmed``: by the broker.
+    ``waits_since``: since when it waits for the next attempt.
     ``unsuccessful``: attempts that EC2 did not carry out. Their ``reasons`` are reported once until ``unsuccessful`` has doubled.
     """
 
@@ -43,6 +44,7 @@ class Attempt:
     confirmed: bool = False
     unsuccessful: int = 0
     reasons: set[ProblemCode] = field(default_factory=set)
+    waits_since: datetime | None = None
     _doubled_at: int = 1
 
     def fails(self, problem: Problem) -> bool:
@@ -119,7 +121,8 @@ class Attempts:
         attempt = known.get(_key(operation))
         if attempt is None:
             attempt = known[_key(operation)] = Attempt(
-                unsuccessful=operation.delay.attempts if operation.delay else 0
+                unsuccessful=operation.delay.attempts if operation.delay else 0,
+                waits_since=operation.delay.last_at if operation.delay else None,
             )
         return attempt
 

@@ -14,13 +14,12 @@ from functools import partial
 from typing import assert_never
 from uuid import UUID
 
-import structlog
-
 from cml_contracts.events import TerminationRequested
 from cml_contracts.instance import Ec2Instance, InstanceState
 from cml_contracts.results import Problem, ProblemCode
 from cml_workers.bus.codec import BadMessageError
 from cml_workers.bus.port import Ack, DeadLetter, Message, Publish, Retry, Verdict
+from cml_workers.domain.operations import ids_of
 from cml_workers.domain.policy import VISIBILITY_GRACE
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.acting import Acting
@@ -34,7 +33,7 @@ from cml_workers.ec2_adapter.lookups import Lookups
 from cml_workers.ec2_adapter.next_action import Act, Watch, next_actions
 from cml_workers.ec2_adapter.port import Ec2
 from cml_workers.ec2_adapter.recheck import recheck
-from cml_workers.ec2_adapter.reports import Reports
+from cml_workers.ec2_adapter.reports import NOBODY, Reports
 from cml_workers.ec2_adapter.retry_policy import HANDED_ON, rules
 from cml_workers.ec2_adapter.tenure import FRESH, TAKEOVER, Lease, NotYet, Tenure
 from cml_workers.ec2_adapter.triggers import Trigger, advanced, read_trigger
@@ -42,7 +41,9 @@ from cml_workers.ec2_adapter.visits import Places, Visit, Visits
 from cml_workers.ec2_adapter.watching import Poller
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, Workers
+from cml_workers.foundation.ids import about, bind
 from cml_workers.foundation.outages import NO_OUTAGES, Outages
+from cml_workers.foundation.tracing import REGION, span
 
 NOT_SEEN = -2
 """No revision of an event."""
@@ -144,18 +145,20 @@ class Executor:
             trigger = read_trigger(message)
         except BadMessageError as error:
             return DeadLetter(error.problem.detail, ProblemCode.VALIDATION_FAILED)
-        with structlog.contextvars.bound_contextvars(worker_id=str(trigger.worker_id), instance_id=None):
-            if await self._done_without_reading(trigger):
-                return Ack()
-            with self._places.held(await self._region(trigger)) as has_place:
-                if trigger.recheck_since is not None and not has_place:
-                    return Retry()  # whether it is done nobody would know
-                visit = self._asked(trigger, message)
-                if not has_place:
-                    return self._handed_on(trigger)
-                if not await visit.end():
-                    return Retry(1)
-                return self._verdict(visit, trigger, message)
+        bind(worker_id=trigger.worker_id if trigger.worker_id != NOBODY else None)
+        if trigger.event is not None:
+            bind(command_id=trigger.event.command_id, revision=trigger.event.revision)
+        if await self._done_without_reading(trigger):
+            return Ack()
+        with self._places.held(await self._region(trigger)) as has_place:
+            if trigger.recheck_since is not None and not has_place:
+                return Retry()  # whether it is done nobody would know
+            visit = self._asked(trigger, message)
+            if not has_place:
+                return self._handed_on(trigger)
+            if not await visit.end():
+                return Retry(1)
+            return self._verdict(visit, trigger, message)
 
     async def _done_without_reading(self, trigger: Trigger) -> bool:
         """Whether the worker after the event of the trigger is at hand and nothing is pending: nothing will be changed."""
@@ -228,11 +231,12 @@ class Executor:
     async def _visit(self, visit: Visit) -> None:
         """Do what is due, and what the messages have asked for. Raises ConnectionError: once more."""
         worker_id = visit.worker_id
-        with structlog.contextvars.bound_contextvars(worker_id=str(worker_id), instance_id=None):
+        with about(worker_id=worker_id):
             since, seen = self._seen.pop(worker_id, (NOT_SEEN, None))
             worker = self._poller.worker(worker_id)
             if worker is not None and worker.observed_revision == since and not _has_pending(worker):
-                await self._observe(worker, seen)
+                with span("observe", {REGION: worker.aws_region}, link=self._poller.origin(worker)):
+                    await self._observe(worker, seen)
                 if not visit.is_asked_by_message:
                     return
                 since = NOT_SEEN
@@ -254,7 +258,7 @@ class Executor:
     ) -> bool:
         """Do what is due; whether an operation waits: then it is on the agenda, or its instance is watched."""
         if worker.instance is not None:
-            structlog.contextvars.bind_contextvars(instance_id=worker.instance.instance_id)
+            bind(instance_id=worker.instance.instance_id)
         self._attempts.keep_pending(worker)
         watched: Ec2Instance | None = None
         unsuccessful: list[tuple[Turn, Problem]] = []
@@ -264,7 +268,7 @@ class Executor:
                 case Act(operation, intent):
                     attempt = self._attempts.at(worker, operation)
                     turn = Turn(worker, operation, intent, attempt, lease, seen)
-                    with structlog.contextvars.bound_contextvars(command_id=operation.command_id):
+                    with about(**ids_of(operation.command_id)):
                         try:
                             await self._acting.act(turn, suspect=visit.suspect, remind=visit.remind)
                             if isinstance(intent, TerminationRequested) and attempt.is_done:
@@ -274,6 +278,7 @@ class Executor:
                             await self._here.noted(worker, watched)
                         except NotYet as later:
                             waits = True
+                            attempt.waits_since = attempt.waits_since or self._here.now()
                             if later.problem is not None:
                                 unsuccessful.append((turn, later.problem))
                 case Watch():

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from cml_workers.ec2_adapter.errors import EC2ThrottledException, Remedy
 from cml_workers.foundation.metrics import EC2_WAIT_SECONDS
+from cml_workers.foundation.tracing import API, REGION, span
 
 
 class Bucket(NamedTuple):
@@ -125,7 +126,8 @@ class Limits:
             delay += tokens.spread(now, self._random())
             tokens.take()
             if delay > 0:
-                await self._sleep(delay)
+                with span("wait for the limit of EC2", {API: api, REGION: region}):
+                    await self._sleep(delay)
             if not tokens.is_paused(self._now()):
                 EC2_WAIT_SECONDS.labels(api).observe((self._now() - began).total_seconds())
                 return

@@ -19,13 +19,17 @@ from cml_workers.domain.messages import (
     LookupRequested,
     LookupResult,
 )
+from cml_workers.domain.operations import ids_of
 from cml_workers.ec2_adapter.calls import Calls
 from cml_workers.ec2_adapter.errors import EC2Error, EC2Exception, Remedy
 from cml_workers.ec2_adapter.instances import LOOK_AGAIN
 from cml_workers.ec2_adapter.reports import Reports
 from cml_workers.ec2_adapter.retry_policy import HANDED_ON, LOOKUP_ATTEMPTS
 from cml_workers.ec2_adapter.visits import Places
+from cml_workers.foundation.ids import bind
 from cml_workers.foundation.tasks import ended
+
+log = structlog.get_logger(__name__)
 
 MOST_UNDER_WAY = 1_000
 """Lookups at once; the messages of others come back later."""
@@ -56,6 +60,7 @@ class Lookups:
             request = read(message, {LookupRequested.TYPE: LookupRequested}, limit=MAX_INTERNAL_BODY)
         except BadMessageError as error:
             return DeadLetter(error.problem.detail, error.problem.code)
+        bind(worker_id=request.origin.worker_id, **ids_of(request.origin.operation_id))
         key = sha256(
             message.body
         ).digest()  # it says who is to be answered, which the id of a repeated command does not
@@ -93,19 +98,22 @@ class Lookups:
                 self._answered.popitem(last=False)
 
     async def _look_up(self, request: LookupRequested, message: Message) -> Verdict:
-        with structlog.contextvars.bound_contextvars(command_id=request.origin.command_id):
-            try:
-                result = await self._find(request.lookup)
-            except EC2Error as error:
-                remedy = error.remedy if isinstance(error, EC2Exception) else Remedy.RETRY
-                if remedy is Remedy.REFRESH:
-                    await self._calls.refresh(request.lookup.aws_region)
-                if remedy is not Remedy.FAIL and message.attempt < LOOKUP_ATTEMPTS:
-                    return Retry()
-                result = LookupResult(problem=error.problem)
-            answer = LookupAnswered(origin=request.origin, lookup=request.lookup, looked_up=result)
-            await self._reports.answered(answer, message.message_id)
-            return Ack()
+        try:
+            result = await self._find(request.lookup)
+        except EC2Error as error:
+            remedy = error.remedy if isinstance(error, EC2Exception) else Remedy.RETRY
+            again = remedy is not Remedy.FAIL and message.attempt < LOOKUP_ATTEMPTS
+            log.warning(
+                "EC2 cannot be asked", tried_again=again, code=error.problem.code, cause=error.problem.detail
+            )
+            if remedy is Remedy.REFRESH:
+                await self._calls.refresh(request.lookup.aws_region)
+            if again:
+                return Retry()
+            result = LookupResult(problem=error.problem)
+        answer = LookupAnswered(origin=request.origin, lookup=request.lookup, looked_up=result)
+        await self._reports.answered(answer, message.message_id)
+        return Ack()
 
     async def _find(self, lookup: Lookup) -> LookupResult:
         if isinstance(lookup, ImageLookup):

@@ -17,13 +17,14 @@ from cml_workers.ec2_adapter.errors import EC2Error
 from cml_workers.ec2_adapter.instances import Instances, has_moved
 from cml_workers.ec2_adapter.port import MOST_DESCRIBED
 from cml_workers.ec2_adapter.retry_policy import look_again_in
+from cml_workers.foundation.tracing import here
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(eq=False, slots=True)
 class Watch:
-    """``worker``: as it is recorded; ``known``: its instance as it was seen last.
+    """``worker``: as it is recorded; ``known``: its instance as it was seen last; ``origin``: the span in which that was.
 
     ``missed``: how often in succession EC2 did not know the instance.
     """
@@ -32,6 +33,7 @@ class Watch:
     known: Ec2Instance
     since: float
     due: float
+    origin: str | None
     missed: int = 0
 
 
@@ -67,7 +69,7 @@ class Poller:
         watch = watches.get(worker.id)
         if watch is None or has_moved(known, watch.known):
             since = self._seconds
-            watches[worker.id] = Watch(worker, known, since, since + look_again_in(0, self._random()))
+            watches[worker.id] = Watch(worker, known, since, since + look_again_in(0, self._random()), here())
         else:
             watch.worker = worker
         self._next_round(region)
@@ -86,6 +88,11 @@ class Poller:
             if worker_id in watches:
                 return watches[worker_id].worker
         return None
+
+    def origin(self, worker: Worker) -> str | None:
+        """The traceparent of what had its instance watched."""
+        watch = self._watches.get(worker.aws_region, {}).get(worker.id)
+        return watch.origin if watch else None
 
     def clear(self) -> None:
         """Watch nothing, as another process may act."""

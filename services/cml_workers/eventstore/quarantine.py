@@ -200,6 +200,9 @@ class Quarantine:
                     log.error(
                         "an event is in quarantine, and the worker's later ones wait behind it",
                         quarantine=self.stream,
+                        stream=broken.stream,
+                        revision=broken.revision,
+                        type=broken.type,
                         cause=str(broken),
                     )
 

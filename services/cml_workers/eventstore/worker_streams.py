@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from uuid import UUID
@@ -32,6 +33,7 @@ from cml_workers.eventstore.port import (
     traced,
 )
 from cml_workers.eventstore.quarantine import WORKERS, Quarantine
+from cml_workers.foundation.metrics import WORKERS_LOOKED_UP
 
 WORKER_STREAMS = "cml_worker-"
 """What the names of their streams begin with."""
@@ -75,6 +77,7 @@ MOST_UNREAD = 20
 """Events of a worker that are taken from what was published, before they are compared with the store."""
 MOST_MISSED = 10
 """How often a replica of the store may lag behind what was published, before that is taken for somebody else's."""
+_HITS, _MISSES = WORKERS_LOOKED_UP.labels("hit"), WORKERS_LOOKED_UP.labels("miss")
 
 
 def decode(stored: StoredEvent) -> Recorded:
@@ -91,6 +94,15 @@ def encode(metadata: EventMetadata) -> bytes:
     ours = metadata.model_dump(mode="json", exclude_none=True)
     body = ours | traced(metadata.correlation_id, metadata.causation_id)
     return json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def about_event(stored: StoredEvent) -> dict[str, object]:
+    """For the log: what the event is, and what it is of, as far as that can be read."""
+    ids: dict[str, object] = {"event_id": str(stored.event_id), "type": stored.type}
+    with suppress(ValueError):  # another application's, or broken
+        ids |= {"worker_id": str(worker_of(stored.stream)), "revision": stored.revision}
+        ids |= {"command_id": EventMetadata.model_validate_json(stored.metadata).command_id}
+    return ids
 
 
 def published(source: str, stored: StoredEvent) -> EventEnvelope:
@@ -240,6 +252,7 @@ class Workers:
     def at_hand(self, worker_id: UUID) -> Worker | None:
         """The worker as it was when it was used last; None if it is not kept."""
         kept = self._known.get(worker_id)
+        (_HITS if kept else _MISSES).inc()
         return kept.worker if kept else None
 
     def is_new(self, worker: Worker, message_id: str) -> bool:
@@ -297,7 +310,8 @@ class Workers:
 
         What is read next is compared with that: nothing that the store does not have is ever taken for recorded.
         """
-        if self.at_hand(worker.id) is not worker:
+        kept = self._known.get(worker.id)
+        if kept is None or kept.worker is not worker:
             return None
         unread = self._unread.setdefault(worker.id, _Unread())
         if len(unread.published) >= MOST_UNREAD:

@@ -6,13 +6,13 @@ that fails, and ends when one succeeds. All who use a part in a process share wh
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 
 from cml_workers.foundation.failures import ConfigurationError
+from cml_workers.foundation.ids import apart
 from cml_workers.foundation.tasks import ended
 
 log = structlog.get_logger(__name__)
@@ -83,9 +83,8 @@ class Dependency:
         """Find out whether it answers, unless that is known or being found out."""
         if self._outage is None and self._asking is None:
             self._asking = asyncio.get_running_loop().create_future()
-            # Without the context of the message whose error it was.
             self._watching = asyncio.get_running_loop().create_task(
-                self._watch(self._asking), name=f"asks {self.name}", context=Context()
+                self._watch(self._asking), name=f"asks {self.name}", context=apart()
             )
 
     async def is_unavailable(self) -> bool:

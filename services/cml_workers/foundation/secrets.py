@@ -48,12 +48,17 @@ _SHAPES: Iterable[tuple[re.Pattern[str], str]] = (
     (re.compile(r"(\b(?:Bearer|Basic)\s+)(?=\S*[0-9=])[\w+/=.~-]{8,}"), rf"\1{HIDDEN}"),
     # Tokens of ours, and of JSON Web Tokens: parts in base64, the last one a signature.
     (re.compile(r"(?<![\w-])[\w-]{16,900}\.[\w-]{40,900}(?:\.[\w-]{16,900})?"), HIDDEN),
+    # The ids of keys of AWS, and what it answers with: JSON as above, or XML.
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"), HIDDEN),
+    (re.compile(rf"(<{_NAME}>)[^<]*", re.IGNORECASE), rf"\1{HIDDEN}"),
+    # The value that pydantic found no good, whose field may be a secret.
+    (re.compile(r"(\binput_value=).*?(?=, input_type=|\]|$)", re.MULTILINE), rf"\1{HIDDEN}"),
     # What PostgreSQL and SQLAlchemy say of the values of a statement.
     (re.compile(r"(\bDETAIL:\s+).+"), rf"\1{HIDDEN}"),
     (re.compile(r"(\[parameters: ).+"), rf"\1{HIDDEN}]"),
 )
 _SUSPECT = re.compile(
-    rf"@|{'|'.join(_MARKS)}|passwd|api_key|x-[\w-]{{0,60}}key|Bearer|Basic|\.[\w-]{{40}}|DETAIL|\[parameters",
+    rf"@|{'|'.join(_MARKS)}|passwd|api_key|x-[\w-]{{0,60}}key|Bearer|Basic|\.[\w-]{{40}}|DETAIL|\[parameters|A[KS]IA|input_value=",
     re.IGNORECASE,
 )
 """What a text has that one of the shapes may be in: most have none of it."""
@@ -64,7 +69,7 @@ _own_values: re.Pattern[str] | None = None
 
 def may_be_secret(header: str) -> bool:
     """Whether its name says so. Such headers are not kept for longer than the message is handled."""
-    name = header.lower()
+    name = header.lower().replace("_", "-")
     return any(mark in name for mark in _MARKS)
 
 
@@ -86,8 +91,8 @@ def conceal(secrets: Iterable[str]) -> None:
         found = [credentials.partition(":")[2] if at else ""] if separator else [secret]
         for password in found:
             parts = re.split(
-                r"[/?#@:&=%+\[\]\s]", password
-            )  # errors about a URL quote the part they do not like
+                r"[^\w.~-]", password
+            )  # errors about a URL quote the part they do not like, and each form of text escapes others
             for form in (password, unquote(password), quote(password, safe=""), *parts):
                 if len(form) >= SHORTEST:
                     _own[form] = None

@@ -6,7 +6,6 @@ to its body first, in a stream of its own (``eventstore/command_streams.py``). A
 is answered by what EC2 shows then.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import assert_never
@@ -52,7 +51,7 @@ from cml_workers.domain.messages import (
     Report,
     WorkerReport,
 )
-from cml_workers.domain.operations import of_user
+from cml_workers.domain.operations import ids_of, of_user
 from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.reports import decide_report
 from cml_workers.domain.worker import Worker
@@ -60,6 +59,8 @@ from cml_workers.eventstore.command_streams import check_id, load_record
 from cml_workers.eventstore.lookup_records import is_recorded, record_lookup
 from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
+from cml_workers.foundation.ids import bind
+from cml_workers.foundation.tracing import TRACEPARENT, as_traceparent
 from cml_workers.lifecycle.denials import Denials
 from cml_workers.lifecycle.limits import Limits
 from cml_workers.lifecycle.replies import (
@@ -90,9 +91,6 @@ NOT_RECORDED = (
     "lifecycle has recorded no such command that waits for this lookup, so nothing is done; who has sent one, e.g. to an "
     "earlier version, has to send it again"
 )
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{1,32}(-[0-9a-f]{1,32}){3}")
-"""https://www.w3.org/TR/trace-context/#traceparent-header, in outline; anything else is omitted."""
 
 
 class Lifecycle:
@@ -130,46 +128,46 @@ class Lifecycle:
         except BadMessageError as error:
             await self._answer(message, address, error.problem)
             return DeadLetter(error.problem.detail, error.problem.code)
-        with structlog.contextvars.bound_contextvars(
+        user = message.user_id if self._access.enforced else None
+        bind(
+            command=command.TYPE,
             command_id=command_id,
             correlation_id=message.correlation_id,
-            command=command.TYPE,
-            worker_id=str(command.worker(command_id)),
-        ):
-            user = message.user_id if self._access.enforced else None
-            try:
-                actor = authorized_actor(
-                    command,
-                    command_id,
-                    body=message.body,
-                    user_id=message.user_id,
-                    token=_token(message.headers.get(TOKEN_HEADER)),
-                    access=self._access,
-                    now=message.received_at or self._now(),
-                )
-            except UnauthorizedError as error:
-                # Its token may have expired since: what was authorized once is not judged a second time.
-                before = await self._authorized_before(command, command_id, user) if user else None
-                if before is None:
-                    await self._audit(command, command_id, message.user_id, error.problem, redrive)
-                    await self._answer(message, address, error.problem)
-                    return DeadLetter(error.problem.detail, error.problem.code)
-                (actor,) = before
-            accepted = CommandMessage(
-                command_id=command_id,
-                command=command,
-                command_type=command.TYPE,
-                correlation_id=message.correlation_id or command_id,
-                actor=actor,
-                user=user,
-                traceparent=_traceparent(message.headers.get("traceparent")),
-                reply=address,
-                redrive=redrive,
+            worker_id=command.worker(command_id),
+        )
+        try:
+            actor = authorized_actor(
+                command,
+                command_id,
+                body=message.body,
+                user_id=message.user_id,
+                token=_token(message.headers.get(TOKEN_HEADER)),
+                access=self._access,
+                now=message.received_at or self._now(),
             )
-            with self._limits.counted(accepted.worker_id, message.user_id) as excess:
-                if excess is not None and not await self._is_recorded(accepted):
-                    return await self._throttle(accepted, excess)
-                return await self._decide(accepted)
+        except UnauthorizedError as error:
+            # Its token may have expired since: what was authorized once is not judged a second time.
+            before = await self._authorized_before(command, command_id, user) if user else None
+            if before is None:
+                await self._audit(command, command_id, message.user_id, error.problem, redrive)
+                await self._answer(message, address, error.problem)
+                return DeadLetter(error.problem.detail, error.problem.code)
+            (actor,) = before
+        accepted = CommandMessage(
+            command_id=command_id,
+            command=command,
+            command_type=command.TYPE,
+            correlation_id=message.correlation_id or command_id,
+            actor=actor,
+            user=user,
+            traceparent=as_traceparent(message.headers.get(TRACEPARENT)),
+            reply=address,
+            redrive=redrive,
+        )
+        with self._limits.counted(accepted.worker_id, message.user_id) as excess:
+            if excess is not None and not await self._is_recorded(accepted):
+                return await self._throttle(accepted, excess)
+            return await self._decide(accepted)
 
     async def _is_recorded(self, message: CommandMessage) -> bool:
         return await self._own(message.command, message.command_id, message.sender) is not None
@@ -187,6 +185,7 @@ class Lifecycle:
         if message.reply is None:
             return Retry()
         problem = Problem.of(ProblemCode.THROTTLED, excess, retryable=True)
+        log.info("command answered", outcome="rejected", code=problem.code, reason=problem.detail)
         for each in replies(result_of(message, "rejected", problem=problem), message.reply):
             await self._publish(each)
         return Ack()
@@ -214,20 +213,17 @@ class Lifecycle:
         except BadMessageError as error:
             return DeadLetter(error.problem.detail, error.problem.code)
         if isinstance(report, LookupAnswered):
-            with structlog.contextvars.bound_contextvars(
-                command_id=report.origin.command_id, worker_id=str(report.origin.worker_id)
-            ):
-                if not await self._waits_for(report):
-                    # A replica of the store that lags behind may not have the record yet.
-                    return (
-                        Retry(1)
-                        if message.attempt < UNSEEN_ATTEMPTS
-                        else DeadLetter(NOT_RECORDED, "NotRecorded")
-                    )
-                return await self._decide(report.origin, answered=report)
-
-        with structlog.contextvars.bound_contextvars(worker_id=str(report.worker_id)):
-            return await self._settle(report, report_id, message.attempt)
+            bind(worker_id=report.origin.worker_id, **ids_of(report.origin.operation_id))
+            if not await self._waits_for(report):
+                # A replica of the store that lags behind may not have the record yet.
+                return (
+                    Retry(1) if message.attempt < UNSEEN_ATTEMPTS else DeadLetter(NOT_RECORDED, "NotRecorded")
+                )
+            return await self._decide(report.origin, answered=report)
+        bind(worker_id=report.worker_id)
+        if not isinstance(report, InstanceObserved):
+            bind(**ids_of(report.operation_id))
+        return await self._settle(report, report_id, message.attempt)
 
     async def _waits_for(self, answered: LookupAnswered) -> bool:
         """Whether its command was accepted. A status update is answered and changes nothing but what EC2 shows, so it is not recorded."""
@@ -258,14 +254,17 @@ class Lifecycle:
             verdict = await self._transactions.transact(
                 message.worker_id, message.operation_id, judge, origin=message
             )
-            denied = isinstance(verdict, DeadLetter) and verdict.cause == ProblemCode.UNAUTHORIZED
+            unauthorized = ProblemCode.UNAUTHORIZED
+            denied = verdict if isinstance(verdict, DeadLetter) and verdict.cause == unauthorized else None
             if denied and isinstance(message.command, CREATING):
                 await check_id(self._store, message)
         except IdTakenError:
             # What is recorded under the id stays, so it is taken whenever the command comes again.
-            return await self._decide(message.model_copy(update={"taken": True}), answered=answered)
-        if isinstance(verdict, DeadLetter) and verdict.cause == ProblemCode.UNAUTHORIZED:
-            problem = Problem.of(ProblemCode.UNAUTHORIZED, verdict.reason)
+            own = message.model_copy(update={"taken": True})
+            bind(worker_id=own.worker_id, **ids_of(own.operation_id))
+            return await self._decide(own, answered=answered)
+        if denied:
+            problem = Problem.of(unauthorized, denied.reason)
             await self._audit(message.command, message.command_id, message.user, problem, message.redrive)
             for each in replies(result_of(message, "rejected", problem=problem), message.reply):
                 await self._publish(each)
@@ -338,9 +337,14 @@ class Lifecycle:
                 case Record(news) | NoChange(news=news):
                     return Append(news, shown) if news else Finish(shown)
                 case Reject(problem, outcome):
-                    return Finish(
-                        these(*replies(result_of(message, outcome, problem=problem), message.reply))
-                    )
+
+                    async def refusal(_: Worker) -> Sequence[Outgoing]:
+                        log.info(
+                            "command answered", outcome=outcome, code=problem.code, reason=problem.detail
+                        )
+                        return replies(result_of(message, outcome, problem=problem), message.reply)
+
+                    return Finish(refusal)
                 case Ask(lookup):
                     return Finish(these(lookup_request(message, lookup)))
             assert_never(decision)
@@ -366,7 +370,6 @@ class Lifecycle:
         redrive: Redrive | None,
     ) -> None:
         """Keep for good that somebody tried; apart from the workers' streams, which strangers cannot fill."""
-        log.warning("unauthorized", user=user, reason=problem.detail)
         attempt = {
             "command_id": command_id,
             "command_type": command.TYPE,
@@ -421,10 +424,6 @@ def _still_true(answered: LookupAnswered | None, worker: Worker) -> LookupResult
     ):
         return None
     return answered.looked_up
-
-
-def _traceparent(header: object) -> str | None:
-    return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None
 
 
 def _redrive(message: Message) -> Redrive | None:

@@ -11,6 +11,9 @@ from cml_workers.eventstore.relay_stream import begin_if_new
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.runtime.role import Infrastructure, Part, Replicas, Role, Running, utc_now
 
+COMMANDS_OF_A_SENDER = 4
+"""At once, of each sender's own queue."""
+
 
 @asynccontextmanager
 async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
@@ -29,7 +32,13 @@ async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
         new_id=uuid4,
     )
     outages, prefetch = given.outages(Part.STORE), given.settings.prefetch
-    bus.consume(LIFECYCLE_COMMANDS, handler.on_command, prefetch=prefetch, outages=outages)
+    bus.consume(
+        LIFECYCLE_COMMANDS,
+        handler.on_command,
+        prefetch=prefetch,
+        of_sender=COMMANDS_OF_A_SENDER,
+        outages=outages,
+    )
     bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=prefetch, outages=outages)
     async with bus:
         yield Running(LIFECYCLE.name, (bus.problem,), (bus.consuming,), counts=bus.counts)

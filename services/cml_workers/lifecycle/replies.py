@@ -19,6 +19,7 @@ from cml_workers.domain.history import EventMetadata, ReplyAddress, fingerprint
 from cml_workers.domain.messages import CommandMessage, Lookup, LookupRequested
 from cml_workers.domain.operations import as_sent, command_of, of_user
 from cml_workers.domain.worker import Worker
+from cml_workers.foundation.tracing import here
 
 _NAMESPACE = uuid5(NAMESPACE_URL, "urn:cml-workers/event")
 
@@ -46,7 +47,9 @@ def metadata_of(
         )
     if origin is None:
         command_id = as_sent(operation_id) if operation_id else None
-        return EventMetadata(event_id=event_id, time=now, command_id=command_id, causation_id=cause)
+        return EventMetadata(
+            event_id=event_id, time=now, command_id=command_id, causation_id=cause, traceparent=here()
+        )
     if isinstance(event, InstanceStateObserved) or (isinstance(event, WorkerTerminated) and not operation_id):
         # The command only made us look: who changed the instance is not known.
         return EventMetadata(

@@ -212,12 +212,12 @@ class Transactions:
             for index, event in enumerate(events)
         ]
         after = await self._workers.append(worker, recorded)
-        log.info("recorded", events=[_named(event) for event in events], cause=cause)
+        log.info("recorded", events=[_named(event) for event in events], revision=after.revision)
         ledger = Ledger(worker)
         for each in recorded:
             ledger.add(each)
         settled = ledger.settled_by(cause)
-        count(events, settled, now)
+        count(events, settled, after, now)
         return after, settled
 
 

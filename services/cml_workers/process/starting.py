@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from cml_workers.foundation.ids import about
 from cml_workers.foundation.outages import Dependency, Outages
 from cml_workers.foundation.tasks import ended
 from cml_workers.runtime.role import Infrastructure, Role, Running
@@ -42,7 +43,8 @@ class Starting:
         outages = Outages(*given.dependencies.values())
         while True:
             try:
-                running = await stack.enter_async_context(self._role.compose(given))
+                with about(role=self._role.name):  # so all of its tasks know it
+                    running = await stack.enter_async_context(self._role.compose(given))
             except ConnectionError as error:
                 if not await outages.waited_out(error):
                     self._wait(str(error))

@@ -21,6 +21,7 @@ from cml_workers.process.embedded import embed_broker, embed_ec2
 from cml_workers.process.folder import make_folder, published, sole_owner
 from cml_workers.process.registry import ROLES, trust
 from cml_workers.process.starting import Starting, reached
+from cml_workers.process.tracing import traced
 from cml_workers.runtime.endpoints import (
     ENDPOINTS,
     amqp_url,
@@ -95,9 +96,9 @@ async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[R
         yield running
 
 
-def queues_of(roles: Iterable[Role]) -> Sequence[str]:
-    """All that they consume."""
-    return [queue for role in roles for queue in role.uses.queues]
+def queues_of(roles: Iterable[Role], senders: Iterable[str]) -> Sequence[str]:
+    """All that they consume, the senders' own queues among it."""
+    return [queue for role in roles for queue in role.uses.with_own(senders).queues]
 
 
 async def until_one_fails(running: Sequence[Running]) -> None:
@@ -128,7 +129,8 @@ async def _start(
     """
     starting = [Starting(role) for role in roles]
     running += [each.running for each in starting]
-    given = _opened(roles, settings, amqp, ec2, stack)
+    traces = await stack.enter_async_context(traced(settings, roles))
+    given = traces(_opened(roles, settings, amqp, ec2, stack))
     parts += [given.dependencies[part] for part in (Part.STORE, Part.DATABASE) if part in given.dependencies]
     bus = given.dependencies[Part.BUS]
     rabbitmq = Running("rabbitmq", checks=(bus.problem,))
@@ -137,7 +139,7 @@ async def _start(
     for each in starting:
         running[running.index(each.running)] = await each.started(given, stack)
     running.remove(rabbitmq)  # from here on each role sees for itself
-    running += await stack.enter_async_context(replicas_watched(settings, queues_of(roles)))
+    running += await stack.enter_async_context(replicas_watched(settings, queues_of(roles, settings.senders)))
 
 
 def _opened(

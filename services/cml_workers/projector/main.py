@@ -5,7 +5,7 @@ It follows the store, rebuilds, answers queries, sends reminders, archives dead 
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -26,11 +26,13 @@ from cml_workers.deadletters.quarantined import Quarantined
 from cml_workers.domain.messages import OperationOutstanding, Reminder
 from cml_workers.eventstore.quarantine import RELAY, of_read_model
 from cml_workers.foundation.failures import ConfigurationError
+from cml_workers.foundation.outages import Outages
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.model import ReadModel
 from cml_workers.readmodels.registry import READ_MODELS
 from cml_workers.readmodels.runner import Runner
 from cml_workers.readmodels.workers import WORKERS_VIEW
+from cml_workers.readmodels.workers.counting import Survey
 from cml_workers.reminders.reminders import Reminders
 from cml_workers.runtime.endpoints import database_options
 from cml_workers.runtime.role import (
@@ -51,8 +53,10 @@ log = structlog.get_logger(__name__)
 
 TIDY_EVERY = 60.0
 """Seconds between two looks at how much the archive has."""
-QUERIES_AT_ONCE = 16
-"""At most: each may have a page in memory, and a query as large as the broker lets one be."""
+COUNT_EVERY, COUNT_SHARE = 10.0, 0.02
+"""Seconds between two counts of the read model's rows; and of the time, how much they may take."""
+QUERIES_AT_ONCE, QUERIES_OF_A_SENDER = 16, 4
+"""At most, of the queue of all and of each sender's own: each may have a page in memory, and a query as large as the broker lets one be."""
 
 
 @asynccontextmanager
@@ -93,6 +97,8 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
         figures = Counter(bus.counts())
         for runner in runners.values():
             figures.update(runner.counts())
+            figures["checkpoints_unusable"] += runner.elsewhere() is not None
+        figures.update(survey.counts())
         return figures
 
     async def follow() -> None:
@@ -106,6 +112,16 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
         deadline=timedelta(seconds=given.settings.operation_deadline_seconds),
     )
 
+    survey = Survey(
+        database,
+        dead_letters=archive.waiting,
+        now=utc_now,
+        deadline=timedelta(seconds=given.settings.operation_deadline_seconds),
+    )
+
+    async def count() -> None:
+        await survey.look(usable=unavailable(WORKERS_VIEW) is None)
+
     async def remind() -> None:
         while True:
             try:
@@ -118,7 +134,9 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             await asyncio.sleep(given.settings.reminder_seconds)
 
     at_once = min(given.settings.prefetch, QUERIES_AT_ONCE)
-    bus.consume(PROJECTOR_QUERIES, on_query, prefetch=at_once, outages=of_database)
+    bus.consume(
+        PROJECTOR_QUERIES, on_query, prefetch=at_once, of_sender=QUERIES_OF_A_SENDER, outages=of_database
+    )
     bus.consume(DEAD_LETTER_QUEUE, dead_letters.collect, prefetch=10, outages=of_database)
     bus.consume(PROJECTOR_OPERATOR, dead_letters.on_request, prefetch=10, outages=of_both)
     checks = [
@@ -133,13 +151,14 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             bus,
             background(follow, "projector") as following,
             background(remind, "reminders") as reminding,
+            background(partial(_keep_counting, count, of_database), "the survey") as counting,
             background(quarantined.keep_collecting, "the quarantines") as collecting,
             background(partial(_keep_tidy, archive, given.settings), "the archive") as tidying,
         ):
             yield Running(
                 PROJECTOR.name,
                 (bus.problem, *checks),
-                (bus.consuming, following, reminding, collecting, tidying),
+                (bus.consuming, following, reminding, counting, collecting, tidying),
                 runners[READ_MODELS[0].name].following,
                 archive.waiting,
                 counts,
@@ -147,6 +166,20 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
             )
     finally:
         await database.close()
+
+
+async def _keep_counting(count: Callable[[], Awaitable[None]], outages: Outages) -> None:
+    """Does not end."""
+    time = asyncio.get_running_loop().time
+    while True:
+        began = time()
+        try:
+            await count()
+        except (ConnectionError, ConfigurationError) as error:
+            if await outages.waited_out(error):
+                continue
+            log.warning("what there is is counted later", cause=str(error))
+        await asyncio.sleep(max(COUNT_EVERY, (time() - began) / COUNT_SHARE))
 
 
 async def _keep_tidy(archive: Archive, settings: Settings) -> None:

@@ -9,6 +9,7 @@ import structlog
 
 from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.eventstore.port import StoredEvent
+from cml_workers.eventstore.worker_streams import about_event
 from cml_workers.foundation.tasks import Tasks
 
 log = structlog.get_logger(__name__)
@@ -82,7 +83,7 @@ class InOrder:
                 heappush(waiting, entry)
                 self.failing = str(error)
                 log.warning(
-                    "event not confirmed, trying again", event_id=entry.message.message_id, cause=self.failing
+                    "event not confirmed, trying again", **about_event(entry.event), cause=self.failing
                 )
                 await self._sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)

@@ -83,7 +83,11 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
                     (bus.problem, checkpoint.problem, publishing.problem, partial(not_following, following)),
                     (task, saving, newest),
                     following,
-                    counts=lambda: {**publishing.counts(), **publishing.held.counts()},
+                    counts=lambda: {
+                        **publishing.counts(),
+                        **publishing.held.counts(),
+                        "checkpoints_unusable": int(checkpoint.problem() is not None),
+                    },
                     warnings=(publishing.subscribers.warning, publishing.held.warning),
                 )
         finally:

@@ -18,6 +18,7 @@ from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, Stored
 from cml_workers.eventstore.quarantine import Waiting
 from cml_workers.eventstore.worker_streams import is_workers, published
 from cml_workers.foundation.tasks import Tasks
+from cml_workers.foundation.tracing import TRACEPARENT
 from cml_workers.relay.held import Held
 from cml_workers.relay.in_order import Entry
 from cml_workers.relay.progress import Progress
@@ -203,5 +204,6 @@ def event_message(source: str, stored: StoredEvent) -> Outgoing:
         message_id=str(stored.event_id),
         correlation_id=envelope.correlation_id,
         content_type=CLOUDEVENTS_JSON,
+        headers={TRACEPARENT: envelope.traceparent} if envelope.traceparent else {},
         mandatory=False,
     )

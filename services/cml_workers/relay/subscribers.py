@@ -17,7 +17,7 @@ import structlog
 from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing, Publish, Routed
 from cml_workers.bus.probes import PROBE
 from cml_workers.eventstore.port import StoredEvent
-from cml_workers.eventstore.worker_streams import worker_of
+from cml_workers.eventstore.worker_streams import about_event, worker_of
 from cml_workers.foundation.tasks import Tasks, ended
 from cml_workers.relay.in_order import Entry, InOrder
 
@@ -125,9 +125,7 @@ class Subscribers:
                 if (pause is None or self._troubled) and await self._had_majority():
                     self._give_up(entry, str(error))
                     return
-                log.warning(
-                    "event not taken, trying again", event_id=entry.message.message_id, cause=str(error)
-                )
+                log.warning("event not taken, trying again", **about_event(entry.event), cause=str(error))
                 await self._sleep(pause or PAUSES[-1])
             else:
                 return
@@ -215,9 +213,6 @@ class Subscribers:
         of_type.events += 1
         log.warning(
             "event given up for a subscriber",
-            event_id=entry.message.message_id,
-            type=event.type,
-            worker_id=str(worker_of(event.stream)),
-            revision=event.revision,
+            **about_event(event),
             cause=cause,
         )

@@ -9,6 +9,7 @@ import structlog
 from cml_workers.bus.codec import internal
 from cml_workers.bus.port import Publish
 from cml_workers.domain.messages import OperationOutstanding, Reminder
+from cml_workers.domain.operations import ids_of
 from cml_workers.readmodels.workers.queries import pending, unsettled
 from cml_workers.sql.port import Database
 
@@ -57,7 +58,8 @@ class Reminders:
             if operation.overdue_at is None and operation.requested_at < now - self._deadline:
                 log.error(
                     "operation overdue",
-                    command_id=operation.command_id,
+                    worker_id=str(operation.worker_id),
+                    **ids_of(each.operation_id),
                     since=operation.requested_at.isoformat(),
                 )
                 outstanding = OperationOutstanding(

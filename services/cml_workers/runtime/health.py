@@ -50,8 +50,7 @@ async def report(running: Sequence[Running], parts: Sequence[Dependency]) -> tup
                 "lag_seconds": round(lag(following), 1),
                 "failures_in_a_row": following.attempts,
             }
-        figures.update(role.counts())
-        figures.update(await _waiting(role))
+        figures.update({**role.counts(), **(await _waiting(role))})
     states = {"problems": problems, "warnings": warnings, "followers": followers}
     return not problems, {"ready": not problems, **states, **figures}
 
@@ -124,7 +123,7 @@ async def _answer(
     content: Mapping[str, Any]
     match path:
         case b"/metrics":
-            return "200 OK", CONTENT_TYPE_LATEST, await exposition(running)
+            return "200 OK", CONTENT_TYPE_LATEST, exposition(running, parts)
         case b"/livez":
             status, content = "200 OK", {"alive": True}
         case b"/readyz":
@@ -135,9 +134,11 @@ async def _answer(
     return status, "application/json", json.dumps(content).encode()
 
 
-async def exposition(running: Sequence[Running]) -> bytes:
-    """What Prometheus reads: what the process counted, and how each of its roles does now."""
+def exposition(running: Sequence[Running], parts: Sequence[Dependency] = ()) -> bytes:
+    """What Prometheus reads: what the process counted, and how each of its roles does now. Nobody is asked for it."""
     figures = Figures()
+    for part in parts:
+        figures.put("part_works", part.name, part.problem() is None)
     for role in running:
         figures.put("role_ready", role.name, not _said(role.checks))
         figures.put("role_warnings", role.name, len(_said(role.warnings)))
@@ -145,6 +146,6 @@ async def exposition(running: Sequence[Running]) -> bytes:
             figures.put("follower_caught_up", role.name, following.caught_up)
             figures.put("follower_lag_seconds", role.name, lag(following))
             figures.put("follower_failures", role.name, following.attempts)
-        for name, value in (*role.counts().items(), *(await _waiting(role)).items()):
+        for name, value in role.counts().items():
             figures.put(name, role.name, value)
     return generate_latest(REGISTRY) + generate_latest(figures)

@@ -57,7 +57,7 @@ class Infrastructure:
 
     ``dependencies``: whether each part answers, for all roles of the process.
     ``archive``: the same database as ``database``, for what cannot be rebuilt. ``trust``: what the
-    roles believe of each other's messages.
+    roles believe of each other's messages. ``kind_of_bus``: one with spans, where the process traces.
     """
 
     settings: Settings
@@ -68,6 +68,7 @@ class Infrastructure:
     ec2_endpoint: str | None = None
     trust: Trust | None = None
     dependencies: Mapping[Part, Dependency] = field(default_factory=dict)
+    kind_of_bus: type[RabbitBus] = RabbitBus
 
     def outages(self, *parts: Part) -> Outages:
         """Those of these parts."""
@@ -75,10 +76,10 @@ class Infrastructure:
 
     def bus(self, role: "Role") -> RabbitBus:
         """The role's connection to the bus, not started yet."""
-        return RabbitBus(
+        return self.kind_of_bus(
             self.amqp_url,
             name=role.user,
-            uses=role.uses,
+            uses=role.uses.with_own(self.settings.senders),
             declare=self.settings.declare_topology,
             trust=self.trust,
         )

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cml_contracts.broker import Nodes
 from cml_contracts.commands import COMMANDS
 from cml_contracts.texts import AmiId, Form, InstanceType, Region, Tags, Text
+from cml_workers.bus.users import NAME
 from cml_workers.domain.ownership import Ownership
 from cml_workers.domain.policy import EVERY_COMMAND, VISIBILITY_GRACE, Access, Limit, Policy
 from cml_workers.domain.profiles import (
@@ -51,6 +52,7 @@ OF_OTHERS = re.compile(
 """Variables that are no settings: what the files in ``deploy/`` replace, and what Kubernetes sets for services
 (https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables)."""
 
+_HEADERS = re.compile(r"(\s*[\w.!#$%&'*+^`|~-]+\s*=[^,;\s]*\s*(,|$))*", re.ASCII)
 _PLAIN_URL = re.compile(r"[a-z+]+://(?:[^@/?#\[\]\s:]*(?::[^@/?#\[\]\s:]*)?@)?[^@/?#\s]*(?:[/?#][^@]*)?")
 """A URL in which it is clear where the password ends."""
 
@@ -74,6 +76,9 @@ _JSON_EXAMPLES_OF: Mapping[str, str] = {
     "command_users": '{"portal": ["*"]}',
     "teams": '{"ccna": ["ann", "ben"]}',
 }
+SenderName = Annotated[
+    str, Form(NAME.pattern, "a name of at most 63 letters, digits, - and _, beginning with neither")
+]
 
 
 class Settings(BaseSettings):
@@ -187,6 +192,9 @@ class Settings(BaseSettings):
     command_users: dict[str, frozenset[str]] = {}
     """JSON object: user of the broker to the command types it may send, e.g. {"portal": ["*"]}; * allows all but imports, which have to be
     named."""
+    senders: frozenset[SenderName] = frozenset()
+    """JSON array: users that have exchanges and queues of their own, cml.commands.<user> and cml.queries.<user>, which lifecycle and projector
+    read beside those of all. The command line uses them where it is one of these users."""
     delegate_users: frozenset[str] = frozenset()
     """JSON array: users that may send commands on behalf of others, with a signed token."""
     worker_commands_at_once: Annotated[int, Field(ge=1)] | None = None
@@ -224,11 +232,33 @@ class Settings(BaseSettings):
     health_host: str = "127.0.0.1"
     """Address the probes listen on; 0.0.0.0 in a container."""
 
+    otlp_endpoint: Annotated[AnyUrl | None, Field(validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")] = None
+    """Base URL of a collector of traces, e.g. http://collector:4318, which gets them by OTLP over HTTP. Unset, as the next one: nothing is
+    traced. The other standard variables of OpenTelemetry, see traces.md, apply as well."""
+    otlp_traces_endpoint: Annotated[
+        AnyUrl | None, Field(validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    ] = None
+    """Likewise the whole URL, e.g. http://collector:4318/v1/traces."""
+    otlp_headers: Annotated[SecretStr | None, Field(validation_alias="OTEL_EXPORTER_OTLP_HEADERS")] = None
+    """Headers for the collector: name=value, separated by commas."""
+    otlp_traces_headers: Annotated[
+        SecretStr | None, Field(validation_alias="OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+    ] = None
+    """Likewise, instead of those."""
+    traces_exporter: Annotated[Literal["otlp", "none"], Field(validation_alias="OTEL_TRACES_EXPORTER")] = (
+        "otlp"
+    )
+    """none: nothing is traced, whatever else is set."""
+    otel_disabled: Annotated[bool, Field(validation_alias="OTEL_SDK_DISABLED")] = False
+    """Likewise, if true."""
+
     prefetch: Annotated[int, Field(ge=1, le=1000)] = 50
     """Messages of one queue that a role handles at once; the EC2 adapter that many of one region, and as many of all others. Of queries,
     16 at most."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level that is logged, on stderr."""
+    library_log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """The same for what libraries log; those that would show messages, requests and rows at debug give no more than at info."""
     log_format: Literal["auto", "console", "json"] = "auto"
     """auto: console on a terminal, JSON elsewhere."""
 
@@ -263,6 +293,13 @@ class Settings(BaseSettings):
             ):
                 # Said here, as libraries say which part they do not like, and that may be one of the password.
                 raise ValueError(f"{name} is no URL: user and password have none of @ / ? # [ ] and no space")
+        for name, headers in (
+            ("OTEL_EXPORTER_OTLP_HEADERS", self.otlp_headers),
+            ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", self.otlp_traces_headers),
+        ):
+            if headers is not None and not _HEADERS.fullmatch(headers.get_secret_value()):
+                # Said here, as the library says the whole of it.
+                raise ValueError(f"{name} must be name=value, separated by commas; other characters as %20")
         if self.rabbitmq_url is not None:
             Nodes(self.rabbitmq_url.get_secret_value(), "RABBITMQ_URL")
         types = {EVERY_COMMAND, *COMMANDS}
@@ -316,8 +353,15 @@ class Settings(BaseSettings):
     def secrets(self) -> list[str]:
         """All that nobody may read; URLs with their password."""
         values = [getattr(self, name) for name in type(self).model_fields]
-        each = [inner for value in values for inner in (value if isinstance(value, tuple) else (value,))]
+        several = [value.values() if isinstance(value, dict) else value for value in values]
+        each = [inner for value in several for inner in (value if isinstance(value, Iterable) else (value,))]
         return [value.get_secret_value() for value in each if isinstance(value, SecretStr)]
+
+    @property
+    def traces(self) -> bool:
+        """Whether there is somebody to send spans to."""
+        wanted = self.traces_exporter == "otlp" and not self.otel_disabled
+        return wanted and (self.otlp_endpoint or self.otlp_traces_endpoint) is not None
 
     @property
     def access(self) -> Access:

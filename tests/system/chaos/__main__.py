@@ -7,8 +7,6 @@ be true is checked.
 Run it with ``make chaos KILLS=200``, or in ``tests``: ``python -m system.chaos --kills 200 --seed 1``.
 """
 
-import argparse
-import random
 import tempfile
 from pathlib import Path
 
@@ -16,19 +14,13 @@ from rich.console import Console
 
 from support.planted_role import PLANTS
 from system.chaos.unleash import unleash
-from system.long_run import run_to_its_end
+from system.long_run import arguments, run_to_its_end
 
 
 def main() -> None:
     """Exit code 1 if a promise was broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--kills", type=int, default=200, help="processes killed in all (default: 200)")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=random.randrange(1_000_000),
-        help="of all that is chosen at random (default: another each time)",
-    )
     parser.add_argument(
         "--store", choices=("sqlite", "kurrentdb"), default="sqlite", help="the event store (default: sqlite)"
     )

@@ -6,30 +6,18 @@ tags and resizes instances of all. Then each worker is asked for its status once
 Run it with ``make fleets MINUTES=10``, or in ``tests``: ``python -m system.fleets --minutes 10 --seed 1``.
 """
 
-import argparse
-import random
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from system.fleets.run import live_beside_each_other
-from system.long_run import run_to_its_end
+from system.long_run import arguments, run_to_its_end
 
 
 def main() -> None:
     """Exit code 1 if anything is not as it must be."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--minutes", type=float, default=10.0, help="of commands and interference (default: 10)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=random.randrange(1_000_000),
-        help="of all that is chosen at random (default: another each time)",
-    )
-    asked = parser.parse_args()
+    asked = arguments(__doc__, minutes="of commands and interference").parse_args()
     out = Console()
     folder = Path(tempfile.mkdtemp(prefix="cml-fleets-"))
     run_to_its_end(

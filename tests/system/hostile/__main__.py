@@ -6,29 +6,20 @@ definitions, each role is a process with its own user, and the hostile user has 
 Run it with ``make hostile MINUTES=10``, or in ``tests``: ``python -m system.hostile --minutes 10 --seed 1``.
 """
 
-import argparse
-import random
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
 from system.hostile.run import Plan, attack
-from system.long_run import run_to_its_end
+from system.long_run import arguments, run_to_its_end
 
 
 def main() -> None:
     """Exit code 1 if a bound is broken."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of hostility (default: 10)")
+    parser = arguments(__doc__, minutes="of hostility")
     parser.add_argument(
         "--alone", type=float, default=60.0, help="seconds of each part without it (default: 60)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=random.randrange(1_000_000),
-        help="of all that is chosen at random (default: another each time)",
     )
     parser.add_argument("--rate", type=float, default=8.0, help="honest messages a second (default: 8)")
     parser.add_argument(

@@ -31,7 +31,7 @@ class Honest:
     """``took``: by part of the run and kind, in seconds."""
 
     def __init__(self, url: str, *, seed: int, rate: float) -> None:
-        self._client = WorkerClient(url, deadline=PATIENCE)
+        self._client = WorkerClient(url, deadline=PATIENCE, own_exchanges=True)
         self._random = random.Random(seed)
         self._rate = rate
         self._workers: list[UUID] = []

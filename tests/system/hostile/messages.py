@@ -23,12 +23,14 @@ from cml_contracts.commands import (
 from cml_contracts.envelope import JSON, MAX_BODY
 from cml_contracts.queries import GetCMLWorker, GetOperation, ListCMLWorkers
 from cml_contracts.tokens import TOKEN_HEADER
-from cml_contracts.topology import COMMANDS_EXCHANGE, QUERIES_EXCHANGE
+from cml_contracts.topology import COMMANDS_EXCHANGE, QUERIES_EXCHANGE, own_exchange
 from cml_embedded.ec2_simulator import DEMO_IMAGES
 from cml_workers.bus.rabbit.direct_replies import PREFIX
 
 MARK = "00000000-0000-4000-8000-00000000beef"
 USER = "mallory"
+COMMANDS, QUERIES = (own_exchange(shared, USER).name for shared in (COMMANDS_EXCHANGE, QUERIES_EXCHANGE))
+"""The exchanges that it may publish to."""
 MAY = (CreateCMLWorker.TYPE, StartCMLWorker.TYPE, StopCMLWorker.TYPE, UpdateCMLWorkerTags.TYPE)
 """The rights that it has."""
 REGION = "us-east-1"
@@ -102,7 +104,7 @@ class Stranger:
     def _command(
         self, kind: str, fields: Mapping[str, Any], **odd: Any
     ) -> tuple[str, str, bytes, dict[str, Any]]:
-        return COMMANDS_EXCHANGE.name, kind, json.dumps(fields).encode(), odd
+        return COMMANDS, kind, json.dumps(fields).encode(), odd
 
     def _stop(self, **odd: Any) -> tuple[str, str, bytes, dict[str, Any]]:
         worker_id = str(UUID(int=self._random.getrandbits(128), version=4))
@@ -117,7 +119,7 @@ class Stranger:
             "created_by": USER,
             "worker_id": str(worker_id),
         }
-        return COMMANDS_EXCHANGE.name, CreateCMLWorker.TYPE, json.dumps(fields).encode()
+        return COMMANDS, CreateCMLWorker.TYPE, json.dumps(fields).encode()
 
     def _malformed(self) -> tuple[str, str, bytes, dict[str, Any]]:
         content = json.dumps({"worker_id": MARK}).encode()
@@ -125,13 +127,13 @@ class Stranger:
         spoilt = self._random.choice(
             (content[:at], content[:at] + self._random.randbytes(3) + content[at:], b"", b"\xff\xfe", b"null")
         )
-        return COMMANDS_EXCHANGE.name, self._random.choice(MAY), spoilt, {}
+        return COMMANDS, self._random.choice(MAY), spoilt, {}
 
     def _deep(self) -> tuple[str, str, bytes, dict[str, Any]]:
         opening, closing = self._random.choice(((b"[", b"]"), (b'{"a":', b"1}")))
         depth = self._random.choice((300, 5_000, MAX_BODY // (len(opening) + len(closing)) - 1))
         exchange, kind = self._random.choice(
-            ((COMMANDS_EXCHANGE.name, self._random.choice(MAY)), (QUERIES_EXCHANGE.name, ListCMLWorkers.TYPE))
+            ((COMMANDS, self._random.choice(MAY)), (QUERIES, ListCMLWorkers.TYPE))
         )
         return exchange, kind, opening * depth + closing * depth, {}
 
@@ -142,15 +144,13 @@ class Stranger:
 
     def _oversized(self) -> tuple[str, str, bytes, dict[str, Any]]:
         size = self._random.choices((MAX_BODY + 1, 300_000, self._largest), (6, 3, 1))[0]
-        exchange, kind = self._random.choice(
-            ((COMMANDS_EXCHANGE.name, StopCMLWorker.TYPE), (QUERIES_EXCHANGE.name, GetCMLWorker.TYPE))
-        )
+        exchange, kind = self._random.choice(((COMMANDS, StopCMLWorker.TYPE), (QUERIES, GetCMLWorker.TYPE)))
         return exchange, kind, b'{"worker_id": "' + b"x" * (size - 17) + b'"}', {}
 
     def _unknown(self) -> tuple[str, str, bytes, dict[str, Any]]:
         kind = self._random.choice(("cml.worker.explode.v1", "", "x" * 255, "\x1b[2J"))
         exchange, key = self._random.choice(
-            ((COMMANDS_EXCHANGE.name, self._random.choice(MAY)), (QUERIES_EXCHANGE.name, GetCMLWorker.TYPE))
+            ((COMMANDS, self._random.choice(MAY)), (QUERIES, GetCMLWorker.TYPE))
         )
         return exchange, key, b"{}", {"message_type": kind}
 
@@ -203,13 +203,13 @@ class Stranger:
         return self._stop(**odd)
 
     def _list(self) -> tuple[str, str, bytes, dict[str, Any]]:
-        return QUERIES_EXCHANGE.name, ListCMLWorkers.TYPE, json.dumps({"limit": 500}).encode(), {}
+        return QUERIES, ListCMLWorkers.TYPE, json.dumps({"limit": 500}).encode(), {}
 
     def _lookup(self) -> tuple[str, str, bytes, dict[str, Any]]:
         kind, fields = self._random.choice(
             ((GetCMLWorker.TYPE, {"worker_id": str(HOT)}), (GetOperation.TYPE, {"command_id": MARK}))
         )
-        return QUERIES_EXCHANGE.name, kind, json.dumps(fields).encode(), {}
+        return QUERIES, kind, json.dumps(fields).encode(), {}
 
 
 KINDS: Mapping[str, tuple[int, Callable[[Stranger], tuple[str, str, bytes, dict[str, Any]]]]] = {

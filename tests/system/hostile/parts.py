@@ -27,7 +27,7 @@ WATCHER = "watcher"
 
 
 def _user(name: str, *may: str) -> BrokerUser:
-    return BrokerUser(may=list(may), password_hash=hashed(name, b"salt"))
+    return BrokerUser(may=list(may), shared=False, password_hash=hashed(name, b"salt"))
 
 
 USERS: Mapping[str, BrokerUser] = {
@@ -36,6 +36,7 @@ USERS: Mapping[str, BrokerUser] = {
     messages.USER: _user(messages.USER, *messages.MAY),
 }
 """Their passwords are their names."""
+SENDERS = [name for name, user in USERS.items() if not user.subscribe]
 
 
 def largest_message() -> int:

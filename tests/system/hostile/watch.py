@@ -10,18 +10,14 @@ from contextlib import closing
 
 import aio_pika
 
-from cml_workers.bus.topology import HANDLED, RETRY_DELAYS
+from cml_workers.bus.usage import EVERYTHING
 from system.hostile.messages import USER
-from system.hostile.parts import WATCHER, Parts, cpu_seconds, memory, size
+from system.hostile.parts import SENDERS, WATCHER, Parts, cpu_seconds, memory, size
 
 EVERY = 1.0
 DISK_EVERY = 5.0
 
-QUEUES = [
-    name
-    for queue in HANDLED
-    for name in (queue.name, *(queue.retry_queue(delay) for delay in RETRY_DELAYS if queue.retries))
-]
+QUEUES = EVERYTHING.with_own(SENDERS).queues
 
 
 class Watch:

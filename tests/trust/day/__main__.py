@@ -4,27 +4,18 @@ Run it with ``make day MINUTES=10``, or in ``tests``: ``python -m trust.day --mi
 order and which role is killed; what meets what depends on the machine.
 """
 
-import argparse
-import random
 import tempfile
 from pathlib import Path
 
 from rich.console import Console
 
-from system.long_run import run_to_its_end
+from system.long_run import arguments, run_to_its_end
 from trust.day.run import live
 
 
 def main() -> None:
     """Exit code 1 if anything is not true."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "--minutes", type=float, default=10.0, help="until nobody sends any more (default: 10)"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=random.randrange(1_000_000), help="default: another each time"
-    )
-    asked = parser.parse_args()
+    asked = arguments(__doc__, minutes="until nobody sends any more").parse_args()
     folder = Path(tempfile.mkdtemp(prefix="cml-day-"))
     run_to_its_end(
         lambda: live(folder, seed=asked.seed, seconds=60 * asked.minutes),

@@ -18,6 +18,7 @@ from cml_contracts.broker import Nodes
 from cml_workers.bus.port import BusUnavailableError, Handler, Outgoing, TopologyError
 from cml_workers.bus.probes import probe_of
 from cml_workers.bus.rabbit.consuming import Consumer
+from cml_workers.bus.rabbit.depths import keep_measured
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
 from cml_workers.bus.rabbit.properties import read_tolerantly
 from cml_workers.bus.rabbit.publishing import Publisher
@@ -85,6 +86,9 @@ class RabbitBus:
         self._broker_name = name
         self.consuming: asyncio.Task[None]
         """Never ends by itself, or fails because a consumer does not come back; once started."""
+        self._measuring: asyncio.Task[None]
+        self._lost_at: float | None = None
+        self._ending = False
         self._watched: list[tuple[Queue, Callable[[], None], Callable[[], None]]] = []
 
     @property
@@ -102,16 +106,29 @@ class RabbitBus:
         return await self._publisher.routed(message)
 
     def consume(
-        self, queue: Queue, handler: Handler, *, prefetch: int, outages: Outages = NO_OUTAGES
+        self,
+        queue: Queue,
+        handler: Handler,
+        *,
+        prefetch: int,
+        of_sender: int = 1,
+        outages: Outages = NO_OUTAGES,
     ) -> None:
         """Have ``handler`` called for the queue's messages, ``prefetch`` at once; before ``start``.
 
-        ``outages``: of the parts that it needs; it is not called while one is known to be unavailable.
+        ``of_sender``: how many at once of each sender's own queue beside this one. ``outages``: of the parts that it needs; it is not
+        called while one is known to be unavailable.
         """
         if queue not in self._uses.consumes:
             raise ValueError(f"{queue.name} is not among the queues that this connection uses")
+        self._subscribe(queue, handler, prefetch, outages)
+        for own in self._uses.consumes:
+            if own.shared == queue:
+                self._subscribe(own, handler, min(of_sender, prefetch), outages)
+
+    def _subscribe(self, queue: Queue, handler: Handler, prefetch: int, outages: Outages) -> None:
         consumer = Consumer(
-            queue,
+            queue.shared or queue,
             handler,
             publish=self.publish,
             own_user=self.user,
@@ -171,11 +188,15 @@ class RabbitBus:
         assert connection is not None  # noqa: S101 - it has started
         self._direct_replies.connected(_server_properties(connection))
         connection.reconnect_callbacks.add(self._restored)
+        connection.close_callbacks.add(self._lost)
         for queue, lost, back in self._watched:
             channel = self._channel_of(queue)
             channel.close_callbacks.add(lambda *_, lost=lost: lost())
             channel.reopen_callbacks.add(lambda *_, back=back: back())
         self.consuming = asyncio.create_task(self._consume_on(), name=f"{self._broker_name}, consuming,")
+        names = {each.queue.name for each in self._subscribers}
+        consumed = [each for each in self._uses.consumes if each.name in names]
+        self._measuring = asyncio.create_task(keep_measured(lambda: self._connection, consumed))
 
     async def _consume(self) -> None:
         """Raises BusUnavailableError that names what the broker does not answer for."""
@@ -195,7 +216,9 @@ class RabbitBus:
 
         What is not finished by then is redelivered to the next consumer.
         """
+        self._ending = True
         await ended(self.consuming)
+        await ended(self._measuring)
         for subscriber in self._subscribers:
             await closed(subscriber.stop())
         for consumer in self._consumers:
@@ -285,7 +308,16 @@ class RabbitBus:
             if each._queue_obj is not None and each.queue.name == queue.name  # noqa: SLF001
         )
 
+    def _lost(self, _: Any, cause: BaseException | None) -> None:
+        if not self._ending and self._lost_at is None:
+            self._lost_at = asyncio.get_running_loop().time()
+            log.warning("connection to RabbitMQ lost: it will be restored", cause=cause and outage(cause))
+
     def _restored(self, connection: Any, *_: object) -> None:
+        if self._lost_at is not None:
+            seconds = round(asyncio.get_running_loop().time() - self._lost_at, 1)
+            self._lost_at = None
+            log.warning("connection to RabbitMQ restored: work goes on", seconds=seconds)
         # It may be another node, of another version.
         self._serving.sign()
         self._direct_replies.connected(_server_properties(connection))

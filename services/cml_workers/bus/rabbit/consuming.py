@@ -41,6 +41,7 @@ from cml_workers.bus.rabbit.messages import (
 from cml_workers.bus.rabbit.properties import UNREADABLE_HEADER
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, Queue
 from cml_workers.bus.trust import Trust
+from cml_workers.foundation.ids import about, bind
 from cml_workers.foundation.metrics import MESSAGE_SECONDS, MESSAGES
 from cml_workers.foundation.outages import NO_OUTAGES, Outages
 
@@ -89,7 +90,7 @@ class Consumer:
         assert task is not None  # noqa: S101 - this is a coroutine
         self.in_flight.add(task)
         try:
-            with MESSAGE_SECONDS.labels(self._queue.name).time():
+            with MESSAGE_SECONDS.labels(self._queue.name).time(), about(queue=self._queue.name):
                 await self._process(received)
         finally:
             self.in_flight.discard(task)
@@ -100,6 +101,7 @@ class Consumer:
 
     async def _process(self, received: RabbitMessage) -> None:
         message, refusal = delivered(received, self._queue, self._trust)
+        bind(message_id=message.message_id)
         headers = publishable(message.headers)
         try:
             ended: Verdict | Exception
@@ -122,11 +124,10 @@ class Consumer:
             await received.ack()
             self._count(_VERDICTS[type(settlement.verdict)])
             if isinstance(ended, CallerRefusesError) and settlement.verdict == Ack():
-                self._dropped(message, ended)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the message is delivered again
-            log.warning(
-                "message not settled", queue=self._queue.name, message_id=message.message_id, cause=str(error)
-            )
+                self._dropped(ended)
+        except Exception as error:
+            unexpected = None if isinstance(error, NOT_THE_MESSAGES_FAULT) else error
+            log.warning("message not settled", cause=str(error), exc_info=unexpected)
             await self._give_back(received)
 
     def _count(self, verdict: str) -> None:
@@ -163,7 +164,7 @@ class Consumer:
         if isinstance(ended, NotHandledError):
             raise ended
         if isinstance(ended, Exception):
-            self._log(message, ended)
+            _log(ended)
         return ended
 
     async def _leave(
@@ -194,30 +195,23 @@ class Consumer:
                 await self._publish(
                     to_retry_queue(message, headers, queue=self._queue, delay=delay, own_user=self._own_user)
                 )
-            case DeadLetter(reason):
-                log.warning(
-                    "dead letter", queue=self._queue.name, message_id=message.message_id, reason=reason
-                )
+            case DeadLetter(reason, cause):
+                log.warning("dead letter", cause=cause, reason=reason, user=message.user_id)
                 await self._publish(
                     to_dead_letters(message, headers, verdict, queue=self._queue, own_user=self._own_user)
                 )
 
-    def _dropped(self, message: Message, refused: CallerRefusesError) -> None:
+    def _dropped(self, refused: CallerRefusesError) -> None:
         """The result stays on record, so the message is done."""
         self.replies_dropped += 1
-        log.warning(
-            "reply dropped",
-            queue=self._queue.name,
-            message_id=message.message_id,
-            cause=str(refused),
-        )
+        log.warning("reply dropped", cause=str(refused))
 
-    def _log(self, message: Message, error: Exception) -> None:
-        about = {"queue": self._queue.name, "message_id": message.message_id}
-        match error:
-            case _ if isinstance(error, NOT_THE_MESSAGES_FAULT):
-                log.warning("message will be retried", **about, cause=str(error))
-            case CallerRefusesError():
-                log.warning("reply not accepted", **about, cause=str(error))
-            case _:
-                log.error("handler failed", **about, exc_info=error)
+
+def _log(error: Exception) -> None:
+    match error:
+        case _ if isinstance(error, NOT_THE_MESSAGES_FAULT):
+            log.warning("message will be retried", cause=str(error))
+        case CallerRefusesError():
+            log.warning("reply not accepted", cause=str(error))
+        case _:
+            log.error("handler failed", exc_info=error)

@@ -21,6 +21,7 @@ from aiormq.exceptions import ConnectionInternalError
 from cml_contracts.amqp import outage
 from cml_contracts.broker import Nodes, connect
 from cml_workers.bus.port import BusUnavailableError, CallerRefusesError
+from cml_workers.foundation.ids import apart
 
 PREFIX = "amq.rabbitmq.reply-to."
 REMEMBERED_NODES = 1000
@@ -95,7 +96,9 @@ class DirectReplies:
     def _probe(self, node: bytes, process: str) -> asyncio.Task[None]:
         """The one probe of the node, which all replies to it wait for."""
         if node not in self._probes:
-            self._probes[node] = asyncio.create_task(self._ask(node, process), name=f"probe {node!r}")
+            self._probes[node] = asyncio.get_running_loop().create_task(
+                self._ask(node, process), name=f"probe {node!r}", context=apart()
+            )
             self._probes[node].add_done_callback(lambda task: self._probed(node, task))
         return self._probes[node]
 

@@ -62,31 +62,20 @@ def _table(headers: Mapping[str, object]) -> bytes:
 
 
 def _header(message: Outgoing, message_id: str, user_id: str | None, app_id: str) -> bytes:
-    flags = _HEADERS | _DELIVERY | _ID | _TIME
-    parts = []
-    if message.content_type:
-        flags |= _TYPE
-        parts.append(_repeated(message.content_type))
-    parts.append(_table(message.headers) if message.headers else _NO_HEADERS)
-    parts.append(_PERSISTENT)
-    if message.correlation_id:
-        flags |= _CORRELATION
-        parts.append(_short(message.correlation_id))
-    if message.reply_to:
-        flags |= _REPLY
-        parts.append(_short(message.reply_to))
-    parts.append(_short(message_id))
-    parts.append(_SECONDS.pack(int(time.time())))
-    if message.type:
-        flags |= _KIND
-        parts.append(_repeated(message.type))
-    if user_id:
-        flags |= _USER
-        parts.append(_repeated(user_id))
-    if app_id:
-        flags |= _APPLICATION
-        parts.append(_repeated(app_id))
-    return _CONTENT.pack(spec.Basic.frame_id, 0, len(message.body), flags) + b"".join(parts)
+    properties = {
+        _TYPE: _repeated(message.content_type),
+        _HEADERS: _table(message.headers) if message.headers else _NO_HEADERS,
+        _DELIVERY: _PERSISTENT,
+        _CORRELATION: _short(message.correlation_id),
+        _REPLY: _short(message.reply_to),
+        _ID: _short(message_id),
+        _TIME: _SECONDS.pack(int(time.time())),
+        _KIND: _repeated(message.type),
+        _USER: _repeated(user_id),
+        _APPLICATION: _repeated(app_id),
+    }
+    flags = sum([flag for flag, data in properties.items() if data])
+    return _CONTENT.pack(spec.Basic.frame_id, 0, len(message.body), flags) + b"".join(properties.values())
 
 
 def _body(body: bytes, channel: int, most: int) -> Iterator[bytes]:
@@ -97,7 +86,10 @@ def _body(body: bytes, channel: int, most: int) -> Iterator[bytes]:
         yield _END
 
 
-def _short(text: str) -> bytes:
+def _short(text: str | None) -> bytes:
+    """Nothing, where there is no text."""
+    if not text:
+        return b""
     data = text.encode()
     if len(data) > 255:
         raise ValueError(f"{text[:50]!r}... has {len(data)} bytes; AMQP allows 255")

@@ -16,6 +16,7 @@ from aiormq.exceptions import ChannelInvalidStateError
 
 from cml_workers.bus.port import Outgoing
 from cml_workers.bus.rabbit.frames import frames
+from cml_workers.foundation.ids import apart
 
 CONFIRM_TIMEOUT = 15.0
 """Seconds to wait for a publisher confirm before it counts as missing."""
@@ -93,7 +94,9 @@ class Line:
         answer.add_done_callback(answered)
         self._unwritten.append(encoded)
         if self._writing is None:
-            self._writing = asyncio.create_task(self._write(), name="writes what is published")
+            self._writing = self._loop.create_task(
+                self._write(), name="writes what is published", context=apart()
+            )
         if self._timer is None:
             self._timer = self._loop.call_later(CONFIRM_TIMEOUT, self._expire)
 

@@ -11,9 +11,16 @@ from cml_workers.foundation.secrets import redacted
 
 
 def quiet() -> None:
-    """Keep the libraries from logging what they also raise."""
-    logging.getLogger("aio_pika").setLevel(logging.ERROR)
-    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    """Keep the libraries from logging what they also raise, unless a level was set for them."""
+    for library, level in (("aio_pika", logging.ERROR), ("aiormq", logging.CRITICAL)):
+        if (logger := logging.getLogger(library)).level == logging.NOTSET:
+            logger.setLevel(level)
+    logging.getLogger("aio_pika.tools").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Each channel of a connection that is lost fails to close, which says nothing more."""
+    return "RobustChannel._on_close" not in record.getMessage()
 
 
 async def reach(url: str) -> None:

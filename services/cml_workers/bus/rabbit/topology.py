@@ -14,6 +14,7 @@ from cml_contracts.topology import Exchange
 from cml_workers.bus.port import BusUnavailableError, TopologyError
 from cml_workers.bus.rabbit.reaching import missing
 from cml_workers.bus.rabbit.replaced import replace_earlier
+from cml_workers.bus.topology import counts_as
 from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 
 log = structlog.get_logger(__name__)
@@ -47,7 +48,7 @@ class _Asking:
             )
 
     async def queue(self, name: str, arguments: Mapping[str, Any] | None = None) -> AbstractQueue:
-        async with self._asked(f"queue {name!r}"):
+        async with self._asked(f"queue {name!r}", is_own=counts_as(name) not in (name, None)):
             return await self._channel.declare_queue(
                 name, durable=not self._passive, passive=self._passive, arguments=dict(arguments or {})
             )
@@ -61,7 +62,8 @@ class _Asking:
             await queue.unbind(exchange.name, routing_key)
 
     @asynccontextmanager
-    async def _asked(self, subject: str) -> AsyncIterator[None]:
+    async def _asked(self, subject: str, *, is_own: bool = False) -> AsyncIterator[None]:
+        """``is_own``: it is a queue of one sender."""
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT):
                 yield
@@ -70,8 +72,13 @@ class _Asking:
         except ChannelNotFoundEntity as error:
             if not missing(error):
                 raise _NoAnswerError(f"{subject} ({error})") from error
+            what = (
+                "what `cml-workers broker-user definitions` prints into RabbitMQ, or take that sender out of CML_SENDERS"
+                if is_own
+                else "deploy/rabbitmq/definitions.json into RabbitMQ"
+            )
             raise TopologyError(
-                f"{subject} is missing: import deploy/rabbitmq/definitions.json into RabbitMQ, or let the roles "
+                f"{subject} is missing: import {what}, or let the roles "
                 "declare what is missing with CML_DECLARE_TOPOLOGY=true and a user that may configure it"
             ) from error
         except ChannelAccessRefused as error:

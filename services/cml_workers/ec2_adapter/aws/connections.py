@@ -26,6 +26,7 @@ from botocore.exceptions import (
 from cml_workers.ec2_adapter.errors import (
     EC2AuthenticationException,
     EC2Error,
+    EC2Exception,
     EC2InvalidParameterException,
     OutcomeUnknownError,
     Remedy,
@@ -33,8 +34,10 @@ from cml_workers.ec2_adapter.errors import (
     exception_for,
 )
 from cml_workers.ec2_adapter.port import AT_ONCE
-from cml_workers.foundation.metrics import EC2_CALL_SECONDS, EC2_CALLS
+from cml_workers.foundation.metrics import EC2_CALL_SECONDS, EC2_CALLS, EC2_PROBLEMS
+from cml_workers.foundation.tracing import API, REGION, span
 
+_PROBLEMS = [each.code for each in EC2Exception.__subclasses__()]
 CONNECT_SECONDS = 5.0
 """Of several addresses of EC2 that do not answer the next one is tried after so many seconds."""
 
@@ -112,14 +115,28 @@ class Connections:
         if region not in _known_regions():
             # Its host would not be found, as in an outage, and the call would be repeated without end.
             raise EC2InvalidParameterException(f"AWS has no region {region}, as far as is known here")
+        for problem in _PROBLEMS if region not in self._regions else ():
+            EC2_PROBLEMS.labels(region, problem)
         code = "no_answer"
         try:
-            with EC2_CALL_SECONDS.labels(operation, region).time():
-                async with self._calling(operation, region, subject) as client:
-                    yield client
+            with (
+                EC2_CALL_SECONDS.labels(operation, region).time(),
+                span(
+                    f"EC2 {operation}",
+                    {API: operation, REGION: region, "rpc.system": "aws-api"},
+                    outside=True,
+                ) as call,
+            ):
+                try:
+                    async with self._calling(operation, region, subject) as client:
+                        yield client
+                except EC2Error as error:
+                    call.put({"aws.error_code": counted_code(error)})
+                    raise
             code = ""
         except EC2Error as error:
             code = counted_code(error)
+            EC2_PROBLEMS.labels(region, error.code).inc()
             raise
         finally:
             EC2_CALLS.labels(operation, region, code).inc()

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from cml_workers.eventstore.kurrentdb.client import Client, close
 from cml_workers.eventstore.kurrentdb.errors import port_errors, timed_out
 from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailableError
+from cml_workers.foundation.ids import apart
 
 CALL_SECONDS = 3.0
 """How long the server may take for a call, unless the address sets DefaultDeadline (seconds); of a read, how long from event to event."""
@@ -113,7 +114,7 @@ class Calls:
 
     def _close_if_replaced(self, client: Client) -> None:
         if client is not self.client and not self.closed:
-            task = asyncio.create_task(close(client))
+            task = asyncio.get_running_loop().create_task(close(client), context=apart())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
 

@@ -1,0 +1,55 @@
+"""How many messages wait in the queues that a role consumes, and how many consume them: asked of the broker now and then."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Collection
+
+from aio_pika.abc import AbstractConnection
+
+from cml_workers.bus.topology import Queue
+from cml_workers.foundation.metrics import QUEUE_CONSUMERS, QUEUE_MESSAGES
+
+LOOKS_EVERY = 10.0
+"""Seconds between two looks."""
+TIMEOUT = 5.0
+"""Seconds for one look."""
+
+
+async def keep_measured(
+    connected: Callable[[], AbstractConnection | None], queues: Collection[Queue]
+) -> None:
+    """Return never. What cannot be asked is not shown: that has a reason which readiness has, too."""
+    while True:
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                await _look(connected(), queues)
+        except Exception:  # noqa: BLE001 - whatever it is, the consumers find out for themselves
+            for name in {_shown_as(each) for each in queues}:
+                QUEUE_MESSAGES.remove(name)
+                QUEUE_CONSUMERS.remove(name)
+        await asyncio.sleep(LOOKS_EVERY)
+
+
+async def _look(connection: AbstractConnection | None, queues: Collection[Queue]) -> None:
+    """On a channel of its own, which is not restored with the connection."""
+    messages: dict[str, int] = defaultdict(int)
+    consumers: dict[str, list[int]] = defaultdict(list)
+    transport = connection and connection.transport
+    if not transport:
+        raise ConnectionError("not connected")
+    channel = await transport.connection.channel()
+    try:
+        for each in queues:
+            found = await channel.queue_declare(each.name, passive=True)
+            messages[_shown_as(each)] += found.message_count or 0
+            consumers[_shown_as(each)].append(found.consumer_count or 0)
+    finally:
+        await channel.close()
+    for name, waiting in messages.items():
+        QUEUE_MESSAGES.labels(name).set(waiting)
+        QUEUE_CONSUMERS.labels(name).set(min(consumers[name]))
+
+
+def _shown_as(queue: Queue) -> str:
+    """Senders' own queues are shown with the one of all: no label grows with users."""
+    return (queue.shared or queue).name
