@@ -58,7 +58,7 @@ def test_a_bundle_has_what_can_be_had_and_says_what_cannot(running: RunningSyste
     assert readable["followers.json"]["read model workers"]["events"] > 1
     assert readable["pending-operations.json"]["pending"] == 0
     assert readable["versions.json"]["libraries"]["cml-workers"]
-    assert readable["settings.json"]["settings"]["CML_ACTOR_TOKEN_KEYS"] == ["***"]
+    assert readable["settings.json"]["settings"]["CML_ACTOR_TOKEN_KEYS"] == "***"
     assert readable["settings.json"]["settings"]["CML_REMINDER_SECONDS"] == 3600
     assert "too long ago" not in found["logs/some.log"]
     assert '"event":"a line"' in found["logs/some.log"]

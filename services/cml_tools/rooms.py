@@ -249,6 +249,21 @@ ROOMS: Mapping[str, Room] = {
         ),
         packages=("botocore",),
     ),
+    "bundle": Room(
+        modules=_service("bundle"),
+        imports=(
+            *CORE,
+            "bus.rabbit",
+            "deadletters",
+            "deadletters.archive",
+            "eventstore.opening",
+            "sql",
+            "readmodels",
+            "runtime",
+        ),
+        packages=("pydantic", "pydantic_core"),
+        library=ANYTHING,
+    ),
     "process": Room(
         modules=_service("process"),
         imports=(
@@ -280,6 +295,7 @@ ROOMS: Mapping[str, Room] = {
             "readmodels",
             "runtime",
             "doctor",
+            "bundle",
             "relay",
             "process",
             "cli.demo",

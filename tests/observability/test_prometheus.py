@@ -34,9 +34,9 @@ from support.buses import emptied
 from support.ec2 import SimulatorAdmin
 from support.given import recorded
 from support.missing import missing
+from support.ports import free_port
 from support.postgresql import NoPostgreSQLError, SpawnedPostgreSQL, private_postgresql
 from support.prometheus import NoPrometheusError, Prometheus, prometheus
-from support.rabbitmq import free_port
 from support.roles import Roles
 
 OVERDUE, BEHIND = 15, 32

@@ -5,7 +5,11 @@ that it sees the fault. Nothing in the product knows of this.
 """
 
 import asyncio
+import logging
+import os
 import sys
+import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -16,6 +20,7 @@ import structlog
 
 from cml_workers.bus.port import Ack, Message, Verdict
 from cml_workers.cli import main
+from cml_workers.domain.messages import CommandMessage
 from cml_workers.eventstore.port import Item
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.lifecycle.transactions import Finish, Transactions
@@ -63,6 +68,45 @@ def headers_logged(patch: pytest.MonkeyPatch) -> None:
         return await on_command(self, message)
 
     patch.setattr(Lifecycle, "on_command", _on_command)
+
+
+UNEXPECTED = "unexpected, please"
+"""A reason with which a command meets ``unexpected_errors``."""
+
+
+def unexpected_errors(patch: pytest.MonkeyPatch) -> None:
+    """A command with a certain reason fails in lifecycle, as do a task that nobody awaits, a thread and a destructor; a library warns.
+
+    Each knows a secret in a local variable.
+    """
+    decide = Lifecycle._decide
+
+    class Destroyed:
+        def __del__(self) -> None:
+            _fail("a destructor")
+
+    async def unawaited() -> None:
+        _fail("a task")
+
+    async def _decide(self: Lifecycle, message: CommandMessage, **more: Any) -> Verdict:
+        if message.command.reason == UNEXPECTED:
+            asyncio.create_task(unawaited())  # noqa: RUF006 - that is the fault
+            thread = threading.Thread(target=_fail, args=("a thread",))
+            thread.start()
+            thread.join()
+            Destroyed()
+            warnings.warn("planted warning", stacklevel=1)
+            logging.getLogger("somebodys.library").warning("planted line of %s", "a library")
+            await asyncio.sleep(0)
+            _fail("a handler")
+        return await decide(self, message, **more)
+
+    patch.setattr(Lifecycle, "_decide", _decide)
+
+
+def _fail(what: str) -> None:
+    secret = os.environ["PLANTED_SECRET"]
+    raise RuntimeError(f"planted in {what} that knows {len(secret)} characters")
 
 
 def checkpoint_remembered(patch: pytest.MonkeyPatch) -> None:
@@ -124,7 +168,7 @@ def _is_broken(error: Exception) -> None:
 
 PLANTS: Mapping[str, Plant] = {
     plant.__name__: plant
-    for plant in (forgotten_reply, headers_logged, checkpoint_remembered, slow_projector)
+    for plant in (forgotten_reply, headers_logged, unexpected_errors, checkpoint_remembered, slow_projector)
 }
 
 if __name__ == "__main__":

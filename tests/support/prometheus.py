@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import yaml
 
 from support.children import ended, tied
-from support.rabbitmq import free_port
+from support.ports import free_port
 
 MINUTE = 3
 """Seconds in the place of each minute after which an alert fires."""

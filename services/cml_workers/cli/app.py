@@ -7,6 +7,7 @@ import typer
 
 from cml_workers.cli import commands, queries, system
 from cml_workers.cli.broker_users import broker_user
+from cml_workers.cli.bundle import bundle
 from cml_workers.cli.deadletters import deadletters
 from cml_workers.cli.doctor import doctor
 from cml_workers.cli.migrate import migrate
@@ -55,6 +56,7 @@ def _common(
 for panel, of_panel in BY_PANEL.items():
     for name, command in of_panel.items():
         app.command(name, rich_help_panel=panel)(command)
+app.command("bundle", rich_help_panel=OPERATE)(bundle)
 app.command("doctor", rich_help_panel=OPERATE)(doctor)
 app.command("migrate", rich_help_panel=OPERATE)(migrate)
 app.command("rebuild", rich_help_panel=OPERATE)(rebuild)

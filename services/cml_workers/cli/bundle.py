@@ -7,14 +7,17 @@ import os
 import tarfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cml_workers.cli.doctor import examined
 from cml_workers.cli.terminal import USAGE, client_settings, err, fail, out, run_to_end
 from cml_workers.foundation.secrets import redacted, redacted_values
+from cml_workers.runtime.settings import Settings
 
 MOST_LINES = 5_000
 
@@ -64,7 +67,7 @@ def bundle(
 
     Exit codes: 0 it is made, with whatever could be had; 1 it cannot be written; 2 wrong usage or configuration.
     """
-    from cml_workers.cli.bundled import had, logs as of_logs, parts  # noqa: PLC0415 - slow to load
+    from cml_workers.bundle import parts  # noqa: PLC0415 - slow to load
 
     settings = client_settings()
     now = datetime.now(UTC)
@@ -72,8 +75,10 @@ def bundle(
     file = to or Path(f"{name}.tar.gz")
 
     async def collected() -> tuple[dict[str, str], dict[str, str]]:
-        wanted = parts(settings, probe or [], ask_aws=not no_doctor)
-        found = await asyncio.gather(*map(had, wanted.values()))
+        wanted = dict(parts.parts(settings, probe or []))
+        if not no_doctor:
+            wanted["doctor"] = partial(_doctor, settings)
+        found = await asyncio.gather(*map(parts.had, wanted.values()))
         results = dict(zip(wanted, found, strict=True))
         texts = {f"{part}.json": _json(content) for part, (content, why) in results.items() if why is None}
         return texts, {part: why for part, (_, why) in results.items() if why is not None}
@@ -82,7 +87,7 @@ def bundle(
         texts, missing = run_to_end(collected())
         for place in logs or []:
             try:
-                for number, (log, last) in enumerate(of_logs([place], lines)):
+                for number, (log, last) in enumerate(parts.logs([place], lines)):
                     unique = f"logs/{log}" if f"logs/{log}" not in texts else f"logs/{number}-{log}"
                     texts[unique] = "\n".join([*last, ""])
             except OSError as error:
@@ -96,7 +101,14 @@ def bundle(
         fail(f"--out: cannot write {file}: {error.strerror}", 1)
     for part, why in missing.items():
         err.print(f"not in it: {part}: {why}", soft_wrap=True, highlight=False, markup=False)
-    out.print(f"{file}: {len(texts)} files. Look through it before you send it.", soft_wrap=True, highlight=False)
+    out.print(
+        f"{file}: {len(texts)} files. Look through it before you send it.", soft_wrap=True, highlight=False
+    )
+
+
+async def _doctor(settings: Settings) -> Mapping[str, Any]:
+    lines, regions = await examined(settings, [])
+    return {"regions": regions, "lines": [line._asdict() for line in lines]}
 
 
 def _json(content: Any) -> str:
@@ -107,9 +119,15 @@ def _about(texts: Mapping[str, str], missing: Mapping[str, str], now: datetime) 
     listed = [
         "In it:",
         *(f"  {name}" for name in texts),
-        *(["", "Could not be had:", *(f"  {part}: {why}" for part, why in missing.items())] if missing else []),
+        *(
+            ["", "Could not be had:", *(f"  {part}: {why}" for part, why in missing.items())]
+            if missing
+            else []
+        ),
     ]
-    return ABOUT.format(version=version("cml-workers"), time=now.isoformat(timespec="seconds"), listed="\n".join(listed))
+    return ABOUT.format(
+        version=version("cml-workers"), time=now.isoformat(timespec="seconds"), listed="\n".join(listed)
+    )
 
 
 def _write(file: Path, folder: str, texts: Mapping[str, str], now: datetime) -> None:

@@ -1,6 +1,7 @@
 """``cml-workers doctor``: what is missing at AWS, RabbitMQ and the event store, before anything is launched."""
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +41,8 @@ def doctor(
     """
     from cml_workers.doctor.lines import exit_code  # noqa: PLC0415 - see above
 
-    lines, regions = run_to_end(_examined(configured(), region or []))
+    with err.status("asking AWS ...") as status:
+        lines, regions = run_to_end(examined(configured(), region or [], status.update))
     if as_json:
         print_json({"regions": regions, "lines": [line._asdict() for line in lines]})
     else:
@@ -49,7 +51,10 @@ def doctor(
         raise typer.Exit(code)
 
 
-async def _examined(settings: Settings, regions: list[str]) -> "tuple[list[Line], list[str]]":
+async def examined(
+    settings: Settings, regions: list[str], say: Callable[[str], None] = lambda _: None
+) -> "tuple[list[Line], list[str]]":
+    """What is not right, and the regions that were looked at; ``say``: to whom it says what it does."""
     from cml_workers.doctor.account import clients  # noqa: PLC0415 - see above
     from cml_workers.doctor.checkpoints import checkpoint_lines  # noqa: PLC0415
     from cml_workers.doctor.queues import queue_lines  # noqa: PLC0415
@@ -61,20 +66,19 @@ async def _examined(settings: Settings, regions: list[str]) -> "tuple[list[Line]
     if not settings.aws and not settings.aws_endpoint_url:
         settings = for_simulator(settings)
     done: list[str] = []
-    with err.status("asking AWS ...") as status:
 
-        def examined(region: str) -> None:
-            done.append(region)
-            status.update(f"asking AWS ... {', '.join(sorted(done))} done")
+    def visited(region: str) -> None:
+        done.append(region)
+        say(f"asking AWS ... {', '.join(sorted(done))} done")
 
-        async with clients(
-            endpoint_url=endpoint, image_owners=settings.image_owners, newest_image=settings.newest_image
-        ) as given:
-            lines = await visit(regions, settings.policy, settings.image_owners, given, examined)
-        status.update("asking RabbitMQ ...")
-        lines += await queue_lines(settings)
-        status.update("asking the event store ...")
-        lines += await checkpoint_lines(settings)
+    async with clients(
+        endpoint_url=endpoint, image_owners=settings.image_owners, newest_image=settings.newest_image
+    ) as given:
+        lines = await visit(regions, settings.policy, settings.image_owners, given, visited)
+    say("asking RabbitMQ ...")
+    lines += await queue_lines(settings)
+    say("asking the event store ...")
+    lines += await checkpoint_lines(settings)
     return lines, sorted(done)
 
 

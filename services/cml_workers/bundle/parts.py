@@ -3,10 +3,13 @@
 import asyncio
 import os
 import platform
+import re
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,8 @@ from pydantic import SecretStr
 from pydantic_core import to_jsonable_python
 
 from cml_contracts.deadletters import DeadLetterState, ListDeadLetters
-from cml_workers.bus.rabbit import depths
+from cml_workers.bus.rabbit.depths import depths
 from cml_workers.bus.usage import EVERYTHING
-from cml_workers.cli.doctor import examined
 from cml_workers.deadletters.archive import Archive
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.relay_stream import load_saved
@@ -41,6 +43,8 @@ from cml_workers.sql.database import dispose, open_database
 SECONDS = 60.0
 """For each part; the parts are had side by side."""
 PROBE_SECONDS = 10.0
+MOST_BYTES = 8 * 2**20
+"""Of one answer of a probe."""
 OF_THE_ENVIRONMENT = ("AWS_", "CML_", "DATABASE_", "GRPC_", "KURRENTDB_", "OTEL_", "PYTHON", "RABBITMQ_")
 """How the names of variables begin that are listed, without their values."""
 MOST = 1_000
@@ -64,21 +68,19 @@ async def had(part: Part) -> tuple[Any, str | None]:
         return None, redacted(f"{type(error).__name__}: {error}")
 
 
-def parts(settings: Settings, probes: Iterable[str], *, ask_aws: bool) -> Mapping[str, Part]:
-    """All but the logs, by their names."""
+def parts(settings: Settings, probes: Iterable[str]) -> Mapping[str, Part]:
+    """All but the logs and what the doctor says, by their names."""
     found: dict[str, Part] = {
         "versions": versions,
-        "settings": lambda: _settings(settings),
-        "queues": lambda: _queues(settings),
-        "followers": lambda: _followers(settings),
-        "pending-operations": lambda: _operations(settings),
-        "dead-letters": lambda: _dead_letters(settings),
+        "settings": partial(_settings, settings),
+        "queues": partial(_queues, settings),
+        "followers": partial(_followers, settings),
+        "pending-operations": partial(_operations, settings),
+        "dead-letters": partial(_dead_letters, settings),
     }
-    if ask_aws:
-        found["doctor"] = lambda: _doctor(settings)
     for url in _probed(settings, probes):
-        name = url.removeprefix("http://").removeprefix("https://").strip("/").replace("/", "_").replace(":", "_")
-        found[f"health/{name}"] = lambda url=url: _health(url)  # type: ignore[misc]
+        name = re.sub(r"[^\w.-]+", "_", url.partition("://")[2])
+        found[f"health/{name}"] = partial(_health, url)
     return found
 
 
@@ -92,10 +94,7 @@ async def versions() -> Mapping[str, Any]:
 
 
 async def _settings(settings: Settings) -> Mapping[str, Any]:
-    values = {
-        variable(name): _shown(getattr(settings, name))
-        for name in type(settings).model_fields
-    }
+    values = {variable(name): _shown(getattr(settings, name)) for name in type(settings).model_fields}
     names = sorted(name for name in os.environ if name.startswith(OF_THE_ENVIRONMENT))
     return {"settings": values, "variables that are set": names}
 
@@ -118,10 +117,8 @@ def _probed(settings: Settings, probes: Iterable[str]) -> list[str]:
     urls = [*probes]
     if settings.health_port:
         urls.append(f"http://127.0.0.1:{settings.health_port}")
-    try:
-        urls += [known_endpoints(settings)[name] for name in ("health",) if name in known_endpoints(settings)]
-    except ConfigurationError:  # said where the queues are asked for
-        pass
+    with suppress(ConfigurationError):  # said where the queues are asked for
+        urls += [url for part, url in known_endpoints(settings).items() if part == "health"]
     return list(dict.fromkeys(url.rstrip("/") for url in urls))
 
 
@@ -134,10 +131,10 @@ def _asked(url: str) -> str:
         raise ConfigurationError(f"--probe is a URL that begins with http://, not {url!r}")
     try:
         with urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310 - checked above
-            return str(answer.read().decode(errors="replace"))
+            return str(answer.read(MOST_BYTES).decode(errors="replace"))
     except HTTPError as error:  # not ready
         with error:
-            return error.read().decode(errors="replace")
+            return error.read(MOST_BYTES).decode(errors="replace")
 
 
 async def _queues(settings: Settings) -> Any:
@@ -185,11 +182,6 @@ async def _dead_letters(settings: Settings) -> Any:
     finally:
         await dispose(engine)
     return page.model_dump(mode="json")
-
-
-async def _doctor(settings: Settings) -> Any:
-    lines, regions = await examined(settings, [])
-    return {"regions": regions, "lines": [line._asdict() for line in lines]}
 
 
 def logs(places: Iterable[str], most: int) -> Iterator[tuple[str, list[str]]]:
