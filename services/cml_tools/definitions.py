@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from cml_tools.generated import check
-from cml_workers.bus.topology import DEAD_LETTER_QUEUE, EXCHANGES, INTERNAL_EXCHANGE, PUBLIC, QUEUES, SHARED
+from cml_workers.bus.topology import (
+    DEAD_LETTER_EXCHANGE,
+    DEAD_LETTER_QUEUE,
+    EXCHANGES,
+    INTERNAL_EXCHANGE,
+    PUBLIC,
+    QUEUES,
+    SHARED,
+)
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.bus.users import (
     NOTHING,
@@ -99,6 +107,8 @@ INTERNAL_TYPES: Mapping[str, tuple[str, ...]] = {
     role.user: role.uses.internal for role in ROLES.values() if role.uses.internal
 }
 """By user, the routing keys with which it may publish to ``INTERNAL_EXCHANGE``: https://www.rabbitmq.com/docs/access-control#topic-authorisation."""
+NO_KEY = "(?!)"
+"""Matches no routing key. ``NOTHING`` matches the empty one, with which a command may have been published."""
 TAGS = {"cml-monitor": "monitoring"}
 """What is more than a right: the management API says nothing to a user without one, nor to one without any right."""
 
@@ -137,6 +147,17 @@ def definitions(passwords: Mapping[str, str], users: BrokerUsers = SHIPPED) -> d
                     "read": NOTHING,
                 }
                 for user, types in INTERNAL_TYPES.items()
+            ),
+            *(
+                {
+                    "user": role.user,
+                    "vhost": "/",
+                    "exchange": DEAD_LETTER_EXCHANGE.name,
+                    "write": ".*",
+                    "read": NO_KEY,
+                }
+                for role in ROLES.values()
+                if DEAD_LETTER_EXCHANGE in role.uses.exchanges
             ),
             *topic_permissions(users),
         ],

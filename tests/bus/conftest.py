@@ -45,7 +45,7 @@ async def consumer(rabbitmq_url: str, queue: Queue) -> AsyncIterator[Recipient]:
         channel = await connection.channel()
         await (await channel.get_queue(queue.name)).purge()
         dead = await channel.declare_queue(exclusive=True)
-        await dead.bind(DEAD_LETTER_EXCHANGE.name)
+        await dead.bind(DEAD_LETTER_EXCHANGE.name, "#")
         consumer = Recipient(dead)
         consumer.bus = bus = RabbitBus(rabbitmq_url, name="test")
         bus.consume(queue, consumer, prefetch=10)

@@ -12,7 +12,13 @@ from cml_workers.bus.port import (
     TopologyError,
 )
 from cml_workers.bus.rabbit import RabbitBus, declare_topology
-from cml_workers.bus.topology import EC2_TRIGGERS, PROJECTOR_QUERIES, TRIGGERS_EXCHANGE
+from cml_workers.bus.topology import (
+    DEAD_LETTER_EXCHANGE,
+    DEAD_LETTER_QUEUE,
+    EC2_TRIGGERS,
+    PROJECTOR_QUERIES,
+    TRIGGERS_EXCHANGE,
+)
 from cml_workers.process.registry import ROLES
 
 
@@ -45,6 +51,22 @@ async def test_the_bindings_of_earlier_versions_go_when_the_relay_starts_and_not
                 await asyncio.sleep(0.05)
         assert await arrives(TRIGGERS_EXCHANGE)
         await triggers.purge()
+
+
+async def test_the_fanout_of_dead_letters_that_an_earlier_version_declared_is_used_as_it_is(empty: str):
+    async with await aio_pika.connect(empty) as connection:
+        channel = await connection.channel(on_return_raises=True)
+        await channel.exchange_delete(DEAD_LETTER_EXCHANGE.name)
+        earlier = await channel.declare_exchange(DEAD_LETTER_EXCHANGE.name, "fanout", durable=True)
+        try:
+            await declare_topology(empty)
+            await earlier.publish(aio_pika.Message(b"", message_id="died"), "any.key")
+            message = await (await channel.get_queue(DEAD_LETTER_QUEUE.name)).get(no_ack=True)
+            assert message is not None
+            assert message.message_id == "died"
+        finally:
+            await channel.exchange_delete(DEAD_LETTER_EXCHANGE.name)
+            await declare_topology(empty)
 
 
 @pytest.mark.parametrize("kind", ["queue", "exchange"])

@@ -88,7 +88,7 @@ async def test_a_handler_that_fails_where_nothing_waits_leaves_a_dead_letter(
     await declare_topology(rabbitmq_url)
     async with await aio_pika.connect(rabbitmq_url) as connection:
         dead = await (await connection.channel()).declare_queue(exclusive=True)
-        await dead.bind(DEAD_LETTER_EXCHANGE.name)
+        await dead.bind(DEAD_LETTER_EXCHANGE.name, "#")
         bus = RabbitBus(rabbitmq_url, name="test")
         bus.consume(PROJECTOR_QUERIES, broken, prefetch=1)
         async with bus:
@@ -117,7 +117,7 @@ async def test_a_reply_that_its_callers_queue_does_not_accept_is_dropped_and_cou
     async with await aio_pika.connect(rabbitmq_url) as connection:
         channel = await connection.channel()
         dead = await channel.declare_queue(exclusive=True)
-        await dead.bind(DEAD_LETTER_EXCHANGE.name)
+        await dead.bind(DEAD_LETTER_EXCHANGE.name, "#")
         full = await channel.declare_queue(
             exclusive=True, arguments={"x-max-length": 0, "x-overflow": "reject-publish"}
         )

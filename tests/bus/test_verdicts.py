@@ -114,12 +114,14 @@ async def test_a_message_with_which_a_handler_keeps_failing_ends_in_the_dead_let
     recorder.answer = fail
     for message_id in ("bad", *map(str, range(20))):
         await bus.publish(outgoing(message_id))
-    await recorder.until(21)
-    assert [message.message_id for message in recorder.seen].count("bad") == 1  # it waits, and they do not
     kept = await dead_letter(empty)
     assert "a bug" in str(kept.headers["x-cml-reason"])
     assert (kept.message_id, kept.headers["x-cml-cause"]) == ("bad", "HandlerFailed")
-    assert len(recorder.seen) == 22
+    await recorder.until(22)
+    seen = [message.message_id for message in recorder.seen]
+    first, again = (place for place, message_id in enumerate(seen) if message_id == "bad")
+    assert again > first + 1  # it waits, and others do not
+    assert len(seen) == 22
 
 
 async def test_a_message_that_kills_its_consumer_ends_in_the_dead_letters_and_takes_nobody_with_it(

@@ -109,7 +109,7 @@ class Attack:
         declared = await channel.queue_declare("", exclusive=True)
         name = str(declared.queue)
         if exchange:
-            await channel.queue_bind(name, exchange)
+            await channel.queue_bind(name, exchange, "#")
 
         async def on_message(message: DeliveredMessage) -> None:
             take(message)

@@ -19,11 +19,12 @@ RESERVED = ("amq.direct", "amq.fanout", "amq.headers", "amq.match", "amq.topic",
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """``other``: the exchange from which to bind, or to which to dead-letter, or the routing key."""
+    """``other``: the exchange from which to bind (with which ``key``), or to which to dead-letter, or the routing key."""
 
     what: str
     name: str
     other: str = ""
+    key: str = "#"
 
     def __str__(self) -> str:
         return " ".join((self.what, repr(self.name), *([repr(self.other)] if self.other else [])))
@@ -33,6 +34,7 @@ class Attempt:
 class Rights:
     """What somebody is to be able to do. ``keys``: of an exchange, the routing keys; of one that is not there, all.
 
+    ``unbound``: exchanges from which it may not bind, though it may read what has their names.
     ``own``: what the names of its queues and exchanges begin with, which it declares, reads, empties and deletes.
     """
 
@@ -40,6 +42,7 @@ class Rights:
     writes: frozenset[str] = frozenset()
     reads: frozenset[str] = frozenset()
     keys: Mapping[str, frozenset[str]] | None = None
+    unbound: frozenset[str] = frozenset()
     writes_own: bool = False
 
     def owns(self, name: str) -> bool:
@@ -56,7 +59,8 @@ class Rights:
         name, other = attempt.name, attempt.other
         match attempt.what.split():
             case ["bind" | "unbind", _]:
-                return self.may_write(name) and self.may_read(other) and other != DEFAULT
+                may_read = self.may_read(other) and other not in self.unbound
+                return self.may_write(name) and may_read and other != DEFAULT
             case ["publish"]:
                 keys = (self.keys or {}).get(name)
                 return self.may_write(name) and (keys is None or other in keys)
@@ -158,13 +162,13 @@ class Trying(RawAmqp):
             case "delete queue":
                 await channel.queue_delete(name)
             case "bind exchange":
-                await channel.exchange_bind(destination=name, source=other, routing_key="#")
+                await channel.exchange_bind(destination=name, source=other, routing_key=attempt.key)
             case "unbind exchange":
-                await channel.exchange_unbind(destination=name, source=other, routing_key="#")
+                await channel.exchange_unbind(destination=name, source=other, routing_key=attempt.key)
             case "bind queue":
-                await channel.queue_bind(name, other, "#")
+                await channel.queue_bind(name, other, attempt.key)
             case "unbind queue":
-                await channel.queue_unbind(name, other, "#")
+                await channel.queue_unbind(name, other, attempt.key)
             case "publish":
                 await channel.basic_publish(b"{}", exchange=name, routing_key=other)
             case "get":

@@ -65,7 +65,7 @@ class PlainAmqp:
             await self._listen("cml.events", "#", self._on_event)
         if self.inside:
             await self._listen("cml.internal", "cml.reminder.v1", self._on_reminder)
-            await self._listen("cml.dead-letters", "", self._on_dead_letter)
+            await self._listen("cml.dead-letters", "#", self._on_dead_letter)
         return self
 
     async def _listen(self, exchange: str, pattern: str, on_message: Any) -> None:

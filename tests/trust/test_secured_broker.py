@@ -20,6 +20,7 @@ from cml_contracts.commands import COMMANDS, CreateCMLWorker, StopCMLWorker, Ter
 from cml_contracts.topology import (
     EVENTS_EXCHANGE,
     OPERATOR_EXCHANGE,
+    Exchange,
     reply_queue,
     subscriber_queue,
 )
@@ -27,7 +28,14 @@ from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_tools.definitions import OURS, SHIPPED
 from cml_workers.bus.port import BusConfigurationError
 from cml_workers.bus.rabbit.reaching import reach
-from cml_workers.bus.topology import DEAD_LETTER_QUEUE, EXCHANGES, INTERNAL_EXCHANGE, QUEUES, own_queues
+from cml_workers.bus.topology import (
+    DEAD_LETTER_EXCHANGE,
+    DEAD_LETTER_QUEUE,
+    EXCHANGES,
+    INTERNAL_EXCHANGE,
+    QUEUES,
+    own_queues,
+)
 from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.bus.users import BrokerUser, read_users
 from cml_workers.domain.policy import EVERY_COMMAND
@@ -65,6 +73,7 @@ def of_role(uses: Usage) -> Rights:
         writes=frozenset({exchange.name for exchange in uses.exchanges} | by_name),
         reads=frozenset(uses.with_own(SENDERS).queues),
         keys={INTERNAL_EXCHANGE.name: frozenset(uses.internal)},
+        unbound=frozenset({DEAD_LETTER_EXCHANGE.name}),
     )
 
 
@@ -138,7 +147,7 @@ def there(broker: SecuredBroker) -> There:
         each.exchange.name for each in bound
     }
     assert set(names) == {*exchanges, *RESERVED}
-    # RabbitMQ's rights are for names: whoever reads this queue may bind from the exchange, too.
+    # RabbitMQ's rights are for names: whoever reads this queue could bind from the exchange, too, if topic permissions did not forbid it.
     assert {*exchanges} & {*queues} == {DEAD_LETTER_QUEUE.name}
     assert len(bindings) == len(bound)
     return There(exchanges, queues, list(dict.fromkeys(bindings)))
@@ -159,6 +168,16 @@ async def test_a_user_can_do_what_it_is_for_and_nothing_else(
     ]
     assert wrong == []
     assert sum(refused.values()) > len(tried) / 2
+
+
+@pytest.mark.parametrize("key", ["", "#", "cml.worker.create.v1"])
+@pytest.mark.parametrize("to", [INTERNAL_EXCHANGE, DEAD_LETTER_EXCHANGE])
+async def test_who_reads_the_dead_letters_has_them_sent_nowhere_else(
+    broker: SecuredBroker, to: Exchange, key: str
+):
+    async with Trying(broker.url("cml-projector")) as trying:
+        attempt = Attempt("bind exchange", to.name, DEAD_LETTER_EXCHANGE.name, key)
+        assert await trying.refused(attempt)
 
 
 @pytest.mark.parametrize("user", USERS)

@@ -61,7 +61,8 @@ TRIGGERS_EXCHANGE = Exchange("cml.triggers")
 """The events that are triggers, a second time: subscribers' queues are bound to ``cml.events``, where one can keep a confirm back."""
 BETWEEN_ROLES = (INTERNAL_EXCHANGE, TRIGGERS_EXCHANGE)
 """What is published here has the property ``user_id``: whoever consumes it has to know which role it comes from."""
-DEAD_LETTER_EXCHANGE = Exchange("cml.dead-letters", kind="fanout")
+DEAD_LETTER_EXCHANGE = Exchange("cml.dead-letters")
+"""Who may read the queue of this name may not bind from the exchange: only of a topic exchange RabbitMQ has such a right. It was a fanout."""
 
 _QUORUM: Mapping[str, str | int | bool] = {"x-queue-type": "quorum"}
 _WORK: Mapping[str, str | int | bool] = {
@@ -113,7 +114,7 @@ PROJECTOR_OPERATOR = Queue(
 
 DEAD_LETTER_QUEUE = Queue(
     "cml.dead-letters",
-    (Binding(DEAD_LETTER_EXCHANGE, ""),),
+    (Binding(DEAD_LETTER_EXCHANGE, "#"),),
     {**_QUORUM, "x-delivery-limit": 1000},
     retries=True,
 )

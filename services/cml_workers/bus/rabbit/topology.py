@@ -14,7 +14,7 @@ from cml_contracts.topology import Exchange
 from cml_workers.bus.port import BusUnavailableError, TopologyError
 from cml_workers.bus.rabbit.reaching import missing
 from cml_workers.bus.rabbit.replaced import replace_earlier
-from cml_workers.bus.topology import counts_as
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, counts_as
 from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 
 log = structlog.get_logger(__name__)
@@ -43,9 +43,15 @@ class _Asking:
 
     async def exchange(self, exchange: Exchange) -> None:
         async with self._asked(f"exchange {exchange.name!r}"):
-            await self._channel.declare_exchange(
-                exchange.name, exchange.kind, durable=not self._passive, passive=self._passive
-            )
+            try:
+                await self._channel.declare_exchange(
+                    exchange.name, exchange.kind, durable=not self._passive, passive=self._passive
+                )
+            except ChannelPreconditionFailed:
+                if exchange != DEAD_LETTER_EXCHANGE:
+                    raise
+                # An earlier version's fanout, which is as good where roles may declare anything.
+                await self._channel.reopen()
 
     async def queue(self, name: str, arguments: Mapping[str, Any] | None = None) -> AbstractQueue:
         async with self._asked(f"queue {name!r}", is_own=counts_as(name) not in (name, None)):
