@@ -48,7 +48,7 @@ def test_a_bundle_has_what_can_be_had_and_says_what_cannot(running: RunningSyste
     assert "not in it: health/127.0.0.1_1: " in done.stderr
     found = contents(full)
     [health] = (name for name in found if name.startswith("health/"))
-    assert {*found} == {*ALWAYS, *OF_PARTS, health, "doctor.json", "logs/some.log"}
+    assert {*found} == {*ALWAYS, *OF_PARTS, health, "doctor.json", "logs/some.log"}, found["README.txt"]
     readable: dict[str, Any] = {
         name: json.loads(text) for name, text in found.items() if name.endswith(".json")
     }
@@ -76,9 +76,10 @@ def test_a_bundle_has_what_can_be_had_and_says_what_cannot(running: RunningSyste
     assert done.returncode == 0, done.stderr
     left = contents(empty)
     assert {*left} >= ALWAYS
-    assert {*left} & {"queues.json", "followers.json", "doctor.json"} == set()
-    for part in ("queues", "followers", "doctor", "log "):
+    assert {*left} & {*OF_PARTS, "doctor.json"} == set()
+    for part in ("queues", "followers", "pending-operations", "dead-letters", "doctor", "log "):
         assert f"\n  {part}" in left["README.txt"]
+    assert not (running.data_dir / "read-model.sqlite3").exists()  # nothing is changed
 
     assert not [name for name, text in {**found, **left}.items() if "canary" in text]
 

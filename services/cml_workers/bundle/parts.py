@@ -32,7 +32,7 @@ from cml_workers.readmodels.registry import READ_MODELS
 from cml_workers.readmodels.workers.queries import pending
 from cml_workers.runtime.endpoints import (
     amqp_url,
-    database_options,
+    existing_database_options,
     existing_event_store_uri,
     known_endpoints,
 )
@@ -63,9 +63,9 @@ async def had(part: Part) -> tuple[Any, str | None]:
     except TimeoutError:
         return None, f"no answer within {SECONDS:g} s"
     except (ConfigurationError, ConnectionError, OSError) as error:
-        return None, redacted(str(error) or type(error).__name__)
+        return None, redacted((str(error) or type(error).__name__).splitlines()[0])
     except Exception as error:  # noqa: BLE001 - whatever it is, the rest is worth having
-        return None, redacted(f"{type(error).__name__}: {error}")
+        return None, redacted(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def parts(settings: Settings, probes: Iterable[str]) -> Mapping[str, Part]:
@@ -144,7 +144,7 @@ async def _queues(settings: Settings) -> Any:
 async def _followers(settings: Settings) -> Mapping[str, Any]:
     """How far each has come, and where the event store ends."""
     store = open_event_store(existing_event_store_uri(settings))
-    database = connect(database_options(settings))
+    database = connect(existing_database_options(settings))
     try:
         saved = await load_saved(store)
         found: dict[str, Any] = {
@@ -166,7 +166,7 @@ async def _followers(settings: Settings) -> Mapping[str, Any]:
 
 async def _operations(settings: Settings) -> Any:
     """The oldest first; ``waits_for`` says why EC2 has not carried one out."""
-    database = connect(database_options(settings))
+    database = connect(existing_database_options(settings))
     try:
         found = await pending(database, datetime.now(UTC))
     finally:
@@ -176,7 +176,7 @@ async def _operations(settings: Settings) -> Any:
 
 async def _dead_letters(settings: Settings) -> Any:
     """Those that wait, without bodies and headers, and how many of each cause."""
-    engine = open_database(database_options(settings))
+    engine = open_database(existing_database_options(settings))
     try:
         page = await Archive(engine).page(ListDeadLetters(state=DeadLetterState.WAITING, limit=200))
     finally:

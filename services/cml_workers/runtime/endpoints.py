@@ -41,11 +41,26 @@ def database_url(settings: Settings) -> str:
     """The configured database, or the file in the data folder."""
     if settings.database_url:
         return settings.database_url.get_secret_value()
-    return f"sqlite:///{(settings.data_dir / 'read-model.sqlite3').absolute()}"
+    return f"sqlite:///{_database_file(settings)}"
+
+
+def _database_file(settings: Settings) -> Path:
+    return (settings.data_dir / "read-model.sqlite3").absolute()
+
+
+def existing_database_options(settings: Settings) -> DatabaseOptions:
+    """The database for whoever reads what is there already. Raises SettingsError where there is no such file."""
+    file = _database_file(settings)
+    if not settings.database_url and not file.exists():
+        raise SettingsError(
+            f"no database: set DATABASE_URL, or use the folder of `cml-workers run` (there is no {file.name} in "
+            f"{file.parent}; CML_DATA_DIR names another folder)"
+        )
+    return database_options(settings)
 
 
 def database_options(settings: Settings) -> DatabaseOptions:
-    """The same, and how it is used."""
+    """The configured database, or the file in the data folder, and how it is used."""
     return DatabaseOptions(
         database_url(settings),
         call_seconds=settings.database_call_seconds,
