@@ -84,6 +84,7 @@ bench: $(READY) ## measure beside an echo: SECONDS=2 ROUNDS=5 ONLY=latency,calls
 	@$(BENCH) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ONLY),--only $(ONLY)) \
 		$(if $(JSON),--json $(JSON)) $(if $(CHECKOUT),--checkout $(CHECKOUT)) $(if $(AGAINST),--against $(AGAINST)) \
 		$(if $(POSTGRESQL),--postgresql)
+	@$(if $(ONLY)$(CHECKOUT)$(AGAINST),,PYTHONPATH=tests $(BIN)/python -m bench.bench_observability --rounds $(or $(ROUNDS),5))
 
 bench-report: $(READY) ## write tests/bench/before.json, and after.json if there is one, into docs/performance.md
 	@$(BENCH) --document docs/performance.md tests/bench/before.json $(wildcard tests/bench/after.json)

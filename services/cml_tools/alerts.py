@@ -74,7 +74,8 @@ ALERTS = (
         severity="warning",
         summary="{{ $labels.role }} is more than 30 seconds behind the event store",
         remedy="After an outage or a rebuild it catches up. Otherwise its CPU, or what it writes to, is too slow: for the relay RabbitMQ "
-        "and its subscribers' queues (`cml_events_under_way`), for the projector the database.",
+        "and its subscribers' queues (`cml_events_under_way`), for the projector the database. One that does not move at all is not ready, "
+        "which `CMLRoleNotReady` says.",
     ),
     Alert(
         name="CMLOperationsOverdue",
@@ -88,11 +89,11 @@ ALERTS = (
     ),
     Alert(
         name="CMLDeadLettersGrow",
-        shows="max(delta(cml_dead_letters_waiting[30m]))",
+        shows="max(cml_dead_letters_waiting) - min_over_time(max(cml_dead_letters_waiting)[30m:])",
         when="> 0",
         lasts="0m",
         severity="warning",
-        summary="More dead letters wait for an operator than half an hour ago",
+        summary="More dead letters wait for an operator than a moment in the last half hour",
         remedy="`cml-workers deadletters list` shows their causes, `deadletters show ID` the reason. Redrive, edit or discard them.",
     ),
     Alert(
@@ -115,11 +116,11 @@ ALERTS = (
     ),
     Alert(
         name="CMLCredentialsRefused",
-        shows='sum by (region) (rate(cml_ec2_problems_total{problem="EC2Authentication"}[10m]))',
-        when="> 0",
-        lasts="5m",
+        shows='sum by (region) (increase(cml_ec2_problems_total{problem="EC2Authentication"}[5m]))',
+        when="> 3",
+        lasts="2m",
         severity="critical",
-        summary="AWS refuses our credentials or rights in {{ $labels.region }}",
+        summary="AWS refuses our credentials or rights in {{ $labels.region }}, again and again",
         remedy="`cml-workers doctor` says which right is missing. Credentials that were replaced are read again; operations fail after "
         "`CML_AUTHENTICATION_GRACE_SECONDS`.",
     ),

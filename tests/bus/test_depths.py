@@ -68,6 +68,25 @@ async def test_what_cannot_be_asked_is_not_shown(
             await until(lambda: shown(QUEUE_CONSUMERS) is not None)
 
 
+async def test_a_look_that_the_library_cancels_is_one_that_failed(monkeypatch: pytest.MonkeyPatch):
+    """As it does with a connection that it closes."""
+    monkeypatch.setattr(depths, "LOOKS_EVERY", 0.01)
+    looked = 0
+
+    def connected() -> None:
+        nonlocal looked
+        looked += 1
+        raise asyncio.CancelledError
+
+    QUEUE_CONSUMERS.labels(LIFECYCLE_COMMANDS.name).set(1)
+    measuring = asyncio.create_task(depths.keep_measured(connected, [LIFECYCLE_COMMANDS]))
+    await until(lambda: looked > 2)
+    assert shown(QUEUE_CONSUMERS) is None
+    measuring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await measuring
+
+
 async def test_senders_own_queues_are_shown_with_the_one_of_all(
     empty: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ):

@@ -14,6 +14,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 
 from cml_contracts.client import WorkerClient
 from cml_embedded.ec2_simulator import DEMO_IMAGES
@@ -83,7 +84,45 @@ def test_a_collector_that_does_not_answer_delays_nothing_and_what_is_too_much_is
     assert time.monotonic() - ending < exporting.ENDING + 3
     assert longest < 1  # an export takes ten
     assert more_than(before)["exported"] == 0
-    assert 880 <= more_than(before)["dropped"] <= 1000  # a batch may still be on its way
+    assert more_than(before)["dropped"] == 1000
+
+
+def test_a_slow_collector_and_one_that_goes_away_delay_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, slow = counted(), threading.Event()
+
+    def answers() -> int:
+        if slow.is_set():
+            time.sleep(20)
+        return 200
+
+    with collecting() as collector:
+        collector.answers = answers
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+        with exported("test", {}) as tracer:
+            tracer.start_span("taken").end()
+            while more_than(before)["exported"] < 1:
+                time.sleep(0.01)
+            slow.set()
+            began = time.monotonic()
+            for _ in range(100):
+                tracer.start_span("too late").end()
+                time.sleep(0.001)
+            assert time.monotonic() - began < 1
+        assert time.monotonic() - began < exporting.ENDING + 3
+    assert more_than(before) == {"exported": 1, "dropped": 100}
+
+
+def test_why_spans_are_dropped_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with collecting() as collector, capture_logs() as logs:
+        collector.answers = lambda: 401
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "1")
+        with exported("test", {}) as tracer:
+            for _ in range(3):
+                tracer.start_span("refused").end()
+    (line,) = (each for each in logs if each["event"].startswith("spans are dropped"))
+    assert "401" in line["cause"]
 
 
 def test_a_collector_that_comes_back_gets_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:

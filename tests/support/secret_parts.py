@@ -32,6 +32,7 @@ from cml_workers.sql.database import open_database
 from support.canaries import SPECIAL, Canaries
 from support.certificates import Certificates
 from support.children import module
+from support.collector import Collector, collecting
 from support.ec2 import SimulatorAdmin
 from support.management_api import management_api
 from support.observed import stored_events
@@ -68,6 +69,8 @@ class SecretParts:
     settings: Mapping[str, str]
     health: Mapping[str, int]
     roles: Roles
+    collector: Collector
+    """Of the roles' spans."""
     arrived: list[AbstractIncomingMessage] = field(default_factory=list)
     """Replies, events, internal messages and dead letters, as the spy got them."""
     probed: dict[str, str] = field(default_factory=dict)
@@ -192,9 +195,11 @@ class SecretParts:
         for role, process in self.roles.processes.items():
             self._show(role, process.pid)
         rows = await self.rows()
+        assert self.collector.spans
         places: dict[str, Any] = {
             **{f"the log of {role}": path.read_bytes() for role, path in self.roles.logs.items()},
             **self.probed,
+            "the spans": b"\n".join(self.collector.bodies),
             **{f"{each.type} of {each.stream}": each.data + each.metadata for each in await self.events()},
             **{
                 f"{each.type} to {each.routing_key or each.exchange}, its properties": each.info()
@@ -256,6 +261,7 @@ async def secret_parts(
         management = stack.enter_context(
             management_api({queue.name: 3 for queue in QUEUES}, secrets["the password of cml-monitor"])
         )
+        collector = stack.enter_context(collecting())
         password = quote(secrets["the password of the database"], safe="")
         settings = {
             "RABBITMQ_MANAGEMENT_URL": management.url,
@@ -266,6 +272,8 @@ async def secret_parts(
             "AWS_ACCESS_KEY_ID": secrets["the id of the AWS key"],
             "AWS_SECRET_ACCESS_KEY": secrets["the AWS key"],
             "AWS_SESSION_TOKEN": secrets["the token of the AWS session"],
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_EXPORTER_OTLP_HEADERS": f"x-team={quote(secrets['the key of the collector'], safe='')}",
             "CML_DECLARE_TOPOLOGY": "false",
             "CML_COMMAND_USERS": '{"cml-client": ["*"]}',
             "CML_DELEGATE_USERS": '["cml-client"]',
@@ -300,6 +308,7 @@ async def secret_parts(
             settings,
             health,
             roles,
+            collector,
         )
         spy = await parts.listen()
         stack.push_async_callback(spy.close)

@@ -30,6 +30,7 @@ from cml_tools.definitions import PERMISSIONS, definitions
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE
 from cml_workers.process.registry import ROLES
 from support.children import module
+from support.collector import collecting
 from support.ec2 import SimulatorAdmin
 from support.planted_role import UNEXPECTED
 from support.ports import free_port
@@ -124,6 +125,7 @@ async def _day(folder: Path) -> Day:
         private_postgresql() as postgresql,
         Ec2Simulator(transition_seconds=0.3) as simulator,
         module("support.kurrentdb_standin", "--port", str(store_port)),
+        collecting() as collector,
     ):
         async with TcpProxy(store_port) as store:
             roles = Roles(
@@ -141,6 +143,7 @@ async def _day(folder: Path) -> Day:
                 CML_AUTHENTICATION_GRACE_SECONDS="1",
                 CML_COMMAND_USERS='{"cml-client": ["*"]}',
                 CML_LOG_FORMAT="json",
+                OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
                 CML_LIBRARY_LOG_LEVEL="debug",
                 CML_DATABASE_CALL_SECONDS="3",
                 PLANTED_SECRET=SECRET,
@@ -257,6 +260,16 @@ def test_every_line_about_an_operation_carries_its_ids(day: Day):
             recorded = [each for each in day.of(what, "lifecycle") if each["event"] == "recorded"]
             assert recorded, what
             assert all(isinstance(each["revision"], int) for each in recorded)
+
+
+def test_every_line_about_an_operation_is_of_its_trace(day: Day):
+    for command_id, what in day.sent.items():
+        lines = [line for line in day.all() if line.get("command_id") == command_id]
+        assert len({line.get("trace_id") for line in lines}) == 1, (what, lines)
+        assert re.fullmatch("[0-9a-f]{32}", lines[0]["trace_id"]), what
+    assert len({lines[0]["trace_id"] for what in day.sent.values() if (lines := day.of(what))}) == len(
+        day.sent
+    )
 
 
 def test_what_is_expected_is_one_line_each(day: Day):

@@ -1,6 +1,7 @@
 """What a bundle is made of: each part is had by itself, or it is said why not."""
 
 import asyncio
+import io
 import os
 import platform
 import re
@@ -36,7 +37,7 @@ from cml_workers.runtime.endpoints import (
     existing_event_store_uri,
     known_endpoints,
 )
-from cml_workers.runtime.settings import Settings, variable
+from cml_workers.runtime.settings import Settings, is_url, variable
 from cml_workers.sql.adapters import connect
 from cml_workers.sql.database import dispose, open_database
 
@@ -94,16 +95,16 @@ async def versions() -> Mapping[str, Any]:
 
 
 async def _settings(settings: Settings) -> Mapping[str, Any]:
-    values = {variable(name): _shown(getattr(settings, name)) for name in type(settings).model_fields}
+    fields = type(settings).model_fields
+    values = {variable(name): _shown(getattr(settings, name), url=is_url(name)) for name in fields}
     names = sorted(name for name in os.environ if name.startswith(OF_THE_ENVIRONMENT))
     return {"settings": values, "variables that are set": names}
 
 
-def _shown(value: Any) -> Any:
+def _shown(value: Any, *, url: bool = False) -> Any:
     match value:
         case SecretStr():
-            text = value.get_secret_value()
-            return redacted(text) if "://" in text else HIDDEN
+            return redacted(value.get_secret_value()) if url else HIDDEN
         case dict():
             return {str(name): _shown(inner) for name, inner in value.items()}
         case tuple() | frozenset():
@@ -127,10 +128,8 @@ async def _health(url: str) -> Mapping[str, Any]:
 
 
 def _asked(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ConfigurationError(f"--probe is a URL that begins with http://, not {url!r}")
     try:
-        with urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310 - checked above
+        with urlopen(url, timeout=PROBE_SECONDS) as answer:  # noqa: S310 - the command line has looked at its form
             return str(answer.read(MOST_BYTES).decode(errors="replace"))
     except HTTPError as error:  # not ready
         with error:
@@ -138,7 +137,7 @@ def _asked(url: str) -> str:
 
 
 async def _queues(settings: Settings) -> Any:
-    return await depths(amqp_url(settings), EVERYTHING.queues)
+    return await depths(amqp_url(settings), EVERYTHING.with_own(settings.senders).queues)
 
 
 async def _followers(settings: Settings) -> Mapping[str, Any]:
@@ -191,7 +190,7 @@ def logs(places: Iterable[str], most: int) -> Iterator[tuple[str, list[str]]]:
     """
     for place in places:
         if place == "-":
-            yield "stdin.log", _last(sys.stdin, most)
+            yield "stdin.log", _last(io.TextIOWrapper(sys.stdin.buffer, errors="replace"), most)
             continue
         path = Path(place)
         for file in sorted(path.glob("*.log")) if path.is_dir() else [path]:
@@ -200,4 +199,4 @@ def logs(places: Iterable[str], most: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def _last(lines: Iterable[str], most: int) -> list[str]:
-    return [redacted(line[:LONGEST_LINE].rstrip("\n")) for line in deque(lines, most)]
+    return [redacted(line.rstrip("\n"))[:LONGEST_LINE] for line in deque(lines, most)]

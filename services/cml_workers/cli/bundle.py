@@ -60,7 +60,7 @@ def bundle(
     What cannot be had, as a part is down for example, is left out, and README.txt in the file says why. Of the embedded system,
     cml-workers run, everything is found by itself but its log.
 
-        kubectl logs -l app=cml-workers --prefix=false --tail=5000 | cml-workers bundle --logs - --probe http://lifecycle:8080
+        kubectl -n cml-workers logs -l cml-role --tail=5000 | cml-workers bundle --logs - --probe http://127.0.0.1:8080
         docker compose logs --no-log-prefix > all.log; cml-workers bundle --logs all.log
 
     Secrets are replaced by ***. Names, tags and reasons stay: look through it before you send it.
@@ -70,6 +70,9 @@ def bundle(
     from cml_workers.bundle import parts  # noqa: PLC0415 - slow to load
 
     settings = client_settings()
+    for url in probe or []:
+        if not url.startswith(("http://", "https://")) or "@" in url:
+            fail("--probe is a URL that begins with http:// or https://, without user and password", USAGE)
     now = datetime.now(UTC)
     name = f"cml-workers-bundle-{now:%Y%m%dT%H%M%SZ}"
     file = to or Path(f"{name}.tar.gz")
@@ -126,7 +129,9 @@ def _about(texts: Mapping[str, str], missing: Mapping[str, str], now: datetime) 
         ),
     ]
     return ABOUT.format(
-        version=version("cml-workers"), time=now.isoformat(timespec="seconds"), listed="\n".join(listed)
+        version=version("cml-workers"),
+        time=now.isoformat(timespec="seconds"),
+        listed=redacted("\n".join(listed)),
     )
 
 

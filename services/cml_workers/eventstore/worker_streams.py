@@ -34,6 +34,7 @@ from cml_workers.eventstore.port import (
 )
 from cml_workers.eventstore.quarantine import WORKERS, Quarantine
 from cml_workers.foundation.metrics import WORKERS_LOOKED_UP
+from cml_workers.foundation.tracing import as_traceparent, trace_of
 
 WORKER_STREAMS = "cml_worker-"
 """What the names of their streams begin with."""
@@ -101,7 +102,10 @@ def about_event(stored: StoredEvent) -> dict[str, object]:
     ids: dict[str, object] = {"event_id": str(stored.event_id), "type": stored.type}
     with suppress(ValueError):  # another application's, or broken
         ids |= {"worker_id": str(worker_of(stored.stream)), "revision": stored.revision}
-        ids |= {"command_id": EventMetadata.model_validate_json(stored.metadata).command_id}
+        metadata = EventMetadata.model_validate_json(stored.metadata)
+        ids["command_id"] = metadata.command_id
+        if traceparent := as_traceparent(metadata.traceparent):
+            ids["trace_id"] = trace_of(traceparent)
     return ids
 
 

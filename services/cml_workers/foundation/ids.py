@@ -2,7 +2,7 @@
 
 They are in the context of the task, so each task that is made has them, too; one that outlives what it was made in is made ``apart``.
 Names are the same everywhere: ``role``; ``queue`` and ``message_id`` of the message that is handled; ``command``, the type, and ``command_id``,
-as it was sent; ``operation_id``, which is what the streams know it by; ``worker_id``, ``instance_id``, ``revision``.
+as it was sent; ``operation_id``, which is what the streams know it by; ``worker_id``, ``instance_id``, ``revision``; ``trace_id`` where it is traced.
 """
 
 from collections.abc import Iterator

@@ -82,23 +82,23 @@ def without_secrets(headers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def conceal(secrets: Iterable[str]) -> None:
-    """Secrets of this process, URLs with a password among them, that no text shows from now on, escaped or not."""
+def conceal(secrets: Iterable[str], urls: Iterable[str] = ()) -> None:
+    """Secrets of this process, and passwords in its URLs, that no text shows from now on, escaped or not."""
     global _own_values  # noqa: PLW0603 - of the process, as its logs are
-    for secret in secrets:
-        _, separator, rest = secret.partition("://")
-        credentials, at, _ = rest.rpartition("@")
-        found = [credentials.partition(":")[2] if at else ""] if separator else [secret]
-        for password in found:
-            parts = re.split(
-                r"[^\w.~-]", password
-            )  # errors about a URL quote the part they do not like, and each form of text escapes others
-            for form in (password, unquote(password), quote(password, safe=""), *parts):
-                if len(form) >= SHORTEST:
-                    _own[form] = None
+    for secret in (*secrets, *map(_password, urls)):
+        # Errors about a URL quote the part they do not like, and each form of text escapes others.
+        parts = re.split(r"[^\w.~-]", secret)
+        for form in (secret, unquote(secret), quote(secret, safe=""), *parts):
+            if len(form) >= SHORTEST:
+                _own[form] = None
     if _own:
         longest_first = sorted(_own, key=len, reverse=True)
         _own_values = re.compile("|".join(map(re.escape, longest_first)))
+
+
+def _password(url: str) -> str:
+    credentials, _, _ = url.partition("://")[2].rpartition("@")
+    return credentials.partition(":")[2]
 
 
 def redacted(text: str) -> str:

@@ -93,6 +93,11 @@ def here() -> str | None:
     return None if _tracer is None else _tracer.here()
 
 
+def trace_of(traceparent: str) -> str:
+    """The id of its trace."""
+    return traceparent.split("-")[1]
+
+
 def as_traceparent(header: object) -> str | None:
     """What somebody wrote into the header, if it is one. It says what belongs together, and is believed for nothing else."""
     return header if isinstance(header, str) and _TRACEPARENT.fullmatch(header) else None

@@ -179,6 +179,8 @@ async def _keep_counting(count: Callable[[], Awaitable[None]], outages: Outages)
             if await outages.waited_out(error):
                 continue
             log.warning("what there is is counted later", cause=str(error))
+        except Exception:
+            log.exception("what there is is counted later")
         await asyncio.sleep(max(COUNT_EVERY, (time() - began) / COUNT_SHARE))
 
 

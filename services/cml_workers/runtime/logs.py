@@ -18,7 +18,7 @@ from pydantic_core import to_json
 
 from cml_workers.foundation.secrets import conceal, redacted_values
 from cml_workers.foundation.texts import visible, visible_json
-from cml_workers.foundation.tracing import here
+from cml_workers.foundation.tracing import here, trace_of
 from cml_workers.runtime.settings import Settings
 
 Line = MutableMapping[str, Any]
@@ -55,7 +55,7 @@ def configure_logging(settings: Settings) -> None:
 
     Tracebacks come without local variables: these may hold what must not be logged.
     """
-    conceal([*settings.secrets(), *_of_aws()])
+    conceal([*settings.secrets(urls=False), *_of_aws()], settings.secrets(urls=True))
     processors: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         in_its_trace,
@@ -138,7 +138,7 @@ class _Libraries(logging.Handler):
 def in_its_trace(_logger: Any, _method: str, line: Line) -> Line:
     """The line with the id of the current trace, if there is one."""
     if traceparent := here():
-        line["trace_id"] = traceparent.split("-")[1]
+        line["trace_id"] = trace_of(traceparent)
     return line
 
 

@@ -245,6 +245,14 @@ class Settings(BaseSettings):
         SecretStr | None, Field(validation_alias="OTEL_EXPORTER_OTLP_TRACES_HEADERS")
     ] = None
     """Likewise, instead of those."""
+    otlp_protocol: Annotated[
+        Literal["http/protobuf"], Field(validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL")
+    ] = "http/protobuf"
+    """How the collector is spoken to; no other is known here: gRPC's port, 4317, is not the one."""
+    otlp_traces_protocol: Annotated[
+        Literal["http/protobuf"], Field(validation_alias="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+    ] = "http/protobuf"
+    """Likewise, instead of that."""
     traces_exporter: Annotated[Literal["otlp", "none"], Field(validation_alias="OTEL_TRACES_EXPORTER")] = (
         "otlp"
     )
@@ -350,9 +358,9 @@ class Settings(BaseSettings):
                     f"{variable(name)} has no effect: {self.profiles_file} has a profile {DEFAULT!r} of its own"
                 )
 
-    def secrets(self) -> list[str]:
-        """All that nobody may read; URLs with their password."""
-        values = [getattr(self, name) for name in type(self).model_fields]
+    def secrets(self, *, urls: bool) -> list[str]:
+        """What nobody may read as a whole; ``urls``: those of which it is only the password."""
+        values = [getattr(self, name) for name in type(self).model_fields if is_url(name) is urls]
         several = [value.values() if isinstance(value, dict) else value for value in values]
         each = [inner for value in several for inner in (value if isinstance(value, Iterable) else (value,))]
         return [value.get_secret_value() for value in each if isinstance(value, SecretStr)]
@@ -412,6 +420,11 @@ class Settings(BaseSettings):
             security_groups=self.worker_security_group_ids,
             key=self.worker_key_name,
         )
+
+
+def is_url(name: str) -> bool:
+    """Whether the field is a URL, which is shown but for its password."""
+    return name.endswith(("_url", "_uri"))
 
 
 def variable(name: str) -> str:

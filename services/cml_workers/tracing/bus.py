@@ -11,8 +11,9 @@ from cml_workers.bus.port import Ack, DeadLetter, Handler, Message, Outgoing, Re
 from cml_workers.bus.probes import PROBE
 from cml_workers.bus.rabbit import RabbitBus
 from cml_workers.bus.topology import Queue
+from cml_workers.foundation.ids import bind
 from cml_workers.foundation.outages import NO_OUTAGES, Outages
-from cml_workers.foundation.tracing import PROBLEM, TRACEPARENT, Attributes, as_traceparent
+from cml_workers.foundation.tracing import PROBLEM, TRACEPARENT, Attributes, as_traceparent, trace_of
 from cml_workers.tracing.tracer import Spans, ended, failed, put, written
 
 VERDICT = "cml.verdict"
@@ -71,8 +72,12 @@ def traced(spans: Spans) -> type[RabbitBus]:
                     kind=SpanKind.CONSUMER,
                     parent=as_traceparent(message.headers.get(TRACEPARENT)),
                 )
+                traceparent = written(span)
+                bind(
+                    trace_id=trace_of(traceparent)
+                )  # for the lines about the message's end, when the span has
                 with ended(span):
-                    headers = {**message.headers, TRACEPARENT: written(span)}
+                    headers = {**message.headers, TRACEPARENT: traceparent}
                     verdict = await handler(replace(message, headers=headers))
                     cause = verdict.cause if isinstance(verdict, DeadLetter) else None
                     put(span, {VERDICT: _VERDICTS[type(verdict)], PROBLEM: cause})

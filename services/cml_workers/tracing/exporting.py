@@ -19,11 +19,29 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import Tracer
 
 from cml_workers.foundation.metrics import SPANS
+from cml_workers.foundation.secrets import redacted
 
 log = structlog.get_logger(__name__)
 
+MOST_OF_A_REASON = 300
+"""Characters."""
 ENDING = 2.0
 """Seconds in which what is left is exported when the process ends; then it is dropped."""
+
+
+class _Reason(logging.Handler):
+    """What the exporter says of the batch that it could not export: a line for each try, of which the last one is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it."""
+        self.said = redacted(record.getMessage())[:MOST_OF_A_REASON]
+
+
+_reason = _Reason()
 
 
 class Exporting(SpanProcessor):
@@ -42,8 +60,10 @@ class Exporting(SpanProcessor):
         """Spans that have ended, by the outermost one that has not."""
         self._holds = 0
         self._waiting: deque[ReadableSpan] = deque()
+        self._under_way = 0
         self._due = threading.Event()
         self._ends = False
+        self._given_up = False
         self._failing = False
         self._thread = threading.Thread(target=self._run, name="exports spans", daemon=True)
         self._thread.start()
@@ -77,8 +97,9 @@ class Exporting(SpanProcessor):
         self._ends = True
         self._due.set()
         self._thread.join(ENDING)
+        self._given_up = True
         self._exporter.shutdown()
-        left = len(self._waiting)
+        left = len(self._waiting) + self._under_way + self._holds
         self._waiting.clear()
         if left:
             SPANS.labels("dropped").inc(left)
@@ -92,26 +113,31 @@ class Exporting(SpanProcessor):
                 self._export([self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch))])
 
     def _export(self, batch: list[ReadableSpan]) -> None:
+        self._under_way = len(batch)
         try:
             done = self._exporter.export(batch) is SpanExportResult.SUCCESS
         except Exception as error:  # noqa: BLE001 - whatever a library raises, the next batch is tried
             done = False
             log.warning("spans cannot be exported", cause=type(error).__name__)
+        if self._given_up:
+            return  # counted already
+        self._under_way = 0
         SPANS.labels("exported" if done else "dropped").inc(len(batch))
         if done is self._failing:
             self._failing = not done
-            log.warning(
-                "spans are exported again" if done else "spans are dropped: the collector does not take them"
-            )
+            if done:
+                log.warning("spans are exported again")
+            else:
+                log.warning("spans are dropped: the collector does not take them", cause=_reason.said or None)
 
 
 @contextmanager
 def exported(service: str, attributes: Mapping[str, str]) -> Iterator[Tracer]:
     """A tracer, configured by the standard variables of OpenTelemetry; ``service``: the name of this one, where none of them says it."""
+    # A line for each try; what came of them is said and counted here.
     for library in ("opentelemetry", "urllib3"):
-        logging.getLogger(library).setLevel(
-            logging.CRITICAL
-        )  # a line for each try; what came of them is said and counted here
+        logging.getLogger(library).propagate = False
+    logging.getLogger("opentelemetry").addHandler(_reason)
     named = Resource.create(attributes)
     if str(named.attributes.get(SERVICE_NAME)).startswith("unknown_service"):
         named = named.merge(Resource({SERVICE_NAME: service}))

@@ -129,7 +129,8 @@ def ended(span: Span) -> Iterator[Span]:
 def failed(span: Span, error: BaseException) -> None:
     """Say of the span what went wrong, by its type and code: an error's text quotes what it is about."""
     problem = getattr(error, "problem", error)
-    put(span, {"error.type": type(error).__name__, PROBLEM: str(getattr(problem, "code", "")) or None})
+    code = getattr(problem, "code", None)
+    put(span, {"error.type": type(error).__name__, PROBLEM: str(code) if isinstance(code, str) else None})
     if problem is not None and isinstance(error, Exception):  # not one that only says: later
         span.set_status(Status(StatusCode.ERROR))
 

@@ -26,7 +26,10 @@ async def keep_measured(
         try:
             async with asyncio.timeout(TIMEOUT):
                 await _look(connected(), queues)
-        except Exception:  # noqa: BLE001 - whatever it is, the consumers find out for themselves
+        except BaseException as error:
+            if not isinstance(error, Exception) and outage(error) is None:
+                raise
+            # Whatever it is, the consumers find out for themselves.
             for name in {_shown_as(each) for each in queues}:
                 QUEUE_MESSAGES.remove(name)
                 QUEUE_CONSUMERS.remove(name)
