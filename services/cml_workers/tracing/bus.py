@@ -3,6 +3,7 @@
 import re
 from asyncio import Future
 from collections.abc import Awaitable
+from contextvars import ContextVar
 from dataclasses import replace
 
 from opentelemetry.trace import Span, SpanKind
@@ -17,6 +18,8 @@ from cml_workers.foundation.tracing import PROBLEM, TRACEPARENT, Attributes, as_
 from cml_workers.tracing.tracer import Spans, ended, failed, put, written
 
 VERDICT = "cml.verdict"
+_handled: ContextVar[str | None] = ContextVar("the span of the message that is handled", default=None)
+"""Also when that has ended: the message may then be retried, or a dead letter, and its sender traced nothing."""
 _VERDICTS = {Ack: "done", Retry: "retried", DeadLetter: "dead_letter"}
 _TYPE = re.compile(r"cml\.[a-z0-9_.]{1,100}")
 _ID = re.compile(r"[!-~]{1,200}")
@@ -30,7 +33,8 @@ def traced(spans: Spans) -> type[RabbitBus]:
             """See ``RabbitBus.publish``. It is begun at once, as there: messages keep their order."""
             if message.message_id == PROBE.message_id:
                 return super().publish(message)
-            before, here = as_traceparent(message.headers.get(TRACEPARENT)), spans.here()
+            here = spans.here()
+            before = as_traceparent(message.headers.get(TRACEPARENT)) or (None if here else _handled.get())
             span = spans.begin(
                 f"send {_destination(message)}",
                 _about("send", message),
@@ -73,6 +77,7 @@ def traced(spans: Spans) -> type[RabbitBus]:
                     parent=as_traceparent(message.headers.get(TRACEPARENT)),
                 )
                 traceparent = written(span)
+                _handled.set(traceparent)
                 bind(
                     trace_id=trace_of(traceparent)
                 )  # for the lines about the message's end, when the span has
