@@ -124,6 +124,21 @@ def test_a_user_that_is_removed_or_has_no_password_is_not_imported(users: Path):
     assert read_users(users.read_bytes()).keys() == {"b"}
 
 
+def test_who_is_removed_leaves_in_an_order_in_which_nothing_is_lost_and_no_role_ends(users: Path):
+    assert broker_user(users, "add", "portal", "--may", "start", "--subscribe").exit_code == 0
+    assert broker_user(users, "remove", "portal-events").output.splitlines()[1:] == [
+        "  rabbitmqctl delete_user portal-events"
+    ]
+    assert broker_user(users, "remove", "portal").output.splitlines()[1:] == [
+        "  rabbitmqctl delete_user portal",
+        "  wait until cml.lifecycle.commands.portal and cml.projector.queries.v2.portal are empty",
+        "  set what `settings` prints, and restart lifecycle and projector",
+        "  rabbitmqctl delete_queue cml.lifecycle.commands.portal",
+        "  rabbitmqctl delete_queue cml.projector.queries.v2.portal",
+        "  delete the exchanges cml.commands.portal and cml.queries.portal",
+    ]
+
+
 def test_whose_queues_the_roles_read_has_queues_also_without_a_password(users: Path):
     users.write_text('{"earlier": {"may": ["*"]}}')
     assert broker_user(users, "add", "portal", "--may", "start", "--subscribe").exit_code == 0
