@@ -198,6 +198,11 @@ def main() -> None:
         "--check", type=Path, metavar="FILE", help="fail if it is not the one without passwords"
     )
     parser.add_argument(
+        "--without-users",
+        action="store_true",
+        help="leave the users and their passwords out: for a broker that has them, where an import would replace the passwords",
+    )
+    parser.add_argument(
         "--variables", action="store_true", help="print the names of our own users' passwords instead"
     )
     chosen = parser.parse_args()
@@ -207,7 +212,10 @@ def main() -> None:
     users = read_users(chosen.users.read_bytes())
     given = {user: os.environ.get(password_variable(user)) for user in permissions(users)}
     passwords = {user: password for user, password in given.items() if password}
-    text = json.dumps(definitions({} if chosen.check else passwords, users), indent=2) + "\n"
+    found = definitions({} if chosen.check else passwords, users)
+    if chosen.without_users:
+        del found["users"]
+    text = json.dumps(found, indent=2) + "\n"
     if chosen.check:
         check(chosen.check, text, "the topology")
     elif chosen.write:

@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cml_contracts.commands import COMMANDS, StartCMLWorker, UpdateCMLWorkerTags
-from cml_workers.bus.users import read_users
+from cml_workers.bus.topology import LIFECYCLE_COMMANDS, PROJECTOR_QUERIES, counts_as
+from cml_workers.bus.usage import Usage
+from cml_workers.bus.users import read_users, settings_of
 from cml_workers.cli.app import app
 
 
@@ -120,6 +122,33 @@ def test_a_user_that_is_removed_or_has_no_password_is_not_imported(users: Path):
     assert (before["a"] == after["a"], before["b"] == after["b"]) == (False, True)
     assert "rabbitmqctl delete_user a" in broker_user(users, "remove", "a").output
     assert read_users(users.read_bytes()).keys() == {"b"}
+
+
+def test_who_is_removed_leaves_in_an_order_in_which_nothing_is_lost_and_no_role_ends(users: Path):
+    assert broker_user(users, "add", "portal", "--may", "start", "--subscribe").exit_code == 0
+    assert broker_user(users, "remove", "portal-events").output.splitlines()[1:] == [
+        "  rabbitmqctl delete_user portal-events"
+    ]
+    assert broker_user(users, "remove", "portal").output.splitlines()[1:] == [
+        "  rabbitmqctl delete_user portal",
+        "  wait until cml.lifecycle.commands.portal and cml.projector.queries.v2.portal are empty",
+        "  set what `settings` prints, and restart lifecycle and projector",
+        "  rabbitmqctl delete_queue cml.lifecycle.commands.portal",
+        "  rabbitmqctl delete_queue cml.projector.queries.v2.portal",
+        "  delete the exchanges cml.commands.portal and cml.queries.portal",
+    ]
+
+
+def test_whose_queues_the_roles_read_has_queues_also_without_a_password(users: Path):
+    users.write_text('{"earlier": {"may": ["*"]}}')
+    assert broker_user(users, "add", "portal", "--may", "start", "--subscribe").exit_code == 0
+    read = settings_of(read_users(users.read_bytes()))["CML_SENDERS"]
+    definitions = json.loads(broker_user(users, "definitions").output)
+    assert [each["name"] for each in definitions["users"]] == ["portal", "portal-events"]
+    wanted = Usage((LIFECYCLE_COMMANDS, PROJECTOR_QUERIES)).with_own(json.loads(read)).queues
+    made = {each["name"] for each in definitions["queues"]}
+    assert made == {name for name in wanted if counts_as(name) not in (name, None)}
+    assert len(made) == 4
 
 
 @pytest.mark.parametrize(

@@ -209,13 +209,16 @@ def topology_of(queues: Iterable[Queue], exchanges: Iterable[Exchange] = ()) -> 
 
 
 def users_only(users: BrokerUsers) -> dict[str, Any]:
-    """Definitions of those who can log in, and of what is theirs alone: a running broker takes them in beside what it has."""
+    """Definitions of those who can log in, and of all senders' queues: a running broker takes them in beside what it has.
+
+    The queues of the others, too: ``settings_of`` has the roles read them.
+    """
     able = {name: user for name, user in users.items() if user.password_hash}
     return {
         "users": [broker_user(name, user.password_hash or "") for name, user in able.items()],
         "permissions": permissions(able),
         "topic_permissions": topic_permissions(able),
-        **topology_of(queues_of(able)),
+        **topology_of(queues_of(users)),
     }
 
 

@@ -6,7 +6,7 @@ It changes a file and no broker: what the file says is imported into RabbitMQ, a
 import json
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from cml_workers.bus.users import (
     BrokerUser,
     hashed,
     password_variable,
+    queues_of,
     read_users,
     settings_of,
     users_only,
@@ -108,16 +109,13 @@ def show(users_file: List = DEFAULT_LIST) -> None:
 def remove(
     names: Annotated[list[str], typer.Argument(metavar="NAME...")], users_file: List = DEFAULT_LIST
 ) -> None:
-    """Remove users from the list; RabbitMQ keeps them until `rabbitmqctl delete_user`."""
+    """Remove users from the list, and say how they and their queues are removed at RabbitMQ."""
     users = _read(users_file)
     _known(users, names)
     _write(users_file, {name: user for name, user in users.items() if name not in names})
     for name in names:
-        out.print(
-            f"{name} is not in the list any more; now: rabbitmqctl delete_user {name}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        for line in (f"{name} is not in the list any more; now:", *_leaving(name, users[name])):
+            out.print(line, highlight=False, soft_wrap=True)
 
 
 @broker_user.command("password")
@@ -150,6 +148,18 @@ def _types(may: str) -> list[str]:
             fail(f"{each!r} is no command{did_you_mean(each, SHORT)}", USAGE)
         kinds.append(kind)
     return kinds
+
+
+def _leaving(name: str, user: BrokerUser) -> Iterator[str]:
+    """What is to be done after a user was taken from the list, in this order: what it sent is done, and no role misses a queue."""
+    yield f"  rabbitmqctl delete_user {name}"
+    if own := queues_of({name: user}):
+        queues = [queue.name for queue in own]
+        exchanges = [binding.exchange.name for queue in own for binding in queue.bindings]
+        yield f"  wait until {' and '.join(queues)} are empty"
+        yield "  set what `settings` prints, and restart lifecycle and projector"
+        yield from (f"  rabbitmqctl delete_queue {queue}" for queue in queues)
+        yield f"  delete the exchanges {' and '.join(exchanges)}"
 
 
 def _does(user: BrokerUser) -> str:

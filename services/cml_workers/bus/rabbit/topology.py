@@ -81,7 +81,7 @@ class _Asking:
             what = (
                 "what `cml-workers broker-user definitions` prints into RabbitMQ, or take that sender out of CML_SENDERS"
                 if is_own
-                else "deploy/rabbitmq/definitions.json into RabbitMQ"
+                else "what `python -m cml_tools.definitions --without-users` prints into RabbitMQ"
             )
             raise TopologyError(
                 f"{subject} is missing: import {what}, or let the roles "
