@@ -5,6 +5,7 @@ The id of a report follows from what it says, so that a repetition is recognised
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -25,6 +26,7 @@ from cml_workers.domain.messages import (
 from cml_workers.domain.worker import Worker
 from cml_workers.ec2_adapter.attempts import Report as OperationReport
 from cml_workers.ec2_adapter.attempts import Turn, generation
+from cml_workers.foundation.tracing import TRACEPARENT
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +78,7 @@ class Reports:
             await self._send(
                 report,
                 f"{turn.worker.id}/{operation.command_id}/{generation(operation)}/{next_at.isoformat()}",
+                operation.requested.traceparent,  # its attempt is over
             )
             attempt.reasons.add(problem.code)
 
@@ -105,5 +108,8 @@ class Reports:
             except BusUnavailableError:
                 await self._sleep(1.0)
 
-    async def _send(self, report: Report | Reminder, identity: str) -> None:
-        await self._publish(internal(report, str(uuid5(_NAMESPACE, identity))))
+    async def _send(self, report: Report | Reminder, identity: str, traceparent: str | None = None) -> None:
+        message = internal(report, str(uuid5(_NAMESPACE, identity)))
+        if traceparent is not None:
+            message = replace(message, headers={**message.headers, TRACEPARENT: traceparent})
+        await self._publish(message)

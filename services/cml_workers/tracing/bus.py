@@ -18,8 +18,8 @@ from cml_workers.foundation.tracing import PROBLEM, TRACEPARENT, Attributes, as_
 from cml_workers.tracing.tracer import Spans, ended, failed, put, written
 
 VERDICT = "cml.verdict"
-_handled: ContextVar[str | None] = ContextVar("the span of the message that is handled", default=None)
-"""Also when that has ended: the message may then be retried, or a dead letter, and its sender traced nothing."""
+_handled: ContextVar[tuple[Message, str] | None] = ContextVar("the message and its span", default=None)
+"""Also when that has ended: the message may be handled once more, retried, or a dead letter, and its sender traced nothing."""
 _VERDICTS = {Ack: "done", Retry: "retried", DeadLetter: "dead_letter"}
 _TYPE = re.compile(r"cml\.[a-z0-9_.]{1,100}")
 _ID = re.compile(r"[!-~]{1,200}")
@@ -34,7 +34,9 @@ def traced(spans: Spans) -> type[RabbitBus]:
             if message.message_id == PROBE.message_id:
                 return super().publish(message)
             here = spans.here()
-            before = as_traceparent(message.headers.get(TRACEPARENT)) or (None if here else _handled.get())
+            before = as_traceparent(message.headers.get(TRACEPARENT))
+            if before is None and here is None and (handled := _handled.get()):
+                before = handled[1]
             span = spans.begin(
                 f"send {_destination(message)}",
                 _about("send", message),
@@ -66,6 +68,8 @@ def traced(spans: Spans) -> type[RabbitBus]:
             """See ``RabbitBus.consume``. To the handler the message is one of its span's, and so is all that it records of it."""
 
             async def handle(message: Message) -> Verdict:
+                handled = _handled.get()
+                earlier = handled[1] if handled and handled[0] is message else None
                 span = spans.begin(
                     f"process {queue.name}",
                     {
@@ -74,10 +78,10 @@ def traced(spans: Spans) -> type[RabbitBus]:
                         "cml.deliveries": message.deliveries,
                     },
                     kind=SpanKind.CONSUMER,
-                    parent=as_traceparent(message.headers.get(TRACEPARENT)),
+                    parent=as_traceparent(message.headers.get(TRACEPARENT)) or earlier,
                 )
                 traceparent = written(span)
-                _handled.set(traceparent)
+                _handled.set((message, traceparent))
                 bind(
                     trace_id=trace_of(traceparent)
                 )  # for the lines about the message's end, when the span has
