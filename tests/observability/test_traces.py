@@ -153,6 +153,7 @@ async def test_each_kind_of_command_is_a_trace(parts: TracedParts) -> None:
             await until(parts, command, WorkerStatus.STOPPED)
     broken = await parts.broken(StopCMLWorker.TYPE, f'{{"reason": "{BODY}"'.encode())
     spans = await parts.seen(broken, "send cml.dead-letters", "process cml.dead-letters")
+    assert (roots(spans), orphans(spans)) == (["caller"], [])
     (handled,) = named(spans, "process cml.lifecycle.commands")
     assert handled.attributes["cml.verdict"] == "dead_letter"
     assert handled.attributes["cml.problem_code"] == "ValidationFailed"
