@@ -218,7 +218,6 @@ class RabbitBus:
         """
         self._ending = True
         await ended(self.consuming)
-        await ended(self._measuring)
         for subscriber in self._subscribers:
             await closed(subscriber.stop())
         for consumer in self._consumers:
@@ -226,6 +225,7 @@ class RabbitBus:
         in_flight = [task for consumer in self._consumers for task in consumer.in_flight]
         if in_flight:
             await asyncio.wait(in_flight, timeout=grace)
+        await ended(self._measuring)  # not before: a call that is cancelled may cost the connection
         await self._disconnect()
 
     async def _disconnect(self) -> None:
