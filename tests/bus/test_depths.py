@@ -1,7 +1,6 @@
 """How many messages wait, and how many consumers a queue has: as the broker says, and nothing while it cannot be asked."""
 
 import asyncio
-from collections.abc import Callable
 
 import aio_pika
 import pytest
@@ -15,6 +14,7 @@ from cml_workers.bus.usage import Usage
 from cml_workers.foundation.metrics import QUEUE_CONSUMERS, QUEUE_MESSAGES
 from support.recorder import Recorder, outgoing
 from support.tcp_proxy import TcpProxy
+from support.waiting import until
 
 
 def shown(gauge: Gauge) -> float | None:
@@ -22,12 +22,6 @@ def shown(gauge: Gauge) -> float | None:
     return next(
         (each.value for each in family.samples if each.labels["queue"] == LIFECYCLE_COMMANDS.name), None
     )
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def test_messages_and_consumers(empty: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch):
@@ -79,7 +73,7 @@ async def test_a_look_that_the_library_cancels_is_one_that_failed(monkeypatch: p
         raise asyncio.CancelledError
 
     QUEUE_CONSUMERS.labels(LIFECYCLE_COMMANDS.name).set(1)
-    measuring = asyncio.create_task(depths.keep_measured(connected, [LIFECYCLE_COMMANDS]))
+    measuring = asyncio.create_task(depths.keep_measured(connected, lambda: [LIFECYCLE_COMMANDS]))
     await until(lambda: looked > 2)
     assert shown(QUEUE_CONSUMERS) is None
     measuring.cancel()

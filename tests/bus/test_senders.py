@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator
 
 import aio_pika
 import pytest
+from yarl import URL
 
 from cml_contracts.topology import COMMANDS_EXCHANGE, Exchange, own_exchange
 from cml_workers.bus.deaths import death_of
 from cml_workers.bus.headers import DEATH_HEADER, QUEUE_HEADER
 from cml_workers.bus.port import Ack, DeadLetter, Message, Retry, TopologyError, Verdict
 from cml_workers.bus.rabbit import RabbitBus, declare_topology, verify_topology
+from cml_workers.bus.rabbit import own_queues as own_queues_module
 from cml_workers.bus.topology import (
     DELIVERY_LIMIT,
     LIFECYCLE_COMMANDS,
@@ -21,6 +23,8 @@ from cml_workers.bus.topology import (
 )
 from cml_workers.bus.usage import EVERYTHING, Usage
 from support.recorder import Recorder, dead_letter
+from support.tcp_proxy import TcpProxy
+from support.waiting import until
 
 SENDERS = ("ann", "ben")
 KIND = "cml.worker.start.v1"
@@ -50,8 +54,11 @@ async def sent(url: str, *to: Exchange) -> list[str]:
     return ids
 
 
-def reading(url: str, handler: Recorder, *, prefetch: int = 10, of_sender: int = 1) -> RabbitBus:
-    bus = RabbitBus(url, name="test", uses=Usage((LIFECYCLE_COMMANDS,)).with_own(SENDERS))
+def reading(
+    url: str, handler: Recorder, *, prefetch: int = 10, of_sender: int = 1, declare: bool = True
+) -> RabbitBus:
+    uses = Usage((LIFECYCLE_COMMANDS,)).with_own(SENDERS)
+    bus = RabbitBus(url, name="test", uses=uses, declare=declare)
     bus.consume(LIFECYCLE_COMMANDS, handler, prefetch=prefetch, of_sender=of_sender)
     return bus
 
@@ -135,6 +142,57 @@ async def test_so_does_one_of_the_delivery_limit(broker: str):
     death = death_of(died.headers)
     assert (death.queue, death.cause) == (LIFECYCLE_COMMANDS.name, "DeliveryLimit")
     assert DEATH_HEADER in death.headers
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_queues_module, "LOOKS_EVERY", 0.1)
+    monkeypatch.setattr(own_queues_module, "AGAIN", 0.1)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_sender_s_queue_that_is_missing_keeps_nobody_else_waiting(broker: str, recorder: Recorder):
+    """When the role starts and when the queue is deleted while it runs; it is read as soon as it is there."""
+    (of_ann,) = await sent(broker, OF_ANN)
+    async with await aio_pika.connect(broker) as connection:
+        channel = await connection.channel()
+        ben = own_queues("ben")[0]
+        await channel.queue_delete(ben.name)
+        async with reading(broker, recorder, declare=False) as bus:
+            assert (await recorder.until(1))[0].message_id == of_ann
+            await until(lambda: "'cml.lifecycle.commands.ben' is missing" in (bus.warning() or ""))
+            assert "CML_SENDERS" in str(bus.warning())
+            assert bus.problem() is None
+            for times in (1, 2):
+                await declare_topology(broker, Usage((LIFECYCLE_COMMANDS,)).with_own(SENDERS))
+                (of_ben,) = await sent(broker, OF_BEN)
+                assert (await recorder.until(2 * times))[-1].message_id == of_ben
+                assert bus.warning() is None
+                await channel.queue_delete(ben.name)
+                await until(lambda: "'cml.lifecycle.commands.ben' is missing" in (bus.warning() or ""))
+                (of_all,) = await sent(broker, COMMANDS_EXCHANGE)
+                assert (await recorder.until(2 * times + 1))[-1].message_id == of_all
+            assert bus.problem() is None
+            assert not bus.consuming.done()
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_lost_connection_is_restored_though_a_sender_s_queue_is_missing(
+    broker: str, recorder: Recorder
+):
+    async with await aio_pika.connect(broker) as connection:
+        await (await connection.channel()).queue_delete(own_queues("ben")[0].name)
+    async with (
+        TcpProxy(URL(broker).port or 5672) as network,
+        reading(network.through(broker), recorder, declare=False) as bus,
+    ):
+        await sent(broker, OF_ANN, COMMANDS_EXCHANGE)
+        await recorder.until(2)
+        await network.outage(1)
+        await sent(broker, OF_ANN, COMMANDS_EXCHANGE)
+        await recorder.until(4)
+        await until(lambda: bus.problem() is None)
+        await until(lambda: "'cml.lifecycle.commands.ben' is missing" in (bus.warning() or ""))
 
 
 async def test_a_sender_whose_queue_is_missing_is_named_with_the_remedy(broker: str):

@@ -1,8 +1,8 @@
-"""What a role says of the parts that it waits for: its probes, and its lines about outages."""
+"""Waiting for what is to become so; what a role says of the parts that it waits for: its probes, and its lines about outages."""
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 from urllib.error import HTTPError, URLError
@@ -11,6 +11,13 @@ from urllib.request import urlopen
 import aio_pika
 
 from cml_workers.bus.topology import HANDLED, RETRY_DELAYS
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for it to hold, half a minute at most."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 def probed(port: int, path: str) -> tuple[int, dict[str, Any]]:

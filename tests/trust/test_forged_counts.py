@@ -2,13 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import aio_pika
 import pytest
 from aio_pika.abc import AbstractChannel
-from faststream.rabbit.message import RabbitMessage
 
 from cml_contracts.topology import COMMANDS_EXCHANGE
 from cml_workers.bus.rabbit.messages import delivered
@@ -65,8 +63,7 @@ async def got(channel: AbstractChannel, queue: Queue) -> aio_pika.abc.AbstractIn
 
 
 def read(message: aio_pika.abc.AbstractIncomingMessage, queue: Queue) -> Any:
-    received = cast(RabbitMessage, SimpleNamespace(raw_message=message))
-    return delivered(received, queue, Trust())[0]
+    return delivered(message, queue, Trust())[0]
 
 
 @pytest.mark.parametrize("deaths", FORGED)

@@ -58,6 +58,11 @@ class Usage:
         )
         return replace(self, consumes=(*self.consumes, *own))
 
+    @property
+    def of_all(self) -> "Usage":
+        """The same without any sender's own queues: what is needed to start."""
+        return replace(self, consumes=tuple(each for each in self.consumes if each.shared is None))
+
 
 EVERYTHING = Usage(consumes=HANDLED, publishes=EXCHANGES)
 

@@ -41,7 +41,9 @@ async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
     )
     bus.consume(LIFECYCLE_REPORTS, handler.on_report, prefetch=prefetch, outages=outages)
     async with bus:
-        yield Running(LIFECYCLE.name, (bus.problem,), (bus.consuming,), counts=bus.counts)
+        yield Running(
+            LIFECYCLE.name, (bus.problem,), (bus.consuming,), counts=bus.counts, warnings=(bus.warning,)
+        )
 
 
 LIFECYCLE = Role(

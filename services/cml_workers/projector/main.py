@@ -162,7 +162,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
                 runners[READ_MODELS[0].name].following,
                 archive.waiting,
                 counts,
-                tuple(runner.warning for runner in runners.values()),
+                (bus.warning, *(runner.warning for runner in runners.values())),
             )
     finally:
         await database.close()

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import structlog
+from aio_pika.abc import AbstractIncomingMessage
 from aiormq.exceptions import ChannelAccessRefused
 from faststream import AckPolicy
 from faststream.rabbit import Channel, RabbitBroker, RabbitQueue
@@ -20,6 +21,7 @@ from cml_workers.bus.probes import probe_of
 from cml_workers.bus.rabbit.consuming import Consumer
 from cml_workers.bus.rabbit.depths import keep_measured
 from cml_workers.bus.rabbit.direct_replies import DirectReplies
+from cml_workers.bus.rabbit.own_queues import OwnQueues, consumes
 from cml_workers.bus.rabbit.properties import read_tolerantly
 from cml_workers.bus.rabbit.publishing import Publisher
 from cml_workers.bus.rabbit.reaching import quiet, unreachable
@@ -81,6 +83,9 @@ class RabbitBus:
             user=self.user,
             confirmed=self._serving.sign,
         )
+        self._own_queues = OwnQueues(
+            lambda: self._connection, user=self.user, declare=declare, delivered=self._serving.sign
+        )
         self._consumers: list[Consumer] = []
         self._subscribers: list[RabbitSubscriber] = []
         self._broker_name = name
@@ -121,24 +126,28 @@ class RabbitBus:
         """
         if queue not in self._uses.consumes:
             raise ValueError(f"{queue.name} is not among the queues that this connection uses")
-        self._subscribe(queue, handler, prefetch, outages)
+        self._subscribe(queue, self._consumer(queue, handler, outages), prefetch)
         for own in self._uses.consumes:
             if own.shared == queue:
-                self._subscribe(own, handler, min(of_sender, prefetch), outages)
+                consumer = self._consumer(queue, handler, outages)
+                self._own_queues.add(own, consumer, prefetch=min(of_sender, prefetch))
 
-    def _subscribe(self, queue: Queue, handler: Handler, prefetch: int, outages: Outages) -> None:
+    def _consumer(self, queue: Queue, handler: Handler, outages: Outages) -> Consumer:
         consumer = Consumer(
-            queue.shared or queue,
+            queue,
             handler,
             publish=self.publish,
             own_user=self.user,
             trust=self._trust,
             outages=outages,
         )
+        self._consumers.append(consumer)
+        return consumer
 
-        async def undecoded(received: RabbitMessage) -> RabbitMessage:
+    def _subscribe(self, queue: Queue, consumer: Consumer, prefetch: int) -> None:
+        async def undecoded(received: RabbitMessage) -> AbstractIncomingMessage:
             self._serving.sign()
-            return received
+            return received.raw_message
 
         subscriber = self._broker.subscriber(
             RabbitQueue(queue.name, declare=False),
@@ -148,7 +157,6 @@ class RabbitBus:
             no_reply=True,
         )
         subscriber(consumer.on_message)
-        self._consumers.append(consumer)
         self._subscribers.append(subscriber)
 
     def watch_consumer(self, queue: Queue, *, lost: Callable[[], None], back: Callable[[], None]) -> None:
@@ -169,7 +177,7 @@ class RabbitBus:
         quiet()
         read_tolerantly()
         try:
-            await (declare_topology if self._declare else verify_topology)(self._nodes, self._uses)
+            await (declare_topology if self._declare else verify_topology)(self._nodes, self._uses.of_all)
             await connect(self._broker, self._nodes)
             try:
                 await self._consume()
@@ -194,9 +202,12 @@ class RabbitBus:
             channel.close_callbacks.add(lambda *_, lost=lost: lost())
             channel.reopen_callbacks.add(lambda *_, back=back: back())
         self.consuming = asyncio.create_task(self._consume_on(), name=f"{self._broker_name}, consuming,")
+        self._own_queues.start()
         names = {each.queue.name for each in self._subscribers}
-        consumed = [each for each in self._uses.consumes if each.name in names]
-        self._measuring = asyncio.create_task(keep_measured(lambda: self._connection, consumed))
+        of_all = [each for each in self._uses.consumes if each.name in names]
+        self._measuring = asyncio.create_task(
+            keep_measured(lambda: self._connection, lambda: [*of_all, *self._own_queues.consumed])
+        )
 
     async def _consume(self) -> None:
         """Raises BusUnavailableError that names what the broker does not answer for."""
@@ -220,11 +231,13 @@ class RabbitBus:
         await ended(self.consuming)
         for subscriber in self._subscribers:
             await closed(subscriber.stop())
+        await self._own_queues.cancel()
         for consumer in self._consumers:
             consumer.end()
         in_flight = [task for consumer in self._consumers for task in consumer.in_flight]
         if in_flight:
             await asyncio.wait(in_flight, timeout=grace)
+        await self._own_queues.stop()
         await ended(self._measuring)  # not before: a call that is cancelled may cost the connection
         await self._disconnect()
 
@@ -244,6 +257,15 @@ class RabbitBus:
         if connection is None or not (connection.missing or connection.connected.is_set()):
             return "not connected to RabbitMQ"
         return self._dead_consumer(connection.missing)
+
+    def warning(self) -> str | None:
+        """Which senders' own queues are not consumed, and why; None if all are."""
+        problems = self._own_queues.problems()
+        if not problems:
+            return None
+        first = next(iter(problems.values()))
+        others = ", ".join(list(problems)[1:])
+        return f"a sender's own queue is not consumed: {first}" + (f"; nor are {others}" if others else "")
 
     def counts(self) -> Mapping[str, int]:
         """What it has counted since it started."""
@@ -330,6 +352,5 @@ def _server_properties(connection: Any) -> dict[str, Any]:
 
 
 def _consumes(channel: Any, tag: str | None) -> bool:
-    """Whether the broker still delivers to this consumer: aiormq forgets one that the broker cancelled."""
     underlay = getattr(channel, "_channel", None)
-    return underlay is not None and tag in underlay.channel.consumers
+    return underlay is not None and consumes(underlay.channel, tag)

@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping
 
 import structlog
-from faststream.rabbit.message import RabbitMessage
+from aio_pika.abc import AbstractIncomingMessage
 
 from cml_contracts.results import ProblemCode
 from cml_workers.bus.delivery import Requeue, handled, settle
@@ -84,7 +84,7 @@ class Consumer:
         self.replies_dropped = 0
         """Messages that are done although a caller's queue did not take its reply."""
 
-    async def on_message(self, received: RabbitMessage) -> None:
+    async def on_message(self, received: AbstractIncomingMessage) -> None:
         """Handle one delivery and settle it."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - this is a coroutine
@@ -99,7 +99,7 @@ class Consumer:
         """Give back what waits for a part; it is consumed no more."""
         self._ending.set()
 
-    async def _process(self, received: RabbitMessage) -> None:
+    async def _process(self, received: AbstractIncomingMessage) -> None:
         message, refusal = delivered(received, self._queue, self._trust)
         bind(message_id=message.message_id)
         headers = publishable(message.headers)
@@ -133,7 +133,7 @@ class Consumer:
     def _count(self, verdict: str) -> None:
         MESSAGES.labels(self._queue.name, verdict).inc()
 
-    async def _give_back(self, received: RabbitMessage) -> None:
+    async def _give_back(self, received: AbstractIncomingMessage) -> None:
         self._count("given_back")
         await asyncio.sleep(UNSETTLED_PAUSE)
         with contextlib.suppress(Exception):
@@ -141,14 +141,14 @@ class Consumer:
             await received.reject(requeue=True)
 
     async def _handle(
-        self, received: RabbitMessage, message: Message, headers: Mapping[str, object]
+        self, received: AbstractIncomingMessage, message: Message, headers: Mapping[str, object]
     ) -> Verdict | Exception:
         """The handler's verdict, or what it raised. Raises NotHandledError."""
         if UNREADABLE_HEADER in headers and self._queue is not DEAD_LETTER_QUEUE:
             return DeadLetter(
                 f"the AMQP properties cannot be read ({headers[UNREADABLE_HEADER]})", "Unreadable"
             )
-        kept = Kept(received.raw_message, self._queue, self._ending)
+        kept = Kept(received, self._queue, self._ending)
 
         async def handle() -> Verdict:
             async with contextlib.AsyncExitStack() as turn:
@@ -169,7 +169,7 @@ class Consumer:
 
     async def _leave(
         self,
-        received: RabbitMessage,
+        received: AbstractIncomingMessage,
         message: Message,
         headers: Mapping[str, object],
         why: NotHandledError,

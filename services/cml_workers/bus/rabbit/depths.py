@@ -19,10 +19,11 @@ TIMEOUT = 5.0
 
 
 async def keep_measured(
-    connected: Callable[[], AbstractConnection | None], queues: Collection[Queue]
+    connected: Callable[[], AbstractConnection | None], consumed: Callable[[], Collection[Queue]]
 ) -> None:
     """Measure those that a role consumes, now and then, and return never. What cannot be asked is not shown: that has a reason which readiness has, too."""
     while True:
+        queues = consumed()
         try:
             async with asyncio.timeout(TIMEOUT):
                 await _look(connected(), queues)

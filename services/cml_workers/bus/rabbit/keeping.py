@@ -2,7 +2,7 @@
 
 import asyncio
 
-from aio_pika import IncomingMessage
+from aio_pika.abc import AbstractIncomingMessage
 from aio_pika.exceptions import ChannelInvalidStateError
 
 from cml_workers.bus.port import Ack, Verdict
@@ -33,7 +33,7 @@ class KeptForLongError(NotHandledError):
 class Kept:
     """``ending``: set when its consumer ends."""
 
-    def __init__(self, message: IncomingMessage, queue: Queue, ending: asyncio.Event) -> None:
+    def __init__(self, message: AbstractIncomingMessage, queue: Queue, ending: asyncio.Event) -> None:
         self._message = message
         self._ending = ending
         now = asyncio.get_running_loop().time()

@@ -1,4 +1,4 @@
-"""Messages as FastStream delivers them, as handlers see them, and as they are published again."""
+"""Messages as the library delivers them, as handlers see them, and as they are published again."""
 
 import time
 from collections.abc import Mapping
@@ -6,8 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from aio_pika import IncomingMessage
-from faststream.rabbit.message import RabbitMessage
+from aio_pika.abc import AbstractIncomingMessage
 
 from cml_workers.bus.deaths import death_of, kept
 from cml_workers.bus.headers import (
@@ -35,9 +34,8 @@ MAX_REASON = 1000
 """Characters of a dead letter's reason, which may quote its error: headers must fit into one frame."""
 
 
-def delivered(received: RabbitMessage, queue: Queue, trust: Trust) -> tuple[Message, str | None]:
+def delivered(raw: AbstractIncomingMessage, queue: Queue, trust: Trust) -> tuple[Message, str | None]:
     """The message for its handler, with those of our own headers that are believed; and why it is refused."""
-    raw = received.raw_message
     headers: dict[str, object] = dict(raw.headers or {})
     redeliveries = _redeliveries(raw, headers)
     published = Message(
@@ -70,7 +68,7 @@ def delivered(received: RabbitMessage, queue: Queue, trust: Trust) -> tuple[Mess
     return message, judgment.refusal
 
 
-def _redeliveries(raw: IncomingMessage, headers: dict[str, object]) -> int:
+def _redeliveries(raw: AbstractIncomingMessage, headers: dict[str, object]) -> int:
     """How often it came back to this queue because its handling failed; removes what the broker counted.
 
     With a message that was not redelivered this is what its sender wrote. From RabbitMQ 4.3 on, what the delivery limit

@@ -14,7 +14,7 @@ from cml_contracts.topology import Exchange
 from cml_workers.bus.port import BusUnavailableError, TopologyError
 from cml_workers.bus.rabbit.reaching import missing
 from cml_workers.bus.rabbit.replaced import replace_earlier
-from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, counts_as
+from cml_workers.bus.topology import DEAD_LETTER_EXCHANGE, Queue, counts_as
 from cml_workers.bus.usage import EVERYTHING, Usage, retry_queues
 
 log = structlog.get_logger(__name__)
@@ -58,6 +58,13 @@ class _Asking:
             return await self._channel.declare_queue(
                 name, durable=not self._passive, passive=self._passive, arguments=dict(arguments or {})
             )
+
+    async def declared(self, queue: Queue) -> AbstractQueue:
+        """With its bindings."""
+        declared = await self.queue(queue.name, queue.arguments)
+        for binding in queue.bindings:
+            await self.bind(declared, binding.exchange, binding.routing_key)
+        return declared
 
     async def bind(self, queue: AbstractQueue, exchange: Exchange, routing_key: str) -> None:
         async with self._asked(f"queue {queue.name!r}"):
@@ -132,9 +139,7 @@ async def declare_topology(where: Nodes | str, uses: Usage = EVERYTHING) -> None
         for exchange in dict.fromkeys((*uses.exchanges, *bound)):
             await asking.exchange(exchange)
         for queue in uses.declares:
-            declared = await asking.queue(queue.name, queue.arguments)
-            for binding in queue.bindings:
-                await asking.bind(declared, binding.exchange, binding.routing_key)
+            declared = await asking.declared(queue)
             for binding in queue.former:
                 if binding.exchange in uses.publishes:
                     await asking.unbind(declared, binding.exchange, binding.routing_key)
@@ -174,12 +179,35 @@ async def _until_answered(nodes: Nodes, ask: Callable[[_Asking], Awaitable[None]
                 return
         except _NoAnswerError as error:
             if attempt == ASKS:
-                raise BusUnavailableError(
-                    f"RabbitMQ does not answer for {error}: the node that has it may be down"
-                ) from error
+                raise _unanswered(error) from error
             log.warning(
                 "RabbitMQ does not answer for what the role needs; it is asked again", what=str(error)
             )
+
+
+async def usable(
+    connection: AbstractConnection, channel: AbstractChannel, queue: Queue, *, user: str, declare: bool
+) -> AbstractQueue:
+    """The queue, which may be made where it is missing. What it needs for that is asked once, on this channel.
+
+    Raises:
+        TopologyError: it is missing, has other arguments, or the user has no right to it.
+        BusUnavailableError: the broker does not answer for it.
+        AMQPError, OSError: the connection is lost.
+    """
+    asking = _Asking(channel, user, _version(connection), passive=not declare)
+    try:
+        if not declare:
+            return await asking.queue(queue.name)
+        for binding in queue.bindings:
+            await asking.exchange(binding.exchange)
+        return await asking.declared(queue)
+    except _NoAnswerError as error:
+        raise _unanswered(error) from error
+
+
+def _unanswered(error: _NoAnswerError) -> BusUnavailableError:
+    return BusUnavailableError(f"RabbitMQ does not answer for {error}: the node that has it may be down")
 
 
 def _version(connection: AbstractConnection) -> str:
