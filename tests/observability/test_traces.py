@@ -110,14 +110,15 @@ async def test_each_kind_of_command_is_a_trace(parts: TracedParts) -> None:
     worker = command.worker_id
     assert worker
     nobody = uuid4()
-    sent: list[tuple[WorkerCommand, str | None, str | None, tuple[str, ...]]] = [
+    sent: list[tuple[WorkerCommand, str, str | None, tuple[str, ...]]] = [
         (
             UpdateCMLWorkerTags(worker_id=worker, tags={"a": TAG}, reason=REASON),
             "succeeded",
             None,
             (*DONE_BY_EC2, *REPORTED, "EC2 CreateTags"),
         ),
-        (UpdateCMLWorkerStatus(worker_id=worker), None, None, (*ASKED, *LOOKED_UP)),
+        (UpdateCMLWorkerStatus(worker_id=worker), "succeeded", None, (*ASKED, *LOOKED_UP, "operation")),
+        (UpdateCMLWorkerStatus(worker_id=nobody), "rejected", "WorkerNotFound", (*ASKED, "operation")),
         (StartCMLWorker(worker_id=worker), "succeeded", None, (*ASKED, *LOOKED_UP, "append", "operation")),
         (StopCMLWorker(worker_id=nobody), "rejected", "WorkerNotFound", (*ASKED, "append", "operation")),
         (
@@ -136,23 +137,23 @@ async def test_each_kind_of_command_is_a_trace(parts: TracedParts) -> None:
             TerminateCMLWorker(worker_id=worker),
             "succeeded",
             None,
-            (*DONE_BY_EC2, *REPORTED, "EC2 TerminateInstances"),
+            (*DONE_BY_EC2, *REPORTED, "EC2 TerminateInstances", "wait"),
         ),
     ]
     for each, outcome, code, names in sent:
         result, trace = await parts.asked(each)
-        assert result.outcome == outcome or outcome is None, result
+        assert result.outcome == outcome, result
         spans = await parts.seen(trace, *names)
         check(spans)
         found = [
             (operation.attributes["cml.outcome"], operation.attributes.get("cml.problem_code"))
             for operation in named(spans, "operation")
         ]
-        assert found == ([(outcome, code)] if outcome else []), each.TYPE
+        assert found == [(outcome, code)], each.TYPE
         if isinstance(each, StopCMLWorker) and each.worker_id == worker:
             await until(parts, command, WorkerStatus.STOPPED)
     broken = await parts.broken(StopCMLWorker.TYPE, f'{{"reason": "{BODY}"'.encode())
-    spans = await parts.seen(broken, "send cml.dead-letters", "process cml.dead-letters")
+    spans = await parts.seen(broken, "send cml.dead-letters", "process cml.dead-letters", "operation")
     assert (roots(spans), orphans(spans)) == (["caller"], [])
     (handled,) = named(spans, "process cml.lifecycle.commands")
     assert handled.attributes["cml.verdict"] == "dead_letter"

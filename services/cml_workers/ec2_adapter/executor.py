@@ -275,6 +275,7 @@ class Executor:
                                 self._attempts.forget(worker.id)
                         except InTransition as on_its_way:
                             moving, watched = True, on_its_way.instance
+                            attempt.waits_since = attempt.waits_since or self._here.now()
                             await self._here.noted(worker, watched)
                         except NotYet as later:
                             waits = True

@@ -17,7 +17,7 @@ from cml_workers.ec2_adapter.errors import EC2Error
 from cml_workers.ec2_adapter.instances import Instances, has_moved
 from cml_workers.ec2_adapter.port import MOST_DESCRIBED
 from cml_workers.ec2_adapter.retry_policy import look_again_in
-from cml_workers.foundation.tracing import here
+from cml_workers.foundation.tracing import REGION, here, span
 
 log = structlog.get_logger(__name__)
 
@@ -123,9 +123,10 @@ class Poller:
         for start in range(0, len(due), MOST_DESCRIBED):
             watches = due[start : start + MOST_DESCRIBED]
             try:
-                found = await self._here.calls.describe_many(
-                    region, [each.known.instance_id for each in watches]
-                )
+                with span("watch", {REGION: region}, link=watches[0].origin):
+                    found = await self._here.calls.describe_many(
+                        region, [each.known.instance_id for each in watches]
+                    )
             except EC2Error as error:
                 log.warning("instances cannot be watched now", region=region, cause=str(error))
                 continue

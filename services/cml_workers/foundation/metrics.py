@@ -55,19 +55,20 @@ def _histogram(name: str, meaning: str, buckets: Sequence[float], *labels: str) 
 
 COMMANDS_SETTLED = _counter(
     "cml_commands",
-    "Commands that have their outcome: succeeded, rejected (our rules said no) or failed (AWS did).",
+    "Commands that have their outcome: succeeded, rejected (our rules said no) or failed (AWS did). What is recorded counts once; of a status "
+    "update, and of a command that is refused without a record, each answer does.",
     "command",
     "outcome",
 )
 COMMAND_PROBLEMS = _counter(
     "cml_command_problems",
-    "Commands that were rejected or failed, by the problem's code.",
+    "Of these, those that were rejected or failed, by the problem's code.",
     "command",
     "code",
 )
 COMMAND_SECONDS = _histogram(
     "cml_command_seconds",
-    "From when a command was recorded to its outcome; 0 for what was decided at once.",
+    "From when a command was recorded to its outcome; 0 for what was decided at once. What is not recorded is not among it.",
     OF_OPERATIONS,
     "command",
     "outcome",

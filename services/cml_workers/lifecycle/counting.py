@@ -1,4 +1,4 @@
-"""What lifecycle counts: the events it appended, and the commands that these settled."""
+"""What lifecycle counts: the events it appended, and the outcomes of commands."""
 
 from collections.abc import Iterable
 from datetime import datetime
@@ -6,7 +6,7 @@ from typing import get_args
 
 from cml_contracts.commands import COMMANDS
 from cml_contracts.events import EVENTS, WorkerEvent
-from cml_contracts.results import Outcome
+from cml_contracts.results import OperationResult, Outcome
 from cml_workers.domain.ledger import Entry
 from cml_workers.domain.worker import Worker
 from cml_workers.foundation.metrics import (
@@ -24,6 +24,7 @@ from cml_workers.foundation.tracing import (
     REGION,
     STATUS,
     WORKER,
+    Attributes,
     past,
 )
 
@@ -38,32 +39,58 @@ for _event in EVENTS:
 def count(events: Iterable[WorkerEvent], settled: Iterable[Entry], worker: Worker, now: datetime) -> None:
     """What one append recorded, and which commands have their outcome by it: each once, as only one append settles a command.
 
-    Each has a span as long as it was pending; ``worker``: as it is then.
+    ``worker``: as it is then.
     """
     for event in events:
         EVENTS_RECORDED.labels(event.TYPE).inc()
     for entry in settled:
-        result = entry.result
-        if result is None:
+        if entry.result is None:
             continue
-        labels = entry.command_type, result.outcome
-        COMMANDS_SETTLED.labels(*labels).inc()
-        COMMAND_SECONDS.labels(*labels).observe(max((now - entry.requested.time).total_seconds(), 0.0))
-        past(
-            "operation",
-            {
-                COMMAND: entry.command_type,
-                COMMAND_ID: result.command_id,
-                OUTCOME: result.outcome,
-                PROBLEM: result.problem.code if result.problem else None,
-                WORKER: str(worker.id),
-                STATUS: worker.status,
-                REGION: worker.aws_region or None,
-                INSTANCE: worker.instance.instance_id if worker.instance else None,
-            },
-            since=entry.requested.time,
-            until=now,
-            parent=entry.requested.traceparent,
+        command, result, requested = entry.command_type, entry.result, entry.requested
+        COMMAND_SECONDS.labels(command, result.outcome).observe(
+            max((now - requested.time).total_seconds(), 0.0)
         )
-        if result.problem is not None:
-            COMMAND_PROBLEMS.labels(entry.command_type, result.problem.code).inc()
+        _outcome_of(command, result, worker, since=requested.time, now=now, parent=requested.traceparent)
+
+
+def count_unrecorded(command: str, result: OperationResult, worker: Worker | None, now: datetime) -> None:
+    """A command that is answered and of which nothing is recorded: each time that it is. What is no command of ours is not counted.
+
+    ``worker``: None where the answer says nothing of it.
+    """
+    if command in COMMANDS:
+        _outcome_of(command, result, worker, since=now, now=now, parent=None)
+
+
+def _outcome_of(
+    command: str,
+    result: OperationResult,
+    worker: Worker | None,
+    *,
+    since: datetime,
+    now: datetime,
+    parent: str | None,
+) -> None:
+    """Count it, and make its span, as long as the command was pending; ``parent``: None for the current one."""
+    code = result.problem.code if result.problem else None
+    COMMANDS_SETTLED.labels(command, result.outcome).inc()
+    if code is not None:
+        COMMAND_PROBLEMS.labels(command, code).inc()
+    of_worker: Attributes = (
+        {}
+        if worker is None
+        else {
+            STATUS: worker.status,
+            REGION: worker.aws_region or None,
+            INSTANCE: worker.instance.instance_id if worker.instance else None,
+        }
+    )
+    about = {
+        COMMAND: command,
+        COMMAND_ID: result.command_id,
+        OUTCOME: result.outcome,
+        PROBLEM: code,
+        WORKER: str(result.worker_id) if result.worker_id else None,
+        **of_worker,
+    }
+    past("operation", about, since=since, until=now, parent=parent)

@@ -61,6 +61,7 @@ from cml_workers.eventstore.port import EventStore
 from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS
 from cml_workers.foundation.ids import bind
 from cml_workers.foundation.tracing import TRACEPARENT, as_traceparent
+from cml_workers.lifecycle.counting import count_unrecorded
 from cml_workers.lifecycle.denials import Denials
 from cml_workers.lifecycle.limits import Limits
 from cml_workers.lifecycle.replies import (
@@ -186,9 +187,14 @@ class Lifecycle:
             return Retry()
         problem = Problem.of(ProblemCode.THROTTLED, excess, retryable=True)
         log.info("command answered", outcome="rejected", code=problem.code, reason=problem.detail)
-        for each in replies(result_of(message, "rejected", problem=problem), message.reply):
-            await self._publish(each)
+        await self._refuse(message, problem)
         return Ack()
+
+    async def _refuse(self, message: CommandMessage, problem: Problem) -> None:
+        result = result_of(message, "rejected", problem=problem)
+        for each in replies(result, message.reply):
+            await self._publish(each)
+        count_unrecorded(message.command_type, result, None, self._now())
 
     async def _authorized_before(
         self, command: WorkerCommand, command_id: str, user: str
@@ -266,8 +272,7 @@ class Lifecycle:
         if denied:
             problem = Problem.of(unauthorized, denied.reason)
             await self._audit(message.command, message.command_id, message.user, problem, message.redrive)
-            for each in replies(result_of(message, "rejected", problem=problem), message.reply):
-                await self._publish(each)
+            await self._refuse(message, problem)
         return verdict
 
     def _denied(self, message: CommandMessage, worker: Worker) -> DeadLetter | None:
@@ -328,23 +333,26 @@ class Lifecycle:
                 return denied
             looked_up = _still_true(answered, worker)
 
+            answer = result_of(message, "succeeded")
+
             async def shown(after: Worker) -> Sequence[Outgoing]:
                 data = already_so(message, after, looked_up)
-                return replies(result_of(message, "succeeded", data=data), message.reply)
+                return replies(answer.model_copy(update={"data": data}), message.reply)
 
             decision = self._decision(message, worker, looked_up)
             match decision:
                 case Record(news) | NoChange(news=news):
-                    return Append(news, shown) if news else Finish(shown)
+                    return Append(news, shown, answer=answer) if news else Finish(shown, answer)
                 case Reject(problem, outcome):
+                    refused = result_of(message, outcome, problem=problem)
 
                     async def refusal(_: Worker) -> Sequence[Outgoing]:
                         log.info(
                             "command answered", outcome=outcome, code=problem.code, reason=problem.detail
                         )
-                        return replies(result_of(message, outcome, problem=problem), message.reply)
+                        return replies(refused, message.reply)
 
-                    return Finish(refusal)
+                    return Finish(refusal, refused)
                 case Ask(lookup):
                     return Finish(these(lookup_request(message, lookup)))
             assert_never(decision)
@@ -386,6 +394,7 @@ class Lifecycle:
         rejected = OperationResult(command_id=message.message_id, outcome="rejected", problem=problem)
         for each in replies(rejected, address):
             await self._publish(each)
+        count_unrecorded(message.type, rejected, None, self._now())
 
 
 def _ids(command_id: str, user: str | None) -> Iterable[str]:

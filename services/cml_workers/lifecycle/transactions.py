@@ -12,6 +12,7 @@ from uuid import UUID
 import structlog
 
 from cml_contracts.events import CommandRejected, WorkerEvent
+from cml_contracts.results import OperationResult
 from cml_workers.bus.port import Ack, CallerRefusesError, DeadLetter, Outgoing, Publish, Retry, Verdict
 from cml_workers.domain.history import Recorded, fingerprint
 from cml_workers.domain.ledger import Entry, Ledger
@@ -20,7 +21,7 @@ from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.command_streams import bind, check_id, load_record
 from cml_workers.eventstore.port import EventStore, WrongExpectedVersionError
 from cml_workers.eventstore.worker_streams import Workers
-from cml_workers.lifecycle.counting import count
+from cml_workers.lifecycle.counting import count, count_unrecorded
 from cml_workers.lifecycle.replies import metadata_of, replies, result_of, reused
 
 log = structlog.get_logger(__name__)
@@ -51,6 +52,8 @@ class Append:
     """The command's id is bound to its body first."""
     checks: bool = False
     """It is seen first that the id is not bound by another user."""
+    answer: OperationResult | None = None
+    """The result of a command that is not recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +63,10 @@ class Duplicate:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Nothing is recorded; send what is due."""
+    """Nothing is recorded; send what is due. ``answer``: see ``Append``."""
 
     due: Due = field(default_factory=these)
+    answer: OperationResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +163,16 @@ class Transactions:
             case Duplicate():
                 assert origin is not None  # noqa: S101 - reports have no body of a caller's
                 problem = reused(origin.command_id)
-                for each in replies(result_of(origin, "rejected", problem=problem), origin.reply):
+                result = result_of(origin, "rejected", problem=problem)
+                for each in replies(result, origin.reply):
                     await self._publish(each)
+                count_unrecorded(origin.command_type, result, None, self._now())
                 return DeadLetter(problem.detail, problem.code)
             case Append() | Finish():
-                return await self._finish(replied, await step.due(worker))
+                done = await self._finish(replied, await step.due(worker))
+                if origin is not None and step.answer is not None:
+                    count_unrecorded(origin.command_type, step.answer, worker, self._now())
+                return done
         assert_never(step)
 
     async def _finish(self, replied: Sequence[Entry], due: Sequence[Outgoing]) -> Ack:
