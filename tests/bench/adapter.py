@@ -28,6 +28,7 @@ from cml_workers.bus.port import Ack, DeadLetter, Handler, Message, Outgoing, Re
 from cml_workers.bus.topology import QUEUES, Queue
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.eventstore import worker_streams as stream
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import (
     NO_STREAM,
@@ -39,7 +40,6 @@ from cml_workers.eventstore.port import (
     StreamNotFoundError,
 )
 from cml_workers.eventstore.relay_stream import RELAY_STREAM
-from cml_workers.eventstore.worker_streams import stream_of
 from cml_workers.process.registry import ROLES
 from cml_workers.runtime.endpoints import database_url, event_store_uri
 from cml_workers.runtime.role import Infrastructure

@@ -14,8 +14,8 @@ import pytest
 from bench import report, run
 from bench.bench_relay import until_it_answers
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.port import NO_STREAM
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from support.containers import docker_answers
 from support.event_stores import event
 from support.postgresql import private_postgresql

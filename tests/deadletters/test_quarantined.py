@@ -12,9 +12,9 @@ from cml_contracts.deadletters import (
     RedriveDeadLetter,
 )
 from cml_workers.deadletters.archive import Archive
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.port import StoreUnavailableError, StreamDeletedError
 from cml_workers.eventstore.quarantine import RELAY, Broken, Quarantine, What
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from support.broken import append_raw, binary, newer_type
 from support.dead_letter_service import Service
 

@@ -51,8 +51,9 @@ from cml_workers.ec2_adapter.retry_policy import HANDED_ON
 from cml_workers.ec2_adapter.tenure import FRESH
 from cml_workers.ec2_adapter.timeouts import LEAST_CALL, longest_call
 from cml_workers.ec2_adapter.visits import Places
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import append, load, published, stream_of
+from cml_workers.eventstore.worker_streams import append, load, published
 from cml_workers.foundation.failures import ConfigurationError
 from support.buses import Outbox
 from support.clock import StillClock

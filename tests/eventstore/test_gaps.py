@@ -11,8 +11,8 @@ from kurrentdbclient import AsyncKurrentDBClient
 from cml_workers.eventstore import gaps
 from cml_workers.eventstore.following import follow_from
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.names import WORKER_STREAMS, stream_of
 from cml_workers.eventstore.port import NO_STREAM, StreamNotFoundError
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, stream_of
 from cml_workers.readmodels.runner import Runner
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from cml_workers.readmodels.workers.queries import operation

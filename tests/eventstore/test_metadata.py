@@ -8,8 +8,9 @@ from cml_workers.domain.history import EventMetadata
 from cml_workers.domain.messages import OperationSucceeded
 from cml_workers.eventstore.command_streams import stream_of_command
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.port import NO_STREAM, NewEvent
-from cml_workers.eventstore.worker_streams import decode, load, published, stream_of
+from cml_workers.eventstore.worker_streams import decode, load, published
 from support.given import NOW, created, instance
 from support.service import CREATE, WORKER, Service
 

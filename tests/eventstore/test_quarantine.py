@@ -10,6 +10,7 @@ import pytest
 from cml_contracts.events import StartRequested
 from cml_workers.domain.history import UnreadableEventError
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.port import EventStore, StoreConfigurationError, StreamDeletedError
 from cml_workers.eventstore.quarantine import (
     RELAY,
@@ -22,7 +23,7 @@ from cml_workers.eventstore.quarantine import (
     of_read_model,
 )
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import Workers, append, load_ledger, stream_of
+from cml_workers.eventstore.worker_streams import Workers, append, load_ledger
 from cml_workers.readmodels.workers import WORKERS_VIEW
 from support.broken import append_raw, binary
 from support.given import NOW, created, recorded

@@ -33,7 +33,8 @@ from cml_workers.domain.messages import (
 )
 from cml_workers.eventstore.command_streams import COMMAND_STREAMS, stream_of_command
 from cml_workers.eventstore.lookup_records import LOOKUP_STREAMS, stream_of_lookup
-from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, decode, stream_of
+from cml_workers.eventstore.names import stream_of
+from cml_workers.eventstore.worker_streams import UNSEEN_ATTEMPTS, decode
 from support.buses import command
 from support.given import instance
 from support.service import CREATE, WORKER, Service, streams

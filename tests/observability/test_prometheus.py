@@ -26,8 +26,9 @@ from cml_contracts.events import TagsUpdated, TagsUpdateRequested
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_tools.alerts import ALERTS
 from cml_tools.dashboard import panels
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import append, load, stream_of
+from cml_workers.eventstore.worker_streams import append, load
 from cml_workers.process.registry import ROLES
 from support.broken import append_raw, binary
 from support.buses import emptied

@@ -13,9 +13,9 @@ import sqlalchemy as sa
 
 from cml_workers.eventstore.anchor import Anchor
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.names import worker_of
 from cml_workers.eventstore.port import Checkpoint, EventStore
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.foundation.tasks import ended
 from cml_workers.readmodels.generation import GENERATIONS
 from cml_workers.readmodels.model import generation_table

@@ -13,9 +13,9 @@ from cml_workers.domain.history import EventMetadata, Recorded
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore import worker_streams
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.names import WORKER_STREAMS, stream_of
 from cml_workers.eventstore.port import NO_STREAM, EventStore, StoredEvent
 from cml_workers.eventstore.quarantine import Decision, Quarantine, What
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, stream_of
 from cml_workers.foundation.tasks import ended
 from cml_workers.readmodels import folding, rebuild
 from cml_workers.readmodels.rebuild import Rebuild

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from cml_contracts.events import TagsUpdated, TagsUpdateRequested
 from cml_workers.eventstore.following import follow_from
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.port import NewEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.readmodels.generation import State
 from cml_workers.readmodels.generations import Generations, NewerReadModelError
 from cml_workers.readmodels.model import active

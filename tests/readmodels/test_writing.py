@@ -7,8 +7,8 @@ import pytest
 import sqlalchemy as sa
 
 from cml_contracts.events import WorkerEvent
+from cml_workers.eventstore.names import worker_of
 from cml_workers.eventstore.port import CaughtUp, StoreUnavailableError
-from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.readmodels import writing
 from cml_workers.readmodels.folding import Folding
 from cml_workers.readmodels.generation import GENERATIONS, Generation

@@ -16,6 +16,7 @@ from kurrentdbclient import AsyncKurrentDBClient, StreamState
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.anchor import MISSING_LOOKS, Anchor
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.port import (
     Checkpoint,
     EventStore,
@@ -26,7 +27,7 @@ from cml_workers.eventstore.port import (
 )
 from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, Saved, begin_if_new, load_saved
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, append
+from cml_workers.eventstore.worker_streams import append
 from cml_workers.relay.checkpoint import FIRST_LOOKS, LOOKS_AGAIN, LOST, REMEDY, TRIM_EVERY, RelayCheckpoint
 from cml_workers.relay.relay import Relay
 from cml_workers.sql.database import migrate, open_database

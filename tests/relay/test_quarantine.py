@@ -14,11 +14,12 @@ from cml_contracts.envelope import EventEnvelope
 from cml_workers.bus.port import BusUnavailableError, Outgoing
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.following import follow_from
+from cml_workers.eventstore.names import WORKER_STREAMS, stream_of
 from cml_workers.eventstore.port import NO_STREAM, EventStore, Item, NewEvent, StoredEvent
 from cml_workers.eventstore.quarantine import RELAY, Decision, Quarantine, What
 from cml_workers.eventstore.relay_stream import begin_if_new, load_saved
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, append, load, published, stream_of
+from cml_workers.eventstore.worker_streams import append, load, published
 from cml_workers.foundation.tasks import ended
 from cml_workers.relay.checkpoint import RelayCheckpoint
 from cml_workers.relay.relay import Relay

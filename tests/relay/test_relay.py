@@ -10,8 +10,8 @@ from cml_contracts.envelope import EventEnvelope
 from cml_contracts.events import StartRequested
 from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing
 from cml_workers.eventstore.anchor import Anchor
+from cml_workers.eventstore.names import worker_of
 from cml_workers.eventstore.port import StoreUnavailableError
-from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.relay import in_order, progress
 from cml_workers.relay.relay import SAVE_AFTER
 from support.relaying import CREATED, Service, ids

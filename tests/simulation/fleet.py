@@ -21,9 +21,9 @@ from cml_workers.domain.policy import Access, Policy
 from cml_workers.domain.profiles import DEFAULT, Profile, RegionProfile, default_profile
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.eventstore.following import follow_from
+from cml_workers.eventstore.names import WORKER_STREAMS, worker_of
 from cml_workers.eventstore.port import StoredEvent
 from cml_workers.eventstore.relay_stream import begin_if_new
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, worker_of
 from cml_workers.foundation.outages import Outages
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.projector.queries import Queries

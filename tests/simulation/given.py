@@ -15,9 +15,10 @@ from cml_contracts.instance import (
 )
 from cml_workers.domain.creation import launch_token
 from cml_workers.domain.history import EventMetadata
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.port import NO_STREAM, NewEvent
 from cml_workers.eventstore.relay_stream import RELAY_STREAM, SAVED
-from cml_workers.eventstore.worker_streams import encode, stream_of
+from cml_workers.eventstore.worker_streams import encode
 from cml_workers.relay.relay import event_message
 from simulation.fleet import POLICY, SOURCE, Fleet
 from simulation.scripts import FOUND, IMAGE, REGION

@@ -9,6 +9,7 @@ from cml_contracts.queries import WorkerView
 from cml_contracts.results import OperationResult
 from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.names import WORKER_STREAMS, worker_of
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -22,7 +23,7 @@ from cml_workers.eventstore.port import (
     check_append,
 )
 from cml_workers.eventstore.relay_stream import RELAY_STREAM
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, worker_of
+from cml_workers.eventstore.worker_streams import decode
 from cml_workers.foundation.outages import Dependency, Outages
 from cml_workers.readmodels.workers.fold import worker_row
 from simulation import nets

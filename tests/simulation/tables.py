@@ -13,8 +13,9 @@ from sqlalchemy.pool import NullPool
 from cml_contracts.queries import OperationView, WorkerView
 from cml_workers.domain.fold import evolve
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.names import worker_of
 from cml_workers.eventstore.port import StoredEvent
-from cml_workers.eventstore.worker_streams import decode, worker_of
+from cml_workers.eventstore.worker_streams import decode
 from cml_workers.foundation.outages import Dependency, Outages
 from cml_workers.readmodels.batch import changes_of
 from cml_workers.readmodels.generation import GENERATIONS, Generation, State

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from cml_workers.bus.port import Message
 from cml_workers.deadletters.archive import OUTCOMES, Archive, OperatorAction
 from cml_workers.deadletters.letter import Letter, letter_of
+from cml_workers.eventstore.names import worker_of
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.readmodels.rebuild import Rebuild
 from cml_workers.readmodels.runner import Runner
 from cml_workers.readmodels.workers import WORKERS_VIEW

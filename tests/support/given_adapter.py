@@ -20,9 +20,10 @@ from cml_workers.bus.topology import EC2_TRIGGERS, INTERNAL_EXCHANGE
 from cml_workers.domain.messages import REPORTS, AttemptRefused, Reminder, Report
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.ec2_adapter.tenure import FRESH
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.port import NO_STREAM, EventStore, NewEvent, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import append, load, published, stream_of
+from cml_workers.eventstore.worker_streams import append, load, published
 from support.buses import Outbox
 from support.clock import StillClock
 from support.fake_ec2 import FakeEc2

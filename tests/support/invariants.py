@@ -43,8 +43,8 @@ from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import Recorded
 from cml_workers.domain.ledger import Ledger, entries
 from cml_workers.domain.worker import Worker, status_of
+from cml_workers.eventstore.names import worker_of
 from cml_workers.eventstore.port import StoredEvent
-from cml_workers.eventstore.worker_streams import worker_of
 from cml_workers.readmodels.workers.fold import operation_view, worker_row
 from support.canaries import CANARY
 from support.observed import Observed, SeenInstance

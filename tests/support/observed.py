@@ -13,8 +13,9 @@ from cml_contracts.instance import WORKER_TAG, InstanceState
 from cml_contracts.queries import OperationView, WorkerView
 from cml_contracts.results import OperationResult
 from cml_workers.domain.history import Recorded
+from cml_workers.eventstore.names import WORKER_STREAMS, is_workers, worker_of
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, is_workers, worker_of
+from cml_workers.eventstore.worker_streams import decode
 from cml_workers.readmodels.model import active
 from cml_workers.readmodels.workers.tables import OPERATIONS, WORKERS
 from cml_workers.sql.database import open_database, transaction

@@ -19,8 +19,9 @@ from cml_contracts.results import OperationResult
 from cml_workers.bus.port import Ack, Message
 from cml_workers.domain.policy import Access
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, append, load
+from cml_workers.eventstore.worker_streams import append, load
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.generation import Generation
 from cml_workers.readmodels.generations import Generations

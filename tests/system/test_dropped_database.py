@@ -12,8 +12,8 @@ import aio_pika
 import pytest
 
 from cml_contracts.topology import EVENTS_EXCHANGE
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.relay_stream import RELAY_STREAM
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.relay.checkpoint import LOST
 from support.postgresql import emptied
 from support.running import RunningSystem, problems

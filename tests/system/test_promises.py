@@ -18,9 +18,10 @@ from cml_contracts.events import LaunchRequested
 from cml_contracts.queries import WorkerView
 from cml_contracts.topology import subscriber_queue
 from cml_workers.bus.topology import EC2_TRIGGERS, TRIGGERS_EXCHANGE
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.port import CaughtUp, StoredEvent
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, load
+from cml_workers.eventstore.worker_streams import load
 from cml_workers.foundation.secrets import redacted
 from cml_workers.readmodels.workers.fold import worker_row
 from support.buses import emptied

@@ -16,7 +16,7 @@ from cml_contracts.commands import CreateCMLWorker, UpdateCMLWorkerTags
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_workers.bus.rabbit import declare_topology
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, stream_of
+from cml_workers.eventstore.names import WORKER_STREAMS, stream_of
 from support.broken import append_raw, binary
 from support.children import module
 from support.ports import free_port

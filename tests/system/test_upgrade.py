@@ -12,8 +12,8 @@ import pytest
 
 from cml_contracts.commands import UpdateCMLWorkerStatus
 from cml_contracts.results import OperationResult
+from cml_workers.eventstore.names import worker_of
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import worker_of
 from support import old_version
 from support.ec2 import SimulatorAdmin
 from support.invariants import plain, violations

@@ -36,9 +36,10 @@ from cml_workers.domain.messages import (
 from cml_workers.domain.ownership import Ownership
 from cml_workers.domain.policy import Access
 from cml_workers.eventstore.command_streams import COMMAND_STREAMS
+from cml_workers.eventstore.names import WORKER_STREAMS, worker_of
 from cml_workers.eventstore.port import StoreUnavailableError, StreamNotFoundError
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, decode, load, published, worker_of
+from cml_workers.eventstore.worker_streams import decode, load, published
 from cml_workers.projector.queries import Queries
 from cml_workers.readmodels.workers.queries import pending
 from support.given import create, instance

@@ -33,8 +33,8 @@ from cml_workers.domain.messages import (
     LookupAnswered,
     LookupResult,
 )
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.sqlite import SqliteEventStore
-from cml_workers.eventstore.worker_streams import stream_of
 from support.deadletters import dead_letters
 from support.plain_amqp import PlainAmqp
 from support.rabbitmq import SpawnedRabbitMQ

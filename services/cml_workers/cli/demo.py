@@ -28,8 +28,8 @@ from cml_contracts.instance import CONSENT_TAG, InstanceState, LaunchParameters,
 from cml_contracts.results import OperationResult
 from cml_workers.cli.show import WIDE, event_line, worker_panel, worker_table
 from cml_workers.ec2_adapter.aws import AwsEc2Client
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.opening import open_event_store
-from cml_workers.eventstore.worker_streams import stream_of
 from cml_workers.foundation.secrets import redacted
 from cml_workers.process.system import system
 from cml_workers.runtime.endpoints import event_store_uri

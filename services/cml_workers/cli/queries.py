@@ -30,8 +30,9 @@ from cml_workers.cli.terminal import (
     with_client,
 )
 from cml_workers.domain.history import described
+from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.port import StoredEvent, StreamDeletedError, StreamNotFoundError
-from cml_workers.eventstore.worker_streams import published, stream_of
+from cml_workers.eventstore.worker_streams import published
 from cml_workers.foundation.secrets import redacted
 from cml_workers.runtime.endpoints import amqp_url, existing_event_store_uri
 from cml_workers.runtime.settings import Settings, SettingsError

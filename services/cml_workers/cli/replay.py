@@ -13,8 +13,8 @@ from cml_workers.cli.deadletters import moment
 from cml_workers.cli.queries import known_pattern, matches
 from cml_workers.cli.terminal import NOT_DONE, USAGE, client_settings, err, fail, out, run_to_end
 from cml_workers.domain.history import described
+from cml_workers.eventstore.names import WORKER_STREAMS, is_workers, stream_of
 from cml_workers.eventstore.port import CaughtUp, EventStore, StoredEvent
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, is_workers, stream_of
 from cml_workers.runtime.endpoints import amqp_url, existing_event_store_uri
 from cml_workers.runtime.settings import Settings
 

@@ -232,7 +232,12 @@ class DeadLetters:
             ) from error
         await self._archive.redriven(archived, letter, action)
         log.info(
-            action.what, dead_letter_id=str(letter.id), died_in=letter.queue, user=action.user, by=action.by
+            action.what,
+            dead_letter_id=str(letter.id),
+            died_in=letter.queue,
+            **({"command_id": letter.message_id} if letter.queue == LIFECYCLE_COMMANDS.name else {}),
+            user=action.user,
+            by=action.by,
         )
         return (await self._find(letter.id)).view
 

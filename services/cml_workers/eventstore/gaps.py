@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import structlog
 
+from cml_workers.eventstore.names import about_stream
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -80,7 +81,12 @@ class Gaps:
         except StreamNotFoundError:
             found = []
         except StreamDeletedError as error:
-            log.warning("events of a stream are missing", before=event.revision, cause=str(error))
+            log.warning(
+                "events of a stream are missing",
+                **about_stream(event.stream),
+                before=event.revision,
+                cause=str(error),
+            )
             return []
         if not found or found[-1].revision != event.revision - 1:
             raise StoreUnavailableError(f"a replica lags behind: no {event.stream}@{event.revision - 1} yet")
@@ -88,7 +94,7 @@ class Gaps:
             found = [each for each in found if self._store.is_after(each.position, self._after)]
         log.warning(
             "the subscription left out events",
-            stream=event.stream,
+            **about_stream(event.stream),
             revisions=[each.revision for each in found],
         )
         return found

@@ -16,6 +16,7 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import structlog
 
 from cml_workers.domain.history import described
+from cml_workers.eventstore.names import about_stream
 from cml_workers.eventstore.port import (
     NO_STREAM,
     EventStore,
@@ -200,8 +201,9 @@ class Quarantine:
                     log.error(
                         "an event is in quarantine, and the worker's later ones wait behind it",
                         quarantine=self.stream,
-                        stream=broken.stream,
+                        **about_stream(broken.stream),
                         revision=broken.revision,
+                        event_id=str(broken.event_id),
                         type=broken.type,
                         cause=str(broken),
                     )
@@ -218,7 +220,7 @@ class Quarantine:
         log.info(
             "an event in quarantine was decided about",
             quarantine=self.stream,
-            stream=stream,
+            **about_stream(stream),
             revision=revision,
             decided=decision.what.value,
             by=decision.by,

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from uuid import UUID
 
 from cml_workers.eventstore.anchor import Anchor
+from cml_workers.eventstore.names import WORKER_STREAMS, is_workers
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -26,7 +27,6 @@ from cml_workers.eventstore.port import (
     WrongExpectedVersionError,
 )
 from cml_workers.eventstore.quarantine import Waiting
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, is_workers
 
 RELAY_STREAM = "cml_relay"
 SAVED = "cml.relay.saved.v1"

@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -23,6 +22,7 @@ from cml_workers.domain.history import (
 from cml_workers.domain.ledger import Ledger
 from cml_workers.domain.operations import as_sent
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.names import stream_of, worker_of
 from cml_workers.eventstore.port import (
     NO_STREAM,
     EventStore,
@@ -35,38 +35,6 @@ from cml_workers.eventstore.port import (
 from cml_workers.eventstore.quarantine import WORKERS, Quarantine
 from cml_workers.foundation.metrics import WORKERS_LOOKED_UP
 from cml_workers.foundation.tracing import as_traceparent, trace_of
-
-WORKER_STREAMS = "cml_worker-"
-"""What the names of their streams begin with."""
-
-
-def stream_of(worker_id: UUID) -> str:
-    """The name of the worker's event stream."""
-    return f"{WORKER_STREAMS}{worker_id}"
-
-
-@lru_cache(10_000)
-def worker_of(stream: str) -> UUID:
-    """Whose stream it is. Raises ValueError for a stream that is no worker's, as another application may have one."""
-    name = stream.removeprefix(WORKER_STREAMS)
-    try:
-        worker_id = UUID(name)
-    except ValueError:
-        worker_id = None
-    # A UUID is written in many ways, and by us in one.
-    if worker_id is None or stream != stream_of(worker_id):
-        raise ValueError(f"{stream!r} is not a worker's stream")
-    return worker_id
-
-
-def is_workers(stream: str) -> bool:
-    """Whether the stream is a worker's."""
-    try:
-        worker_of(stream)
-    except ValueError:
-        return False
-    return True
-
 
 UNSEEN_ATTEMPTS = 10
 """Attempts, a second apart, for which a replica of the store may lag behind what a message refers to."""

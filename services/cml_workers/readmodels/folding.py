@@ -7,8 +7,9 @@ from uuid import UUID
 from cml_workers.domain.fold import evolve
 from cml_workers.domain.history import Recorded
 from cml_workers.domain.worker import Worker
+from cml_workers.eventstore.names import worker_of
 from cml_workers.eventstore.port import EventStore, StoredEvent, StoreUnavailableError
-from cml_workers.eventstore.worker_streams import decode, load, worker_of
+from cml_workers.eventstore.worker_streams import decode, load
 
 REMEMBERED = 10_000
 """Folded workers kept in memory; any other is folded again from its stream when its next event comes."""

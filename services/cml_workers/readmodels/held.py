@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import structlog
 
+from cml_workers.eventstore.names import about_stream
 from cml_workers.eventstore.port import (
     EventStore,
     StoredEvent,
@@ -204,7 +205,9 @@ class Held:
         if waiting is None:
             del self.waiting[stream]
             log.info(
-                "a worker that waited in quarantine goes on", quarantine=self.quarantine.stream, stream=stream
+                "a worker that waited in quarantine goes on",
+                quarantine=self.quarantine.stream,
+                **about_stream(stream),
             )
         else:
             self.waiting[stream] = waiting

@@ -10,6 +10,7 @@ import structlog
 
 from cml_workers.eventstore.anchor import mismatch
 from cml_workers.eventstore.following import backoff, follow_from
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.port import (
     CaughtUp,
     Checkpoint,
@@ -18,7 +19,6 @@ from cml_workers.eventstore.port import (
     StoreConfigurationError,
     StoreUnavailableError,
 )
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.foundation.outages import NO_OUTAGES, Outages
 from cml_workers.readmodels.comparing import Difference
 from cml_workers.readmodels.generation import Generation, State

@@ -7,9 +7,9 @@ import structlog
 
 from cml_workers.eventstore.anchor import Recognition
 from cml_workers.eventstore.following import Following, backoff, follow_from
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.port import EventStore, Item
 from cml_workers.eventstore.quarantine import LOOK_EVERY, warning_of
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 from cml_workers.foundation.outages import NO_OUTAGES, Outages
 from cml_workers.foundation.tasks import ended
 from cml_workers.readmodels.generation import Generation

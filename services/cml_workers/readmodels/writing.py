@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 
 from cml_workers.eventstore.anchor import Anchor
+from cml_workers.eventstore.names import is_workers
 from cml_workers.eventstore.port import (
     CaughtUp,
     Checkpoint,
@@ -13,7 +14,6 @@ from cml_workers.eventstore.port import (
     Item,
     StoredEvent,
 )
-from cml_workers.eventstore.worker_streams import is_workers
 from cml_workers.readmodels.batch import BREATHES, Batch
 from cml_workers.readmodels.generation import Generation
 from cml_workers.readmodels.generations import CheckpointMovedError, Generations

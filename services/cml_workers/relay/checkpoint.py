@@ -9,6 +9,7 @@ from uuid import UUID
 import structlog
 
 from cml_workers.eventstore.anchor import Anchor, Recognition
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.eventstore.port import (
     NO_STREAM,
     CaughtUp,
@@ -28,7 +29,6 @@ from cml_workers.eventstore.relay_stream import (
     begin,
     begin_if_new,
 )
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
 
 log = structlog.get_logger(__name__)
 

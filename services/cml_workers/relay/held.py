@@ -10,6 +10,7 @@ from contextlib import suppress
 import structlog
 
 from cml_workers.bus.port import Outgoing
+from cml_workers.eventstore.names import about_stream, is_workers
 from cml_workers.eventstore.port import (
     EventStore,
     StoredEvent,
@@ -31,7 +32,6 @@ from cml_workers.eventstore.quarantine import (
     What,
     warning_of,
 )
-from cml_workers.eventstore.worker_streams import is_workers
 from cml_workers.foundation.tasks import Tasks
 from cml_workers.relay.progress import Progress
 
@@ -173,7 +173,7 @@ class Held:
                 try:
                     await self._publish_some(stream)
                 except ConnectionError as error:
-                    log.info("a worker goes on later", stream=stream, cause=str(error))
+                    log.info("a worker goes on later", **about_stream(stream), cause=str(error))
                     await self._sleep(LOOK_EVERY)
         finally:
             self._going_on.discard(stream)
@@ -220,4 +220,4 @@ class Held:
     def _goes_on(self, stream: str) -> None:
         del self._waiting[stream]
         self._changed()
-        log.info("a worker that waited in quarantine goes on", quarantine=RELAY, stream=stream)
+        log.info("a worker that waited in quarantine goes on", quarantine=RELAY, **about_stream(stream))

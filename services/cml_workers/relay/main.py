@@ -9,7 +9,7 @@ from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.topology import TRIGGERS_EXCHANGE
 from cml_workers.bus.usage import Usage
 from cml_workers.eventstore.following import Following, follow_from
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS
+from cml_workers.eventstore.names import WORKER_STREAMS
 from cml_workers.relay.checkpoint import RelayCheckpoint
 from cml_workers.relay.relay import Relay
 from cml_workers.runtime.endpoints import database_options

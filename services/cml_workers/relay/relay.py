@@ -14,9 +14,10 @@ from cml_contracts.envelope import CLOUDEVENTS_JSON
 from cml_contracts.topology import EVENTS_EXCHANGE
 from cml_workers.bus.port import BusUnavailableError, Outgoing, Publish, Routed
 from cml_workers.eventstore.anchor import Anchor
+from cml_workers.eventstore.names import is_workers
 from cml_workers.eventstore.port import CaughtUp, Checkpoint, EventStore, StoredEvent
 from cml_workers.eventstore.quarantine import Waiting
-from cml_workers.eventstore.worker_streams import is_workers, published
+from cml_workers.eventstore.worker_streams import published
 from cml_workers.foundation.tasks import Tasks
 from cml_workers.foundation.tracing import TRACEPARENT
 from cml_workers.relay.held import Held

@@ -16,8 +16,9 @@ import structlog
 
 from cml_workers.bus.port import BusUnavailableError, NotTakenError, Outgoing, Publish, Routed
 from cml_workers.bus.probes import PROBE
+from cml_workers.eventstore.names import worker_of
 from cml_workers.eventstore.port import StoredEvent
-from cml_workers.eventstore.worker_streams import about_event, worker_of
+from cml_workers.eventstore.worker_streams import about_event
 from cml_workers.foundation.tasks import Tasks, ended
 from cml_workers.relay.in_order import Entry, InOrder
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from cml_contracts.commands import UpdateCMLWorkerStatus
 from cml_contracts.instance import DEPLOYMENT_TAG
+from cml_workers.eventstore.names import WORKER_STREAMS, worker_of
 from cml_workers.eventstore.opening import open_event_store
-from cml_workers.eventstore.worker_streams import WORKER_STREAMS, worker_of
 from support.invariants import violations
 from support.malformed import in_words
 from support.observed import Observed, observe, stored_events
