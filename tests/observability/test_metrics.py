@@ -15,7 +15,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cml_contracts.client import WorkerClient
-from cml_contracts.commands import COMMANDS, CreateCMLWorker, StopCMLWorker
+from cml_contracts.commands import COMMANDS, CreateCMLWorker, StopCMLWorker, UpdateCMLWorkerStatus
 from cml_contracts.results import ProblemCode
 from cml_embedded.ec2_simulator import DEMO_IMAGES
 from cml_workers.bus.port import Ack
@@ -89,15 +89,19 @@ async def test_what_a_system_does_is_counted(running: RunningSystem) -> None:
         assert created.outcome == "succeeded", created
         unknown = await client.send(StopCMLWorker(worker_id=uuid4()), deadline=60)
         assert unknown.problem is not None
+        assert created.worker_id
+        seen = await client.send(UpdateCMLWorkerStatus(worker_id=created.worker_id), deadline=60)
+        assert seen.outcome == "succeeded", seen
     after = await scraped(endpoints["health"])
     command, stop = CreateCMLWorker.TYPE, StopCMLWorker.TYPE
     assert of(after, "cml_commands_total", command=command, outcome="succeeded") == 1
     assert of(after, "cml_command_seconds_count", command=command, outcome="succeeded") == 1
     assert 0.3 < of(after, "cml_command_seconds_sum", command=command, outcome="succeeded") < 60
     assert of(after, "cml_commands_total", command=stop, outcome="rejected") == 1
+    assert of(after, "cml_commands_total", command=UpdateCMLWorkerStatus.TYPE, outcome="succeeded") == 1
     assert of(after, "cml_command_problems_total", command=stop, code=ProblemCode.WORKER_NOT_FOUND) == 1
-    assert of(after, "cml_messages_total", queue="cml.lifecycle.commands", verdict="done") == 2
-    assert of(after, "cml_message_seconds_count", queue="cml.lifecycle.commands") == 2
+    assert of(after, "cml_messages_total", queue="cml.lifecycle.commands", verdict="done") == 3
+    assert of(after, "cml_message_seconds_count", queue="cml.lifecycle.commands") == 3
     assert of(after, "cml_ec2_calls_total", api="RunInstances", region="us-east-1", code="") == 1
     assert of(after, "cml_ec2_problems_total", region="us-east-1", problem=ProblemCode.EC2_THROTTLED) == 0
     assert of(after, "cml_role_ready", role="lifecycle") == 1
