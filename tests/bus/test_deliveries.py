@@ -20,7 +20,7 @@ def raw(*, redelivered: bool, **headers: Any) -> Any:
     """A message as the library has it; the keywords are headers, without their ``x-``."""
     named = {f"x-{name.replace('_', '-')}": value for name, value in headers.items()}
     properties = dict.fromkeys(("type", "message_id", "correlation_id", "reply_to", "content_type"))
-    message = SimpleNamespace(
+    return SimpleNamespace(
         body=b"",
         exchange="",
         routing_key="k",
@@ -29,7 +29,6 @@ def raw(*, redelivered: bool, **headers: Any) -> Any:
         redelivered=redelivered,
         **properties,
     )
-    return SimpleNamespace(raw_message=message)
 
 
 @pytest.mark.parametrize(
