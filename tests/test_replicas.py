@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from cml_workers.bus.rabbit.management import ManagementError, cluster
+from cml_workers.bus.topology import PROBES
 from cml_workers.bus.usage import EVERYTHING
 from cml_workers.process.registry import ROLES
 from cml_workers.process.system import queues_of
@@ -23,7 +24,7 @@ LOOKUPS = "cml.ec2.lookups"
 @pytest.fixture
 def api() -> Iterator[ManagementApi]:
     """All queues have a replica on each of three nodes."""
-    with management_api(dict.fromkeys(EVERYTHING.queues, 3)) as api:
+    with management_api(dict.fromkeys((*EVERYTHING.queues, PROBES.name), 3)) as api:
         yield api
 
 
@@ -107,6 +108,32 @@ async def test_readiness_says_it_for_as_long_as_it_is_so_and_stays_ready(
     assert ready
     assert content["problems"] == {}
     assert content["warnings"] == {"rabbitmq": [f"fewer replicas than the 3 nodes of RabbitMQ: {LOOKUPS} 1"]}
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_every_role_looks_at_the_queue_of_its_probes_and_for_partitions(
+    api: ManagementApi, role: str
+) -> None:
+    """The relay, too, which consumes nothing."""
+    watch = ReplicaWatch(settings(api.url), queues_of([ROLES[role]], ()))
+    await watch.look()
+    assert watch.warning() is None
+    api.queues[PROBES.name] = 1
+    api.partitions = {NODES[0]: [NODES[1]]}
+    await watch.look()
+    assert watch.warning() == (
+        f"fewer replicas than the 3 nodes of RabbitMQ: {PROBES.name} 1; "
+        f"nodes that are partitioned from others: {NODES[0]}"
+    )
+
+
+async def test_a_process_that_uses_no_queue_looks_for_partitions(api: ManagementApi) -> None:
+    api.partitions = {NODES[0]: [NODES[1]]}
+    async with replicas_watched(settings(api.url), ()) as (watching,):
+        (warning,) = watching.warnings
+        async with asyncio.timeout(60):
+            while warning() is None:
+                await asyncio.sleep(0.01)
 
 
 async def test_it_is_logged_once_and_over_when_it_is_over(api: ManagementApi) -> None:

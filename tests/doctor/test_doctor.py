@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from cml_embedded.ec2.requests import check
 from cml_embedded.ec2_simulator import DEMO_IMAGES, Ec2Simulator
 from cml_tools.ec2_calls import Sent
-from cml_workers.bus.usage import EVERYTHING
+from cml_workers.bus.topology import PROBES, QUEUES
+from cml_workers.bus.usage import retry_queues
 from cml_workers.cli import terminal
 from cml_workers.cli.app import app
 from cml_workers.doctor.lines import MISSING, UNKNOWN
@@ -540,14 +541,16 @@ def test_nobody_at_the_address_is_unknown(deployment: Deployment):
     assert "no answer" in line["problem"]
 
 
-def test_queues_that_are_not_on_all_nodes_are_said(deployment: Deployment):
-    with management_api({**dict.fromkeys(EVERYTHING.queues, 3), "cml.ec2.lookups": 1}) as api:
+@pytest.mark.parametrize("queue", ["cml.ec2.lookups", PROBES.name])
+def test_queues_that_are_not_on_all_nodes_are_said(deployment: Deployment, queue: str):
+    queues = [name for each in QUEUES for name in (each.name, *retry_queues(each))]
+    with management_api({**dict.fromkeys(queues, 3), queue: 1}) as api:
         deployment.configure(RABBITMQ_URL="amqp://h/", RABBITMQ_MANAGEMENT_URL=api.url)
         (line,) = deployment.lines(MISSING)
         assert (line["region"], line["subject"], line["status"]) == ("", "queue", "missing")
-        assert line["problem"] == "fewer replicas than the 3 nodes of RabbitMQ: cml.ec2.lookups 1"
+        assert line["problem"] == f"fewer replicas than the 3 nodes of RabbitMQ: {queue} 1"
         assert "rabbitmq-queues grow" in line["fix"]
-        api.queues["cml.ec2.lookups"] = 3
+        api.queues[queue] = 3
         assert deployment.lines(0) == []
         api.status = 401
         (line,) = deployment.lines(UNKNOWN)

@@ -1,6 +1,7 @@
 """Whether RabbitMQ has the queues on every node of its cluster, so that one that is lost stops nothing."""
 
 from cml_workers.bus.rabbit.management import ManagementError
+from cml_workers.bus.topology import PROBES
 from cml_workers.bus.usage import EVERYTHING
 from cml_workers.doctor.lines import Line, Status
 from cml_workers.runtime.replicas import REMEDY, described, seen_cluster
@@ -21,5 +22,5 @@ async def queue_lines(settings: Settings) -> list[Line]:
     if seen is None:
         problem = "whether the queues have replicas on all nodes of RabbitMQ is not known"
         return [Line("", Status.NOTE, SUBJECT, problem, "set RABBITMQ_MANAGEMENT_URL")]
-    wrong = described(seen, EVERYTHING.with_own(settings.senders).queues)
+    wrong = described(seen, (*EVERYTHING.with_own(settings.senders).queues, PROBES.name))
     return [Line("", Status.MISSING, SUBJECT, wrong, REMEDY)] if wrong else []

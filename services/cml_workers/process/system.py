@@ -1,7 +1,7 @@
 """A process of the system: opens what the settings name or embeds it, and runs roles on it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -10,7 +10,9 @@ import structlog
 
 from cml_contracts.broker import Nodes
 from cml_workers.bus.port import BusUnavailableError
+from cml_workers.bus.probes import probe_of
 from cml_workers.bus.rabbit import reach
+from cml_workers.bus.topology import PROBES
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailableError
 from cml_workers.foundation.failures import RoleFailedError
@@ -96,9 +98,10 @@ async def single_role(name: str, settings: Settings) -> AsyncIterator[Sequence[R
         yield running
 
 
-def queues_of(roles: Iterable[Role], senders: Iterable[str]) -> Sequence[str]:
-    """All that they consume, the senders' own queues among it."""
-    return [queue for role in roles for queue in role.uses.with_own(senders).queues]
+def queues_of(roles: Collection[Role], senders: Collection[str]) -> Sequence[str]:
+    """All that they consume, the senders' own queues among it, and the one of their probes."""
+    consumed = [queue for role in roles for queue in role.uses.with_own(senders).queues]
+    return [*consumed, PROBES.name] if any(probe_of(role.uses) for role in roles) else consumed
 
 
 async def until_one_fails(running: Sequence[Running]) -> None:

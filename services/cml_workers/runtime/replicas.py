@@ -82,7 +82,7 @@ class ReplicaWatch:
 @asynccontextmanager
 async def replicas_watched(settings: Settings, queues: Sequence[str]) -> AsyncIterator[Sequence[Running]]:
     """What the probes show beside the roles; nothing where no setting names the management API."""
-    if settings.rabbitmq_management_url is None or not queues:
+    if settings.rabbitmq_management_url is None:
         yield ()
         return
     watch = ReplicaWatch(settings, queues)
