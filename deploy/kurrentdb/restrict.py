@@ -5,8 +5,8 @@
         python deploy/kurrentdb/restrict.py
 
 ``cml-writer`` (group cml-writers) is for lifecycle, which alone appends to the streams of workers, and to that of denied commands, of
-which KurrentDB keeps the last events (denials-stream.json). ``cml-relay`` (group
-cml-relays) is for the relay: it reads, and writes only its own stream, of which KurrentDB keeps the last events (relay-stream.json),
+which KurrentDB keeps the last events (denials-stream.json). It reads what was decided about the events of workers that could not be
+read (quarantine-streams.json). ``cml-relay`` (group cml-relays) is for the relay: it reads, and writes only its own stream, of which KurrentDB keeps the last events (relay-stream.json),
 and its quarantine. ``cml-projector`` (group cml-projectors) is for the projector and `cml-workers rebuild`: it reads, and writes only the
 quarantines (quarantine-streams.json), also the relay's, in which it records what operators decide. ``cml-reader`` (group cml-readers)
 is for the EC2 adapter and the command line. The relay and the projector alone may follow $all, which is a system stream, and

@@ -20,7 +20,7 @@ import yaml
 from cml_tools.roles import secrets
 from cml_workers.bus.users import read_users, settings_of
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
-from cml_workers.eventstore.quarantine import QUARANTINE_STREAMS, RELAY, of_read_model
+from cml_workers.eventstore.quarantine import QUARANTINE_STREAMS, RELAY, WORKERS, of_read_model
 from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, begin_if_new
 from cml_workers.lifecycle import denials
 from cml_workers.lifecycle.denials import DENIALS_STREAM
@@ -375,6 +375,9 @@ async def test_the_default_access_lists_go_into_the_settings_stream(restrict: Mo
         # Each is written by its follower, and by the projector, which records what operators decide.
         assert acl["$w"] == ["$admins", *own, "cml-projectors"]
         assert {*own, "cml-projectors"} <= {*acl["$r"]}
+        if follower == WORKERS:  # lifecycle and the EC2 adapter skip what was skipped there
+            for right in ("$r", "$mr"):
+                assert {"cml-writers", "cml-readers"} <= {*acl[right]}
         assert (acl["$d"], acl["$mw"]) == ("$admins", "$admins")
     (record,) = node.log.streams["$settings"]
     kept = json.loads(record.data)

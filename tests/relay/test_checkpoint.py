@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 from uuid import uuid4
 
 import pytest
@@ -22,10 +22,19 @@ from cml_workers.eventstore.port import (
     EventStore,
     StoreConfigurationError,
     StoredEvent,
+    StoreForbiddenError,
     StoreUnavailableError,
     StreamDeletedError,
 )
-from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, Saved, begin_if_new, load_saved
+from cml_workers.eventstore.relay_stream import (
+    KEEP,
+    RELAY_STREAM,
+    NotBegunError,
+    Saved,
+    begin_if_new,
+    ensure_begun,
+    load_saved,
+)
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from cml_workers.eventstore.worker_streams import append
 from cml_workers.relay.checkpoint import FIRST_LOOKS, LOOKS_AGAIN, LOST, REMEDY, TRIM_EVERY, RelayCheckpoint
@@ -121,10 +130,28 @@ async def test_what_was_saved_is_where_the_next_one_goes_on(place: Place):
 async def test_lifecycle_begins_the_stream_before_any_worker_so_a_relay_that_starts_late_asks_nobody(
     place: Place,
 ):
-    assert await begin_if_new(place.store, uuid4) == Saved(None, 0)
+    await ensure_begun(place.store, uuid4)
+    assert await load_saved(place.store) == Saved(None, 0)
     await place.happen(1)
-    assert await begin_if_new(place.store, uuid4) == Saved(None, 0)
+    await ensure_begun(place.store, uuid4)
+    assert await load_saved(place.store) == Saved(None, 0)
     assert await place.checkpoint().load() is None
+
+
+async def test_where_lifecycle_may_not_follow_it_waits_until_the_relay_has_begun_the_stream(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    def forbidden(**_: object) -> NoReturn:
+        raise StoreForbiddenError("not $all")
+
+    with monkeypatch.context() as context:
+        context.setattr(place.store, "follow", forbidden)
+        for _ in range(2):
+            with pytest.raises(NotBegunError, match="the relay has not begun its stream cml_relay yet"):
+                await ensure_begun(place.store, uuid4)
+    await place.checkpoint().load()
+    monkeypatch.setattr(place.store, "follow", forbidden)
+    await ensure_begun(place.store, uuid4)
 
 
 async def test_several_processes_that_begin_together_begin_once(place: Place):
@@ -147,7 +174,8 @@ async def test_a_lost_checkpoint_is_asked_for_and_nothing_is_published(place: Pl
     assert "CML_RELAY_BEGIN" in LOST
     assert place.pauses == [*[1.0] * (FIRST_LOOKS - 1), LOOKS_AGAIN]
     assert await load_saved(place.store) is None
-    assert await begin_if_new(place.store, uuid4) is None  # nor does lifecycle make up for it
+    await ensure_begun(place.store, uuid4)
+    assert await load_saved(place.store) is None  # nor does lifecycle make up for it
 
 
 @pytest.mark.parametrize("begins", ["beginning", "end"])

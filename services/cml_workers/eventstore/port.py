@@ -35,6 +35,10 @@ class StoreConfigurationError(ConfigurationError):
     """The store does not let us in as configured (address, credentials, certificate); says what to fix."""
 
 
+class StoreForbiddenError(StoreConfigurationError):
+    """Our user may not do this in the store."""
+
+
 @dataclass(frozen=True, slots=True)
 class NewEvent:
     """An event to append; ``data`` and ``metadata`` are JSON."""

@@ -21,6 +21,7 @@ from cml_workers.eventstore.port import (
     NewEvent,
     StoreConfigurationError,
     StoredEvent,
+    StoreForbiddenError,
     StoreUnavailableError,
     StreamDeletedError,
     StreamNotFoundError,
@@ -33,6 +34,10 @@ SAVED = "cml.relay.saved.v1"
 KEEP = 10
 """Events of the stream that are kept; ``deploy/kurrentdb/relay-stream.json`` says so to KurrentDB."""
 NOBODY: Mapping[str, Waiting] = MappingProxyType({})
+
+
+class NotBegunError(ConnectionError):
+    """The stream is not there, and whether that is because the system is new only the relay may find out: try again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,23 @@ async def begin_if_new(store: EventStore, new_id: Callable[[], UUID]) -> Saved |
     if saved is None and not await _has_workers(store):
         saved = await begin(store, None, new_id())
     return saved
+
+
+async def ensure_begun(store: EventStore, new_id: Callable[[], UUID]) -> None:
+    """For who appends the first event of a worker: the stream begins before it.
+
+    Raises:
+        NotBegunError: it has not, and our user may not look for workers' events. The relay's may, and begins it.
+        As ``begin`` does.
+    """
+    if await load_saved(store) is not None:
+        return
+    try:
+        has_workers = await _has_workers(store)
+    except StoreForbiddenError as error:
+        raise NotBegunError(f"the relay has not begun its stream {RELAY_STREAM} yet") from error
+    if not has_workers:
+        await begin(store, None, new_id())
 
 
 async def _has_workers(store: EventStore) -> bool:

@@ -7,7 +7,7 @@ from uuid import uuid4
 from cml_workers.bus.topology import INTERNAL_EXCHANGE, LIFECYCLE_COMMANDS, LIFECYCLE_REPORTS
 from cml_workers.bus.usage import Usage
 from cml_workers.domain.messages import LookupRequested
-from cml_workers.eventstore.relay_stream import begin_if_new
+from cml_workers.eventstore.relay_stream import ensure_begun
 from cml_workers.lifecycle.handler import Lifecycle
 from cml_workers.runtime.role import Infrastructure, Part, Replicas, Role, Running, utc_now
 
@@ -17,11 +17,11 @@ COMMANDS_OF_A_SENDER = 4
 
 @asynccontextmanager
 async def lifecycle(given: Infrastructure) -> AsyncIterator[Running]:
-    """Run the role until the context ends. Raises BusUnavailableError, TopologyError, StoreUnavailableError.
+    """Run the role until the context ends. Raises BusUnavailableError, TopologyError, StoreUnavailableError, NotBegunError.
 
     Before the first event of any worker the relay's stream begins: see ``eventstore.relay_stream``.
     """
-    await begin_if_new(given.store, uuid4)
+    await ensure_begun(given.store, uuid4)
     bus = given.bus(LIFECYCLE)
     handler = Lifecycle(
         store=given.store,

@@ -23,7 +23,7 @@ from kurrentdbclient.exceptions import (
     WrongCurrentVersionError,
 )
 
-from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailableError
+from cml_workers.eventstore.port import StoreConfigurationError, StoreForbiddenError, StoreUnavailableError
 
 _TLS_IS_MISCONFIGURED = re.compile(
     "CERTIFICATE_VERIFY_FAILED|WRONG_VERSION_NUMBER|security handshaker|empty address list", re.IGNORECASE
@@ -59,7 +59,7 @@ def _meaning(error: BaseException, where: str) -> StoreUnavailableError | StoreC
         case UnauthenticatedError():
             return StoreConfigurationError(f"{where} does not accept our user name and password")
         case AccessDeniedError():
-            return StoreConfigurationError(f"{where} does not let our user do this: {error}")
+            return StoreForbiddenError(f"{where} does not let our user do this: {error}")
         case InvalidCommitPositionError():
             return StoreConfigurationError(f"{where} does not know the position we are to follow from")
         case SSLError() if _TLS_IS_MISCONFIGURED.search(str(error)):
