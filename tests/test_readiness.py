@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -13,7 +14,7 @@ from cml_workers.eventstore.port import StoreConfigurationError, StoreUnavailabl
 from cml_workers.foundation.failures import ConfigurationError
 from cml_workers.foundation.outages import Dependency
 from cml_workers.runtime import health
-from cml_workers.runtime.health import probes, report
+from cml_workers.runtime.health import exposition, probes, report
 from cml_workers.runtime.role import Running, utc_now
 from support.unreliable import GoneError, Unreliable
 
@@ -82,13 +83,32 @@ async def test_it_answers_when_the_database_lets_nobody_in() -> None:
 async def test_it_says_how_far_a_follower_has_come_and_how_far_it_lags() -> None:
     now = asyncio.get_running_loop().time()
     following = Following(position="7", last_event_at=utc_now(), moved_at=now, event_at=now + 90)
-    ready, content = await report([Running("relay", (), following=following)], [])
+    ready, content = await report([Running("relay", (), followings=(following,))], [])
     said = content["followers"]["relay"]
     assert ready
     assert said["position"] == "7"
     assert said["lag_seconds"] == pytest.approx(90, abs=5)
     assert said["last_progress_at"][:10] == utc_now().isoformat()[:10]
     assert json.dumps(content)
+
+
+@pytest.mark.parametrize("behind", [0, 1])
+async def test_of_several_followers_the_slowest_is_shown(behind: int) -> None:
+    """One that is at the end hides no other."""
+    now = asyncio.get_running_loop().time()
+    followings = [Following(position="9", caught_up=True, moved_at=now) for _ in range(2)]
+    followings[behind] = Following(
+        "7", utc_now(), caught_up=False, attempts=3, moved_at=now, event_at=now + 90
+    )
+    role = Running("projector", (), followings=tuple(followings))
+    said = (await report([role], []))[1]["followers"]["projector"]
+    assert (said["position"], said["caught_up"], said["failures_in_a_row"]) == ("7", False, 3)
+    metrics = exposition([role]).decode()
+    assert 'cml_follower_caught_up{role="projector"} 0.0' in metrics
+    (lag,) = re.findall(r'cml_follower_lag_seconds\{role="projector"\} (\S+)', metrics)
+    assert float(lag) == pytest.approx(90, abs=5)
+    followings[behind].caught_up = True  # both are at the end, and it still took the last event so long
+    assert (await report([role], []))[1]["followers"]["projector"]["position"] == "7"
 
 
 async def test_a_process_that_starts_is_alive_and_shows_what_it_waits_for() -> None:

@@ -77,6 +77,45 @@ async def test_the_store_it_was_saved_with(place: Place):
 async def test_a_checkpoint_of_an_earlier_version_is_taken_over(place: Place):
     assert Anchor.parsed(None) is None
     assert await mismatch(place.store, None) is None
+    await place.store.append("a", events(3), expected=0)
+    for event in await place.store.read("a"):
+        assert await mismatch(place.store, None, event.position) is None
+    assert await mismatch(place.store, None, await place.store.end()) is None
+
+
+async def test_without_an_anchor_a_checkpoint_beyond_the_end_is_another_stores(place: Place):
+    """Positions are compared as numbers: 10 is behind 9."""
+    first = await last_anchor(place.store)
+    await place.store.append("a", events(9), expected=0)
+    copy = await place.restored()
+    assert await mismatch(copy, None, first.position) is None
+    last = await last_anchor(place.store)
+    for position in (last.position, (await place.store.read("a"))[1].position):
+        found = await mismatch(copy, None, position)
+        assert found is not None
+        assert not found.is_certain  # a replica that lags shows the same
+        assert f"it is at {position}, and this event store ends at {first.position}" in found.reason
+    looks = Looks()
+    while looks.recognition.problem is None:
+        assert not await looks.recognition.passes(None, copy, last.position)
+    assert looks.pauses[-1] == LOOKS_AGAIN
+    await copy.append("others", events(20), expected=NO_STREAM)
+    assert await looks.recognition.passes(None, copy, last.position)
+
+
+async def test_without_an_anchor_a_position_of_another_kind_of_store_is_another_stores(place: Place):
+    found = await mismatch(place.store, None, "elsewhere")
+    assert found is not None
+    assert found.is_certain
+    assert "position 'elsewhere' is not one of" in found.reason
+
+
+async def test_an_empty_store_is_not_the_one_of_a_checkpoint(tmp_path: Path):
+    store = SqliteEventStore(tmp_path / "empty.sqlite3")
+    found = await mismatch(store, None, "1")
+    await store.close()
+    assert found is not None
+    assert "ends at its beginning" in found.reason
 
 
 async def test_an_older_copy_that_has_the_beginning_of_the_same_stream(place: Place):

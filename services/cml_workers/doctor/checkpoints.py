@@ -42,7 +42,8 @@ async def checkpoint_lines(settings: Settings) -> list[Line]:
 async def _relays_line(store: EventStore) -> list[Line]:
     try:
         saved = await load_saved(store)
-        return await _line(store, "the relay", saved.anchor if saved else None, REMEDY)
+        anchor, position = (saved.anchor, saved.position) if saved else (None, None)
+        return await _line(store, "the relay", anchor, position, REMEDY)
     except (ConnectionError, ConfigurationError) as error:
         return [_unknown(error, "KURRENTDB_URI")]
 
@@ -54,7 +55,8 @@ async def _read_models_lines(settings: Settings, store: EventStore) -> list[Line
         for model in READ_MODELS:
             active = await Generations(model, database).active()
             anchor = active.anchor if active else None
-            lines += await _line(store, f"read model {model.name}", anchor, remedy(model.name))
+            position = active.position if active and active.events else None
+            lines += await _line(store, f"read model {model.name}", anchor, position, remedy(model.name))
     except (ConnectionError, ConfigurationError) as error:
         lines.append(_unknown(error, "DATABASE_URL"))
     finally:
@@ -62,8 +64,10 @@ async def _read_models_lines(settings: Settings, store: EventStore) -> list[Line
     return lines
 
 
-async def _line(store: EventStore, whose: str, anchor: Anchor | None, fix: str) -> list[Line]:
-    found = await mismatch(store, anchor)
+async def _line(
+    store: EventStore, whose: str, anchor: Anchor | None, position: str | None, fix: str
+) -> list[Line]:
+    found = await mismatch(store, anchor, position)
     return [Line("", Status.MISSING, SUBJECT, elsewhere(whose, found), or_else(fix))] if found else []
 
 

@@ -12,7 +12,13 @@ from uuid import UUID
 
 import structlog
 
-from cml_workers.eventstore.port import EventStore, StoredEvent, StreamDeletedError, StreamNotFoundError
+from cml_workers.eventstore.port import (
+    EventStore,
+    StoreConfigurationError,
+    StoredEvent,
+    StreamDeletedError,
+    StreamNotFoundError,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -56,13 +62,13 @@ class Mismatch:
     is_certain: bool
 
 
-async def mismatch(store: EventStore, anchor: Anchor | None) -> Mismatch | None:
+async def mismatch(store: EventStore, anchor: Anchor | None, position: str | None = None) -> Mismatch | None:
     """Why a checkpoint with this anchor is not one of this store; None if it is, or if nobody can know.
 
-    Raises StoreUnavailableError, StoreConfigurationError.
+    ``position``: the checkpoint's, by which one without an anchor is judged. Raises StoreUnavailableError, StoreConfigurationError.
     """
     if anchor is None:
-        return None
+        return None if position is None else await _beyond_the_end(store, position)
     event = f"event {anchor.event_id} ({anchor.stream}, revision {anchor.revision})"
     try:
         found = await store.read(anchor.stream, after=anchor.revision - 1, limit=1)
@@ -82,6 +88,17 @@ async def mismatch(store: EventStore, anchor: Anchor | None) -> Mismatch | None:
     return None
 
 
+async def _beyond_the_end(store: EventStore, position: str) -> Mismatch | None:
+    """All that is known without an anchor: in a store that has less, it is another one's, or an older copy's."""
+    end = await store.end()
+    try:
+        if end is not None and not store.is_after(position, end):
+            return None
+    except StoreConfigurationError as error:
+        return Mismatch(str(error), True)
+    return Mismatch(f"it is at {position}, and this event store ends at {end or 'its beginning'}", False)
+
+
 class Recognition:
     """Keeps a follower from a checkpoint that is another store's. ``whose``: the follower's; ``remedy``: what to do if this store is the right one."""
 
@@ -93,9 +110,9 @@ class Recognition:
         self.problem: str | None = None
         """What is wrong, and what to do; None if nothing is known to be."""
 
-    async def passes(self, anchor: Anchor | None, store: EventStore) -> bool:
-        """Whether to go on with the checkpoint; if not, load it again: by now it may be another one. Raises as ``mismatch`` does."""
-        found = await mismatch(store, anchor)
+    async def passes(self, anchor: Anchor | None, store: EventStore, position: str | None = None) -> bool:
+        """Whether to go on with the checkpoint; if not, load it again: by now it may be another one. As ``mismatch``."""
+        found = await mismatch(store, anchor, position)
         if found is None:
             if self.problem is not None:
                 log.info("the checkpoint is this event store's", follower=self._whose)

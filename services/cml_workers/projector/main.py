@@ -159,7 +159,7 @@ async def projector(given: Infrastructure) -> AsyncIterator[Running]:
                 PROJECTOR.name,
                 (bus.problem, *checks),
                 (bus.consuming, following, reminding, counting, collecting, tidying),
-                runners[READ_MODELS[0].name].following,
+                tuple(runner.following for runner in runners.values()),
                 archive.waiting,
                 counts,
                 (bus.warning, *(runner.warning for runner in runners.values())),

@@ -154,9 +154,12 @@ class Runner:
         while True:
             position = await self._writer.resumed()
             at = self._writer.at
-            if at is not None and await self._recognition.passes(at.anchor, self._store):
-                # Without an event, nothing of the store is here, whichever it was.
-                return position if at.anchor or at.events else None
+            # Without an event, nothing of the store is here, whichever it was.
+            known = at is not None and bool(at.anchor or at.events)
+            if at is not None and await self._recognition.passes(
+                at.anchor, self._store, position if known else None
+            ):
+                return position if known else None
             self._writer.begin_again()
 
     async def _handle(self, items: Sequence[Item]) -> None:

@@ -102,7 +102,7 @@ class RelayCheckpoint:
         Raises ConnectionError (try again) and StoreConfigurationError.
         """
         saved = await self._known()
-        while not await self._recognition.passes(saved.anchor, self._store):
+        while not await self._recognition.passes(saved.anchor, self._store, saved.position):
             saved = await self._known()
             if self._recognition.problem is not None and self._begins is not None:
                 log.warning(

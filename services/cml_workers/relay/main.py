@@ -82,7 +82,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
                     RELAY.name,
                     (bus.problem, checkpoint.problem, publishing.problem, partial(not_following, following)),
                     (task, saving, newest),
-                    following,
+                    (following,),
                     counts=lambda: {
                         **publishing.counts(),
                         **publishing.held.counts(),

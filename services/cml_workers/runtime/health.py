@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from cml_workers.foundation.metrics import REGISTRY, Figures
 from cml_workers.foundation.outages import Dependency
-from cml_workers.runtime.role import Running, ago, lag
+from cml_workers.runtime.role import Running, ago, lag, slowest
 from cml_workers.runtime.settings import SettingsError
 
 PORT = 8080
@@ -26,7 +26,7 @@ PING_TIMEOUT = 5.0
 
 
 async def report(running: Sequence[Running], parts: Sequence[Dependency]) -> tuple[bool, dict[str, Any]]:
-    """Whether all is well, and what is not; how far each follower has come; what the roles have counted.
+    """Whether all is well, and what is not; how far the slowest follower of each role has come; what the roles have counted.
 
     Dead letters, warnings and followers that lag are work for somebody, not a reason to be unready.
     """
@@ -40,7 +40,7 @@ async def report(running: Sequence[Running], parts: Sequence[Dependency]) -> tup
             problems[role.name] = wrong
         if said := _said(role.warnings):
             warnings[role.name] = said
-        if (following := role.following) is not None:
+        if (following := slowest(role.followings)) is not None:
             last, moved = following.last_event_at, following.moved_at
             followers[role.name] = {
                 "position": following.position,
@@ -142,7 +142,7 @@ def exposition(running: Sequence[Running], parts: Sequence[Dependency] = ()) -> 
     for role in running:
         figures.put("role_ready", role.name, not _said(role.checks))
         figures.put("role_warnings", role.name, len(_said(role.warnings)))
-        if (following := role.following) is not None:
+        if (following := slowest(role.followings)) is not None:
             figures.put("follower_caught_up", role.name, following.caught_up)
             figures.put("follower_lag_seconds", role.name, lag(following))
             figures.put("follower_failures", role.name, following.attempts)

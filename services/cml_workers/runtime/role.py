@@ -1,7 +1,7 @@
 """What a role is, what it is given, and how it runs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -90,14 +90,14 @@ class Running:
     """A role at work.
 
     ``checks`` say what is wrong, None if nothing is; ``tasks`` never end by themselves: one that does has
-    failed; ``following``: how far a role that follows the store has come; ``dead_letters``: how many wait;
+    failed; ``followings``: how far each of its followers of the store has come; ``dead_letters``: how many wait;
     ``counts``: what it has counted since it started; ``warnings``: what somebody should look at, though it works.
     """
 
     name: str
     checks: tuple[Callable[[], str | None], ...]
     tasks: tuple[asyncio.Task[None], ...] = ()
-    following: Following | None = None
+    followings: tuple[Following, ...] = ()
     dead_letters: Callable[[], Awaitable[int]] | None = None
     counts: Callable[[], Mapping[str, int]] = dict
     warnings: tuple[Callable[[], str | None], ...] = ()
@@ -146,6 +146,11 @@ def lag(following: Following) -> float:
     if following.event_at is None or following.last_event_at is None:
         return 0.0
     return max((ago(following.event_at) - following.last_event_at).total_seconds(), 0.0)
+
+
+def slowest(followings: Sequence[Following]) -> Following | None:
+    """The follower of a role by which it is judged: one that has not caught up, of those the one that lags most; None: it has none."""
+    return max(followings, key=lambda each: (not each.caught_up, lag(each)), default=None)
 
 
 def ago(moment: float) -> datetime:
