@@ -74,7 +74,7 @@ async def test_a_queue_that_is_not_there_has_none(api: ManagementApi) -> None:
         ({"status": 401}, "/", "has not the tag monitoring"),
         ({"status": 503}, "/", "it answers 503"),
         ({"status": 302}, "/", "it answers 302"),
-        ({}, "other", "no right in the virtual host 'other'"),
+        ({}, "other", "there is no virtual host 'other'"),
         ({"port": "1"}, "/", "no management API of RabbitMQ at http://cml-monitor:***@127.0.0.1:1/"),
         ({"port": "x"}, "/", "no management API"),
     ],

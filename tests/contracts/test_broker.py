@@ -3,8 +3,10 @@
 import asyncio
 import gc
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from cml_contracts import broker
 from cml_contracts.broker import Nodes, connect
 from cml_contracts.client import WorkerClient
 from cml_embedded.amqp_broker import AmqpBroker
+from support.certificates import Certificates
 from support.ports import free_port
 
 
@@ -171,3 +174,54 @@ async def test_a_single_node_that_hangs_is_an_error_after_a_while(hung: int, mon
     with pytest.raises(TimeoutError, match="no answer within 1 s"):
         await connect(nodes(hung))
     assert time.monotonic() - began >= 1.5
+
+
+@asynccontextmanager
+async def secured(node: int, certificates: Certificates) -> AsyncIterator[int]:
+    """The port at which TLS ends before the node."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates.certificate, certificates.key)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to, answers = await asyncio.open_connection("127.0.0.1", node)
+        await asyncio.gather(pump(reader, answers), pump(to, writer))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+        yield int(server.sockets[0].getsockname()[1])
+
+
+def in_order(url: str) -> Nodes:
+    """It begins with the first host."""
+    found = Nodes(url)
+    found._order.sort(key=found.hosts.index)
+    return found
+
+
+async def test_the_certificate_of_each_host_is_verified_for_that_host_also_after_one_that_is_dead(
+    node: int, tmp_path: Path
+):
+    """As of another host it would not be valid: the name of the first one in the URL counts for that one alone."""
+    certificates = Certificates.issue(tmp_path, "127.0.0.1")
+    rest = f"/?cafile={certificates.authority}"
+    async with secured(node, certificates) as port:
+        dead = f"localhost:{free_port()}"
+        async with await connect(in_order(f"amqps://guest:guest@{dead},127.0.0.1:{port}{rest}")) as opened:
+            await (await opened.channel()).declare_queue(exclusive=True)
+        with pytest.raises(ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
+            await connect(in_order(f"amqps://guest:guest@127.0.0.1:{free_port()},localhost:{port}{rest}"))
+
+
+async def test_a_client_passes_over_a_host_that_is_dead_and_one_whose_certificate_is_of_another(
+    node: int, tmp_path: Path
+):
+    certificates = Certificates.issue(tmp_path, "127.0.0.1")
+    async with secured(node, certificates) as port:
+        hosts = f"localhost:{free_port()},localhost:{port},127.0.0.1:{port}"
+        async with WorkerClient(f"amqps://guest:guest@{hosts}/?cafile={certificates.authority}"):
+            pass

@@ -9,7 +9,7 @@ import trustme
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """PEM files; the certificate is for 127.0.0.1 and localhost."""
+    """PEM files; the certificate is for 127.0.0.1 and localhost, unless other hosts are named."""
 
     key: Path
     certificate: Path
@@ -17,11 +17,11 @@ class Certificates:
     stranger: Path
 
     @classmethod
-    def issue(cls, folder: Path) -> Self:
+    def issue(cls, folder: Path, *hosts: str) -> Self:
         """Write them into ``folder``."""
         issued = cls(folder / "server.key", folder / "server.pem", folder / "ca.pem", folder / "other-ca.pem")
         authority = trustme.CA()
-        server = authority.issue_cert("127.0.0.1", "localhost")
+        server = authority.issue_cert(*(hosts or ("127.0.0.1", "localhost")))
         server.private_key_pem.write_to_path(str(issued.key))
         for blob in server.cert_chain_pems:
             blob.write_to_path(str(issued.certificate), append=True)

@@ -197,6 +197,11 @@ class SecuredBroker:
         query = "&".join(f"{name}={value}" for name, value in chosen.items() if value)
         return f"amqps://{user}:{quote(password, safe='')}@127.0.0.1:{self.server.tls_port}/{vhost}?{query}"
 
+    def management_url(self, user: str) -> str:
+        """As ``RABBITMQ_MANAGEMENT_URL``."""
+        password = quote(self.secured.secrets()[password_variable(user)], safe="")
+        return f"https://{user}:{password}@127.0.0.1:{self.management_port}/?cafile={self.authority}"
+
     def asked(self, user: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
         """What the management API answers: the status and the content."""
         password = self.secured.secrets().get(password_variable(user), user)

@@ -27,6 +27,7 @@ from cml_contracts.topology import (
 from cml_embedded.ec2_simulator import Ec2Simulator
 from cml_tools.definitions import OURS, SHIPPED
 from cml_workers.bus.port import BusConfigurationError
+from cml_workers.bus.rabbit.management import ManagementError, cluster
 from cml_workers.bus.rabbit.reaching import reach
 from cml_workers.bus.topology import (
     DEAD_LETTER_EXCHANGE,
@@ -40,6 +41,7 @@ from cml_workers.bus.usage import Usage, retry_queues
 from cml_workers.bus.users import BrokerUser, read_users
 from cml_workers.domain.policy import EVERY_COMMAND
 from cml_workers.process.registry import ROLES
+from cml_workers.runtime.replicas import described
 from support.attempts import DEFAULT, RESERVED, Attempt, Rights, Trying, attempts, lets_in
 from support.certificates import Certificates
 from support.children import module
@@ -327,6 +329,27 @@ async def test_by_the_management_api_nobody_changes_anything_and_only_the_monito
             for path in SEEN:
                 assert broker.asked(user, "GET", path)[0] == (200 if user == "cml-monitor" else 401)
         assert set(of_portal) <= set(connections(broker))
+
+
+async def test_the_monitor_sees_the_replicas_of_all_queues_and_no_other_user_does(broker: SecuredBroker):
+    """By the reader of doctor and readiness; a node that is alone has one of each."""
+    names = {name for queue in QUEUES for name in (queue.name, *retry_queues(queue))}
+    names |= {queue.name for user in SENDERS for queue in own_queues(user)}
+    async with asyncio.timeout(60):
+        while not names <= (seen := await cluster(broker.management_url("cml-monitor"), "/")).online.keys():
+            await asyncio.sleep(1)  # its figures come every five seconds
+    assert seen.nodes == 1
+    assert {name: seen.replicas[name] for name in names} == dict.fromkeys(names, 1)
+    assert (seen.short(names), seen.idle(names), list(seen.partitioned)) == ({}, {}, [])
+    assert described(seen, names) is None
+    with pytest.raises(ManagementError, match="has not the tag monitoring"):
+        await cluster(broker.management_url("portal"), "/")
+    with pytest.raises(ManagementError, match=f"no right in the virtual host '{OTHER_VHOST}'"):
+        await cluster(broker.management_url("cml-monitor"), OTHER_VHOST)
+    with pytest.raises(ManagementError, match="there is no virtual host 'none'"):
+        await cluster(broker.management_url("cml-monitor"), "none")
+    with pytest.raises(ManagementError, match="CERTIFICATE_VERIFY_FAILED"):
+        await cluster(broker.management_url("cml-monitor").partition("?")[0], "/")
 
 
 def connections(broker: SecuredBroker) -> list[str]:

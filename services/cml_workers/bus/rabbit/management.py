@@ -99,8 +99,11 @@ def _get(url: URL, path: str) -> list[Any]:
 def _said(error: HTTPError, vhost: str) -> str:
     match error.code:
         case 401:
-            return "user or password is wrong, or the user has not the tag monitoring"
+            return (
+                "user or password is wrong, or the user has not the tag monitoring, "
+                f"or no right in the virtual host {vhost!r}"
+            )
         case 404:
-            return f"the user has no right in the virtual host {vhost!r}, or there is none"
+            return f"there is no virtual host {vhost!r}"
         case _:
             return f"it answers {error.code}"
