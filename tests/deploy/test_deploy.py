@@ -1,7 +1,6 @@
 """What is deployed is what the settings, the topology and the adapter say."""
 
 import base64
-import importlib.util
 import json
 import re
 import ssl
@@ -281,17 +280,6 @@ def test_the_database_is_reached_by_those_who_have_something_in_it():
     assert [each["ports"] for each in rule["egress"]] == [[{"port": 5432}]]
     everybody = of_kind("NetworkPolicy", "roles")["spec"]["egress"]
     assert 5432 not in {each["port"] for allowed in everybody for each in allowed["ports"]}
-
-
-@pytest.fixture
-def restrict() -> ModuleType:
-    """The script."""
-    spec = importlib.util.spec_from_file_location("restrict", ROOT / "deploy/kurrentdb/restrict.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 class Users(BaseHTTPRequestHandler):

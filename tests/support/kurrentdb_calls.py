@@ -21,6 +21,7 @@ from kurrentdbclient.protos.v1 import (
 )
 
 from support.kurrentdb_log import ANY, EXISTS, NO_STREAM, TOMBSTONE, ReadResponse, Record, read_event
+from support.kurrentdb_rights import ALL, DELETE, READ, WRITE
 
 if TYPE_CHECKING:
     from support.kurrentdb_standin import KurrentDbStandIn
@@ -65,6 +66,10 @@ class Streams(streams_pb2_grpc.StreamsServicer):
         await self._node.send_to_leader(context)
         # The client sends each append whole, as one final request.
         async for request in requests:
+            stream = request.options.stream_identifier.stream_name.decode()
+            if not self._node.lets(context, WRITE, stream):
+                yield _error(request, shared_pb2.AccessDenied())
+                continue
             ids = {event.id.string for event in request.proposed_messages}
             if ids & self._node.ids_under_way:  # as EventStoreDB 23.10 does
                 await asyncio.sleep(self._node.faults.hold_seconds)
@@ -153,6 +158,7 @@ class Streams(streams_pb2_grpc.StreamsServicer):
             async for response in self._read_stream(options, context):
                 yield response
             return
+        await self._node.check(context, READ, ALL)
         matches, interval = _matcher(options)
         if options.WhichOneof("count_option") == "subscription":
             after = {"position": options.all.position.commit_position, "start": -1, "end": TOMBSTONE}
@@ -176,6 +182,7 @@ class Streams(streams_pb2_grpc.StreamsServicer):
         self, options: streams_pb2.ReadReq.Options, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[ReadResponse]:
         stream = options.stream.stream_identifier.stream_name.decode()
+        await self._node.check(context, READ, stream)
         log = self._node.log
         if log.head(stream) == TOMBSTONE:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"Event stream '{stream}' is deleted.")
@@ -223,6 +230,7 @@ class Streams(streams_pb2_grpc.StreamsServicer):
         await self._node.send_to_leader(context)
         options = request.options
         stream = options.stream_identifier.stream_name.decode()
+        await self._node.check(context, DELETE, stream)
         head = self._node.log.head(stream)
         if head == TOMBSTONE:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"Event stream '{stream}' is deleted.")

@@ -1,7 +1,8 @@
 """A stand-in for a KurrentDB server: the gRPC calls our client makes, kept in memory, with faults to order.
 
 It speaks the protocol of kurrentdbclient's own ``Servicer`` bases. Not here: persistent subscriptions,
-projections, links, ACLs, ``$maxAge``, size limits. One node is alone and leads; ``kurrentdb_cluster`` has several.
+projections, links, ``$maxAge``, size limits. One node is alone and leads; ``kurrentdb_cluster`` has several. Users and
+access lists: ``kurrentdb_rights``, where they are set.
 
 As a process of its own, until SIGTERM: ``PYTHONPATH=tests python -m support.kurrentdb_standin --port N``
 """
@@ -27,6 +28,7 @@ from kurrentdbclient.protos.v1 import (
 
 from support.kurrentdb_calls import Gossip, Streams, host_of
 from support.kurrentdb_log import Log, ReadResponse, Record, read_event
+from support.kurrentdb_rights import Rights
 
 LEADER, FOLLOWER = gossip_pb2.MemberInfo.VNodeState.Leader, gossip_pb2.MemberInfo.VNodeState.Follower
 
@@ -80,6 +82,8 @@ class KurrentDbStandIn:
         self.faults = Faults()
         self.members: Callable[[], Sequence[Member]] = lambda: [Member(self.port)]
         """What it answers to who asks about the cluster."""
+        self.rights: Rights | None = None
+        """Who may do what; None: everybody may do everything."""
         self.appends = 0
         """Append calls received, failed ones included."""
         self.subscriptions = 0
@@ -166,6 +170,21 @@ class KurrentDbStandIn:
         given = dict(context.invocation_metadata() or ()).get("authorization")
         if self.faults.unauthenticated or (self._allowed and given not in self._allowed):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "authentication failed")
+
+        if self.rights is not None and self.rights.user(given) is None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "authentication failed")
+
+    def lets(self, context: grpc.aio.ServicerContext, right: str, stream: str) -> bool:
+        """Whether the caller, who was admitted, may do this."""
+        if self.rights is None:
+            return True
+        name = self.rights.user(dict(context.invocation_metadata() or ()).get("authorization"))
+        return name is not None and self.rights.may(name, right, stream)
+
+    async def check(self, context: grpc.aio.ServicerContext, right: str, stream: str) -> None:
+        """End the call of who may not do this."""
+        if not self.lets(context, right, stream):
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, "Access Denied")
 
     async def send_to_leader(self, context: grpc.aio.ServicerContext) -> None:
         if self.faults.leader is not None:
