@@ -12,6 +12,7 @@ from bench.bench_rebuild import filled
 from cml_contracts.client import WorkerClient
 from cml_contracts.deadletters import ListDeadLetters
 from cml_contracts.queries import ListCMLWorkers
+from cml_contracts.results import OperationResult
 from cml_workers.eventstore.relay_stream import begin
 from cml_workers.eventstore.sqlite import SqliteEventStore
 from support.buses import emptied
@@ -50,7 +51,9 @@ async def administrator(server: SpawnedPostgreSQL) -> AsyncIterator[asyncpg.Conn
     await connection.close()
 
 
-async def most_connections(administrator: asyncpg.Connection, queries: asyncio.Future[list[object]]) -> int:
+async def most_connections(
+    administrator: asyncpg.Connection, queries: asyncio.Future[list[OperationResult]]
+) -> int:
     """While all that they read is locked for some time, and then until they are answered."""
     most = 0
 
