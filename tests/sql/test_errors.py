@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from uuid import uuid4
 
 import pytest
@@ -18,6 +18,7 @@ from cml_workers.bus.port import Ack, DeadLetter, Message, Verdict
 from cml_workers.bus.topology import DEAD_LETTER_QUEUE, PROJECTOR_QUERIES
 from cml_workers.domain.policy import Access
 from cml_workers.projector.queries import Queries
+from cml_workers.sql.adapters import connect
 from cml_workers.sql.database import migrate, open_database, transaction
 from cml_workers.sql.errors import (
     MEANINGS,
@@ -25,7 +26,7 @@ from cml_workers.sql.errors import (
     DatabaseUnavailableError,
     explained,
 )
-from cml_workers.sql.port import Database
+from cml_workers.sql.port import Database, DatabaseOptions
 from support.buses import Outbox, queue_of
 from support.postgresql import SpawnedPostgreSQL, emptied
 from support.projecting import opened
@@ -164,6 +165,33 @@ async def test_what_passes_is_tried_again(
     with pytest.raises(DatabaseUnavailableError, match=said):
         await cause(engine)
     await execute(engine, "SELECT 1")
+
+
+async def test_a_session_that_the_server_ended_as_it_was_idle_costs_at_most_one_try(
+    server: SpawnedPostgreSQL,
+):
+    """``idle_session_timeout`` is the server's, and may be shorter than the time between two calls."""
+    async with engine_at(server.url) as engine:
+        await execute(
+            engine,
+            "DROP ROLE IF EXISTS idle",
+            "CREATE ROLE idle LOGIN",
+            "ALTER ROLE idle SET idle_session_timeout = '1s'",
+        )
+    database = connect(DatabaseOptions(server.url.replace("cml@", "idle@")))
+    try:
+        for call in (database.read, database.snapshot, database.write):
+            before = await call(pid)
+            await asyncio.sleep(2)
+            with suppress(DatabaseUnavailableError):  # which whoever asked tries again
+                assert await call(pid) != before
+            assert await call(pid) != before
+    finally:
+        await database.close()
+
+
+def pid(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.text("SELECT pg_backend_pid()")).scalar_one())
 
 
 async def test_a_connection_to_what_has_become_a_standby_is_not_used_again(engine: AsyncEngine):

@@ -48,7 +48,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
         now=utc_now,
     )
 
-    following, outages = Following(), given.outages(Part.STORE)
+    following, of_triggers, outages = Following(), Following(), given.outages(Part.STORE)
 
     async def follow() -> None:
         await follow_from(
@@ -68,9 +68,11 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
             triggers.handle_newest,
             prefix=WORKER_STREAMS,
             whole=False,
+            following=of_triggers,
             outages=outages,
         )
 
+    followed = [partial(not_following, each) for each in (following, of_triggers)]
     async with bus:
         try:
             async with (
@@ -80,7 +82,7 @@ async def relay(given: Infrastructure) -> AsyncIterator[Running]:
             ):
                 yield Running(
                     RELAY.name,
-                    (bus.problem, checkpoint.problem, publishing.problem, partial(not_following, following)),
+                    (bus.problem, checkpoint.problem, publishing.problem, *followed),
                     (task, saving, newest),
                     (following,),
                     counts=lambda: {
