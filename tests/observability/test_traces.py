@@ -42,6 +42,9 @@ ATTRIBUTES = {
     "send reply": {"cml.worker_id", "cml.message_type"},
 }
 """What spans have at least, by their name or its first word."""
+CHANGES = ("RunInstances", "StartInstances", "StopInstances", "TerminateInstances", "CreateTags")
+for _api in CHANGES:
+    ATTRIBUTES[f"EC2 {_api}"] = ATTRIBUTES["EC2"] | {"cml.attempt"}
 
 ASKED = ("process cml.lifecycle.commands", "send reply")
 DONE_BY_EC2 = (*ASKED, "append", "send cml.triggers", "process cml.ec2.wakes", "attempt", "operation")
