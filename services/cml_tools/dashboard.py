@@ -140,6 +140,9 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel("Throttled, refused, unavailable", *_rate("cml_ec2_problems_total", "region", "problem")),
         Panel("How long a call took", *_quantile("cml_ec2_call_seconds", "api", "region")),
         Panel("How long a call waited for its turn", *_quantile("cml_ec2_wait_seconds", "api")),
+        Panel(
+            "Calls not made, as they would have waited too long", *_rate("cml_ec2_not_called_total", "api")
+        ),
     ),
 }
 

@@ -25,6 +25,7 @@ from cml_embedded.amqp_broker import AmqpBroker
 from cml_workers.bus.port import Ack
 from cml_workers.domain.worker import Worker
 from cml_workers.eventstore.kurrentdb import KurrentDbEventStore
+from cml_workers.eventstore.names import WORKER_STREAMS, stream_of
 from cml_workers.eventstore.port import (
     CaughtUp,
     EventStore,
@@ -35,14 +36,7 @@ from cml_workers.eventstore.port import (
 )
 from cml_workers.eventstore.quarantine import RELAY, WORKERS, Broken, Decision, Quarantine, What
 from cml_workers.eventstore.relay_stream import KEEP, RELAY_STREAM, ensure_begun, load_saved
-from cml_workers.eventstore.worker_streams import (
-    WORKER_STREAMS,
-    Workers,
-    append,
-    decode,
-    load_ledger,
-    stream_of,
-)
+from cml_workers.eventstore.worker_streams import Workers, append, decode, load_ledger
 from cml_workers.foundation.outages import Dependency
 from cml_workers.lifecycle.denials import DENIALS_STREAM, Denials
 from cml_workers.lifecycle.main import LIFECYCLE

@@ -23,6 +23,7 @@ from support.ec2 import SimulatorAdmin
 from support.instances import REGION, described, parameters, until
 from support.malformed import MalformedRequests
 from support.simulated import admin, ec2, simulator
+from support.spans import kept
 
 __all__ = ["admin", "ec2", "simulator"]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -253,6 +254,36 @@ async def test_a_5xx_of_any_operation_is_an_unknown_outcome(
     admin.fault(operation, aws_code, status=500)
     with pytest.raises(OutcomeUnknownError):
         await call(ec2, operation)
+
+
+@pytest.mark.parametrize(
+    ("aws_code", "shown"),
+    [
+        ("RequestLimitExceeded", "RequestLimitExceeded"),
+        ("ThrottlingException", "ThrottlingException"),
+        ("Nobody.HasHeardOf_It", "Nobody.HasHeardOf_It"),
+        ("key AKIAIOSFODNN7EXAMPLE", "other"),
+        ("x" * 101, "other"),
+    ],
+)
+async def test_a_span_has_the_code_as_it_came_if_it_has_the_form_of_one(
+    ec2: AwsEc2Client, admin: SimulatorAdmin, aws_code: str, shown: str
+):
+    admin.fault("StopInstances", aws_code)
+    with kept() as spans, pytest.raises(EC2Exception):
+        await call(ec2, "StopInstances")
+    (span,) = spans.named("EC2 StopInstances")
+    assert (span.attributes or {})["aws.error_code"] == shown
+
+
+async def test_a_span_of_a_call_without_an_answer_has_no_code_of_aws(
+    ec2: AwsEc2Client, admin: SimulatorAdmin
+):
+    admin.fault("StopInstances", close_connection=True)
+    with kept() as spans, pytest.raises(OutcomeUnknownError):
+        await call(ec2, "StopInstances")
+    (span,) = spans.named("EC2 StopInstances")
+    assert (span.attributes or {})["aws.error_code"] == "no_answer"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

@@ -10,12 +10,14 @@ import pytest
 from cml_workers.ec2_adapter.calls import TOGETHER, Calls
 from cml_workers.ec2_adapter.errors import EC2StatusCheckException, EC2ThrottledException, Remedy
 from cml_workers.ec2_adapter.limits import AWS_LIMITS, FIRST_PAUSE, Bucket, Limits
-from cml_workers.ec2_adapter.port import MOST_DESCRIBED
+from cml_workers.ec2_adapter.port import AT_ONCE, MOST_DESCRIBED
 from cml_workers.ec2_adapter.tenure import FRESH, NotFreshError, Tenure
 from cml_workers.foundation.batching import Batcher
+from cml_workers.foundation.metrics import REGISTRY
 from support.clock import StillClock
 from support.fake_ec2 import FakeEc2
 from support.given import NOW, instance, launch
+from support.spans import kept
 
 THROTTLED = EC2ThrottledException("slow down", remedy=Remedy.RETRY)
 SECOND = timedelta(seconds=1)
@@ -79,6 +81,37 @@ async def test_who_would_wait_too_long_knows_it_at_once_and_takes_no_place():
     with pytest.raises(EC2ThrottledException) as busy:
         await bench.tasks[1]
     assert busy.value.remedy is Remedy.RETRY
+
+
+async def test_what_is_not_called_is_counted():
+    bench = Bench({"Counted": Bucket(1, 1)})
+    bench.wait("Counted")
+    await bench.clock.passes(0.1)
+    assert REGISTRY.get_sample_value("cml_ec2_not_called_total", {"api": "Counted"}) == 0
+    for _ in range(2):
+        bench.wait("Counted", within=0.5)
+    await bench.clock.passes(0.1)
+    assert REGISTRY.get_sample_value("cml_ec2_not_called_total", {"api": "Counted"}) == 2
+    assert [type(task.exception()) for task in bench.tasks[1:]] == [EC2ThrottledException] * 2
+
+
+async def test_who_waits_for_its_turn_or_for_a_place_is_measured_and_has_a_span():
+    class SlowEc2(FakeEc2):
+        async def find_image(self, region: str, name: str, owner: str | None = None) -> str | None:
+            await bench.clock.sleep(3)
+            return await super().find_image(region, name, owner)
+
+    def waited() -> float:
+        return REGISTRY.get_sample_value("cml_ec2_wait_seconds_sum", {"api": "DescribeImages"}) or 0.0
+
+    bench = Bench({"DescribeImages": Bucket(AT_ONCE, 1)})
+    calls, before = Calls(SlowEc2(), bench.limits, bench.clock.sleep), waited()
+    with kept() as spans:
+        many = asyncio.gather(*(calls.find_image("us-east-1", "x", None) for _ in range(AT_ONCE + 1)))
+        await bench.clock.until_done(many)
+    turn, place = spans.named("wait for the limit of EC2")
+    assert (turn.attributes or {})["rpc.method"] == (place.attributes or {})["rpc.method"] == "DescribeImages"
+    assert waited() - before == 3  # a second for its turn, and then for the end of the first call
 
 
 async def test_after_a_throttled_call_there_is_a_pause_and_then_one_after_another():

@@ -17,9 +17,11 @@ from cml_workers.ec2_adapter.errors import EC2ThrottledException, Remedy
 from cml_workers.eventstore.worker_streams import append, load
 from cml_workers.foundation.tracing import TRACEPARENT, as_traceparent, here, span
 from cml_workers.runtime.logs import in_its_trace
+from cml_workers.tracing import exporting
 from cml_workers.tracing.bus import traced
 from cml_workers.tracing.store import TracedStore
 from support.buses import emptied
+from support.collector import collecting
 from support.given import NOW, WORKER, instance, recorded
 from support.given_adapter import Given, given
 from support.histories import PENDING, REQUESTED
@@ -143,6 +145,20 @@ def test_a_trace_is_sampled_as_a_whole(sampler: ParentBased, exported: list[str]
         assert [each.name for each in spans.all] == exported
     assert context is not None
     assert int(context[-2:], 16) & 1 == len(exported)  # the flag that says so
+
+
+@pytest.mark.parametrize(
+    ("sampler", "names"), [("always_off", []), ("parentbased_always_off", []), ("always_on", ["span"])]
+)
+def test_what_is_sampled_is_set_by_the_standard_variable(
+    monkeypatch: pytest.MonkeyPatch, sampler: str, names: list[str]
+) -> None:
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+        with exporting.exported("test", {}) as tracer:
+            tracer.start_span("span").end()
+        assert [each.name for each in collector.spans] == names
 
 
 async def test_what_a_termination_supersedes_is_linked_to_it(tmp_path: Path, spans: Kept) -> None:

@@ -1,6 +1,7 @@
 """One trace of each command, from its caller's span to its reply, through all processes, as a collector gets it."""
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from cml_contracts.commands import (
 )
 from cml_contracts.instance import WorkerStatus
 from cml_embedded.ec2_simulator import DEMO_IMAGES
+from cml_workers.runtime.settings import load_settings
 from support.collector import Seen, orphans, roots
 from support.given import create
-from support.running import unconfigured
+from support.running import CONFIGURING, unconfigured
 from support.traced_parts import TracedParts, traced_parts
 
 pytestmark = pytest.mark.timeout(400)
@@ -40,6 +42,9 @@ ATTRIBUTES = {
     "send reply": {"cml.worker_id", "cml.message_type"},
 }
 """What spans have at least, by their name or its first word."""
+CHANGES = ("RunInstances", "StartInstances", "StopInstances", "TerminateInstances", "CreateTags")
+for _api in CHANGES:
+    ATTRIBUTES[f"EC2 {_api}"] = ATTRIBUTES["EC2"] | {"cml.attempt"}
 
 ASKED = ("process cml.lifecycle.commands", "send reply")
 DONE_BY_EC2 = (*ASKED, "append", "send cml.triggers", "process cml.ec2.wakes", "attempt", "operation")
@@ -192,6 +197,14 @@ async def test_a_create_that_is_throttled_and_retried_after_a_crash_is_one_trace
     assert operation.start < calls[0].start < calls[1].end < operation.end
     waits = named(spans, "wait")
     assert any(calls[0].end <= each.start + 0.1 and each.end <= calls[1].start + 0.1 for each in waits)
+
+
+def test_nothing_is_traced_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [each for each in os.environ if each.startswith((*CONFIGURING, "OTEL_"))]:
+        monkeypatch.delenv(name)
+    assert load_settings().traces is False
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    assert load_settings().traces is True
 
 
 def test_a_process_that_does_not_trace_imports_no_sdk() -> None:

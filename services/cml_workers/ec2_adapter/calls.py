@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from typing import TypeVar
 
 from cml_contracts.instance import Ec2Instance, InstanceState, LaunchParameters
@@ -11,6 +12,8 @@ from cml_workers.ec2_adapter.limits import Limits
 from cml_workers.ec2_adapter.port import AT_ONCE, MOST_CHECKED, MOST_DESCRIBED, Ec2, StateChange, StatusChecks
 from cml_workers.ec2_adapter.tenure import Lease
 from cml_workers.foundation.batching import Batcher
+from cml_workers.foundation.metrics import EC2_WAIT_SECONDS
+from cml_workers.foundation.tracing import API, REGION, span
 
 T = TypeVar("T")
 
@@ -129,8 +132,10 @@ class Calls:
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
         """``before``: what is to be done at the last moment, when nothing has to be waited for any more."""
+        began = self._limits.now()
         await self._limits.admit(region, api)
-        async with self._under_way[region]:
+        async with self._place(region, api):
+            EC2_WAIT_SECONDS.labels(api).observe((self._limits.now() - began).total_seconds())
             if before is not None:
                 await before()
             try:
@@ -141,3 +146,15 @@ class Calls:
                 raise
         self._limits.answered(region, api)
         return result
+
+    @asynccontextmanager
+    async def _place(self, region: str, api: str) -> AsyncIterator[None]:
+        """One of the places for calls of the region that are under way."""
+        places = self._under_way[region]
+        about = {API: api, REGION: region}
+        with span("wait for the limit of EC2", about) if places.locked() else nullcontext():
+            await places.acquire()
+        try:
+            yield
+        finally:
+            places.release()

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from cml_workers.ec2_adapter.errors import EC2ThrottledException, Remedy
-from cml_workers.foundation.metrics import EC2_WAIT_SECONDS
+from cml_workers.foundation.metrics import EC2_NOT_CALLED
 from cml_workers.foundation.tracing import API, REGION, span
 
 
@@ -99,7 +99,7 @@ class Limits:
     ) -> None:
         """``buckets``: None for an EC2 that limits nobody, but may throttle all the same."""
         self._buckets = buckets
-        self._now = now
+        self.now = now
         self._sleep = sleep
         self._random = random
         self._tokens: dict[tuple[str, str], _Tokens] = {}
@@ -112,12 +112,12 @@ class Limits:
             EC2ThrottledException: it would take longer than ``within``. Known at once, and no token is taken.
         """
         tokens = self._of(region, api)
-        began = self._now()
-        until = began + within
+        until = self.now() + within
         while True:
-            now = self._now()
+            now = self.now()
             delay = tokens.delay(now)
             if delay > max((until - now).total_seconds(), 0.0):
+                EC2_NOT_CALLED.labels(api).inc()
                 raise EC2ThrottledException(
                     f"{api} in {region} is called as often as EC2 allows: not within {within.total_seconds():.0f} s",
                     remedy=Remedy.RETRY,
@@ -128,17 +128,16 @@ class Limits:
             if delay > 0:
                 with span("wait for the limit of EC2", {API: api, REGION: region}):
                     await self._sleep(delay)
-            if not tokens.is_paused(self._now()):
-                EC2_WAIT_SECONDS.labels(api).observe((self._now() - began).total_seconds())
+            if not tokens.is_paused(self.now()):
                 return
 
     def refused(self, region: str, api: str) -> None:
         """EC2 refused a call as it would refuse any other: there were too many, or it does not know the credentials."""
-        self._of(region, api).refused(self._now(), self._random())
+        self._of(region, api).refused(self.now(), self._random())
 
     def may_refresh(self, region: str) -> bool:
         """Whether the region's credentials may be read again now; if so, not again for a while."""
-        now = self._now()
+        now = self.now()
         last = self._refreshed.get(region)
         if last is not None and now - last < REFRESH_EVERY:
             return False
@@ -152,6 +151,7 @@ class Limits:
     def _of(self, region: str, api: str) -> _Tokens:
         known = self._tokens.get((region, api))
         if known is None:
+            EC2_NOT_CALLED.labels(api)  # 0 from its first call on, or a rate would miss the first
             bucket = None if self._buckets is None else self._buckets.get(api, READ)
-            known = self._tokens[region, api] = _Tokens(bucket, self._now())
+            known = self._tokens[region, api] = _Tokens(bucket, self.now())
         return known

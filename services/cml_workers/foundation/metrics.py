@@ -119,8 +119,13 @@ EC2_CALL_SECONDS = _histogram(
 )
 EC2_WAIT_SECONDS = _histogram(
     "cml_ec2_wait_seconds",
-    "How long calls waited so that EC2 is called no more often than it allows.",
+    "How long calls waited so that EC2 is called no more often than it allows, nor by too many calls of a region at once.",
     OF_CALLS,
+    "api",
+)
+EC2_NOT_CALLED = _counter(
+    "cml_ec2_not_called",
+    "Calls to EC2 that were not made, as they would have waited for too long; an operation tries again later.",
     "api",
 )
 SPANS = _counter(

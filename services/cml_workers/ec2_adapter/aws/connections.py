@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from cml_workers.ec2_adapter.port import AT_ONCE
 from cml_workers.foundation.metrics import EC2_CALL_SECONDS, EC2_CALLS, EC2_PROBLEMS
 from cml_workers.foundation.tracing import API, REGION, span
 
+_CODE = re.compile(r"[A-Za-z0-9._]{1,100}")
 _PROBLEMS = [each.code for each in EC2Exception.__subclasses__()]
 CONNECT_SECONDS = 5.0
 """Of several addresses of EC2 that do not answer the next one is tried after so many seconds."""
@@ -131,7 +133,7 @@ class Connections:
                     async with self._calling(operation, region, subject) as client:
                         yield client
                 except EC2Error as error:
-                    call.put({"aws.error_code": counted_code(error)})
+                    call.put({"aws.error_code": _own_code(error)})
                     raise
             code = ""
         except EC2Error as error:
@@ -205,6 +207,13 @@ class Connections:
                     self._prepare(ec2)
                 known.client = _Client(ec2, stack)
             return known.client
+
+
+def _own_code(error: EC2Error) -> str:
+    """AWS's code as it came, for a span, where any number of codes costs nothing; what is none in form, or is not AWS's, as for the metric."""
+    code = error.aws_code or ""
+    is_own = isinstance(error.__cause__, ClientError) and _CODE.fullmatch(code)
+    return code if is_own else counted_code(error)
 
 
 async def _close_unused(client: _Client) -> None:
