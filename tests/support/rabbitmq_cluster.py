@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from support.erlang_network import ErlangNetwork
+from support.ports import free_port
 from support.rabbitmq import NoRabbitMQError, SpawnedRabbitMQ, installed
 
 SIZE = 3
@@ -20,8 +21,11 @@ DEPLOY = Path(__file__).parents[2] / "deploy" / "rabbitmq"
 class RabbitMQCluster:
     """Its nodes may be killed, stopped, started and frozen, and separated from each other."""
 
-    def __init__(self, nodes: Sequence[SpawnedRabbitMQ], network: ErlangNetwork) -> None:
+    def __init__(
+        self, nodes: Sequence[SpawnedRabbitMQ], network: ErlangNetwork, management_ports: Sequence[int]
+    ) -> None:
         self.nodes = nodes
+        self._management_ports = management_ports
         self._network = network
         self._hands = ThreadPoolExecutor(1)
         """One thread: a server ends with the thread that started it."""
@@ -30,6 +34,10 @@ class RabbitMQCluster:
         """With these hosts, or all; the user's password is its name."""
         nodes = [self.nodes[number] for number in numbers] or self.nodes
         return f"amqp://{user}:{user}@{','.join(f'127.0.0.1:{node.port}' for node in nodes)}/"
+
+    def management_url(self, user: str, number: int = 0) -> str:
+        """As ``RABBITMQ_MANAGEMENT_URL``."""
+        return f"http://{user}:{user}@127.0.0.1:{self._management_ports[number]}"
 
     async def start(self, *numbers: int) -> None:
         """Start these nodes, and wait until they speak AMQP."""
@@ -133,9 +141,12 @@ async def rabbitmq_cluster(folder: Path, definitions: str) -> AsyncIterator[Rabb
     cookie = folder / ".erlang.cookie"
     cookie.write_text("ofthetests")
     cookie.chmod(0o400)
+    plugins = ("rabbitmq_management",)
     nodes = [
-        SpawnedRabbitMQ(script, folder / str(number), definitions, home=folder) for number in range(SIZE)
+        SpawnedRabbitMQ(script, folder / str(number), definitions, home=folder, plugins=plugins)
+        for number in range(SIZE)
     ]
+    ports = [free_port() for _ in nodes]
     members = [
         f"cluster_formation.classic_config.nodes.{number} = {node.node}"
         for number, node in enumerate(nodes, 1)
@@ -145,12 +156,16 @@ async def rabbitmq_cluster(folder: Path, definitions: str) -> AsyncIterator[Rabb
         network = await stack.enter_async_context(
             ErlangNetwork({_short(node): node.dist_port for node in nodes})
         )
-        for node in nodes:
+        for node, port in zip(nodes, ports, strict=True):
             node.epmd_port = network.epmd_ports[_short(node)]
             node.configure(
-                "cluster_formation.peer_discovery_backend = classic_config", *members, *_settings(version)
+                "cluster_formation.peer_discovery_backend = classic_config",
+                *members,
+                *_settings(version),
+                f"management.tcp.port = {port}",
+                "management.tcp.ip = 127.0.0.1",
             )
-        cluster = RabbitMQCluster(nodes, network)
+        cluster = RabbitMQCluster(nodes, network, ports)
         stack.callback(cluster.close)
         await cluster.start(*range(SIZE))
         if version < (4, 2):

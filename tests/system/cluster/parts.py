@@ -19,6 +19,8 @@ from system.chaos.schedule import PROCESSES
 from system.judging import Places
 
 CLIENT, SUBSCRIBER = "cml-client", "cml-client-events"
+MONITOR = "cml-monitor"
+"""Sees the replicas of queues."""
 JUDGE = "cml-operator"
 """May do everything here, to see everything."""
 

@@ -8,20 +8,24 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from itertools import count
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
 
+import aio_pika
 from rich.console import Console, Group
 from rich.table import Table
 
 from cml_contracts.client import WorkerClient
 from cml_contracts.commands import CreateCMLWorker
+from cml_workers.bus.rabbit.management import cluster
 from cml_workers.bus.topology import LIFECYCLE_COMMANDS
+from cml_workers.runtime.replicas import described
 from support.callers import Callers
 from support.load import Load
 from support.roles import Roles
 from system.chaos.run import beside, ended_early
 from system.cluster.callers import ByAioPika, ByClient, Caller, call
-from system.cluster.parts import System
+from system.cluster.parts import MONITOR, System
 from system.cluster.subscribers import Subscriber, subscribers
 from system.cluster.waits import Waits
 from system.judging import Senders, judged
@@ -38,11 +42,14 @@ SETTLING = 90.0
 """Seconds in which everybody must be served again when a fault is over."""
 PATIENCE = 300.0
 """Seconds in which all must be answered and at rest once the last fault is over."""
+STARTED = "projector"
+"""The role that is started while a node is down."""
 CALLERS, LANES, WAVE, FLEET = 3, 2, 40, 8
 """Of each kind of caller; and the load beside them: commands at once, in all before its callers turn to new workers, and
 how many of these they create."""
 
-Fault = Callable[[System], Awaitable[None]]
+Fault = Callable[[System], Awaitable[str | None]]
+"""What is wrong meanwhile, beside what is seen of those who are served; None if nothing is."""
 
 
 def killed(*numbers: int) -> Fault:
@@ -74,6 +81,51 @@ async def separated(system: System) -> None:
     await system.cluster.separate(await system.cluster.busiest(), SEPARATED)
 
 
+async def started_meanwhile(system: System) -> str | None:
+    """A role needs no node that is down to start."""
+    await system.cluster.kill(2)
+    roles, end = system.places.roles, time.monotonic() + STARTING
+    roles.kill_and_start(STARTED)
+    while not (is_ready := roles.ready(STARTED)) and time.monotonic() < end:
+        await asyncio.sleep(0.2)
+    await system.cluster.start(2)
+    return None if is_ready else f"{STARTED} did not start"
+
+
+async def replicas_grown(system: System) -> str | None:
+    """A queue with one replica is named, and repaired as docs/deployment.md says; leaders are on all nodes, and a node may be stopped."""
+    nodes = system.cluster.nodes
+    leaders = {queue["leader"] for queue in (await system.cluster.queues()).values()}
+    if missing := {node.node for node in nodes} - leaders:
+        return f"no queue has its leader on {', '.join(missing)}"
+    async with await aio_pika.connect(system.places.bus_url) as connection:
+        channel = await connection.channel()
+        one: dict[str, Any] = {"x-queue-type": "quorum", "x-quorum-initial-group-size": 1}
+        queue = (await channel.declare_queue(f"cml.replies.{uuid4()}", durable=True, arguments=one)).name
+
+        async def said() -> str | None:
+            return described(await cluster(system.cluster.management_url(MONITOR), "/"), [queue])
+
+        if not await _until(lambda text: queue in (text or ""), said):
+            return f"it was not said that {queue} has too few replicas, but {await said()}"
+        for node in nodes:
+            await system.cluster.control("rabbitmq-queues", "-q", "grow", node.node, "all")
+        if not await _until(lambda text: text is None, said):
+            return f"after its replicas were grown it was said: {await said()}"
+        await system.cluster.control("rabbitmq-upgrade", "-q", "await_online_quorum_plus_one")
+        await channel.queue_delete(queue)
+    return None
+
+
+async def _until(enough: Callable[[str | None], bool], said: Callable[[], Awaitable[str | None]]) -> bool:
+    end = time.monotonic() + SETTLING
+    while not enough(await said()):
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(1)
+    return True
+
+
 async def nothing(_system: System) -> None:
     await asyncio.sleep(DOWN)
 
@@ -83,12 +135,15 @@ ONE_LOST = {
     "node 2 killed": killed(1),
     "node 3 killed": killed(2),
     "leader killed": leader_killed,
+    "restarted in turn": restarted_in_turn,
 }
+"""Nobody waits for longer than ``LIMIT``."""
 PHASES: Mapping[str, Fault] = {
     "undisturbed": nothing,
+    "replicas grown": replicas_grown,
     **ONE_LOST,
+    f"{STARTED} started meanwhile": started_meanwhile,
     "two killed at once": killed(0, 1),
-    "restarted in turn": restarted_in_turn,
     f"one frozen for {FROZEN:.0f} s": frozen,
     f"one separated for {SEPARATED:.0f} s": separated,
 }
@@ -218,7 +273,8 @@ class Run:
         """One fault, until it is over and everybody is served again; the seconds that it took."""
         self._waits.phase = phase
         began = time.monotonic()
-        await PHASES[phase](self._system)
+        if wrong := await PHASES[phase](self._system):
+            self._broken.append(f"{phase}, and {wrong}")
         self._broken += [
             f"{phase}, and {queue} has no leader, or not a member on each node"
             for queue in await self._system.cluster.until_complete(SETTLING)
