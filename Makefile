@@ -36,7 +36,7 @@ test: $(READY) ## the full test suite, on a real RabbitMQ and on the embedded br
 # What RabbitMQ's version matters to: port and adapter, rights, dead letters, whole processes that lose it, hostile messages.
 ON_RABBITMQ := $(wildcard tests/conformance/test_broker_*.py) tests/bus tests/deadletters tests/fuzz/test_processes.py \
 	$(addprefix tests/system/test_,callers.py chaos.py cut_at_the_reply.py deadletters.py health.py least_rights.py \
-		lost_consumers.py misconfigured.py production_parts.py promises.py roles.py) \
+		lost_consumers.py misconfigured.py production_parts.py promises.py roles.py subscribers.py) \
 	$(addprefix tests/trust/test_,bounds.py misconfigured.py operators.py roles.py secured_broker.py services.py)
 test-rabbitmq: $(READY) ## the tests that the version of RabbitMQ matters to, on VERSION=4.0|4.3, which it makes once
 	@commands=$$(tests/support/debian-rabbitmq $(or $(VERSION),4.3)) && export TEST_RABBITMQ_SERVER=$$commands/rabbitmq-server && \
