@@ -28,7 +28,6 @@ from cml_workers.bus.port import Ack, DeadLetter, Handler, Message, Outgoing, Re
 from cml_workers.bus.topology import QUEUES, Queue
 from cml_workers.ec2_adapter.executor import Executor
 from cml_workers.eventstore import worker_streams as stream
-from cml_workers.eventstore.names import stream_of
 from cml_workers.eventstore.opening import open_event_store
 from cml_workers.eventstore.port import (
     NO_STREAM,
@@ -59,7 +58,12 @@ try:
     _fold = import_module("cml_workers.domain.fold")
 except ImportError:
     _fold = import_module("cml_workers.domain.worker")
+try:
+    _names = import_module("cml_workers.eventstore.names")
+except ImportError:
+    _names = stream
 fold: Callable[..., Any] = _fold.fold
+stream_of: Callable[[UUID], str] = _names.stream_of
 retry_delay: Callable[[int | None, int], int] = _policy.retry_delay
 
 CLIENT = "cml.replies.bench.client"
@@ -335,6 +339,9 @@ class MemoryBus:
 
     def counts(self) -> dict[str, int]:
         return {}
+
+    def warning(self) -> str | None:
+        return None
 
     async def __aenter__(self) -> Self:
         for queue, handler in self._consuming:
