@@ -23,6 +23,8 @@ from support.roles import Roles
 from support.waiting import until_probed
 
 LIMIT = 24
+ALL_BUSY = 15
+"""Connections: those that queries share are all in use, and some of its own."""
 QUERIES = 60
 HELD = 1.0
 """Seconds for which nothing can be read, so that each query keeps its connection."""
@@ -63,13 +65,17 @@ async def most_connections(
         )
         return max(most, found)
 
-    async with administrator.transaction():
-        tables = await administrator.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
-        names = ", ".join(f'"{each["tablename"]}"' for each in tables)
-        await administrator.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
-        for _ in range(10):
-            await asyncio.sleep(HELD / 10)
-            most = await look()
+    tables = await administrator.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    names = ", ".join(f'"{each["tablename"]}"' for each in tables)
+    while most < ALL_BUSY and not queries.done():
+        async with administrator.transaction():
+            try:
+                await administrator.execute(f"LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE")
+            except asyncpg.DeadlockDetectedError:
+                continue  # with a transaction of the projector's, which has some of them
+            for _ in range(10):
+                await asyncio.sleep(HELD / 10)
+                most = await look()
     while not queries.done():
         await asyncio.sleep(0.05)
         most = await look()
@@ -110,5 +116,5 @@ async def test_the_projector_has_enough_with_the_limit_that_is_advised(
         await store.close()
         await emptied(rabbitmq_url)
     print(f"at most {most} connections of {LIMIT}")
-    assert LIMIT - 9 <= most <= LIMIT
+    assert ALL_BUSY <= most <= LIMIT
     assert "too many connections" not in roles.log()
